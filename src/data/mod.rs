@@ -1,0 +1,1 @@
+//! Embeddings from HDF5.

@@ -1,0 +1,111 @@
+//! One error type for the whole crate: what is wrong, where, and what to do next, in one line.
+
+use std::path::{Path, PathBuf};
+
+/// Result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong. `Display` gives one line that names the place and the next thing to try.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The command line or a configuration asks for something that cannot be (exit status 2).
+    #[error("{0}")]
+    Usage(String),
+    /// A data file holds something that cannot be used.
+    #[error("{}{}: {what}", path.display(), at(.place))]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// Dataset and row inside the file, as a person would write them; empty if the whole file.
+        place: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// The operating system refused an operation on a file.
+    #[error("{}: cannot {action}: {source}{}", path.display(), io_hint(source))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The verb, as in "cannot <action>".
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A checkpoint or model file is damaged or of another kind.
+    #[error("{}: {what}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// The loss became NaN or infinite.
+    #[error(
+        "the loss became {loss} at step {step}; {kept}; try a lower --lr, --lr-warmup 500, --clip-norm 1, or look for extreme rows with `sae inspect`"
+    )]
+    NonFinite {
+        /// The step (from 0) whose loss was not finite.
+        step: u64,
+        /// The loss itself.
+        loss: f64,
+        /// Which checkpoint is kept.
+        kept: String,
+    },
+    /// SIGINT or SIGTERM arrived; a checkpoint is on disk (exit status 130).
+    #[error("{0}")]
+    Interrupted(String),
+    /// Anything else that stops a command.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn at(place: &str) -> String {
+    if place.is_empty() {
+        String::new()
+    } else {
+        format!(": {place}")
+    }
+}
+
+fn io_hint(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; free some space, then go on with `sae train --resume RUN`"
+        }
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose a folder you may write with --out"
+        }
+        std::io::ErrorKind::NotFound => "; check the path",
+        _ => "",
+    }
+}
+
+impl Error {
+    /// A data error in `path`, at `place` (dataset, row; may be empty).
+    pub fn data(path: &Path, place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Data {
+            path: path.to_owned(),
+            place: place.into(),
+            what: what.into(),
+        }
+    }
+
+    /// A closure for `map_err` on file operations.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    /// The exit status of the documented command line.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Interrupted(_) => 130,
+            _ => 1,
+        }
+    }
+}

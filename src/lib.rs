@@ -1,0 +1,5 @@
+//! Sparse autoencoders on embeddings.
+
+pub mod data;
+pub mod error;
+pub mod report;
