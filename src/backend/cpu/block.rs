@@ -1,0 +1,348 @@
+//! The backward pass of a block of latents: their gradients in scratch memory, and the optimizer's step on
+//! them while they are in cache. Blocks are independent of each other and of the number of threads.
+
+use super::linalg::{View, product};
+use super::relax::{Mode, RowSoftmax};
+use super::simd::{self, AdamStep};
+use super::sparse::{ByLatent, gather_rows};
+use crate::backend::{ModelSpec, StepPlan, ema_decay};
+use crate::model::{Params, normalize};
+
+/// Latents in a block.
+pub const LATENTS: usize = 256;
+
+/// What the backward pass of a batch reads; the same for all blocks.
+pub struct Shared<'a> {
+    /// N.
+    pub n_rows: usize,
+    /// D.
+    pub d_in: usize,
+    /// M.
+    pub n_latents: usize,
+    /// How the code is held.
+    pub mode: Mode,
+    /// Factor of the soft branch, `1 - alpha`.
+    pub rest: f32,
+    /// Temperature.
+    pub tau: f32,
+    /// L1 weight of one active entry.
+    pub sparsity: f32,
+    /// (N, D) `x' - b_pre`.
+    pub input: &'a [f32],
+    /// (N, D) dy'.
+    pub grad_recon: &'a [f32],
+    /// (N, D) dy' times each row's `(1 - alpha) S / total`; empty unless dense.
+    pub grad_scaled: &'a [f32],
+    /// (N, M) exponentials with the mask; empty in the hard mode.
+    pub exponentials: &'a [f32],
+    /// (N) of the softmax.
+    pub softmax: &'a [RowSoftmax],
+    /// (N) the constant c.
+    pub c: &'a [f32],
+    /// The sparse entries.
+    pub entries: &'a ByLatent,
+    /// The auxiliary loss: its entries and its (N, D) gradient of the reconstruction.
+    pub aux: Option<(&'a ByLatent, &'a [f32])>,
+}
+
+/// The weights of a block of latents.
+pub struct BlockWeights<'a> {
+    /// First latent.
+    pub first: usize,
+    /// (B, D).
+    pub w_enc: &'a [f32],
+    /// (B, D); `None` when tied.
+    pub w_dec: Option<&'a [f32]>,
+}
+
+/// Where a block's gradients go; (B, D), (B, D) unless tied, (B).
+pub struct BlockGrads<'a> {
+    /// Encoder; of both uses when tied.
+    pub w_enc: &'a mut [f32],
+    /// Decoder.
+    pub w_dec: Option<&'a mut [f32]>,
+    /// Biases.
+    pub b_lat: &'a mut [f32],
+}
+
+impl Shared<'_> {
+    /// Fills `grads`; returns `db_lat W_enc` of the block (D), the part of b_pre's gradient that goes through
+    /// the encoder. `scores` is scratch memory for (N, B) values.
+    pub fn gradients(
+        &self,
+        weights: &BlockWeights<'_>,
+        grads: &mut BlockGrads<'_>,
+        scores: &mut Vec<f32>,
+        unit_norm_decoder: bool,
+    ) -> Vec<f32> {
+        let d = self.d_in;
+        let count = weights.w_enc.len() / d;
+        let decoder = weights.w_dec.unwrap_or(weights.w_enc);
+        self.decoder_gradient(weights.first, grads.w_dec.as_deref_mut().unwrap_or(grads.w_enc));
+        if let Some(grad) = &mut grads.w_dec {
+            grads.w_enc.fill(0.0);
+            if unit_norm_decoder {
+                project(grad, decoder, d);
+            }
+        }
+        grads.b_lat.fill(0.0);
+        if self.mode == Mode::Hard {
+            for j in 0..count {
+                let range = self.entries.latent(weights.first + j);
+                let (grad, row) = (&self.entries.grad[range.clone()], &self.entries.row[range]);
+                gather_rows(grad, row, self.input, &mut grads.w_enc[j * d..(j + 1) * d]);
+                grads.b_lat[j] += grad.iter().sum::<f32>();
+            }
+        } else {
+            self.score_gradients(weights.first, decoder, scores);
+            let dz = View::new(scores, self.n_rows, count, count);
+            product(grads.w_enc, d, dz.t(), View::new(self.input, self.n_rows, d, d), true);
+            for row in scores.chunks_exact(count) {
+                simd::axpy(1.0, row, grads.b_lat);
+            }
+        }
+        self.aux_encoder_gradient(weights.first, grads);
+        if unit_norm_decoder && grads.w_dec.is_none() {
+            // Tied: one tensor, one constraint on the sum of both uses.
+            project(grads.w_enc, decoder, d);
+        }
+        let mut through_encoder = vec![0.0; d];
+        for (&g, row) in grads.b_lat.iter().zip(weights.w_enc.chunks_exact(d)) {
+            simd::axpy(g, row, &mut through_encoder);
+        }
+        through_encoder
+    }
+
+    /// dW_dec of the block: overwritten, not added to.
+    fn decoder_gradient(&self, first: usize, out: &mut [f32]) {
+        let d = self.d_in;
+        let count = out.len() / d;
+        if self.mode == Mode::Dense {
+            let e = &self.exponentials[first..];
+            let e = View::new(e, self.n_rows, count, self.n_latents);
+            product(out, d, e.t(), View::new(self.grad_scaled, self.n_rows, d, d), false);
+        } else {
+            out.fill(0.0);
+        }
+        for (j, out) in out.chunks_exact_mut(d).enumerate() {
+            let range = self.entries.latent(first + j);
+            gather_rows(&self.entries.value[range.clone()], &self.entries.row[range], self.grad_recon, out);
+            if let Some((aux, grad)) = self.aux {
+                let range = aux.latent(first + j);
+                gather_rows(&aux.value[range.clone()], &aux.row[range], grad, out);
+            }
+        }
+    }
+
+    fn aux_encoder_gradient(&self, first: usize, grads: &mut BlockGrads<'_>) {
+        let Some((aux, _)) = self.aux else { return };
+        let d = self.d_in;
+        for (j, out) in grads.w_enc.chunks_exact_mut(d).enumerate() {
+            let range = aux.latent(first + j);
+            let (grad, row) = (&aux.grad[range.clone()], &aux.row[range]);
+            gather_rows(grad, row, self.input, out);
+            grads.b_lat[j] += grad.iter().sum::<f32>();
+        }
+    }
+
+    /// dz of the block (N, B) while the softmax plays a part, into `out`; `decoder` is the block of W_dec (B, D).
+    pub fn score_gradients(&self, first: usize, decoder: &[f32], out: &mut Vec<f32>) {
+        let (n, d) = (self.n_rows, self.d_in);
+        let count = decoder.len() / d;
+        out.resize(n * count, 0.0);
+        if self.mode == Mode::Dense {
+            let grad = View::new(self.grad_recon, n, d, d);
+            product(out, count, grad, View::new(decoder, count, d, d).t(), false);
+        }
+        for (row, out) in out.chunks_exact_mut(count).enumerate() {
+            let e = &self.exponentials[row * self.n_latents + first..][..count];
+            if self.mode == Mode::Dense {
+                let soft = self.softmax[row];
+                let a = soft.inv_total * soft.sum / self.tau;
+                if self.sparsity > 0.0 {
+                    out.iter_mut().for_each(|dh| *dh += self.sparsity);
+                }
+                simd::softmax_backward(a, self.rest, self.c[row], e, out);
+            } else {
+                simd::masked_constant(self.c[row], e, out);
+            }
+        }
+        for j in 0..count {
+            for entry in self.entries.latent(first + j) {
+                out[self.entries.row[entry] as usize * count + j] += self.entries.grad[entry];
+            }
+        }
+    }
+}
+
+/// Takes from each gradient row its part along the weight row, which has length 1.
+fn project(grads: &mut [f32], weights: &[f32], d: usize) {
+    for (grad, weight) in grads.chunks_exact_mut(d).zip(weights.chunks_exact(d)) {
+        simd::axpy(-simd::dot(grad, weight), weight, grad);
+    }
+}
+
+/// The optimizer at one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Optimizer {
+    matrix: AdamStep,
+    bias: AdamStep,
+    keep: Option<f32>,
+    unit_norm_decoder: bool,
+}
+
+impl Optimizer {
+    /// With gradients multiplied by `clip`.
+    pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, clip: f64) -> Self {
+        let t = (plan.step + 1) as f64;
+        let bias = AdamStep {
+            beta1: spec.beta1 as f32,
+            beta2: spec.beta2 as f32,
+            one_minus_beta1: (1.0 - spec.beta1) as f32,
+            one_minus_beta2: (1.0 - spec.beta2) as f32,
+            rate: (plan.lr / (1.0 - spec.beta1.powf(t))) as f32,
+            fix2: (1.0 / (1.0 - spec.beta2.powf(t))) as f32,
+            eps: spec.adam_eps as f32,
+            keep: 1.0,
+            clip: clip as f32,
+        };
+        Self {
+            matrix: AdamStep { keep: (1.0 - plan.lr * spec.weight_decay) as f32, ..bias },
+            bias,
+            keep: spec.ema.map(|decay| ema_decay(decay, plan.step) as f32),
+            unit_norm_decoder: spec.unit_norm_decoder,
+        }
+    }
+
+    /// One step on a bias: weights, moments, average, gradient.
+    pub fn bias(&self, t: &mut Slot<'_>, grad: &[f32]) {
+        simd::adam(self.bias, t.w, t.m, t.v, grad);
+        self.average(t);
+    }
+
+    fn matrix(&self, t: &mut Slot<'_>, grad: &[f32], unit_rows: Option<usize>) {
+        simd::adam(self.matrix, t.w, t.m, t.v, grad);
+        if let Some(d) = unit_rows {
+            t.w.chunks_exact_mut(d).for_each(normalize);
+        }
+        self.average(t);
+    }
+
+    fn average(&self, t: &mut Slot<'_>) {
+        if let (Some(keep), Some(average)) = (self.keep, t.ema.as_deref_mut()) {
+            simd::average(keep, average, t.w);
+        }
+    }
+
+    /// One step on all tensors of a block.
+    pub fn block(&self, block: &mut BlockState<'_>, grads: &BlockGrads<'_>, d: usize) {
+        let unit = self.unit_norm_decoder.then_some(d);
+        let tied = block.w_dec.is_none();
+        self.matrix(&mut block.w_enc, grads.w_enc, unit.filter(|_| tied));
+        if let (Some(slot), Some(grad)) = (&mut block.w_dec, &grads.w_dec) {
+            self.matrix(slot, grad, unit);
+        }
+        self.bias(&mut block.b_lat, grads.b_lat);
+    }
+}
+
+/// A run of values of one tensor with its moments and average.
+pub struct Slot<'a> {
+    /// Weights.
+    pub w: &'a mut [f32],
+    /// First moment.
+    pub m: &'a mut [f32],
+    /// Second moment.
+    pub v: &'a mut [f32],
+    /// Moving average.
+    pub ema: Option<&'a mut [f32]>,
+}
+
+/// All that belongs to a block of latents.
+pub struct BlockState<'a> {
+    /// First latent.
+    pub first: usize,
+    /// (B, D).
+    pub w_enc: Slot<'a>,
+    /// (B, D); `None` when tied.
+    pub w_dec: Option<Slot<'a>>,
+    /// (B).
+    pub b_lat: Slot<'a>,
+}
+
+impl BlockState<'_> {
+    /// The weights alone.
+    pub fn weights(&self) -> BlockWeights<'_> {
+        BlockWeights {
+            first: self.first,
+            w_enc: self.w_enc.w,
+            w_dec: self.w_dec.as_ref().map(|slot| &*slot.w),
+        }
+    }
+}
+
+/// Cuts one tensor, its moments and its average into slots of `size` values.
+fn slots<'a>(
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    ema: Option<&'a mut [f32]>,
+    size: usize,
+) -> Vec<Slot<'a>> {
+    let mut averages = ema.map(|ema| ema.chunks_mut(size));
+    let parts = w.chunks_mut(size).zip(m.chunks_mut(size)).zip(v.chunks_mut(size));
+    let mut next = || averages.as_mut().and_then(Iterator::next);
+    parts.map(|((w, m), v)| Slot { w, m, v, ema: next() }).collect()
+}
+
+/// Cuts the latents of a state into blocks; b_pre comes as a slot of its own.
+pub fn blocks<'a>(
+    w: &'a mut Params,
+    m: &'a mut Params,
+    v: &'a mut Params,
+    ema: Option<&'a mut Params>,
+) -> (Vec<BlockState<'a>>, Slot<'a>) {
+    let size = LATENTS * w.d_in;
+    let (mut e_enc, mut e_dec, mut e_pre, mut e_lat) = (None, None, None, None);
+    if let Some(ema) = ema {
+        e_enc = Some(ema.w_enc.as_mut_slice());
+        e_dec = ema.w_dec.as_deref_mut();
+        (e_pre, e_lat) = (Some(ema.b_pre.as_mut_slice()), Some(ema.b_lat.as_mut_slice()));
+    }
+    let enc = slots(&mut w.w_enc, &mut m.w_enc, &mut v.w_enc, e_enc, size);
+    let dec = match (&mut w.w_dec, &mut m.w_dec, &mut v.w_dec) {
+        (Some(w), Some(m), Some(v)) => slots(w, m, v, e_dec, size),
+        _ => vec![],
+    };
+    let lat = slots(&mut w.b_lat, &mut m.b_lat, &mut v.b_lat, e_lat, LATENTS);
+    let mut dec = dec.into_iter();
+    let blocks = enc.into_iter().zip(lat).enumerate();
+    let blocks = blocks
+        .map(|(i, (w_enc, b_lat))| BlockState { first: i * LATENTS, w_enc, w_dec: dec.next(), b_lat })
+        .collect();
+    (blocks, Slot { w: &mut w.b_pre, m: &mut m.b_pre, v: &mut v.b_pre, ema: e_pre })
+}
+
+/// Cuts gradients that are kept (for clipping or for a look) into the same blocks.
+pub fn grad_blocks(grads: &mut Params) -> Vec<BlockGrads<'_>> {
+    let size = LATENTS * grads.d_in;
+    let mut dec = grads.w_dec.as_mut().map(|t| t.chunks_mut(size));
+    let parts = grads.w_enc.chunks_mut(size).zip(grads.b_lat.chunks_mut(LATENTS));
+    parts
+        .map(|(w_enc, b_lat)| BlockGrads { w_enc, w_dec: dec.as_mut().and_then(Iterator::next), b_lat })
+        .collect()
+}
+
+/// Cuts weights into the same blocks.
+pub fn weight_blocks(params: &Params) -> Vec<BlockWeights<'_>> {
+    let size = LATENTS * params.d_in;
+    let mut dec = params.w_dec.as_ref().map(|t| t.chunks(size));
+    let parts = params.w_enc.chunks(size).enumerate();
+    parts
+        .map(|(i, w_enc)| BlockWeights {
+            first: i * LATENTS,
+            w_enc,
+            w_dec: dec.as_mut().and_then(Iterator::next),
+        })
+        .collect()
+}

@@ -1,0 +1,672 @@
+//! The CPU backend that trains. A step:
+//!
+//! 1. Rows are gathered and normalised ([`super::norm`]).
+//! 2. `z`, the one dense product of the hard phase, into the only (N, M) buffer ([`super::linalg`]).
+//! 3. Row by row: selection, softmax in place ([`super::relax`]), reconstruction, loss, dy', dh and dz of the
+//!    sparse entries ([`super::sparse`]).
+//! 4. Block of latents by block: gradients in scratch memory and Adam on them at once ([`super::block`]), so
+//!    that no gradient of the size of the weights exists. Only clipping by the global norm needs one.
+//!
+//! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
+
+use super::block::{BlockGrads, LATENTS, Optimizer, Shared, blocks, grad_blocks, weight_blocks};
+use super::linalg::{View, parallel_product};
+use super::norm::Batch;
+use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
+use super::simd;
+use super::sparse::{ByLatent, CodeChunk, ROWS};
+use crate::backend::{
+    Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights,
+};
+use crate::data::Embeddings;
+use crate::error::Result;
+use crate::model::{Params, TrainState};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// Rows evaluated at a time.
+const EVAL_ROWS: usize = 256;
+
+/// The fast CPU backend.
+pub struct FastCpu {
+    data: Arc<Embeddings>,
+    spec: ModelSpec,
+    state: TrainState,
+    work: Work,
+}
+
+/// Buffers kept from step to step.
+#[derive(Default)]
+struct Work {
+    batch: Batch,
+    /// (N, M): scores, then exponentials while the softmax plays a part.
+    scores: Vec<f32>,
+    /// (N, D): y', then dy'.
+    recon: Vec<f32>,
+    /// (N, D): dense decoder product, then dy' scaled for dW_dec.
+    dense: Vec<f32>,
+    /// (N, D): gradient of the auxiliary reconstruction.
+    aux_recon: Vec<f32>,
+    softmax: Vec<RowSoftmax>,
+    c: Vec<f32>,
+    codes: Vec<CodeChunk>,
+    aux_codes: Vec<CodeChunk>,
+    entries: ByLatent,
+    aux_entries: ByLatent,
+    /// Gradients of all parameters, where clipping needs them.
+    grads: Option<Params>,
+}
+
+/// What the forward pass leaves beside the buffers.
+struct Forward {
+    mode: Mode,
+    stats: StepStats,
+    has_aux: bool,
+}
+
+/// Loss parts of a few rows: squared error, code sum, auxiliary squared error.
+type RowSums = (f64, f64, f64);
+
+impl FastCpu {
+    /// A backend over `data` that goes on from `state`.
+    pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
+        Self { data, spec, state, work: Work::default() }
+    }
+
+    fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
+        let params = &self.state.params;
+        let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
+        let work = &mut self.work;
+        work.batch.load(&self.data, rows, self.spec.normalize, &params.b_pre);
+        encode(&work.batch.input, params, &mut work.scores);
+        work.recon.resize(n * d, 0.0);
+        let chunks = n.div_ceil(ROWS);
+        work.codes.resize_with(chunks, CodeChunk::default);
+        let dead = dead_latents(&self.spec, &self.state.idle_rows);
+        let has_aux = !dead.is_empty();
+        work.aux_codes.resize_with(if has_aux { chunks } else { 0 }, CodeChunk::default);
+        let finite = select_codes(work, &self.spec, plan, m, &dead);
+        let mode = soften(work, plan, n, m);
+        if mode == Mode::Dense {
+            work.dense.resize(n * d, 0.0);
+            let e = View::new(&work.scores, n, m, m);
+            let decoder = View::new(params.decoder(), m, d, d);
+            parallel_product(&mut work.dense, e, decoder, (128, 256));
+        }
+        let sums = self.reconstruct(plan, mode, has_aux);
+        let values = (n * d) as f64;
+        let mut stats = StepStats {
+            mse: sums.0 / values,
+            l1: sums.1 / (n * m) as f64,
+            aux: sums.2 / values,
+            grad_norm: f64::NAN,
+            loss: 0.0,
+        };
+        stats.loss = stats.mse + plan.l1 * stats.l1 + self.spec.aux_coef * stats.aux;
+        if !finite {
+            stats.loss = f64::NAN;
+        }
+        Forward { mode, stats, has_aux }
+    }
+
+    /// Reconstruction, loss and the gradients of the sparse entries, row by row.
+    fn reconstruct(&mut self, plan: &StepPlan<'_>, mode: Mode, has_aux: bool) -> RowSums {
+        let params = &self.state.params;
+        let (d, m) = (params.d_in, params.n_latents);
+        let Work { batch, recon, dense, aux_recon, softmax, c, codes, aux_codes, .. } = &mut self.work;
+        let n = batch.std.len();
+        let dense_active = mode == Mode::Dense;
+        dense.resize(if dense_active { n * d } else { 0 }, 0.0);
+        aux_recon.resize(if has_aux { n * d } else { 0 }, 0.0);
+        c.resize(n, 0.0);
+        let rows = RowMath {
+            params,
+            decoder: params.decoder(),
+            batch,
+            softmax,
+            plan,
+            mode,
+            sparsity: (plan.l1 / (n * m) as f64) as f32,
+            per_value: 2.0 / (n * d) as f64,
+            aux_coef: self.spec.aux_coef,
+        };
+        // A buffer that is not in use becomes empty chunks.
+        let dense_chunk = if dense_active { ROWS * d } else { 1 };
+        let mut dense: Vec<&mut [f32]> = dense.chunks_mut(dense_chunk).collect();
+        dense.resize_with(codes.len(), || &mut []);
+        let mut aux: Vec<(&mut [f32], Option<&mut CodeChunk>)> = if has_aux {
+            aux_recon.chunks_mut(ROWS * d).zip(aux_codes.iter_mut().map(Some)).collect()
+        } else {
+            vec![]
+        };
+        aux.resize_with(codes.len(), || (&mut [], None));
+        let sums: Vec<RowSums> = codes
+            .par_iter_mut()
+            .zip(recon.par_chunks_mut(ROWS * d))
+            .zip(c.par_chunks_mut(ROWS))
+            .zip(dense.into_par_iter().zip(aux))
+            .enumerate()
+            .map(|(chunk, (((codes, recon), c), (dense, (aux_recon, aux_codes))))| {
+                rows.chunk(chunk * ROWS, codes, recon, c, dense, aux_recon, aux_codes)
+            })
+            .collect();
+        sums.iter().fold((0.0, 0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2))
+    }
+
+    /// Gradients and update of all latents.
+    fn backward(&mut self, rows: &[u32], plan: &StepPlan<'_>, forward: &Forward, keep: bool) -> f64 {
+        let m = self.state.params.n_latents;
+        self.work.entries.build(&self.work.codes, m);
+        if forward.has_aux {
+            self.work.aux_entries.build(&self.work.aux_codes, m);
+        }
+        let spec = self.spec.clone();
+        if !keep && spec.clip_norm.is_none() {
+            self.fused_update(rows.len(), plan, forward);
+            return f64::NAN;
+        }
+        self.store_gradients(rows.len(), plan, forward);
+        let Some(grads) = self.work.grads.as_mut() else { return f64::NAN };
+        if !spec.train_pre_bias {
+            grads.b_pre.fill(0.0);
+        }
+        let norm = global_norm(grads);
+        if !keep {
+            let clip = spec.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+            let optimizer = Optimizer::new(&spec, plan, clip);
+            let d = grads.d_in;
+            let state = &mut self.state;
+            let b_pre = grads.b_pre.clone();
+            let (states, mut pre) = blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut());
+            let pairs = states.into_par_iter().zip(grad_blocks(grads));
+            pairs.for_each(|(mut block, grads)| optimizer.block(&mut block, &grads, d));
+            if spec.train_pre_bias {
+                optimizer.bias(&mut pre, &b_pre);
+            }
+        }
+        norm
+    }
+
+    /// Gradient and Adam in one visit of each block.
+    fn fused_update(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward) {
+        let Self { spec, state, work, .. } = self;
+        let d = state.params.d_in;
+        let shared = shared(work, n, &state.params, plan, forward);
+        let optimizer = Optimizer::new(spec, plan, 1.0);
+        let tied = state.params.tied();
+        let (states, mut pre) = blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut());
+        let parts: Vec<Vec<f32>> = states
+            .into_par_iter()
+            .map_init(Vec::new, |scratch: &mut Vec<f32>, mut block| {
+                let count = block.b_lat.w.len();
+                let mut w_enc = vec![0.0; count * d];
+                let mut w_dec = vec![0.0; if tied { 0 } else { count * d }];
+                let mut b_lat = vec![0.0; count];
+                let mut grads = BlockGrads {
+                    w_enc: &mut w_enc,
+                    w_dec: (!tied).then_some(&mut w_dec),
+                    b_lat: &mut b_lat,
+                };
+                let part = shared.gradients(&block.weights(), &mut grads, scratch, spec.unit_norm_decoder);
+                optimizer.block(&mut block, &grads, d);
+                part
+            })
+            .collect();
+        if spec.train_pre_bias {
+            let grad = pre_bias_gradient(shared.grad_recon, &parts, d);
+            optimizer.bias(&mut pre, &grad);
+        }
+    }
+
+    /// Gradients of all parameters into `work.grads`.
+    fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward) {
+        let Self { spec, state, work, .. } = self;
+        let params = &state.params;
+        let zeros = || Params::zeros(params.d_in, params.n_latents, params.tied());
+        let mut grads = work.grads.take().unwrap_or_else(zeros);
+        let shared = shared(work, n, params, plan, forward);
+        let parts: Vec<Vec<f32>> = weight_blocks(params)
+            .into_par_iter()
+            .zip(grad_blocks(&mut grads))
+            .map_init(Vec::new, |scratch: &mut Vec<f32>, (weights, mut grads)| {
+                shared.gradients(&weights, &mut grads, scratch, spec.unit_norm_decoder)
+            })
+            .collect();
+        grads.b_pre = pre_bias_gradient(shared.grad_recon, &parts, params.d_in);
+        work.grads = Some(grads);
+    }
+
+    fn count_idle(&mut self, n: usize) {
+        let idle = &mut self.state.idle_rows;
+        idle.iter_mut().for_each(|rows| *rows = rows.saturating_add(n as u32));
+        for chunk in &self.work.codes {
+            chunk.fired.iter().for_each(|&j| idle[j as usize] = 0);
+        }
+    }
+}
+
+/// `z = input W_enc^T + b_lat` into `scores` (N, M).
+fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
+    let (d, m) = (params.d_in, params.n_latents);
+    let n = input.len() / d;
+    scores.resize(n * m, 0.0);
+    let encoder = View::new(&params.w_enc, m, d, d).t();
+    parallel_product(scores, View::new(input, n, d, d), encoder, (512, LATENTS));
+    scores.par_chunks_exact_mut(m).for_each(|row| simd::axpy(1.0, &params.b_lat, row));
+}
+
+/// Latents that the auxiliary loss may use now.
+fn dead_latents(spec: &ModelSpec, idle: &[u32]) -> Vec<u32> {
+    if spec.aux_k == 0 {
+        return vec![];
+    }
+    let numbered = idle.iter().enumerate();
+    numbered.filter(|&(_, &rows)| rows >= spec.dead_after).map(|(j, _)| j as u32).collect()
+}
+
+/// The hard codes of all rows, and those of dead latents; false where a score is not finite.
+fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize, dead: &[u32]) -> bool {
+    let scale = plan.alpha.min(1.0) as f32;
+    let mut aux: Vec<Option<&mut CodeChunk>> = work.aux_codes.iter_mut().map(Some).collect();
+    aux.resize_with(work.codes.len(), || None);
+    work.codes
+        .par_iter_mut()
+        .zip(work.scores.par_chunks(ROWS * m))
+        .zip(aux)
+        .map_init(RowScratch::default, |scratch, ((codes, scores), aux)| {
+            codes.clear();
+            let mut finite = true;
+            for z in scores.chunks_exact(m) {
+                finite &= hard_row(z, spec.k, scale, scratch, codes);
+            }
+            if let Some(aux) = aux {
+                aux.clear();
+                let mut masked = vec![0.0; dead.len()];
+                for z in scores.chunks_exact(m) {
+                    dead.iter().zip(&mut masked).for_each(|(&j, out)| *out = z[j as usize]);
+                    finite &= hard_row(&masked, spec.aux_k, 1.0, scratch, aux);
+                }
+                aux.index.iter_mut().for_each(|j| *j = dead[*j as usize]);
+            }
+            finite
+        })
+        .reduce(|| true, |a, b| a && b)
+}
+
+/// Softmax in place of the scores, and the choice of how to go on.
+fn soften(work: &mut Work, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
+    work.softmax.clear();
+    if !plan.soft() {
+        return Mode::Hard;
+    }
+    work.softmax.resize(n, RowSoftmax::default());
+    work.scores
+        .par_chunks_exact_mut(m)
+        .zip(work.softmax.par_iter_mut())
+        .enumerate()
+        .for_each_init(RowScratch::default, |scratch, (row, (z, softmax))| {
+            *softmax = soften_row(plan, row, z, scratch);
+        });
+    let support: usize = work.softmax.iter().map(|s| s.support).sum();
+    if support * DENSEST > n * m {
+        return Mode::Dense;
+    }
+    work.codes
+        .par_iter_mut()
+        .zip(work.softmax.par_chunks(ROWS))
+        .zip(work.scores.par_chunks(ROWS * m))
+        .for_each(|((codes, softmax), e)| add_support(codes, softmax, plan.alpha, e, m));
+    Mode::Support
+}
+
+/// What the row pass reads.
+struct RowMath<'a> {
+    params: &'a Params,
+    decoder: &'a [f32],
+    batch: &'a Batch,
+    softmax: &'a [RowSoftmax],
+    plan: &'a StepPlan<'a>,
+    mode: Mode,
+    sparsity: f32,
+    /// `2 / (N D)`.
+    per_value: f64,
+    aux_coef: f64,
+}
+
+impl RowMath<'_> {
+    #[allow(clippy::too_many_arguments)]
+    fn chunk(
+        &self,
+        first: usize,
+        codes: &mut CodeChunk,
+        recon: &mut [f32],
+        c: &mut [f32],
+        dense: &mut [f32],
+        aux_recon: &mut [f32],
+        mut aux: Option<&mut CodeChunk>,
+    ) -> RowSums {
+        let d = self.params.d_in;
+        let mut sums = (0.0, 0.0, 0.0);
+        for (i, recon) in recon.chunks_exact_mut(d).enumerate() {
+            let n = first + i;
+            recon.copy_from_slice(&self.params.b_pre);
+            codes.decode(i, self.decoder, recon);
+            let mut code_sum: f64 = codes.value[codes.row(i)].iter().map(|&v| f64::from(v)).sum();
+            if self.mode == Mode::Dense {
+                let soft = self.softmax[n];
+                let rest = (1.0 - self.plan.alpha) as f32;
+                simd::axpy(rest * soft.sum * soft.inv_total, &dense[i * d..(i + 1) * d], recon);
+                code_sum += f64::from(rest * soft.sum);
+            }
+            sums.1 += code_sum;
+            sums.0 += self.loss(n, recon);
+            if let Some(aux) = aux.as_deref_mut() {
+                sums.2 += self.aux_row(n, i, recon, &mut aux_recon[i * d..(i + 1) * d], aux);
+            }
+            self.entry_gradients(n, i, codes, recon, &mut c[i], dense);
+        }
+        sums
+    }
+
+    /// Squared error of a row; `y'` becomes dy'.
+    fn loss(&self, n: usize, recon: &mut [f32]) -> f64 {
+        let d = recon.len();
+        let (std, target) = (self.batch.std[n], &self.batch.centered[n * d..(n + 1) * d]);
+        let factor = (f64::from(std) * self.per_value) as f32;
+        let mut squared = 0.0;
+        for (y, &x) in recon.iter_mut().zip(target) {
+            let miss = *y * std - x;
+            squared += f64::from(miss) * f64::from(miss);
+            *y = miss * factor;
+        }
+        squared
+    }
+
+    /// dh of the row's entries, the constant c, and what the entries add to dz beyond c.
+    fn entry_gradients(
+        &self,
+        n: usize,
+        i: usize,
+        codes: &mut CodeChunk,
+        dy: &[f32],
+        c: &mut f32,
+        dense: &mut [f32],
+    ) {
+        let d = dy.len();
+        let rest = (1.0 - self.plan.alpha) as f32;
+        let range = codes.row(i);
+        for entry in range.clone() {
+            let j = codes.index[entry] as usize;
+            codes.grad[entry] = simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity;
+        }
+        *c = match self.mode {
+            Mode::Hard => 0.0,
+            Mode::Dense => {
+                let soft = self.softmax[n];
+                let dense = &mut dense[i * d..(i + 1) * d];
+                let c = rest * (simd::dot(dy, dense) * soft.inv_total + self.sparsity);
+                let scale = rest * soft.sum * soft.inv_total;
+                dense.iter_mut().zip(dy).for_each(|(out, &dy)| *out = scale * dy);
+                c
+            }
+            Mode::Support => {
+                let parts = codes.share[range.clone()].iter().zip(&codes.grad[range.clone()]);
+                rest * parts.map(|(p, dh)| p.abs() * dh).sum::<f32>()
+            }
+        };
+        for entry in range {
+            let dh = codes.grad[entry];
+            let share = codes.share[entry];
+            let soft = if share > 0.0 {
+                share * self.softmax[n].sum * (rest * dh - *c) / self.plan.tau as f32
+            } else {
+                0.0
+            };
+            codes.grad[entry] = soft + codes.direct[entry] * dh;
+        }
+    }
+
+    /// The auxiliary loss of a row: its gradient into `recon` and the entries; returns its squared error.
+    fn aux_row(&self, n: usize, i: usize, dy: &[f32], recon: &mut [f32], codes: &mut CodeChunk) -> f64 {
+        let d = dy.len();
+        recon.fill(0.0);
+        codes.decode(i, self.decoder, recon);
+        let std = self.batch.std[n];
+        // dy' = 2 (y - x) std / (N D), so y - x = dy' / that factor; a constant row has std 0 and nothing to explain.
+        let factor = (f64::from(std) * self.per_value) as f32;
+        let back = if factor > 0.0 { 1.0 / factor } else { 0.0 };
+        let scale = (self.aux_coef * f64::from(std) * self.per_value) as f32;
+        let mut squared = 0.0;
+        for (y, &dy) in recon.iter_mut().zip(dy) {
+            let miss = *y * std + dy * back;
+            squared += f64::from(miss) * f64::from(miss);
+            *y = miss * scale;
+        }
+        for entry in codes.row(i) {
+            let j = codes.index[entry] as usize;
+            codes.grad[entry] = simd::dot(recon, &self.decoder[j * d..(j + 1) * d]);
+        }
+        squared
+    }
+}
+
+fn shared<'a>(
+    work: &'a Work,
+    n: usize,
+    params: &Params,
+    plan: &StepPlan<'_>,
+    forward: &Forward,
+) -> Shared<'a> {
+    Shared {
+        n_rows: n,
+        d_in: params.d_in,
+        n_latents: params.n_latents,
+        mode: forward.mode,
+        rest: (1.0 - plan.alpha) as f32,
+        tau: plan.tau as f32,
+        sparsity: (plan.l1 / (n * params.n_latents) as f64) as f32,
+        input: &work.batch.input,
+        grad_recon: &work.recon,
+        grad_scaled: &work.dense,
+        exponentials: if forward.mode == Mode::Hard { &[] } else { &work.scores },
+        softmax: &work.softmax,
+        c: &work.c,
+        entries: &work.entries,
+        aux: forward.has_aux.then_some((&work.aux_entries, work.aux_recon.as_slice())),
+    }
+}
+
+/// `sum_n dy' - db_lat W_enc` from the blocks' parts.
+fn pre_bias_gradient(grad_recon: &[f32], parts: &[Vec<f32>], d: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f64; d];
+    simd::add_rows(grad_recon, &mut sum);
+    for part in parts {
+        for (s, &p) in sum.iter_mut().zip(part) {
+            *s -= f64::from(p);
+        }
+    }
+    sum.into_iter().map(|s| s as f32).collect()
+}
+
+/// Global L2 norm: float64 partial sums of fixed runs.
+fn global_norm(grads: &Params) -> f64 {
+    let run = |t: &[f32]| t.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+    let tensor = |t: &[f32]| t.par_chunks(1 << 16).map(run).collect::<Vec<f64>>().iter().sum::<f64>();
+    grads.tensors().iter().map(|(_, _, t)| tensor(t)).sum::<f64>().sqrt()
+}
+
+impl Backend for FastCpu {
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
+        let forward = self.forward(rows, plan);
+        let mut stats = forward.stats;
+        if stats.loss.is_finite() {
+            stats.grad_norm = self.backward(rows, plan, &forward, false);
+            self.count_idle(rows.len());
+            self.state.step = plan.step + 1;
+        }
+        Ok(stats)
+    }
+
+    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+        let params = match (weights, &self.state.ema) {
+            (Weights::Averaged, Some(ema)) => ema,
+            _ => &self.state.params,
+        };
+        let mut sums = EvalSums::default();
+        for rows in rows.chunks(EVAL_ROWS) {
+            evaluate_rows(&self.data, &self.spec, params, rows, &mut self.work, fired, &mut sums);
+        }
+        Ok(sums)
+    }
+
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        let mut pre_acts = vec![];
+        self.work.batch.load(&self.data, rows, self.spec.normalize, &self.state.params.b_pre);
+        encode(&self.work.batch.input, &self.state.params, &mut pre_acts);
+        let forward = self.forward(rows, plan);
+        let mut stats = forward.stats;
+        stats.grad_norm = self.backward(rows, plan, &forward, true);
+        let (n, d, m) = (rows.len(), self.state.params.d_in, self.state.params.n_latents);
+        let (code, grad_pre_acts) = self.dense_view(plan, &forward, n, m);
+        let work = &self.work;
+        // y = x + (y - x), with y - x taken back from dy'.
+        let factor = |row: usize| f64::from(work.batch.std[row]) * 2.0 / (n * d) as f64;
+        let recon = (0..n * d).map(|i| {
+            let f = factor(i / d);
+            let miss = if f > 0.0 { f64::from(work.recon[i]) / f } else { 0.0 };
+            (f64::from(work.batch.centered[i]) + f64::from(work.batch.mean[i / d]) + miss) as f32
+        });
+        let recon = recon.collect();
+        let grads = self.work.grads.clone();
+        let zeros = Params::zeros(d, m, self.state.params.tied());
+        let grads = grads.unwrap_or(zeros);
+        Ok(Pass { stats, pre_acts, code, recon, grad_pre_acts, grad_code: None, grads })
+    }
+
+    fn state(&mut self) -> Result<Cow<'_, TrainState>> {
+        Ok(Cow::Borrowed(&self.state))
+    }
+
+    fn memory(&self, n_rows: usize) -> u64 {
+        let p = &self.state.params;
+        let copies = 3 + usize::from(self.spec.ema.is_some()) + usize::from(self.spec.clip_norm.is_some());
+        let (d, m) = (p.d_in, p.n_latents);
+        let threads = rayon::current_num_threads();
+        let blocks = threads * LATENTS * (n_rows + 2 * d);
+        let entries = n_rows * (self.spec.k.max(m / DENSEST) + self.spec.aux_k) * 8;
+        (4 * (copies * p.len() + n_rows * m + 5 * n_rows * d + blocks + entries)) as u64
+    }
+}
+
+impl FastCpu {
+    /// The (N, M) code and gradient of the scores that the sparse and dense parts amount to.
+    fn dense_view(&self, plan: &StepPlan<'_>, forward: &Forward, n: usize, m: usize) -> (Vec<f32>, Vec<f32>) {
+        let work = &self.work;
+        let mut code = vec![0.0f32; n * m];
+        let mut grad = vec![0.0f32; n * m];
+        if forward.mode != Mode::Hard {
+            let shared = shared(work, n, &self.state.params, plan, forward);
+            for block in weight_blocks(&self.state.params) {
+                let scores = &mut vec![];
+                let count = block.w_enc.len() / self.state.params.d_in;
+                shared.score_gradients(block.first, block.w_dec.unwrap_or(block.w_enc), scores);
+                for (row, part) in scores.chunks_exact(count).enumerate() {
+                    grad[row * m + block.first..][..count].copy_from_slice(part);
+                }
+            }
+        }
+        for (i, code) in code.iter_mut().enumerate() {
+            if forward.mode == Mode::Dense {
+                let soft = work.softmax[i / m];
+                *code = (1.0 - plan.alpha) as f32 * soft.sum * soft.inv_total * work.scores[i];
+            }
+        }
+        let all = work.codes.iter().map(|c| (c, true)).chain(work.aux_codes.iter().map(|c| (c, false)));
+        for (c, (chunk, main)) in all.enumerate() {
+            let first = (c % work.codes.len()) * ROWS;
+            for i in 0..chunk.ends.len() {
+                for entry in chunk.row(i) {
+                    let place = (first + i) * m + chunk.index[entry] as usize;
+                    if main {
+                        code[place] += chunk.value[entry];
+                    }
+                    if !main || forward.mode == Mode::Hard {
+                        grad[place] += chunk.grad[entry];
+                    }
+                }
+            }
+        }
+        (code, grad)
+    }
+}
+
+/// Adds a chunk of rows to the sums of an evaluation.
+fn evaluate_rows(
+    data: &Embeddings,
+    spec: &ModelSpec,
+    params: &Params,
+    rows: &[u32],
+    work: &mut Work,
+    fired: &mut [u64],
+    sums: &mut EvalSums,
+) {
+    let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
+    work.batch.load(data, rows, spec.normalize, &params.b_pre);
+    encode(&work.batch.input, params, &mut work.scores);
+    let relu = spec.inference == Inference::Relu;
+    work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
+    let k = if relu { m } else { spec.k };
+    work.recon.resize(n * d, 0.0);
+    let batch = &work.batch;
+    let parts: Vec<(f64, f64, f64)> = work
+        .codes
+        .par_iter_mut()
+        .zip(work.scores.par_chunks(ROWS * m))
+        .zip(work.recon.par_chunks_mut(ROWS * d))
+        .enumerate()
+        .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), recon))| {
+            codes.clear();
+            let mut part = (0.0, 0.0, 0.0);
+            for (i, (z, recon)) in scores.chunks_exact(m).zip(recon.chunks_exact_mut(d)).enumerate() {
+                let finite = hard_row(z, k, 1.0, scratch, codes);
+                recon.copy_from_slice(&params.b_pre);
+                codes.decode(i, params.decoder(), recon);
+                let row = row_errors(batch, chunk * ROWS + i, recon);
+                part = (part.0 + row.0, part.1 + row.1, part.2 + row.2);
+                if !finite {
+                    part.0 = f64::NAN;
+                }
+            }
+            part
+        })
+        .collect();
+    for part in parts {
+        sums.squared += part.0;
+        sums.absolute += part.1;
+        sums.cosine += part.2;
+    }
+    for chunk in &work.codes {
+        sums.active += chunk.index.len() as u64;
+        chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
+    }
+    sums.rows += n as u64;
+}
+
+/// Squared error, absolute error and cosine of one reconstructed row.
+fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> (f64, f64, f64) {
+    let d = recon.len();
+    let (std, mean) = (f64::from(batch.std[n]), f64::from(batch.mean[n]));
+    let (mut squared, mut absolute) = (0.0, 0.0);
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for (&y, &centered) in recon.iter().zip(&batch.centered[n * d..(n + 1) * d]) {
+        let (scaled, centered) = (f64::from(y) * std, f64::from(centered));
+        let miss = scaled - centered;
+        squared += miss * miss;
+        absolute += miss.abs();
+        let (x, y) = (centered + mean, scaled + mean);
+        (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
+    }
+    let cosine = if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
+    (squared, absolute, cosine)
+}

@@ -1,0 +1,436 @@
+//! Plain loops with float64 sums, one after the other as the formulas of [`crate::backend`] stand. Slow on
+//! purpose: everything else is checked against this file, and this file against golden tensors, hand-worked
+//! cases and finite differences.
+
+use crate::backend::{
+    Backend, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, StepPlan, StepStats, Weights, ema_decay,
+};
+use crate::data::Embeddings;
+use crate::error::Result;
+use crate::model::{Params, TrainState};
+use crate::noise::gumbel_f64;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The reference backend.
+pub struct Reference {
+    data: Arc<Embeddings>,
+    spec: ModelSpec,
+    state: TrainState,
+}
+
+/// A float64 copy of the weights, decoder always written out.
+struct Wide {
+    w_enc: Vec<f64>,
+    w_dec: Vec<f64>,
+    b_pre: Vec<f64>,
+    b_lat: Vec<f64>,
+}
+
+/// One row through the model: what the backward pass needs of it.
+struct RowPass {
+    x: Vec<f64>,
+    x_norm: Vec<f64>,
+    std: f64,
+    z: Vec<f64>,
+    soft: Option<Soft>,
+    /// True for the k largest z.
+    top: Vec<bool>,
+    h: Vec<f64>,
+    y: Vec<f64>,
+    aux: Vec<f64>,
+    aux_recon: Vec<f64>,
+}
+
+struct Soft {
+    p: Vec<f64>,
+    sum: f64,
+}
+
+/// Indices of the `k` largest values; the lowest index wins a tie. NaN counts as largest, so that it shows.
+pub fn top_k(values: &[f64], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    let rank = |v: f64| if v.is_nan() { f64::INFINITY } else { v };
+    order.sort_by(|&a, &b| rank(values[b]).total_cmp(&rank(values[a])).then(a.cmp(&b)));
+    order.truncate(k);
+    order
+}
+
+fn relu(z: f64) -> f64 {
+    if z > 0.0 || z.is_nan() { z } else { 0.0 }
+}
+
+impl Reference {
+    /// A backend over `data` that goes on from `state`.
+    pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
+        Self { data, spec, state }
+    }
+
+    fn wide(params: &Params) -> Wide {
+        let f = |t: &[f32]| t.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+        Wide {
+            w_enc: f(&params.w_enc),
+            w_dec: f(params.decoder()),
+            b_pre: f(&params.b_pre),
+            b_lat: f(&params.b_lat),
+        }
+    }
+
+    /// `x`, its normalised form, mean and standard deviation.
+    fn normalized(&self, row: u32) -> (Vec<f64>, Vec<f64>, f64, f64) {
+        let d = self.data.d_in();
+        let mut stored = vec![0.0f32; d];
+        self.data.row_into(row as usize, &mut stored);
+        let x: Vec<f64> = stored.into_iter().map(f64::from).collect();
+        if !self.spec.normalize {
+            return (x.clone(), x, 0.0, 1.0);
+        }
+        let mean = x.iter().sum::<f64>() / d as f64;
+        let squares: f64 = x.iter().map(|v| (v - mean).powi(2)).sum();
+        let std = (squares / (d as f64 - 1.0)).sqrt();
+        let x_norm = x.iter().map(|v| (v - mean) / (std + NORM_EPS)).collect();
+        (x, x_norm, mean, std)
+    }
+
+    fn scores(&self, w: &Wide, x_norm: &[f64]) -> Vec<f64> {
+        let d = x_norm.len();
+        let one = |(j, bias): (usize, &f64)| {
+            let weights = &w.w_enc[j * d..(j + 1) * d];
+            let dot: f64 = (0..d).map(|i| (x_norm[i] - w.b_pre[i]) * weights[i]).sum();
+            dot + bias
+        };
+        w.b_lat.iter().enumerate().map(one).collect()
+    }
+
+    /// `code W_dec` (D).
+    fn decode(w: &Wide, code: &[f64], d: usize) -> Vec<f64> {
+        let mut y = vec![0.0; d];
+        for (j, &h) in code.iter().enumerate() {
+            if h != 0.0 {
+                for i in 0..d {
+                    y[i] += h * w.w_dec[j * d + i];
+                }
+            }
+        }
+        y
+    }
+
+    fn forward(&self, w: &Wide, n: usize, row: u32, plan: &StepPlan<'_>) -> RowPass {
+        let (d, m) = (self.data.d_in(), w.b_lat.len());
+        let (x, x_norm, mean, std) = self.normalized(row);
+        let z = self.scores(w, &x_norm);
+        let mut top = vec![false; m];
+        for j in top_k(&z, self.spec.k) {
+            top[j] = true;
+        }
+        let soft = plan.soft().then(|| {
+            let noise = |j| gumbel_f64(plan.noise.uniform(plan.step, n, j, m));
+            let e: Vec<f64> = (0..m).map(|j| (relu(z[j]) + noise(j)) / plan.tau).collect();
+            let max = e.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let exp: Vec<f64> = e.iter().map(|v| (v - max).exp()).collect();
+            let total: f64 = exp.iter().sum();
+            Soft {
+                p: exp.iter().map(|v| v / total).collect(),
+                sum: z.iter().map(|&v| relu(v)).sum(),
+            }
+        });
+        let h: Vec<f64> = (0..m)
+            .map(|j| {
+                let hard = if top[j] { relu(z[j]) } else { 0.0 };
+                match &soft {
+                    Some(s) => (1.0 - plan.alpha) * s.p[j] * s.sum + plan.alpha * hard,
+                    None => hard,
+                }
+            })
+            .collect();
+        let recon = Self::decode(w, &h, d);
+        let y = (0..d).map(|i| (recon[i] + w.b_pre[i]) * std + mean).collect();
+        let aux = self.aux_code(&z);
+        let aux_recon = Self::decode(w, &aux, d);
+        RowPass { x, x_norm, std, z, soft, top, h, y, aux, aux_recon }
+    }
+
+    /// The `aux_k` largest positive scores among dead latents (M values).
+    fn aux_code(&self, z: &[f64]) -> Vec<f64> {
+        let mut code = vec![0.0; z.len()];
+        if self.spec.aux_k > 0 {
+            let dead = |j: usize| self.state.idle_rows[j] >= self.spec.dead_after;
+            let masked: Vec<f64> = (0..z.len()).map(|j| if dead(j) { relu(z[j]) } else { 0.0 }).collect();
+            for j in top_k(&masked, self.spec.aux_k) {
+                code[j] = masked[j];
+            }
+        }
+        code
+    }
+
+    fn pass(&self, rows: &[u32], plan: &StepPlan<'_>) -> Pass {
+        let params = &self.state.params;
+        let (n_rows, d, m) = (rows.len(), params.d_in, params.n_latents);
+        let w = Self::wide(params);
+        let passes: Vec<RowPass> =
+            rows.iter().enumerate().map(|(n, &row)| self.forward(&w, n, row, plan)).collect();
+        let mut grads = Wide {
+            w_enc: vec![0.0; m * d],
+            w_dec: vec![0.0; m * d],
+            b_pre: vec![0.0; d],
+            b_lat: vec![0.0; m],
+        };
+        let (mut all_dh, mut all_dz) = (vec![], vec![]);
+        let (mut mse, mut l1, mut aux) = (0.0, 0.0, 0.0);
+        let per_value = 1.0 / (n_rows * d) as f64;
+        for pass in &passes {
+            mse += pass.y.iter().zip(&pass.x).map(|(y, x)| (y - x).powi(2)).sum::<f64>() * per_value;
+            l1 += pass.h.iter().map(|h| h.abs()).sum::<f64>() / (n_rows * m) as f64;
+            let (dh, dz, aux_loss) = self.backward(&w, pass, plan, n_rows, &mut grads);
+            aux += aux_loss;
+            all_dh.extend(dh);
+            all_dz.extend(dz);
+        }
+        // The part of b_pre that goes through the encoder.
+        for j in 0..m {
+            for i in 0..d {
+                grads.b_pre[i] -= grads.b_lat[j] * w.w_enc[j * d + i];
+            }
+        }
+        let narrow = |t: &[f64]| t.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        let tied = params.tied();
+        if tied {
+            for (enc, dec) in grads.w_enc.iter_mut().zip(&grads.w_dec) {
+                *enc += dec;
+            }
+        }
+        if !self.spec.train_pre_bias {
+            grads.b_pre.fill(0.0);
+        }
+        let rows_of = |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> {
+            passes.iter().flat_map(|p| narrow(f(p))).collect()
+        };
+        Pass {
+            stats: StepStats {
+                loss: mse + plan.l1 * l1 + self.spec.aux_coef * aux,
+                mse,
+                l1,
+                aux,
+                grad_norm: f64::NAN,
+            },
+            pre_acts: rows_of(|p| &p.z),
+            code: rows_of(|p| &p.h),
+            recon: rows_of(|p| &p.y),
+            grad_pre_acts: narrow(&all_dz),
+            grad_code: Some(narrow(&all_dh)),
+            grads: Params {
+                d_in: d,
+                n_latents: m,
+                w_enc: narrow(&grads.w_enc),
+                w_dec: (!tied).then(|| narrow(&grads.w_dec)),
+                b_pre: narrow(&grads.b_pre),
+                b_lat: narrow(&grads.b_lat),
+            },
+        }
+    }
+
+    /// Adds one row's gradients to `grads`; returns dh (M), dz (M) and the row's share of the auxiliary loss.
+    fn backward(
+        &self,
+        w: &Wide,
+        pass: &RowPass,
+        plan: &StepPlan<'_>,
+        n_rows: usize,
+        grads: &mut Wide,
+    ) -> (Vec<f64>, Vec<f64>, f64) {
+        let (d, m) = (pass.x.len(), pass.z.len());
+        let per_value = 1.0 / (n_rows * d) as f64;
+        let dy: Vec<f64> =
+            (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * pass.std * per_value).collect();
+        let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
+        let sparsity = plan.l1 / (n_rows * m) as f64;
+        let dh: Vec<f64> =
+            (0..m).map(|j| back(&dy, j) + if pass.h[j] > 0.0 { sparsity } else { 0.0 }).collect();
+        let mut dz: Vec<f64> = (0..m)
+            .map(|j| if pass.top[j] && pass.z[j] > 0.0 { dh[j] } else { 0.0 })
+            .collect();
+        if let Some(soft) = &pass.soft {
+            let rest = 1.0 - plan.alpha;
+            let c: f64 = (0..m).map(|j| soft.p[j] * rest * dh[j]).sum();
+            for j in 0..m {
+                let through_p = soft.p[j] * soft.sum * (rest * dh[j] - c) / plan.tau;
+                let hard = plan.alpha * dz[j];
+                dz[j] = if pass.z[j] > 0.0 { through_p + c + hard } else { 0.0 };
+            }
+        }
+        for j in 0..m {
+            for i in 0..d {
+                grads.w_dec[j * d + i] += pass.h[j] * dy[i];
+            }
+        }
+        let aux_loss = self.aux_backward(w, pass, per_value, &mut dz, grads);
+        for j in 0..m {
+            for i in 0..d {
+                grads.w_enc[j * d + i] += dz[j] * (pass.x_norm[i] - w.b_pre[i]);
+            }
+            grads.b_lat[j] += dz[j];
+        }
+        for i in 0..d {
+            grads.b_pre[i] += dy[i];
+        }
+        (dh, dz, aux_loss)
+    }
+
+    fn aux_backward(
+        &self,
+        w: &Wide,
+        pass: &RowPass,
+        per_value: f64,
+        dz: &mut [f64],
+        grads: &mut Wide,
+    ) -> f64 {
+        let dead = |&idle: &u32| idle >= self.spec.dead_after;
+        if self.spec.aux_k == 0 || !self.state.idle_rows.iter().any(dead) {
+            return 0.0;
+        }
+        let d = pass.x.len();
+        let miss: Vec<f64> =
+            (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
+        let scale = self.spec.aux_coef * 2.0 * pass.std * per_value;
+        for (j, &h) in pass.aux.iter().enumerate() {
+            if h > 0.0 {
+                for i in 0..d {
+                    dz[j] += scale * miss[i] * w.w_dec[j * d + i];
+                    grads.w_dec[j * d + i] += scale * miss[i] * h;
+                }
+            }
+        }
+        miss.iter().map(|v| v * v).sum::<f64>() * per_value
+    }
+
+    /// Clip, Adam, decay, unit norm, average: on one tensor after the other.
+    fn update(&mut self, pass: &Pass, plan: &StepPlan<'_>) -> f64 {
+        let mut grads = pass.grads.clone();
+        let (d, unit) = (grads.d_in, self.spec.unit_norm_decoder);
+        if unit {
+            let decoder = self.state.params.decoder().to_vec();
+            let rows = grads.w_dec.as_mut().unwrap_or(&mut grads.w_enc).chunks_exact_mut(d);
+            for (grad, weight) in rows.zip(decoder.chunks_exact(d)) {
+                let along: f64 = grad.iter().zip(weight).map(|(&g, &w)| f64::from(g) * f64::from(w)).sum();
+                for (g, &w) in grad.iter_mut().zip(weight) {
+                    *g = (f64::from(*g) - along * f64::from(w)) as f32;
+                }
+            }
+        }
+        let squares = |t: &[f32]| t.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
+        let norm = grads.tensors().iter().map(|(_, _, t)| squares(t)).sum::<f64>().sqrt();
+        let clip = self.spec.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        let spec = self.spec.clone();
+        let t = (plan.step + 1) as i32;
+        let (fix1, fix2) = (1.0 - spec.beta1.powi(t), 1.0 - spec.beta2.powi(t));
+        let state = &mut self.state;
+        let tensors = state.params.tensors_mut().into_iter().zip(grads.tensors());
+        let moments = state.m.tensors_mut().into_iter().zip(state.v.tensors_mut());
+        for (((name, weights), (_, _, grads)), ((_, ms), (_, vs))) in tensors.zip(moments) {
+            if name == "b_pre" && !spec.train_pre_bias {
+                continue;
+            }
+            let decay = if name.starts_with("w_") { plan.lr * spec.weight_decay } else { 0.0 };
+            for i in 0..weights.len() {
+                let g = f64::from(grads[i]) * clip;
+                let m = spec.beta1 * f64::from(ms[i]) + (1.0 - spec.beta1) * g;
+                let v = spec.beta2 * f64::from(vs[i]) + (1.0 - spec.beta2) * g * g;
+                let old = f64::from(weights[i]);
+                let step = plan.lr * (m / fix1) / ((v / fix2).sqrt() + spec.adam_eps);
+                (ms[i], vs[i]) = (m as f32, v as f32);
+                weights[i] = (old - decay * old - step) as f32;
+            }
+        }
+        if unit {
+            let params = &mut state.params;
+            for row in params.w_dec.as_mut().unwrap_or(&mut params.w_enc).chunks_exact_mut(d) {
+                crate::model::normalize(row);
+            }
+        }
+        if let (Some(ema), Some(decay)) = (&mut state.ema, spec.ema) {
+            let keep = ema_decay(decay, plan.step);
+            for ((_, average), (_, _, new)) in ema.tensors_mut().into_iter().zip(state.params.tensors()) {
+                for (a, &w) in average.iter_mut().zip(new) {
+                    *a = (keep * f64::from(*a) + (1.0 - keep) * f64::from(w)) as f32;
+                }
+            }
+        }
+        norm
+    }
+
+    fn count_idle(&mut self, pass: &Pass, n_rows: usize) {
+        let m = self.state.params.n_latents;
+        let mut fired = vec![false; m];
+        for z in pass.pre_acts.chunks_exact(m) {
+            let z: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
+            for j in top_k(&z, self.spec.k) {
+                fired[j] |= z[j] > 0.0;
+            }
+        }
+        for (idle, fired) in self.state.idle_rows.iter_mut().zip(fired) {
+            *idle = if fired { 0 } else { idle.saturating_add(n_rows as u32) };
+        }
+    }
+}
+
+impl Backend for Reference {
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
+        let pass = self.pass(rows, plan);
+        let mut stats = pass.stats;
+        if stats.loss.is_finite() {
+            stats.grad_norm = self.update(&pass, plan);
+            self.count_idle(&pass, rows.len());
+            self.state.step = plan.step + 1;
+        }
+        Ok(stats)
+    }
+
+    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+        let params = match (weights, &self.state.ema) {
+            (Weights::Averaged, Some(ema)) => ema,
+            _ => &self.state.params,
+        };
+        let w = Self::wide(params);
+        let d = params.d_in;
+        let mut sums = EvalSums::default();
+        for &row in rows {
+            let (x, x_norm, mean, std) = self.normalized(row);
+            let z = self.scores(&w, &x_norm);
+            let mut h = vec![0.0; z.len()];
+            match self.spec.inference {
+                Inference::Topk => top_k(&z, self.spec.k).into_iter().for_each(|j| h[j] = relu(z[j])),
+                Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
+            }
+            let recon = Self::decode(&w, &h, d);
+            let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+            for i in 0..d {
+                let y = (recon[i] + w.b_pre[i]) * std + mean;
+                sums.squared += (y - x[i]).powi(2);
+                sums.absolute += (y - x[i]).abs();
+                (xx, yy, xy) = (xx + x[i] * x[i], yy + y * y, xy + x[i] * y);
+            }
+            sums.cosine += if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
+            for (j, &h) in h.iter().enumerate() {
+                if h > 0.0 {
+                    sums.active += 1;
+                    fired[j] += 1;
+                }
+            }
+            sums.rows += 1;
+        }
+        Ok(sums)
+    }
+
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        Ok(self.pass(rows, plan))
+    }
+
+    fn state(&mut self) -> Result<Cow<'_, TrainState>> {
+        Ok(Cow::Borrowed(&self.state))
+    }
+
+    fn memory(&self, n_rows: usize) -> u64 {
+        let p = &self.state.params;
+        (8 * (p.len() * 5 + n_rows * p.n_latents * 5)) as u64
+    }
+}

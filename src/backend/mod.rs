@@ -1,0 +1,211 @@
+//! The one seam between the training loop and the arithmetic.
+//!
+//! A backend owns the weights and the optimizer's state; the loop names rows and a [`StepPlan`]. The formulas
+//! that every backend computes, with N rows, D inputs, M latents, k active latents:
+//!
+//! ```text
+//! mu   = mean_j x_j                                  per row; 0 without normalisation
+//! std  = sqrt( sum_j (x_j - mu)^2 / (D - 1) )        per row; 1 without normalisation
+//! x'   = (x - mu) / (std + 1e-5)                     x itself without normalisation
+//! z    = (x' - b_pre) W_enc^T + b_lat
+//! h    = relaxed top-k of z (below)
+//! y'   = h W_dec + b_pre
+//! y    = y' std + mu
+//! loss = mean over N D of (y - x)^2  +  l1 mean over N M of |h|  +  aux_coef * aux
+//!
+//! r    = relu(z),  g = -ln(-ln(U + 1e-9) + 1e-9),  p = softmax((r + g) / tau),  S = sum_j r_j
+//! hard = r on the k largest z of the row, else 0 (the lowest index wins a tie)
+//! h    = (1 - alpha) p S + alpha hard
+//! ```
+//!
+//! and backwards, with `a = l1 / (N M)` on entries with h > 0:
+//!
+//! ```text
+//! dy'  = 2 (y - x) std / (N D)
+//! dh   = dy' W_dec^T + a
+//! c    = (1 - alpha) sum_j p_j dh_j
+//! dz_j = [z_j > 0] ( p_j S ((1 - alpha) dh_j - c) / tau + c + alpha dh_j [j in top k] )
+//! dW_dec = h^T dy',  dW_enc = dz^T (x' - b_pre),  db_lat = sum_n dz,  db_pre = sum_n dy' - db_lat W_enc
+//! ```
+//!
+//! The auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.3 and A.2) lets
+//! dead latents explain what the live ones left over: with `e = x - y` held constant and `h_aux` the `aux_k`
+//! largest positive z of the row among latents idle for `dead_after` rows,
+//! `aux = mean over N D of (h_aux W_dec std - e)^2`. No bias is added to `h_aux W_dec`.
+//!
+//! Optimizer: gradient of a unit-norm decoder row is freed of its part along the row; global-norm clipping by
+//! `min(1, clip / (norm + 1e-6))`; Adam (Kingma & Ba 2015) with bias correction; decoupled weight decay on the
+//! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average.
+
+pub mod cpu;
+
+use crate::error::Result;
+use crate::model::{Params, TrainState};
+use crate::noise::Noise;
+
+/// Added to the standard deviation of a row, outside the root.
+pub const NORM_EPS: f64 = 1e-5;
+
+/// How codes are made outside training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Inference {
+    /// relu on the k largest scores.
+    Topk,
+    /// relu on all scores (what the sparse-l1 source does).
+    Relu,
+}
+
+/// What stays the same for all steps of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Active latents, k.
+    pub k: usize,
+    /// Per-sample LayerNorm on or off.
+    pub normalize: bool,
+    /// False keeps `b_pre` at its start.
+    pub train_pre_bias: bool,
+    /// Codes outside training.
+    pub inference: Inference,
+    /// Adam's decay of the first moment.
+    pub beta1: f64,
+    /// Adam's decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub adam_eps: f64,
+    /// Decoupled weight decay on the matrices; 0 is none.
+    pub weight_decay: f64,
+    /// Largest global gradient norm.
+    pub clip_norm: Option<f64>,
+    /// Dead latents used by the auxiliary loss a row; 0 is none.
+    pub aux_k: usize,
+    /// Weight of the auxiliary loss.
+    pub aux_coef: f64,
+    /// Rows without firing after which a latent is dead to the auxiliary loss.
+    pub dead_after: u32,
+    /// Decoder rows kept at length 1.
+    pub unit_norm_decoder: bool,
+    /// Decay of the weights' moving average, where there is one.
+    pub ema: Option<f64>,
+}
+
+/// What the schedules say of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepPlan<'a> {
+    /// Step from 0; with the seed it names the noise.
+    pub step: u64,
+    /// Share of the hard code in the mix; from 1 on the soft branch is not computed.
+    pub alpha: f64,
+    /// Temperature of the softmax.
+    pub tau: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Weight of the mean absolute code, warm-up included.
+    pub l1: f64,
+    /// The uniform numbers.
+    pub noise: Noise<'a>,
+}
+
+impl StepPlan<'_> {
+    /// False once the mix is exactly the hard code.
+    pub fn soft(&self) -> bool {
+        self.alpha < 1.0
+    }
+}
+
+/// What a step reports.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepStats {
+    /// The whole loss before the update.
+    pub loss: f64,
+    /// Its mean squared error.
+    pub mse: f64,
+    /// Mean absolute code over N M; 0 where no weight is on it.
+    pub l1: f64,
+    /// The auxiliary loss before its weight.
+    pub aux: f64,
+    /// Global gradient norm before clipping; NaN where clipping is off and it was not needed.
+    pub grad_norm: f64,
+}
+
+/// Sums over evaluated rows; the caller divides.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct EvalSums {
+    /// Rows.
+    pub rows: u64,
+    /// Sum over N D of (y - x)^2.
+    pub squared: f64,
+    /// Sum over N D of |y - x|.
+    pub absolute: f64,
+    /// Sum over rows of the cosine of x and y (0 where either is zero).
+    pub cosine: f64,
+    /// Active latents, summed over rows.
+    pub active: u64,
+}
+
+/// Which weights to evaluate with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// As trained.
+    Last,
+    /// The moving average, where there is one; else as trained.
+    Averaged,
+}
+
+/// Everything of one forward and backward pass, for tests and for a look inside; no update is made.
+#[derive(Debug, Clone)]
+pub struct Pass {
+    /// Loss and its parts.
+    pub stats: StepStats,
+    /// (N, M) scores.
+    pub pre_acts: Vec<f32>,
+    /// (N, M) code.
+    pub code: Vec<f32>,
+    /// (N, D) reconstruction in the data's units.
+    pub recon: Vec<f32>,
+    /// (N, M) gradient of the scores.
+    pub grad_pre_acts: Vec<f32>,
+    /// (N, M) gradient of the code; `None` where a backend never forms all of it.
+    pub grad_code: Option<Vec<f32>>,
+    /// Gradient of every parameter, before clipping.
+    pub grads: Params,
+}
+
+/// The arithmetic of training and evaluation. Rows are row numbers of the data the backend was made with.
+pub trait Backend {
+    /// One training step on `rows` (N row numbers).
+    ///
+    /// A loss that is not finite is reported in the statistics, and the weights are then left as they were.
+    ///
+    /// # Errors
+    /// Only what the device itself refuses; the CPU never fails here.
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats>;
+
+    /// Reconstructs `rows` with the inference code. Adds to `fired[j]` the number of rows on which latent `j`
+    /// is active (M values).
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums>;
+
+    /// The pass that [`Backend::step`] would make, without its update.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass>;
+
+    /// The whole state, as a checkpoint holds it.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn state(&mut self) -> Result<std::borrow::Cow<'_, TrainState>>;
+
+    /// Most bytes of memory that training with batches of `n_rows` takes beside the data.
+    fn memory(&self, n_rows: usize) -> u64;
+}
+
+/// Decay of the moving average at a step: it starts low, so that the average forgets the start weights
+/// (`min(decay, (1 + s) / (10 + s))`, as in TensorFlow's moving average).
+pub fn ema_decay(decay: f64, step: u64) -> f64 {
+    decay.min((1.0 + step as f64) / (10.0 + step as f64))
+}

@@ -1,0 +1,588 @@
+//! Every option of a run: as a person gives it ([`Options`], all optional, the same names on the command line
+//! and in a TOML file) and as it is used ([`Config`], everything settled once the data are known).
+
+use crate::backend::{Inference, ModelSpec};
+use crate::error::{Error, Result};
+use crate::schedule::{self, LrSchedule};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A set of defaults with a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Gumbel-softmax warm-up annealed to exact top-k.
+    RelaxedTopk,
+    /// Exact top-k from the first step, with the options of Gao et al. 2024: AuxK, unit-norm decoder, b_pre
+    /// from the geometric median, clipping, moving average.
+    Topk,
+    /// L1 and top-k, full batches, no normalisation and no pre-bias.
+    SparseL1,
+}
+
+/// How weights start (command-line form; the gain is an option of its own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitKind {
+    /// PyTorch's linear layers.
+    Linear,
+    /// Xavier uniform with a gain; the decoder starts as the encoder's transpose.
+    Xavier,
+    /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose.
+    UnitNorm,
+}
+
+/// How weights start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// See [`InitKind::Linear`].
+    Linear,
+    /// See [`InitKind::Xavier`].
+    Xavier {
+        /// Factor of the bound.
+        gain: f32,
+    },
+    /// See [`InitKind::UnitNorm`].
+    UnitNorm,
+}
+
+/// What b_pre is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreBias {
+    /// No bias: zero and never trained.
+    None,
+    /// Starts at zero.
+    Zero,
+    /// Starts at the mean of (normalised) training rows.
+    Mean,
+    /// Starts at their geometric median.
+    Median,
+}
+
+/// Start of a trained b_pre.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PreBiasInit {
+    /// Zero.
+    Zero,
+    /// Mean.
+    Mean,
+    /// Geometric median.
+    Median,
+}
+
+/// Arithmetic of the dense products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// float32.
+    F32,
+    /// TensorFloat-32 (GPU only).
+    Tf32,
+    /// bfloat16 operands, float32 sums and weights (GPU only).
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A number or a word that stands for one found later.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum NumberOr<T> {
+    /// The number.
+    Number(T),
+    /// `auto` or `full`: settled from the data.
+    Word(Word),
+}
+
+/// The words of [`NumberOr`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Word {
+    /// Found from the model's size.
+    Auto,
+    /// All training rows.
+    Full,
+}
+
+impl<T: FromStr> FromStr for NumberOr<T> {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Word(Word::Auto)),
+            "full" => Ok(Self::Word(Word::Full)),
+            _ => text.parse().map(Self::Number).map_err(|_| format!("`{text}` is neither a number nor a word known here")),
+        }
+    }
+}
+
+/// What a person may set; the same keys in a configuration file (`latents = 4096`, `lr-schedule = "cosine"`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Options {
+    /// Data files, set by position on the command line
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Vec<PathBuf>>,
+    /// Dataset or group inside the files [default: found by itself]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<String>,
+    #[allow(missing_docs)]
+    #[arg(skip)]
+    pub skip_bad_rows: Option<bool>,
+    /// Defaults to start from [default: relaxed-topk]
+    #[arg(long)]
+    pub preset: Option<Preset>,
+    /// Latents, M [default: 8 D; sparse-l1: 2048]
+    #[arg(long, value_name = "M")]
+    pub latents: Option<usize>,
+    /// Active latents a row, k [default: 32; sparse-l1: 30]
+    #[arg(short, long, value_name = "K")]
+    pub k: Option<usize>,
+    #[allow(missing_docs)]
+    #[arg(skip)]
+    pub tied: Option<bool>,
+    #[allow(missing_docs)]
+    #[arg(skip)]
+    pub normalize: Option<bool>,
+    /// Codes outside training: relu of the k largest scores, or of all [default: topk]
+    #[arg(long)]
+    pub inference: Option<Inference>,
+    /// Start of the weights [default: linear; topk: unit-norm; sparse-l1: xavier]
+    #[arg(long)]
+    pub init: Option<InitKind>,
+    /// Gain of --init xavier [default: 1; sparse-l1: 0.1]
+    #[arg(long, value_name = "GAIN")]
+    pub init_gain: Option<f64>,
+    /// The pre-bias [default: zero; topk: median; sparse-l1: none]
+    #[arg(long)]
+    pub pre_bias: Option<PreBias>,
+    /// Training steps [default: 5000; sparse-l1: 200 epochs]
+    #[arg(long, value_name = "S", conflicts_with = "epochs")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the training rows, instead of --steps
+    #[arg(long, value_name = "E")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Rows a step, N, or `full` [default: 512 or all rows if fewer; sparse-l1: full]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<NumberOr<usize>>,
+    /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.001; topk: auto; sparse-l1: 0.0005]
+    #[arg(long, value_name = "LR")]
+    pub lr: Option<NumberOr<f64>>,
+    /// Learning rate after its warm-up [default: constant; sparse-l1: cosine]
+    #[arg(long)]
+    pub lr_schedule: Option<LrSchedule>,
+    /// Steps over which the learning rate rises from 0 [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    pub lr_warmup: Option<u64>,
+    /// Steps of the relaxed warm-up, T [default: 2000 or half the steps if fewer; topk, sparse-l1: 0]
+    #[arg(long, value_name = "T")]
+    pub anneal_steps: Option<u64>,
+    /// Softmax temperature at the first step [default: 1]
+    #[arg(long, value_name = "TAU")]
+    pub tau_start: Option<f64>,
+    /// Softmax temperature at the end of the warm-up [default: 0.05]
+    #[arg(long, value_name = "TAU")]
+    pub tau_end: Option<f64>,
+    /// Weight of the mean absolute code in the loss [default: 0; sparse-l1: 0.1]
+    #[arg(long, value_name = "LAMBDA")]
+    pub l1: Option<f64>,
+    /// Epochs over which the L1 weight rises from 0 [default: 0; sparse-l1: 50]
+    #[arg(long, value_name = "EPOCHS")]
+    pub l1_warmup: Option<u64>,
+    /// Largest global gradient norm; 0 is no clipping [default: 0; topk, sparse-l1: 1]
+    #[arg(long, value_name = "NORM")]
+    pub clip_norm: Option<f64>,
+    /// Decoupled weight decay of the matrices [default: 0]
+    #[arg(long, value_name = "WD")]
+    pub weight_decay: Option<f64>,
+    /// Adam's decay of the first moment [default: 0.9]
+    #[arg(long, value_name = "B1")]
+    pub adam_b1: Option<f64>,
+    /// Adam's decay of the second moment [default: 0.999]
+    #[arg(long, value_name = "B2")]
+    pub adam_b2: Option<f64>,
+    /// Added to the root of Adam's second moment [default: 1e-8; topk: 6.25e-10]
+    #[arg(long, value_name = "EPS")]
+    pub adam_eps: Option<f64>,
+    /// Dead latents a row that the auxiliary loss uses; 0 is none [default: 0; topk: D/2]
+    #[arg(long, value_name = "K")]
+    pub aux_k: Option<usize>,
+    /// Weight of the auxiliary loss [default: 1/32]
+    #[arg(long, value_name = "COEF")]
+    pub aux_coef: Option<f64>,
+    /// Rows without firing after which a latent is dead to the auxiliary loss [default: two epochs, at most 10 million]
+    #[arg(long, value_name = "ROWS")]
+    pub dead_after: Option<u32>,
+    /// Keep decoder rows at length 1 [default: false; topk: true]
+    #[arg(long, value_name = "BOOL")]
+    pub unit_norm_decoder: Option<bool>,
+    /// Decay of a moving average of the weights, used for evaluation and export; 0 is none [default: 0; topk: 0.999]
+    #[arg(long, value_name = "DECAY")]
+    pub ema: Option<f64>,
+    /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 0]
+    #[arg(long, value_name = "EVALS")]
+    pub early_stop: Option<u64>,
+    /// Seed of split, start, order and noise [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    /// Steps between evaluations [default: a twentieth of the steps]
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<u64>,
+    /// Most rows of each split in an evaluation on the way; the final one takes all [default: 20000]
+    #[arg(long, value_name = "ROWS")]
+    pub eval_rows: Option<usize>,
+    /// Steps between checkpoints [default: as --eval-every]
+    #[arg(long, value_name = "STEPS")]
+    pub checkpoint_every: Option<u64>,
+    /// Checkpoints kept beside the best one [default: 2]
+    #[arg(long, value_name = "COUNT")]
+    pub keep_checkpoints: Option<usize>,
+    /// Arithmetic of the dense products [default: f32]
+    #[arg(long)]
+    pub precision: Option<Precision>,
+}
+
+impl Options {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a key or value that is not an option (the message names line and key).
+    pub fn from_toml(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(0, |s| text[..s.start].lines().count().max(1));
+            let what = e.message().replace('\n', " ");
+            Error::Usage(format!("{}: line {line}: {what}; `sae train --help` lists the options", path.display()))
+        })
+    }
+
+    /// Everything set in `self`, then what only `base` sets.
+    pub fn or(self, base: Self) -> Self {
+        // One way of giving the length hides the other.
+        let (steps, epochs) = match (self.steps, self.epochs) {
+            (None, None) => (base.steps, base.epochs),
+            given => given,
+        };
+        macro_rules! pick {
+            ($($field:ident),*) => { Self { steps, epochs, $($field: self.$field.or(base.$field)),* } };
+        }
+        pick!(
+            data, dataset, skip_bad_rows, preset, latents, k, tied, normalize, inference, init, init_gain,
+            pre_bias, batch_size, lr, lr_schedule, lr_warmup, anneal_steps, tau_start, tau_end, l1, l1_warmup,
+            clip_norm, weight_decay, adam_b1, adam_b2, adam_eps, aux_k, aux_coef, dead_after,
+            unit_norm_decoder, ema, early_stop, seed, eval_every, eval_rows, checkpoint_every,
+            keep_checkpoints, precision
+        )
+    }
+}
+
+/// A run with everything settled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Data files, absolute.
+    pub data: Vec<PathBuf>,
+    /// Dataset or group in them.
+    pub dataset: Option<String>,
+    /// Drop bad rows instead of stopping.
+    pub skip_bad_rows: bool,
+    /// Where the defaults came from.
+    pub preset: Preset,
+    /// D.
+    pub d_in: usize,
+    /// M.
+    pub n_latents: usize,
+    /// One tensor for encoder and decoder.
+    pub tied: bool,
+    /// Start of the weights.
+    pub init: Init,
+    /// The pre-bias.
+    pub pre_bias: PreBias,
+    /// What the backend needs to know.
+    pub spec: ModelSpec,
+    /// Steps in all.
+    pub steps: u64,
+    /// N.
+    pub batch_size: usize,
+    /// Training rows.
+    pub n_train: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Its shape.
+    pub lr_schedule: LrSchedule,
+    /// Its warm-up in steps.
+    pub lr_warmup: u64,
+    /// T.
+    pub anneal_steps: u64,
+    /// Temperature at step 0.
+    pub tau_start: f64,
+    /// Temperature at step T.
+    pub tau_end: f64,
+    /// L1 weight.
+    pub l1: f64,
+    /// Its warm-up in epochs.
+    pub l1_warmup: u64,
+    /// Evaluations without improvement before stopping; 0 is never.
+    pub early_stop: u64,
+    /// Seed.
+    pub seed: u64,
+    /// Steps between evaluations.
+    pub eval_every: u64,
+    /// Most rows of a split in an evaluation on the way.
+    pub eval_rows: usize,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Arithmetic.
+    pub precision: Precision,
+}
+
+fn usage<T>(message: String) -> Result<T> {
+    Err(Error::Usage(message))
+}
+
+impl Config {
+    /// Settles `o` for data of width `d_in` with `n_train` training rows.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the flag, its value and what would do.
+    pub fn resolve(o: &Options, d_in: usize, n_train: usize) -> Result<Self> {
+        let preset = o.preset.unwrap_or(Preset::RelaxedTopk);
+        let relaxed = preset == Preset::RelaxedTopk;
+        let (gao, l1) = (preset == Preset::Topk, preset == Preset::SparseL1);
+        let pick = |general: f64, topk: f64, sparse: f64| if gao { topk } else if l1 { sparse } else { general };
+
+        let n_latents = o.latents.unwrap_or(if l1 { 2048 } else { 8 * d_in });
+        let k = o.k.unwrap_or(if l1 { 30 } else { 32 }.min(n_latents));
+        let batch_size = batch_size(o, l1, n_train)?;
+        let epochs = if o.steps.is_some() { None } else { o.epochs.or(l1.then_some(200.0)) };
+        let steps = match epochs {
+            Some(e) if e > 0.0 && e.is_finite() => (e * n_train as f64 / batch_size as f64).ceil() as u64,
+            Some(e) => return usage(format!("--epochs {e} must be above 0")),
+            None => o.steps.unwrap_or(5000),
+        };
+        let anneal_steps = o.anneal_steps.unwrap_or(if relaxed { 2000.min(steps / 2) } else { 0 });
+        let lr = match o.lr.unwrap_or(if gao {
+            NumberOr::Word(Word::Auto)
+        } else {
+            NumberOr::Number(pick(1e-3, 0.0, 5e-4))
+        }) {
+            NumberOr::Number(lr) => lr,
+            NumberOr::Word(Word::Auto) => schedule::auto_learning_rate(n_latents),
+            NumberOr::Word(Word::Full) => return usage("--lr takes a number or `auto`".into()),
+        };
+        let gain = o.init_gain.unwrap_or(pick(1.0, 1.0, 0.1)) as f32;
+        let default_init = if gao { InitKind::UnitNorm } else if l1 { InitKind::Xavier } else { InitKind::Linear };
+        let init = match o.init.unwrap_or(default_init) {
+            InitKind::Linear => Init::Linear,
+            InitKind::Xavier => Init::Xavier { gain },
+            InitKind::UnitNorm => Init::UnitNorm,
+        };
+        let default_bias = if gao { PreBias::Median } else if l1 { PreBias::None } else { PreBias::Zero };
+        let pre_bias = o.pre_bias.unwrap_or(default_bias);
+        let clip = o.clip_norm.unwrap_or(pick(0.0, 1.0, 1.0));
+        let ema = o.ema.unwrap_or(pick(0.0, 0.999, 0.0));
+        let two_epochs = u32::try_from(2 * n_train.max(1)).unwrap_or(u32::MAX);
+        let eval_every = o.eval_every.unwrap_or((steps / 20).max(1));
+        let config = Self {
+            data: o.data.clone().unwrap_or_default(),
+            dataset: o.dataset.clone(),
+            skip_bad_rows: o.skip_bad_rows.unwrap_or(false),
+            preset,
+            d_in,
+            n_latents,
+            tied: o.tied.unwrap_or(false),
+            init,
+            pre_bias,
+            spec: ModelSpec {
+                k,
+                normalize: o.normalize.unwrap_or(!l1),
+                train_pre_bias: pre_bias != PreBias::None,
+                inference: o.inference.unwrap_or(Inference::Topk),
+                beta1: o.adam_b1.unwrap_or(0.9),
+                beta2: o.adam_b2.unwrap_or(0.999),
+                adam_eps: o.adam_eps.unwrap_or(pick(1e-8, 6.25e-10, 1e-8)),
+                weight_decay: o.weight_decay.unwrap_or(0.0),
+                clip_norm: (clip > 0.0).then_some(clip),
+                aux_k: o.aux_k.unwrap_or(if gao { d_in / 2 } else { 0 }),
+                aux_coef: o.aux_coef.unwrap_or(1.0 / 32.0),
+                dead_after: o.dead_after.unwrap_or(two_epochs.min(10_000_000)),
+                unit_norm_decoder: o.unit_norm_decoder.unwrap_or(gao),
+                ema: (ema > 0.0).then_some(ema),
+            },
+            steps,
+            batch_size,
+            n_train,
+            lr,
+            lr_schedule: o.lr_schedule.unwrap_or(if l1 { LrSchedule::Cosine } else { LrSchedule::Constant }),
+            lr_warmup: o.lr_warmup.unwrap_or(0),
+            anneal_steps,
+            tau_start: o.tau_start.unwrap_or(1.0),
+            tau_end: o.tau_end.unwrap_or(0.05),
+            l1: o.l1.unwrap_or(pick(0.0, 0.0, 0.1)),
+            l1_warmup: o.l1_warmup.unwrap_or(if l1 { 50 } else { 0 }),
+            early_stop: o.early_stop.unwrap_or(0),
+            seed: o.seed.unwrap_or(0),
+            eval_every,
+            eval_rows: o.eval_rows.unwrap_or(20_000),
+            checkpoint_every: o.checkpoint_every.unwrap_or(eval_every),
+            keep_checkpoints: o.keep_checkpoints.unwrap_or(2),
+            precision: o.precision.unwrap_or(Precision::F32),
+        };
+        config.check(clip, ema)?;
+        Ok(config)
+    }
+
+    fn check(&self, clip: f64, ema: f64) -> Result<()> {
+        let s = &self.spec;
+        let (d, m, k) = (self.d_in, self.n_latents, s.k);
+        if m == 0 || m > u32::MAX as usize || m.checked_mul(d).is_none_or(|all| all > usize::MAX / 64) {
+            return usage(format!("--latents {m} with {d} inputs is not a size that can be trained"));
+        }
+        if k == 0 || k > m {
+            return usage(format!("--k {k} must lie between 1 and the number of latents, {m}: lower --k or raise --latents"));
+        }
+        if d < 2 && s.normalize {
+            return usage("rows of one value cannot be normalised: add --no-normalize".into());
+        }
+        if self.steps == 0 {
+            return usage("--steps 0 trains nothing: give at least 1".into());
+        }
+        for (flag, value) in [("--eval-every", self.eval_every), ("--checkpoint-every", self.checkpoint_every)] {
+            if value == 0 {
+                return usage(format!("{flag} 0: give at least 1"));
+            }
+        }
+        if self.eval_rows == 0 || self.keep_checkpoints == 0 {
+            return usage("--eval-rows and --keep-checkpoints must be at least 1".into());
+        }
+        let ranges = [
+            ("--lr", self.lr, 0.0, f64::MAX),
+            ("--tau-start", self.tau_start, 1e-3, f64::MAX),
+            ("--tau-end", self.tau_end, 1e-3, f64::MAX),
+            ("--l1", self.l1, 0.0, f64::MAX),
+            ("--weight-decay", s.weight_decay, 0.0, f64::MAX),
+            ("--adam-b1", s.beta1, 0.0, 0.999_999),
+            ("--adam-b2", s.beta2, 0.0, 0.999_999_9),
+            ("--adam-eps", s.adam_eps, 0.0, 1.0),
+            ("--aux-coef", s.aux_coef, 0.0, f64::MAX),
+            ("--clip-norm", clip, 0.0, f64::MAX),
+            ("--ema", ema, 0.0, 0.999_999_9),
+        ];
+        for (flag, value, low, high) in ranges {
+            if !(value >= low && value <= high && value.is_finite()) {
+                let top = if high == f64::MAX { String::new() } else { format!(" and at most {high}") };
+                return usage(format!("{flag} {value} must be at least {low}{top}"));
+            }
+        }
+        if matches!(self.init, Init::Xavier { gain } if !(gain > 0.0 && gain.is_finite())) {
+            return usage("--init-gain must be above 0".into());
+        }
+        if self.precision != Precision::F32 {
+            return usage(format!("--precision {} needs a GPU; the CPU computes in f32", self.precision));
+        }
+        Ok(())
+    }
+
+    /// The options that resolve to this configuration again.
+    pub fn to_options(&self) -> Options {
+        let s = &self.spec;
+        let (init, gain) = match self.init {
+            Init::Linear => (InitKind::Linear, None),
+            Init::Xavier { gain } => (InitKind::Xavier, Some(f64::from(gain))),
+            Init::UnitNorm => (InitKind::UnitNorm, None),
+        };
+        Options {
+            data: Some(self.data.clone()),
+            dataset: self.dataset.clone(),
+            skip_bad_rows: Some(self.skip_bad_rows),
+            preset: Some(self.preset),
+            latents: Some(self.n_latents),
+            k: Some(s.k),
+            tied: Some(self.tied),
+            normalize: Some(s.normalize),
+            inference: Some(s.inference),
+            init: Some(init),
+            init_gain: gain,
+            pre_bias: Some(self.pre_bias),
+            steps: Some(self.steps),
+            epochs: None,
+            batch_size: Some(NumberOr::Number(self.batch_size)),
+            lr: Some(NumberOr::Number(self.lr)),
+            lr_schedule: Some(self.lr_schedule),
+            lr_warmup: Some(self.lr_warmup),
+            anneal_steps: Some(self.anneal_steps),
+            tau_start: Some(self.tau_start),
+            tau_end: Some(self.tau_end),
+            l1: Some(self.l1),
+            l1_warmup: Some(self.l1_warmup),
+            clip_norm: Some(s.clip_norm.unwrap_or(0.0)),
+            weight_decay: Some(s.weight_decay),
+            adam_b1: Some(s.beta1),
+            adam_b2: Some(s.beta2),
+            adam_eps: Some(s.adam_eps),
+            aux_k: Some(s.aux_k),
+            aux_coef: Some(s.aux_coef),
+            dead_after: Some(s.dead_after),
+            unit_norm_decoder: Some(s.unit_norm_decoder),
+            ema: Some(s.ema.unwrap_or(0.0)),
+            early_stop: Some(self.early_stop),
+            seed: Some(self.seed),
+            eval_every: Some(self.eval_every),
+            eval_rows: Some(self.eval_rows),
+            checkpoint_every: Some(self.checkpoint_every),
+            keep_checkpoints: Some(self.keep_checkpoints),
+            precision: Some(self.precision),
+        }
+    }
+
+    /// As TOML, for `config.toml`.
+    ///
+    /// # Errors
+    /// A path that is not UTF-8 cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        let body = toml::to_string(&self.to_options())
+            .map_err(|e| Error::Failed(format!("the configuration cannot be written as TOML: {e}")))?;
+        Ok(format!("# Resolved by sae {}; `sae train --config` with this file gives the same run.\n{body}", env!("CARGO_PKG_VERSION")))
+    }
+
+    /// Start of b_pre where it is trained.
+    pub fn pre_bias_init(&self) -> PreBiasInit {
+        match self.pre_bias {
+            PreBias::None | PreBias::Zero => PreBiasInit::Zero,
+            PreBias::Mean => PreBiasInit::Mean,
+            PreBias::Median => PreBiasInit::Median,
+        }
+    }
+}
+
+fn batch_size(o: &Options, full_by_default: bool, n_train: usize) -> Result<usize> {
+    if n_train == 0 {
+        return usage("the training split is empty: more rows, or another --seed, are needed".into());
+    }
+    match o.batch_size {
+        Some(NumberOr::Number(0)) => usage("--batch-size 0: give at least 1, or `full`".into()),
+        Some(NumberOr::Number(n)) if n > n_train => usage(format!(
+            "--batch-size {n} is larger than the {n_train} training rows: give at most {n_train}, or `full`"
+        )),
+        Some(NumberOr::Number(n)) => Ok(n),
+        Some(NumberOr::Word(Word::Full)) => Ok(n_train),
+        Some(NumberOr::Word(Word::Auto)) | None if !full_by_default => Ok(n_train.min(512)),
+        _ => Ok(n_train),
+    }
+}

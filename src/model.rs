@@ -1,0 +1,261 @@
+//! The tensors of the autoencoder. The formulas are in [`crate::backend`]; here are shapes and starts.
+//!
+//! | tensor | shape | meaning |
+//! | --- | --- | --- |
+//! | `w_enc` | (M, D) | encoder, one row a latent |
+//! | `w_dec` | (M, D) | decoder, one row a latent; absent in a tied model, where it *is* `w_enc` |
+//! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
+//! | `b_lat` | (M) | bias of each latent |
+
+use crate::config::{Init, PreBiasInit};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// One set of the model's tensors: the weights themselves, a moment of Adam, a gradient or an average.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Params {
+    /// Inputs, D.
+    pub d_in: usize,
+    /// Latents, M.
+    pub n_latents: usize,
+    /// (M, D), row-major.
+    pub w_enc: Vec<f32>,
+    /// (M, D), row-major; `None` when tied.
+    pub w_dec: Option<Vec<f32>>,
+    /// (D).
+    pub b_pre: Vec<f32>,
+    /// (M).
+    pub b_lat: Vec<f32>,
+}
+
+impl Params {
+    /// All zeros.
+    pub fn zeros(d_in: usize, n_latents: usize, tied: bool) -> Self {
+        Self {
+            d_in,
+            n_latents,
+            w_enc: vec![0.0; n_latents * d_in],
+            w_dec: (!tied).then(|| vec![0.0; n_latents * d_in]),
+            b_pre: vec![0.0; d_in],
+            b_lat: vec![0.0; n_latents],
+        }
+    }
+
+    /// True when decoder and encoder are one tensor.
+    pub fn tied(&self) -> bool {
+        self.w_dec.is_none()
+    }
+
+    /// The decoder (M, D): `w_enc` when tied.
+    pub fn decoder(&self) -> &[f32] {
+        self.w_dec.as_deref().unwrap_or(&self.w_enc)
+    }
+
+    /// Number of values in all tensors.
+    pub fn len(&self) -> usize {
+        self.tensors().iter().map(|(_, _, t)| t.len()).sum()
+    }
+
+    /// True when there is nothing in it (a model has at least one latent, so never in practice).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Name, shape and values of each tensor that is stored, in the order of the files.
+    pub fn tensors(&self) -> Vec<(&'static str, Vec<usize>, &[f32])> {
+        let matrix = vec![self.n_latents, self.d_in];
+        let mut all = vec![("w_enc", matrix.clone(), self.w_enc.as_slice())];
+        if let Some(w_dec) = &self.w_dec {
+            all.push(("w_dec", matrix, w_dec));
+        }
+        all.push(("b_pre", vec![self.d_in], &self.b_pre));
+        all.push(("b_lat", vec![self.n_latents], &self.b_lat));
+        all
+    }
+
+    /// The same tensors to write into, in the same order.
+    pub fn tensors_mut(&mut self) -> Vec<(&'static str, &mut [f32])> {
+        let mut all = vec![("w_enc", self.w_enc.as_mut_slice())];
+        if let Some(w_dec) = &mut self.w_dec {
+            all.push(("w_dec", w_dec));
+        }
+        all.push(("b_pre", &mut self.b_pre));
+        all.push(("b_lat", &mut self.b_lat));
+        all
+    }
+
+    /// Start weights. `b_lat` is 0 and `b_pre` is `b_pre` in every case.
+    ///
+    /// * `linear`: what PyTorch gives a linear layer: encoder uniform in +-1/sqrt(D), decoder uniform in +-1/sqrt(M).
+    /// * `xavier`: encoder uniform in +-gain * sqrt(6 / (D + M)); the decoder starts as the encoder.
+    /// * `unit-norm`: encoder rows drawn on the unit sphere; the decoder starts as the encoder.
+    pub fn init(d_in: usize, n_latents: usize, tied: bool, init: &Init, seed: u64) -> Self {
+        let mut params = Self::zeros(d_in, n_latents, tied);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x1217_5ae5_eed5_0001);
+        let (d, m) = (d_in as f32, n_latents as f32);
+        let enc_bound = match init {
+            Init::Linear => 1.0 / d.sqrt(),
+            Init::Xavier { gain } => gain * (6.0 / (d + m)).sqrt(),
+            Init::UnitNorm => 1.0,
+        };
+        fill_uniform(&mut params.w_enc, enc_bound, &mut rng);
+        if matches!(init, Init::UnitNorm) {
+            // Normal rows, normalised, lie uniformly on the sphere; uniform ones would favour the corners.
+            for value in &mut params.w_enc {
+                *value = standard_normal(&mut rng);
+            }
+            for row in params.w_enc.chunks_exact_mut(d_in) {
+                normalize(row);
+            }
+        }
+        if let Some(w_dec) = &mut params.w_dec {
+            match init {
+                Init::Linear => fill_uniform(w_dec, 1.0 / m.sqrt(), &mut rng),
+                Init::Xavier { .. } | Init::UnitNorm => w_dec.copy_from_slice(&params.w_enc),
+            }
+        }
+        params
+    }
+}
+
+fn fill_uniform(values: &mut [f32], bound: f32, rng: &mut ChaCha8Rng) {
+    for value in values {
+        *value = rng.random_range(-bound..=bound);
+    }
+}
+
+/// Box-Muller.
+fn standard_normal(rng: &mut ChaCha8Rng) -> f32 {
+    let u: f64 = 1.0 - rng.random::<f64>();
+    let v: f64 = rng.random();
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+/// Scales `row` to length 1; a zero row stays zero.
+pub fn normalize(row: &mut [f32]) {
+    let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        for value in row {
+            *value = (f64::from(*value) / norm) as f32;
+        }
+    }
+}
+
+/// Start of `b_pre` from rows (in the model's input space, after normalisation): zero, mean or geometric median.
+///
+/// The geometric median minimises the sum of distances (Weiszfeld 1937, at most 100 rounds,
+/// stopped once it moves by less than 1e-6 of its length).
+pub fn pre_bias_start(kind: PreBiasInit, d_in: usize, rows: &[f32]) -> Vec<f32> {
+    let n_rows = rows.len() / d_in;
+    if kind == PreBiasInit::Zero || n_rows == 0 {
+        return vec![0.0; d_in];
+    }
+    let mut center = vec![0.0f64; d_in];
+    for row in rows.chunks_exact(d_in) {
+        for (c, &x) in center.iter_mut().zip(row) {
+            *c += f64::from(x) / n_rows as f64;
+        }
+    }
+    if kind == PreBiasInit::Median {
+        for _ in 0..100 {
+            if weiszfeld(&mut center, rows) < 1e-6 {
+                break;
+            }
+        }
+    }
+    center.iter().map(|&c| c as f32).collect()
+}
+
+/// One Weiszfeld round; returns the move relative to the new length.
+fn weiszfeld(center: &mut [f64], rows: &[f32]) -> f64 {
+    let mut sum = vec![0.0f64; center.len()];
+    let mut weights = 0.0;
+    for row in rows.chunks_exact(center.len()) {
+        let pairs = row.iter().zip(center.iter());
+        let dist2: f64 = pairs.map(|(&x, &c)| (f64::from(x) - c).powi(2)).sum();
+        let weight = 1.0 / dist2.sqrt().max(1e-12);
+        weights += weight;
+        for (s, &x) in sum.iter_mut().zip(row) {
+            *s += weight * f64::from(x);
+        }
+    }
+    let (mut moved, mut length) = (0.0, 0.0);
+    for (c, s) in center.iter_mut().zip(sum) {
+        let new = s / weights;
+        moved += (new - *c).powi(2);
+        length += new * new;
+        *c = new;
+    }
+    (moved / length.max(1e-30)).sqrt()
+}
+
+/// Everything a training run carries from one step to the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainState {
+    /// Steps done.
+    pub step: u64,
+    /// Weights.
+    pub params: Params,
+    /// Adam's first moment.
+    pub m: Params,
+    /// Adam's second moment.
+    pub v: Params,
+    /// Exponential moving average of the weights, where asked for.
+    pub ema: Option<Params>,
+    /// Rows seen since each latent was last among the top k with a positive value (M).
+    pub idle_rows: Vec<u32>,
+}
+
+impl TrainState {
+    /// A run at step 0 from start weights.
+    pub fn start(params: Params, with_ema: bool) -> Self {
+        let zeros = Params::zeros(params.d_in, params.n_latents, params.tied());
+        Self {
+            step: 0,
+            m: zeros.clone(),
+            v: zeros,
+            ema: with_ema.then(|| params.clone()),
+            idle_rows: vec![0; params.n_latents],
+            params,
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unit_norm_start_has_rows_of_length_one_and_an_equal_decoder() {
+        let p = Params::init(7, 5, false, &Init::UnitNorm, 3);
+        for row in p.w_enc.chunks_exact(7) {
+            let norm: f32 = row.iter().map(|v| v * v).sum();
+            assert!((norm - 1.0).abs() < 1e-5);
+        }
+        assert_eq!(p.w_dec.as_ref().unwrap(), &p.w_enc);
+    }
+
+    #[test]
+    fn linear_start_stays_inside_its_bounds_and_fills_them() {
+        let p = Params::init(64, 256, false, &Init::Linear, 3);
+        let max = |t: &[f32]| t.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        assert!(max(&p.w_enc) <= 0.125 && max(&p.w_enc) > 0.12);
+        assert!(max(p.decoder()) <= 0.0625 && max(p.decoder()) > 0.06);
+        assert!(p.b_lat.iter().chain(&p.b_pre).all(|&b| b == 0.0));
+    }
+
+    #[test]
+    fn geometric_median_ignores_a_far_outlier_that_moves_the_mean() {
+        let mut rows = vec![0.0f32; 2 * 21];
+        for i in 0..20 {
+            rows[2 * i] = 1.0 + 0.01 * (i as f32 - 9.5);
+            rows[2 * i + 1] = -2.0;
+        }
+        rows[40] = 1000.0;
+        let mean = pre_bias_start(PreBiasInit::Mean, 2, &rows);
+        let median = pre_bias_start(PreBiasInit::Median, 2, &rows);
+        assert!(mean[0] > 40.0);
+        assert!((median[0] - 1.0).abs() < 0.2 && (median[1] + 2.0).abs() < 0.2, "{median:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! What several tests need: golden files, a comparator that can fail, data made from a counter.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use safetensors::{Dtype, SafeTensors};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference};
+use topk_sae::backend::{Backend, Inference, ModelSpec};
+use topk_sae::data::Embeddings;
+use topk_sae::model::{Params, TrainState};
+use topk_sae::noise::{philox4x32, unit};
+
+/// One golden file: its metadata and its tensors as float64.
+pub struct Golden {
+    pub name: String,
+    pub meta: HashMap<String, String>,
+    pub tensors: HashMap<String, Vec<f64>>,
+}
+
+impl Golden {
+    pub fn num<T: std::str::FromStr>(&self, key: &str) -> T {
+        let text = self.meta.get(key).unwrap_or_else(|| panic!("{}: no `{key}` in the metadata", self.name));
+        text.parse().ok().unwrap_or_else(|| panic!("{}: `{key}` is {text}", self.name))
+    }
+
+    pub fn flag(&self, key: &str) -> bool {
+        match self.meta.get(key).map(String::as_str) {
+            Some("True") => true,
+            Some("False") => false,
+            other => panic!("{}: `{key}` is {other:?}", self.name),
+        }
+    }
+
+    pub fn f32(&self, key: &str) -> Vec<f32> {
+        self.tensors[key].iter().map(|&v| v as f32).collect()
+    }
+}
+
+/// All golden files whose name starts with `prefix`, from `SAE_GOLDENS` or the project's own copies.
+pub fn goldens(prefix: &str) -> Vec<Golden> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let folder = std::env::var_os("SAE_GOLDENS").map_or(own, PathBuf::from);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with(prefix))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{}: no {prefix}*.safetensors", folder.display());
+    paths.iter().map(|p| read_golden(p)).collect()
+}
+
+fn read_golden(path: &Path) -> Golden {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = file.tensors().into_iter().map(|(name, view)| {
+        let data = view.data();
+        let values = match view.dtype() {
+            Dtype::F64 => data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::F32 => {
+                data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+            }
+            other => panic!("{}: {name} is {other:?}", path.display()),
+        };
+        (name, values)
+    });
+    Golden {
+        name: path.file_name().unwrap().to_string_lossy().into_owned(),
+        meta: header.metadata().clone().unwrap_or_default(),
+        tensors: tensors.collect(),
+    }
+}
+
+/// Largest difference over the largest size of the reference; NaN anywhere, or another length, gives NaN.
+pub fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+    if got.len() != want.len() {
+        return f64::NAN;
+    }
+    let scale = want.iter().fold(0.0f64, |a, v| a.max(v.abs()));
+    let mut worst = 0.0f64;
+    for (&g, &w) in got.iter().zip(want) {
+        let difference = (f64::from(g) - w).abs();
+        if !difference.is_finite() {
+            return f64::NAN;
+        }
+        worst = worst.max(difference);
+    }
+    if scale == 0.0 { worst } else { worst / scale }
+}
+
+/// Fails unless `got` is within `tolerance` of `want`, relative to its largest value.
+pub fn close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    let error = relative_error(got, want);
+    assert!(error <= tolerance, "{what}: relative error {error:.3e}, allowed {tolerance:.0e}");
+}
+
+pub fn close32(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
+    let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
+    close(what, got, &want, tolerance);
+}
+
+pub fn spec(k: usize) -> ModelSpec {
+    ModelSpec {
+        k,
+        normalize: true,
+        train_pre_bias: true,
+        inference: Inference::Topk,
+        beta1: 0.9,
+        beta2: 0.999,
+        adam_eps: 1e-8,
+        weight_decay: 0.0,
+        clip_norm: None,
+        aux_k: 0,
+        aux_coef: 1.0 / 32.0,
+        dead_after: 100,
+        unit_norm_decoder: false,
+        ema: None,
+    }
+}
+
+/// Uniform on [-1, 1), from a counter: the same on every machine.
+pub fn values(n: usize, seed: u32) -> Vec<f32> {
+    (0..n).map(|i| 2.0 * unit(philox4x32([i as u32, seed, 7, 7], [1, 2])[0]) - 1.0).collect()
+}
+
+pub fn embeddings(d_in: usize, rows: Vec<f32>) -> Arc<Embeddings> {
+    let ids = (0..rows.len() / d_in).map(|n| format!("row{n}")).collect();
+    Arc::new(Embeddings::from_rows(ids, d_in, rows).unwrap())
+}
+
+pub fn random_params(d: usize, m: usize, tied: bool, seed: u32) -> Params {
+    let scale = |v: Vec<f32>, s: f32| v.into_iter().map(|x| x * s).collect::<Vec<f32>>();
+    let w = 1.5 / (d as f32).sqrt();
+    Params {
+        d_in: d,
+        n_latents: m,
+        w_enc: scale(values(m * d, seed), w),
+        w_dec: (!tied).then(|| scale(values(m * d, seed + 1), w)),
+        b_pre: scale(values(d, seed + 2), 0.1),
+        b_lat: scale(values(m, seed + 3), 0.1),
+    }
+}
+
+/// Both backends on the same data and state: one test body for each.
+pub fn backends(data: &Arc<Embeddings>, spec: &ModelSpec, state: &TrainState) -> Vec<(&'static str, Box<dyn Backend>)> {
+    vec![
+        ("reference", Box::new(Reference::new(data.clone(), spec.clone(), state.clone()))),
+        ("fast", Box::new(FastCpu::new(data.clone(), spec.clone(), state.clone()))),
+    ]
+}
