@@ -1,5 +1,6 @@
 //! Sparse autoencoders on embeddings.
 
 pub mod data;
+pub mod devices;
 pub mod error;
 pub mod report;
