@@ -47,8 +47,12 @@ pub struct Progress {
     interval: Duration,
     /// When and at which step the last report was written.
     reported: Option<(Instant, u64)>,
-    /// The latest state, for the last report: step, text.
-    latest: Option<(u64, String)>,
+    /// The latest state: step, loss, rows a second; and its note. Kept because no one knows which step
+    /// is the last when a run is interrupted.
+    latest: (u64, f64, f64),
+    note: String,
+    /// Whether the latest state has been reported.
+    shown: bool,
     began: (Instant, u64),
 }
 
@@ -75,7 +79,9 @@ impl Progress {
             total,
             interval,
             reported: None,
-            latest: None,
+            latest: (start, f64::NAN, 0.0),
+            note: String::new(),
+            shown: true,
             began: (Instant::now(), start),
         }
     }
@@ -91,25 +97,22 @@ impl Progress {
             None => true,
             Some((at, _)) => now - at >= self.interval || step >= self.total,
         };
+        self.latest = (step, loss, rows_per_second);
+        // A note seldom changes: its memory is used again.
+        note.clone_into(&mut self.note);
+        self.shown = false;
         if due {
-            let text = describe(loss, rows_per_second, note);
-            self.report(now, step, &text);
-            self.latest = None;
-        } else {
-            // Only the last step's text is ever shown, but no one knows which step is the last
-            // when a run is interrupted; the numbers are formatted at most once an interval.
-            self.latest = match self.latest.take() {
-                Some((_, text)) => Some((step, text)),
-                None => Some((step, describe(loss, rows_per_second, note))),
-            };
+            self.report(now);
         }
     }
 
-    fn report(&mut self, now: Instant, step: u64, text: &str) {
+    fn report(&mut self, now: Instant) {
+        let (step, loss, rows_per_second) = self.latest;
+        let text = describe(loss, rows_per_second, &self.note);
         match &mut self.sink {
             Sink::Bar(bar) => {
-                bar.set_message(text.to_owned());
                 bar.set_position(step);
+                bar.set_message(text);
             }
             Sink::Lines(_) => {
                 // The pace since the last line, not since the start: annealing steps cost more.
@@ -122,6 +125,7 @@ impl Progress {
             Sink::Quiet => {}
         }
         self.reported = Some((now, step));
+        self.shown = true;
     }
 
     /// Prints a line without breaking the bar; nothing if quiet.
@@ -131,8 +135,8 @@ impl Progress {
 
     /// The end of the run, or of its part before an interruption: shows the last state and leaves it.
     pub fn finish(mut self) {
-        if let Some((step, text)) = self.latest.take() {
-            self.report(Instant::now(), step, &text);
+        if !self.shown {
+            self.report(Instant::now());
         }
         if let Sink::Bar(bar) = &self.sink {
             bar.abandon();
@@ -277,7 +281,10 @@ mod tests {
         let lines = log.lines();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert_eq!(lines[1], "stopping");
-        assert!(lines[2].starts_with("step 303/10,000"), "{lines:?}");
+        assert!(
+            lines[2].starts_with("step 303/10,000  loss 0.3000"),
+            "{lines:?}"
+        );
     }
 
     #[test]
