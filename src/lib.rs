@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod config;
 pub mod data;
+pub mod devices;
 pub mod error;
 pub mod model;
 pub mod noise;
