@@ -1,1 +1,34 @@
-//! Embeddings from HDF5.
+//! Embeddings from HDF5: loading, the split by id, shuffled batches, and what a file holds.
+//!
+//! Reading order: [`h5`](self) wraps the library, `header` skips it where 20,000 small datasets
+//! would make it slow, `layout` decides what the rows are, `load` reads and checks them,
+//! [`Split`] and [`BatchOrder`] say which rows are used when.
+
+mod batches;
+mod embeddings;
+mod h5;
+mod header;
+mod inspect;
+mod kind;
+mod layout;
+mod load;
+mod read;
+mod scan;
+mod signature;
+mod split;
+mod text;
+
+pub use batches::BatchOrder;
+pub use embeddings::{Embeddings, Skipped, Source};
+pub use inspect::{FileSummary, inspect};
+pub use kind::Dtype;
+pub use split::{Part, Split, part_of_id};
+
+/// How data files are to be read.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// The matrix, or the group to look in, where the file alone does not tell.
+    pub dataset: Option<String>,
+    /// Drop and count rows that cannot be used instead of stopping at the first.
+    pub skip_bad_rows: bool,
+}

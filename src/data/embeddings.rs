@@ -1,0 +1,192 @@
+//! The rows in memory, with their ids.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::kind::Dtype;
+use super::read::Values;
+use crate::error::{Error, Result};
+
+/// Embeddings in memory, in the type they are stored in.
+///
+/// Several files of different types take the narrowest type that holds them all.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    pub(super) values: Values,
+    pub(super) n_rows: usize,
+    pub(super) d_in: usize,
+    pub(super) groups: Groups,
+    pub(super) skipped: Skipped,
+    pub(super) sources: Vec<Source>,
+}
+
+/// Which rows the split keeps together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    pub ids: Vec<String>,
+    /// Group and residue (from 1; 0 for a row that is no residue) of each row;
+    /// empty if every row is a group of its own.
+    pub of_row: Vec<(u32, u32)>,
+}
+
+/// One file that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// What its rows are: `one vector per id`, `residues per id` or `matrix`.
+    pub layout: &'static str,
+    /// The dataset, or how many there are, in words.
+    pub datasets: String,
+    /// Rows taken from it.
+    pub n_rows: usize,
+}
+
+/// Rows that were dropped by `skip_bad_rows`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Skipped {
+    /// Rows with a NaN, an infinity, or a value too large for float32.
+    pub non_finite: usize,
+    /// Rows of another width than most.
+    pub width: usize,
+    /// Rows whose id was seen before.
+    pub duplicate: usize,
+    /// Rows whose id is empty or holds a tab or line break.
+    pub bad_id: usize,
+    /// The first of each kind, as the error would have told it.
+    pub examples: Vec<String>,
+}
+
+impl Skipped {
+    /// All dropped rows.
+    pub fn total(&self) -> usize {
+        self.non_finite + self.width + self.duplicate + self.bad_id
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = [
+            (self.non_finite, "not finite"),
+            (self.width, "of another width"),
+            (self.duplicate, "with an id seen before"),
+            (self.bad_id, "with an unusable id"),
+        ];
+        let texts: Vec<String> = counts
+            .iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| format!("{n} {what}"))
+            .collect();
+        write!(f, "{} rows skipped", self.total())?;
+        if !texts.is_empty() {
+            write!(f, ": {}", texts.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl Embeddings {
+    /// Rows of `d_in` float32 values with their ids, as tests and benchmarks make them.
+    pub fn from_rows(ids: Vec<String>, d_in: usize, rows: Vec<f32>) -> Result<Self> {
+        if ids.is_empty() || ids.len().checked_mul(d_in) != Some(rows.len()) || d_in == 0 {
+            return Err(Error::Failed(format!(
+                "{} ids of {d_in} values do not make {} values",
+                ids.len(),
+                rows.len()
+            )));
+        }
+        Ok(Self {
+            values: Values::F32(rows),
+            n_rows: ids.len(),
+            d_in,
+            groups: Groups {
+                ids,
+                of_row: Vec::new(),
+            },
+            skipped: Skipped::default(),
+            sources: Vec::new(),
+        })
+    }
+
+    /// Number of rows, N.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Width of a row, D.
+    pub fn d_in(&self) -> usize {
+        self.d_in
+    }
+
+    /// The type the rows are kept in.
+    pub fn dtype(&self) -> Dtype {
+        self.values.dtype()
+    }
+
+    /// Memory that the values take.
+    pub fn bytes(&self) -> usize {
+        self.values.bytes().len()
+    }
+
+    /// Writes row `row` to `out` as float32.
+    ///
+    /// # Panics
+    ///
+    /// If `row` is not a row or `out` is not `d_in` long.
+    pub fn row_into(&self, row: usize, out: &mut [f32]) {
+        self.values.row_into(row, self.d_in, out);
+    }
+
+    /// Number of groups: what the split keeps together.
+    pub fn n_groups(&self) -> usize {
+        self.groups.ids.len()
+    }
+
+    /// The group of a row: its protein in per-residue files, else the row itself.
+    pub fn group_of(&self, row: usize) -> usize {
+        match self.groups.of_row.get(row) {
+            Some((group, _)) => *group as usize,
+            None => row,
+        }
+    }
+
+    /// The id of a group.
+    pub fn group_id(&self, group: usize) -> &str {
+        &self.groups.ids[group]
+    }
+
+    /// The id of a row; `id:residue`, residues from 1, in per-residue files.
+    pub fn row_id(&self, row: usize) -> String {
+        let id = self.group_id(self.group_of(row));
+        match self.groups.of_row.get(row) {
+            Some((_, residue)) if *residue > 0 => format!("{id}:{residue}"),
+            _ => id.to_owned(),
+        }
+    }
+
+    /// Rows that were dropped.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+
+    /// The files, in the order given.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// A hash of ids, width, type and values: equal means that a resumed run sees the same data.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(format!("{} {} {}\n", self.n_rows, self.d_in, self.dtype()).as_bytes());
+        for id in &self.groups.ids {
+            hash.update(&(id.len() as u64).to_le_bytes());
+            hash.update(id.as_bytes());
+        }
+        for (group, residue) in &self.groups.of_row {
+            hash.update(&group.to_le_bytes());
+            hash.update(&residue.to_le_bytes());
+        }
+        hash.update(self.values.bytes());
+        hash.digest()
+    }
+}

@@ -1,0 +1,383 @@
+//! A thin, checked layer over the HDF5 library: open, list, read bytes, read strings.
+//!
+//! Every call into the library runs under its lock (`sync`), which also keeps the library from
+//! printing its own error stack. Values are read without conversion and turned afterwards: HDF5's
+//! float16 conversion is twenty times slower than `half`'s.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+
+use hdf5::file::SizeofInfo;
+use hdf5::sync::sync;
+use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
+
+use super::kind::{Dtype, Stored};
+use crate::error::{Error, Result};
+
+const UNDEFINED: u64 = u64::MAX;
+
+/// An open file, once for the library and once for plain reads at known offsets.
+pub(super) struct File {
+    pub path: PathBuf,
+    pub hdf: hdf5::File,
+    pub raw: std::fs::File,
+    pub len: u64,
+    /// Offsets in headers are those of the file, eight bytes long.
+    pub plain: bool,
+}
+
+/// What a dataset holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    Float(Stored),
+    Text,
+    /// Floats of a format that is not read.
+    OddFloat(String),
+    Other(&'static str),
+}
+
+/// Where the values are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Place {
+    /// Contiguous and uncompressed, from this byte of the file on.
+    At(u64),
+    /// Chunked, compressed, compact, external, virtual or never written: the library reads it.
+    Library,
+}
+
+/// One dataset and how to get at it.
+#[derive(Clone, Debug)]
+pub(super) struct Dataset {
+    /// From the root, without the leading slash.
+    pub path: String,
+    pub shape: Vec<u64>,
+    pub kind: Kind,
+    pub place: Place,
+}
+
+/// One name in a group.
+pub(super) struct Link {
+    pub name: String,
+    /// The object's address; `None` for soft and external links.
+    pub address: Option<u64>,
+}
+
+/// An identifier of the library, released when dropped.
+pub(super) struct Id(pub(super) i64);
+
+impl Id {
+    pub fn new(id: i64) -> hdf5::Result<Self> {
+        hdf5::h5check(id).map(Self)
+    }
+}
+
+impl Drop for Id {
+    fn drop(&mut self) {
+        // SAFETY: the id came from the library and is released once, here.
+        sync(|| unsafe { h5i::H5Idec_ref(self.0) });
+    }
+}
+
+/// The library's answer in one short line.
+pub(super) fn brief(error: &hdf5::Error) -> String {
+    let text = match error.stack() {
+        Some(stack) => match stack.last() {
+            Some(frame) => frame.desc().to_owned(),
+            None => "no reason given".to_owned(),
+        },
+        None => error.to_string(),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+impl File {
+    pub fn open(path: &Path) -> Result<Self> {
+        let raw = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let meta = raw.metadata().map_err(Error::io(path, "open"))?;
+        super::signature::check(path, &raw, &meta)?;
+        let hdf = hdf5::File::open(path).map_err(|error| {
+            let why = brief(&error);
+            let what = if why.contains("truncated file") {
+                format!(
+                    "the file is cut short at {} bytes; download or copy it again",
+                    meta.len()
+                )
+            } else if why.contains("lock") {
+                "another program has it open for writing; wait for that program to finish"
+                    .to_owned()
+            } else {
+                format!("HDF5 cannot open it ({why}); it is damaged: download or copy it again")
+            };
+            Error::data(path, "", what)
+        })?;
+        let plain = hdf.create_plist().is_ok_and(|list| {
+            let sizes = list.sizes();
+            // The default is eight bytes for both.
+            list.userblock() == 0 && sizes == SizeofInfo::default()
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            hdf,
+            raw,
+            len: meta.len(),
+            plain,
+        })
+    }
+
+    /// A damaged-file error at `place`.
+    pub fn damaged(&self, place: &str, error: &hdf5::Error) -> Error {
+        Error::data(
+            &self.path,
+            place,
+            format!(
+                "HDF5 cannot read it ({}); if the file is damaged, download or copy it again",
+                brief(error)
+            ),
+        )
+    }
+
+    /// The names in `group` ("" is the root), in no particular order.
+    pub fn links(&self, group: &str) -> Result<Vec<Link>> {
+        let names = sync(|| {
+            let group = open_group(&self.hdf, group)?;
+            let mut found: Vec<(CString, Option<u64>)> = Vec::new();
+            #[allow(deprecated)] // The newer call is not in HDF5 1.10.
+            // SAFETY: `collect` gets back the vector given here, which outlives the call.
+            let code = unsafe {
+                h5l::H5Literate1(
+                    group.0,
+                    hdf5_sys::h5::H5_INDEX_NAME,
+                    hdf5_sys::h5::H5_ITER_NATIVE,
+                    null_mut(),
+                    Some(collect),
+                    (&raw mut found).cast(),
+                )
+            };
+            hdf5::h5check(code).map(|_| found)
+        })
+        .map_err(|error| self.damaged(&format!("group \"/{group}\""), &error))?;
+        names
+            .into_iter()
+            .map(|(name, address)| match name.into_string() {
+                Ok(name) => Ok(Link { name, address }),
+                Err(bad) => Err(Error::data(
+                    &self.path,
+                    format!("group \"/{group}\""),
+                    format!(
+                        "the name {:?} is not UTF-8; rename it",
+                        bad.into_cstring().to_string_lossy()
+                    ),
+                )),
+            })
+            .collect()
+    }
+
+    /// Opens the object at `path`: a dataset, or `None` for a group and anything else.
+    /// `own` says that it is known to lie in this very file, so that offsets are good.
+    pub fn describe(&self, path: &str, own: bool) -> Result<Option<Dataset>> {
+        let described = sync(|| {
+            let object = open_object(&self.hdf, path)?;
+            // SAFETY: a live id.
+            match unsafe { h5i::H5Iget_type(object.0) } {
+                h5i::H5I_type_t::H5I_DATASET => describe_open(&self.hdf, &object, path, own),
+                _ => Ok(None),
+            }
+        });
+        described.map_err(|error| self.damaged(&format!("dataset \"/{path}\""), &error))
+    }
+
+    /// Reads a whole dataset without conversion; `out` must be exactly its size.
+    pub fn read_bytes(&self, dataset: &Dataset, size: usize, out: &mut [u8]) -> Result<()> {
+        let read = sync(|| {
+            let object = open_object(&self.hdf, &dataset.path)?;
+            // SAFETY: live ids; `out` is as long as the values, which is checked just before.
+            unsafe {
+                let kind = Id::new(h5d::H5Dget_type(object.0))?;
+                let space = Id::new(h5d::H5Dget_space(object.0))?;
+                let n = h5s::H5Sget_simple_extent_npoints(space.0);
+                let unit = h5t::H5Tget_size(kind.0);
+                let needed = usize::try_from(n).ok().and_then(|n| n.checked_mul(unit));
+                if unit != size || needed != Some(out.len()) {
+                    return Err(hdf5::Error::from("its shape changed while reading"));
+                }
+                hdf5::h5check(h5d::H5Dread(
+                    object.0,
+                    kind.0,
+                    h5s::H5S_ALL,
+                    h5s::H5S_ALL,
+                    hdf5_sys::h5p::H5P_DEFAULT,
+                    out.as_mut_ptr().cast(),
+                ))
+                .map(|_| ())
+            }
+        });
+        read.map_err(|error| self.damaged(&format!("dataset \"/{}\"", dataset.path), &error))
+    }
+
+    /// Whether `path` is a group.
+    pub fn is_group(&self, path: &str) -> bool {
+        sync(|| open_group(&self.hdf, path).is_ok())
+    }
+
+    /// Whether the group at `path` lies in this very file, not in one that an external link names.
+    pub fn is_own(&self, path: &str) -> bool {
+        sync(|| {
+            let Ok(group) = open_group(&self.hdf, path) else {
+                return false;
+            };
+            let name = |id: i64| {
+                let mut name = vec![0u8; 4096];
+                // SAFETY: a live id; the library writes at most `name.len()` bytes.
+                let n = unsafe { h5f::H5Fget_name(id, name.as_mut_ptr().cast(), name.len()) };
+                (n > 0).then_some(name)
+            };
+            let (own, other) = (name(self.hdf.id()), name(group.0));
+            own.is_some() && own == other
+        })
+    }
+}
+
+/// Called by the library for each link; `data` is the vector to append to.
+unsafe extern "C" fn collect(
+    _: i64,
+    name: *const c_char,
+    info: *const h5l::H5L_info1_t,
+    data: *mut c_void,
+) -> i32 {
+    // SAFETY: the library passes a name that ends in NUL, a filled record, and our vector.
+    unsafe {
+        let found = &mut *data.cast::<Vec<(CString, Option<u64>)>>();
+        let hard = (*info).type_ == h5l::H5L_TYPE_HARD;
+        let mut target = (*info).u;
+        let address = hard.then(|| *target.address());
+        found.push((CStr::from_ptr(name).to_owned(), address));
+    }
+    0
+}
+
+fn c_path(path: &str) -> hdf5::Result<CString> {
+    CString::new(format!("/{path}")).map_err(|_| hdf5::Error::from("its name holds a NUL"))
+}
+
+pub(super) fn open_object(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
+    let name = c_path(path)?;
+    // SAFETY: a live file id and a string that ends in NUL.
+    Id::new(unsafe { h5o::H5Oopen(file.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
+}
+
+fn open_group(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
+    let name = c_path(path)?;
+    // SAFETY: a live file id and a string that ends in NUL.
+    Id::new(unsafe { h5g::H5Gopen2(file.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
+}
+
+fn describe_open(
+    file: &hdf5::File,
+    object: &Id,
+    path: &str,
+    own: bool,
+) -> hdf5::Result<Option<Dataset>> {
+    // SAFETY: live ids; `shape` has room for the rank that the library just gave.
+    unsafe {
+        let space = Id::new(h5d::H5Dget_space(object.0))?;
+        let rank = h5s::H5Sget_simple_extent_ndims(space.0);
+        let mut shape = vec![0u64; usize::try_from(rank).unwrap_or(0)];
+        hdf5::h5check(h5s::H5Sget_simple_extent_dims(
+            space.0,
+            shape.as_mut_ptr(),
+            null_mut(),
+        ))?;
+        let kind = Id::new(h5d::H5Dget_type(object.0))?;
+        let offset = h5d::H5Dget_offset(object.0);
+        Ok(Some(Dataset {
+            path: path.to_owned(),
+            shape,
+            kind: kind_of(file, &kind, path),
+            place: if own && offset != UNDEFINED {
+                Place::At(offset)
+            } else {
+                Place::Library
+            },
+        }))
+    }
+}
+
+fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
+    // SAFETY: a live id of a datatype.
+    let (class, size, order) = unsafe {
+        let class = h5t::H5Tget_class(id.0);
+        (class, h5t::H5Tget_size(id.0), h5t::H5Tget_order(id.0))
+    };
+    let stored = |dtype| {
+        Kind::Float(Stored {
+            dtype,
+            big_endian: order == h5t::H5T_order_t::H5T_ORDER_BE,
+        })
+    };
+    match class {
+        h5t::H5T_class_t::H5T_FLOAT => match (float_format(id), order) {
+            (Some(dtype), h5t::H5T_order_t::H5T_ORDER_LE | h5t::H5T_order_t::H5T_ORDER_BE) => {
+                stored(dtype)
+            }
+            _ => Kind::OddFloat(format!("floats of {size} bytes in an unusual format")),
+        },
+        h5t::H5T_class_t::H5T_STRING => Kind::Text,
+        h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(file, path) => {
+            stored(Dtype::Bf16)
+        }
+        h5t::H5T_class_t::H5T_INTEGER => Kind::Other("integers"),
+        h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
+        _ => Kind::Other("values that are not numbers"),
+    }
+}
+
+/// Which of the four formats the fields of a float type spell, if any.
+fn float_format(id: &Id) -> Option<Dtype> {
+    let (mut sign, mut exp, mut exp_bits, mut man, mut man_bits) = (0, 0, 0, 0, 0);
+    // SAFETY: a live id of a float type and five places to write to.
+    let (code, bias, size) = unsafe {
+        let code = h5t::H5Tget_fields(
+            id.0,
+            &mut sign,
+            &mut exp,
+            &mut exp_bits,
+            &mut man,
+            &mut man_bits,
+        );
+        (code, h5t::H5Tget_ebias(id.0), h5t::H5Tget_size(id.0))
+    };
+    if code < 0 {
+        return None;
+    }
+    match (size, sign, exp, exp_bits, man, man_bits, bias) {
+        (2, 15, 10, 5, 0, 10, 15) => Some(Dtype::F16),
+        (2, 15, 7, 8, 0, 7, 127) => Some(Dtype::Bf16),
+        (4, 31, 23, 8, 0, 23, 127) => Some(Dtype::F32),
+        (8, 63, 52, 11, 0, 52, 1023) => Some(Dtype::F64),
+        _ => None,
+    }
+}
+
+/// HDF5 files made by numpy have no bfloat16; its bits go into uint16 and an attribute says so.
+fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
+    use hdf5::types::{FixedAscii, FixedUnicode, VarLenAscii, VarLenUnicode};
+    let Ok(attribute) = file.dataset(path).and_then(|d| d.attr("dtype")) else {
+        return false;
+    };
+    let texts = [
+        attribute
+            .read_scalar::<VarLenUnicode>()
+            .map(|t| t.as_bytes().to_vec()),
+        attribute
+            .read_scalar::<VarLenAscii>()
+            .map(|t| t.as_bytes().to_vec()),
+        attribute
+            .read_scalar::<FixedUnicode<32>>()
+            .map(|t| t.as_bytes().to_vec()),
+        attribute
+            .read_scalar::<FixedAscii<32>>()
+            .map(|t| t.as_bytes().to_vec()),
+    ];
+    texts.iter().flatten().any(|text| text == b"bfloat16")
+}

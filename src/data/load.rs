@@ -1,0 +1,305 @@
+//! Reads files into [`Embeddings`] and checks every row.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+
+use super::LoadOptions;
+use super::embeddings::{Embeddings, Groups, Skipped, Source};
+use super::layout::{Ids, Layout, Piece, Plan, place, plan};
+use super::read::{Values, read_all};
+use crate::error::{Error, Result};
+
+/// Ends the messages on single bad rows.
+const SKIP_HINT: &str = "mend the file, or drop such rows with --skip-bad-rows";
+
+impl Embeddings {
+    /// Reads `paths` as one data set, in the order given; within a file rows come in the order
+    /// of the datasets' names (by bytes) or of the matrix.
+    pub fn load(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
+        let mut plans = Vec::with_capacity(paths.len());
+        for path in paths {
+            plans.push(plan(path, options)?);
+        }
+        let Some(first) = plans.first() else {
+            return Err(Error::Usage(
+                "no data files given; name at least one .h5 file".into(),
+            ));
+        };
+        let path = first.file.path.clone();
+        let embeddings = assemble(plans, options.skip_bad_rows)?;
+        if embeddings.n_rows == 0 {
+            let what = match embeddings.skipped.examples.first() {
+                Some(example) => {
+                    format!("no usable row is left: all were skipped, first {example}")
+                }
+                None => "holds no rows; give a file with embeddings".to_owned(),
+            };
+            return Err(Error::data(&path, "", what));
+        }
+        Ok(embeddings)
+    }
+}
+
+/// Counts a bad row, or makes it the error that stops the loading.
+struct Judge {
+    skip: bool,
+    skipped: Skipped,
+}
+
+#[derive(Clone, Copy)]
+enum Reason {
+    NonFinite,
+    Width,
+    Duplicate,
+    BadId,
+}
+
+impl Judge {
+    fn bad(&mut self, reason: Reason, n: usize, error: impl FnOnce() -> Error) -> Result<()> {
+        if !self.skip {
+            return Err(error());
+        }
+        let count = match reason {
+            Reason::NonFinite => &mut self.skipped.non_finite,
+            Reason::Width => &mut self.skipped.width,
+            Reason::Duplicate => &mut self.skipped.duplicate,
+            Reason::BadId => &mut self.skipped.bad_id,
+        };
+        if *count == 0 {
+            let text = error().to_string();
+            let text = text
+                .strip_suffix(&format!("; {SKIP_HINT}"))
+                .unwrap_or(&text);
+            self.skipped.examples.push(text.to_owned());
+        }
+        *count += n;
+        Ok(())
+    }
+}
+
+/// A piece with its file and the number of its first row.
+struct Located<'a> {
+    plan: usize,
+    file: &'a super::h5::File,
+    piece: &'a Piece,
+    start: usize,
+}
+
+impl Located<'_> {
+    fn error(&self, row: usize, what: String) -> Error {
+        let place = format!("{}, row {row}", place(&self.piece.dataset));
+        Error::data(&self.file.path, place, format!("{what}; {SKIP_HINT}"))
+    }
+}
+
+/// Reads all pieces, drops what must go, and numbers what stays.
+pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
+    let mut judge = Judge {
+        skip,
+        skipped: Skipped::default(),
+    };
+    let width = common_width(&plans);
+    let pieces = locate(&plans, width, &mut judge)?;
+    let n_rows = pieces.last().map_or(0, |p| p.start + p.piece.n_rows);
+    let d_in = width as usize;
+    if u32::try_from(n_rows).is_err() {
+        return Err(Error::Failed(format!(
+            "{n_rows} rows are more than {} row numbers; give fewer files",
+            u32::MAX
+        )));
+    }
+    let mut keep = vec![true; n_rows];
+    check_ids(&pieces, &mut keep, &mut judge)?;
+
+    let dtype = pieces
+        .iter()
+        .map(|p| p.piece.stored.dtype)
+        .reduce(|a, b| a.widest(b))
+        .unwrap_or(super::Dtype::F32);
+    let mut values = n_rows
+        .checked_mul(d_in)
+        .and_then(|n| Values::zeros(dtype, n))
+        .ok_or_else(|| {
+            Error::Failed(format!(
+                "{n_rows} rows of {d_in} {dtype} values do not fit the memory; give fewer files"
+            ))
+        })?;
+    let parts: Vec<_> = pieces
+        .iter()
+        .map(|p| (p.file, &p.piece.dataset, p.piece.stored))
+        .collect();
+    read_all(&parts, &mut values)?;
+    check_values(&pieces, &values, d_in, &mut keep, &mut judge)?;
+
+    if keep.contains(&false) {
+        values.retain_rows(d_in, &keep);
+    }
+    let sources = sources(&plans, &pieces, &keep);
+    Ok(Embeddings {
+        n_rows: keep.iter().filter(|&&keep| keep).count(),
+        d_in,
+        values,
+        groups: groups(&pieces, &keep),
+        skipped: judge.skipped,
+        sources,
+    })
+}
+
+/// The width of most rows; of equals the one that comes first.
+fn common_width(plans: &[Plan]) -> u64 {
+    let mut counts: Vec<(u64, usize)> = Vec::new();
+    for piece in plans.iter().flat_map(|plan| &plan.pieces) {
+        match counts.iter_mut().find(|(width, _)| *width == piece.width) {
+            Some((_, n)) => *n += piece.n_rows,
+            None => counts.push((piece.width, piece.n_rows)),
+        }
+    }
+    let best = counts.iter().map(|(_, n)| *n).max();
+    let first = counts.iter().find(|(_, n)| Some(*n) == best && *n > 0);
+    first.map_or(0, |(width, _)| *width)
+}
+
+/// The pieces of the common width, one after another.
+fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Located<'a>>> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for (index, plan) in plans.iter().enumerate() {
+        for piece in &plan.pieces {
+            let located = Located {
+                plan: index,
+                file: &plan.file,
+                piece,
+                start,
+            };
+            // An id without residues has nothing to give, whatever its width.
+            if piece.n_rows == 0 {
+                continue;
+            }
+            if piece.width == 0 {
+                let what = || located.error(0, "holds no values".into());
+                judge.bad(Reason::Width, piece.n_rows, what)?;
+            } else if piece.width != width {
+                let what = format!("has {} values where most rows have {width}", piece.width);
+                judge.bad(Reason::Width, piece.n_rows, || located.error(0, what))?;
+            } else {
+                start += piece.n_rows;
+                pieces.push(located);
+            }
+        }
+    }
+    Ok(pieces)
+}
+
+/// Ids must be usable in tables and occur once.
+fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
+    let mut seen: HashMap<&str, (usize, usize)> = HashMap::with_capacity(keep.len().min(1 << 24));
+    for (index, located) in pieces.iter().enumerate() {
+        let (ids, rows_each) = match &located.piece.ids {
+            Ids::One(id) | Ids::Residues(id) => (std::slice::from_ref(id), located.piece.n_rows),
+            Ids::Rows(ids) => (&ids[..], 1),
+        };
+        for (row, id) in ids.iter().enumerate() {
+            let rows = located.start + row..located.start + row + rows_each;
+            if id.is_empty() || id.chars().any(char::is_control) {
+                let what = format!("the id {id:?} is empty or holds a tab or line break");
+                judge.bad(Reason::BadId, rows_each, || located.error(row, what))?;
+                keep[rows].fill(false);
+                continue;
+            }
+            match seen.entry(id.as_str()) {
+                Entry::Vacant(free) => {
+                    free.insert((index, row));
+                }
+                Entry::Occupied(taken) => {
+                    let (other, other_row) = *taken.get();
+                    let other = &pieces[other];
+                    let what = format!(
+                        "the id \"{id}\" was seen before, in {}: {}, row {other_row}",
+                        other.file.path.display(),
+                        place(&other.piece.dataset)
+                    );
+                    judge.bad(Reason::Duplicate, rows_each, || located.error(row, what))?;
+                    keep[rows].fill(false);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_values(
+    pieces: &[Located<'_>],
+    values: &Values,
+    d_in: usize,
+    keep: &mut [bool],
+    judge: &mut Judge,
+) -> Result<()> {
+    if d_in == 0 {
+        return Ok(());
+    }
+    for (row, column) in values.first_bad_columns(d_in) {
+        if !keep[row] {
+            continue;
+        }
+        let located = &pieces[pieces.partition_point(|p| p.start <= row) - 1];
+        let value = values.get(row * d_in + column);
+        let what = if value.is_finite() {
+            format!("column {column} is {value:e}, too large for float32")
+        } else {
+            format!("column {column} is {value}")
+        };
+        judge.bad(Reason::NonFinite, 1, || {
+            located.error(row - located.start, what)
+        })?;
+        keep[row] = false;
+    }
+    Ok(())
+}
+
+/// Numbers the groups of the rows that stay.
+fn groups(pieces: &[Located<'_>], keep: &[bool]) -> Groups {
+    let mut groups = Groups::default();
+    let residues = pieces
+        .iter()
+        .any(|p| matches!(p.piece.ids, Ids::Residues(_)));
+    for located in pieces {
+        let kept = &keep[located.start..located.start + located.piece.n_rows];
+        match &located.piece.ids {
+            Ids::Rows(ids) => {
+                for (id, _) in ids.iter().zip(kept).filter(|(_, keep)| **keep) {
+                    if residues {
+                        groups.of_row.push((groups.ids.len() as u32, 0));
+                    }
+                    groups.ids.push(id.clone());
+                }
+            }
+            Ids::One(id) | Ids::Residues(id) if kept.contains(&true) => {
+                let group = groups.ids.len() as u32;
+                let numbered = matches!(located.piece.ids, Ids::Residues(_));
+                for row in (0..kept.len()).filter(|&row| residues && kept[row]) {
+                    let residue = if numbered { row as u32 + 1 } else { 0 };
+                    groups.of_row.push((group, residue));
+                }
+                groups.ids.push(id.clone());
+            }
+            _ => {}
+        }
+    }
+    groups
+}
+
+fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<Source> {
+    let mut n_rows = vec![0; plans.len()];
+    for p in pieces {
+        let kept = &keep[p.start..p.start + p.piece.n_rows];
+        n_rows[p.plan] += kept.iter().filter(|&&keep| keep).count();
+    }
+    let source = |(plan, n_rows): (&Plan, usize)| Source {
+        path: plan.file.path.clone(),
+        layout: Layout::name(plan.layout),
+        datasets: plan.dataset_text.clone(),
+        n_rows,
+    };
+    plans.iter().zip(n_rows).map(source).collect()
+}

@@ -1,0 +1,88 @@
+//! String datasets, of fixed and of variable length.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::null_mut;
+
+use hdf5::sync::sync;
+use hdf5_sys::{h5d, h5s, h5t};
+
+use super::h5::{Dataset, File, Id, open_object};
+use crate::error::Result;
+
+const TOO_LARGE: &str = "it claims more than the memory holds";
+
+impl File {
+    /// Reads a 1-D string dataset as bytes, fixed or variable length.
+    pub fn read_strings(&self, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
+        let n = dataset.shape.iter().product::<u64>() as usize;
+        let read = sync(|| {
+            let object = open_object(&self.hdf, &dataset.path)?;
+            // SAFETY: live ids.
+            let (kind, variable, size) = unsafe {
+                let kind = Id::new(h5d::H5Dget_type(object.0))?;
+                let variable = h5t::H5Tis_variable_str(kind.0) > 0;
+                let size = h5t::H5Tget_size(kind.0);
+                (kind, variable, size)
+            };
+            if variable {
+                read_variable(&object, &kind, n)
+            } else {
+                read_fixed(&object, &kind, n, size)
+            }
+        });
+        read.map_err(|error| self.damaged(&format!("dataset \"/{}\"", dataset.path), &error))
+    }
+}
+
+fn read_fixed(object: &Id, kind: &Id, n: usize, size: usize) -> hdf5::Result<Vec<Vec<u8>>> {
+    let bytes = n.checked_mul(size).filter(|_| size > 0);
+    let mut values = zeroed(bytes.ok_or("its strings have no length")?)?;
+    read_all(object, kind, n, values.as_mut_ptr().cast())?;
+    let text = |value: &[u8]| {
+        let end = value.iter().position(|&b| b == 0).unwrap_or(size);
+        value[..end].trim_ascii_end().to_vec()
+    };
+    Ok(values.chunks_exact(size).map(text).collect())
+}
+
+fn read_variable(object: &Id, kind: &Id, n: usize) -> hdf5::Result<Vec<Vec<u8>>> {
+    let mut values: Vec<*mut c_char> = Vec::new();
+    values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
+    values.resize(n, null_mut());
+    read_all(object, kind, n, values.as_mut_ptr().cast())?;
+    let text = |&value: &*mut c_char| {
+        if value.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: a string that the library allocated and ended with NUL.
+        unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
+    };
+    let texts = values.iter().map(text).collect();
+    #[allow(deprecated)] // The newer call is not in HDF5 1.10.
+    // SAFETY: the strings that the read above allocated are given back once.
+    unsafe {
+        let space = Id::new(h5d::H5Dget_space(object.0))?;
+        let list = hdf5_sys::h5p::H5P_DEFAULT;
+        h5d::H5Dvlen_reclaim(kind.0, space.0, list, values.as_mut_ptr().cast());
+    }
+    Ok(texts)
+}
+
+fn read_all(object: &Id, kind: &Id, n: usize, out: *mut c_void) -> hdf5::Result<()> {
+    // SAFETY: live ids; the caller sized `out` for `n` values and the count is checked here.
+    unsafe {
+        let space = Id::new(h5d::H5Dget_space(object.0))?;
+        if h5s::H5Sget_simple_extent_npoints(space.0) != n as i64 {
+            return Err("its shape changed while reading".into());
+        }
+        let (all, list) = (h5s::H5S_ALL, hdf5_sys::h5p::H5P_DEFAULT);
+        hdf5::h5check(h5d::H5Dread(object.0, kind.0, all, all, list, out)).map(|_| ())
+    }
+}
+
+fn zeroed(bytes: usize) -> hdf5::Result<Vec<u8>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(bytes).map_err(|_| TOO_LARGE)?;
+    values.resize(bytes, 0);
+    Ok(values)
+}
