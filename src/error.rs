@@ -26,7 +26,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The verb, as in "cannot <action>".
+        /// The verb, as in "cannot read".
         action: &'static str,
         /// The system's answer.
         source: std::io::Error,
