@@ -166,6 +166,32 @@ fn a_matrix_finds_its_ids_fixed_or_variable_by_name_or_alone() {
 }
 
 #[test]
+fn variable_length_ids_of_any_length_and_many_heaps_are_exact() {
+    let folder = Folder::new();
+    let n = 3000;
+    let texts: Vec<String> = (0..n)
+        .map(|i| format!("{i}é{}", "x".repeat(i % 97)))
+        .collect();
+    let path = folder.file("long.h5", |file| {
+        matrix(file, "x", 0, n, 2, false, |v| v);
+        strings(
+            file,
+            "ids",
+            &texts.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+    });
+    assert_eq!(ids(&load(&[&path]).unwrap()), texts);
+    let path = folder.file("chunked.h5", |file| {
+        matrix(file, "x", 0, n, 2, false, |v| v);
+        let values: Vec<hdf5::types::VarLenUnicode> =
+            texts.iter().map(|text| text.parse().unwrap()).collect();
+        let builder = file.new_dataset_builder().chunk(100).deflate(3);
+        builder.with_data(&values).create("ids").unwrap();
+    });
+    assert_eq!(ids(&load(&[&path]).unwrap()), texts);
+}
+
+#[test]
 fn a_matrix_without_ids_is_numbered_by_file_and_row() {
     let folder = Folder::new();
     let path = folder.file("some.data.h5", |file| {

@@ -8,6 +8,7 @@ mod batches;
 mod embeddings;
 mod h5;
 mod header;
+mod heap;
 mod inspect;
 mod kind;
 mod layout;
