@@ -201,7 +201,7 @@ pub fn assert_row(data: &Embeddings, index: usize, fixture: usize) {
 
 /// The message of the error, which must be one line, name the file and hold all `parts`.
 pub fn message(result: Result<Embeddings, Error>, path: &Path, parts: &[&str]) -> String {
-    let error = result.err().expect("an error").to_string();
+    let error = result.expect_err("an error").to_string();
     assert!(!error.contains('\n'), "more than one line: {error}");
     assert!(error.len() < 600, "long: {error}");
     let path = path.display().to_string();
