@@ -56,6 +56,8 @@ struct Work {
     aux_entries: ByLatent,
     /// Gradients of all parameters, where clipping needs them.
     grads: Option<Params>,
+    /// How the last forward pass held its code.
+    mode: Option<Mode>,
 }
 
 /// What the forward pass leaves beside the buffers.
@@ -74,6 +76,11 @@ impl FastCpu {
         Self { data, spec, state, work: Work::default() }
     }
 
+    /// How the last training pass held its code; `None` before the first.
+    pub fn last_mode(&self) -> Option<Mode> {
+        self.work.mode
+    }
+
     fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
@@ -88,6 +95,7 @@ impl FastCpu {
         work.aux_codes.resize_with(if has_aux { chunks } else { 0 }, CodeChunk::default);
         let finite = select_codes(work, &self.spec, plan, m, &dead);
         let mode = soften(work, plan, n, m);
+        work.mode = Some(mode);
         if mode == Mode::Dense {
             work.dense.resize(n * d, 0.0);
             let e = View::new(&work.scores, n, m, m);
