@@ -122,7 +122,10 @@ impl<T: FromStr> FromStr for NumberOr<T> {
         match text {
             "auto" => Ok(Self::Word(Word::Auto)),
             "full" => Ok(Self::Word(Word::Full)),
-            _ => text.parse().map(Self::Number).map_err(|_| format!("`{text}` is neither a number nor a word known here")),
+            _ => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| format!("`{text}` is neither a number nor a word known here")),
         }
     }
 }
@@ -267,7 +270,10 @@ impl Options {
         toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |s| text[..s.start].lines().count().max(1));
             let what = e.message().replace('\n', " ");
-            Error::Usage(format!("{}: line {line}: {what}; `sae train --help` lists the options", path.display()))
+            Error::Usage(format!(
+                "{}: line {line}: {what}; `sae train --help` lists the options",
+                path.display()
+            ))
         })
     }
 
@@ -282,11 +288,44 @@ impl Options {
             ($($field:ident),*) => { Self { steps, epochs, $($field: self.$field.or(base.$field)),* } };
         }
         pick!(
-            data, dataset, skip_bad_rows, preset, latents, k, tied, normalize, inference, init, init_gain,
-            pre_bias, batch_size, lr, lr_schedule, lr_warmup, anneal_steps, tau_start, tau_end, l1, l1_warmup,
-            clip_norm, weight_decay, adam_b1, adam_b2, adam_eps, aux_k, aux_coef, dead_after,
-            unit_norm_decoder, ema, early_stop, seed, eval_every, eval_rows, checkpoint_every,
-            keep_checkpoints, precision
+            data,
+            dataset,
+            skip_bad_rows,
+            preset,
+            latents,
+            k,
+            tied,
+            normalize,
+            inference,
+            init,
+            init_gain,
+            pre_bias,
+            batch_size,
+            lr,
+            lr_schedule,
+            lr_warmup,
+            anneal_steps,
+            tau_start,
+            tau_end,
+            l1,
+            l1_warmup,
+            clip_norm,
+            weight_decay,
+            adam_b1,
+            adam_b2,
+            adam_eps,
+            aux_k,
+            aux_coef,
+            dead_after,
+            unit_norm_decoder,
+            ema,
+            early_stop,
+            seed,
+            eval_every,
+            eval_rows,
+            checkpoint_every,
+            keep_checkpoints,
+            precision
         )
     }
 }
@@ -365,7 +404,15 @@ impl Config {
         let preset = o.preset.unwrap_or(Preset::RelaxedTopk);
         let relaxed = preset == Preset::RelaxedTopk;
         let (gao, l1) = (preset == Preset::Topk, preset == Preset::SparseL1);
-        let pick = |general: f64, topk: f64, sparse: f64| if gao { topk } else if l1 { sparse } else { general };
+        let pick = |general: f64, topk: f64, sparse: f64| {
+            if gao {
+                topk
+            } else if l1 {
+                sparse
+            } else {
+                general
+            }
+        };
 
         let n_latents = o.latents.unwrap_or(if l1 { 2048 } else { 8 * d_in });
         let k = o.k.unwrap_or(if l1 { 30 } else { 32 }.min(n_latents));
@@ -387,13 +434,25 @@ impl Config {
             NumberOr::Word(Word::Full) => return usage("--lr takes a number or `auto`".into()),
         };
         let gain = o.init_gain.unwrap_or(pick(1.0, 1.0, 0.1)) as f32;
-        let default_init = if gao { InitKind::UnitNorm } else if l1 { InitKind::Xavier } else { InitKind::Linear };
+        let default_init = if gao {
+            InitKind::UnitNorm
+        } else if l1 {
+            InitKind::Xavier
+        } else {
+            InitKind::Linear
+        };
         let init = match o.init.unwrap_or(default_init) {
             InitKind::Linear => Init::Linear,
             InitKind::Xavier => Init::Xavier { gain },
             InitKind::UnitNorm => Init::UnitNorm,
         };
-        let default_bias = if gao { PreBias::Median } else if l1 { PreBias::None } else { PreBias::Zero };
+        let default_bias = if gao {
+            PreBias::Median
+        } else if l1 {
+            PreBias::None
+        } else {
+            PreBias::Zero
+        };
         let pre_bias = o.pre_bias.unwrap_or(default_bias);
         let clip = o.clip_norm.unwrap_or(pick(0.0, 1.0, 1.0));
         let ema = o.ema.unwrap_or(pick(0.0, 0.999, 0.0));
@@ -455,7 +514,9 @@ impl Config {
             return usage(format!("--latents {m} with {d} inputs is not a size that can be trained"));
         }
         if k == 0 || k > m {
-            return usage(format!("--k {k} must lie between 1 and the number of latents, {m}: lower --k or raise --latents"));
+            return usage(format!(
+                "--k {k} must lie between 1 and the number of latents, {m}: lower --k or raise --latents"
+            ));
         }
         if d < 2 && s.normalize {
             return usage("rows of one value cannot be normalised: add --no-normalize".into());
@@ -463,7 +524,9 @@ impl Config {
         if self.steps == 0 {
             return usage("--steps 0 trains nothing: give at least 1".into());
         }
-        for (flag, value) in [("--eval-every", self.eval_every), ("--checkpoint-every", self.checkpoint_every)] {
+        for (flag, value) in
+            [("--eval-every", self.eval_every), ("--checkpoint-every", self.checkpoint_every)]
+        {
             if value == 0 {
                 return usage(format!("{flag} 0: give at least 1"));
             }
@@ -558,7 +621,10 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         let body = toml::to_string(&self.to_options())
             .map_err(|e| Error::Failed(format!("the configuration cannot be written as TOML: {e}")))?;
-        Ok(format!("# Resolved by sae {}; `sae train --config` with this file gives the same run.\n{body}", env!("CARGO_PKG_VERSION")))
+        Ok(format!(
+            "# Resolved by sae {}; `sae train --config` with this file gives the same run.\n{body}",
+            env!("CARGO_PKG_VERSION")
+        ))
     }
 
     /// Start of b_pre where it is trained.

@@ -60,11 +60,7 @@ pub enum Error {
 }
 
 fn at(place: &str) -> String {
-    if place.is_empty() {
-        String::new()
-    } else {
-        format!(": {place}")
-    }
+    if place.is_empty() { String::new() } else { format!(": {place}") }
 }
 
 fn io_hint(source: &std::io::Error) -> &'static str {
@@ -83,21 +79,13 @@ fn io_hint(source: &std::io::Error) -> &'static str {
 impl Error {
     /// A data error in `path`, at `place` (dataset, row; may be empty).
     pub fn data(path: &Path, place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self::Data {
-            path: path.to_owned(),
-            place: place.into(),
-            what: what.into(),
-        }
+        Self::Data { path: path.to_owned(), place: place.into(), what: what.into() }
     }
 
     /// A closure for `map_err` on file operations.
     pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            path,
-            action,
-            source,
-        }
+        move |source| Self::Io { path, action, source }
     }
 
     /// The exit status of the documented command line.

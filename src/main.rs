@@ -1,2 +1,27 @@
-//! The `sae` command.
-fn main() {}
+//! The `sae` command: parse, run, print one error, leave with the documented status.
+
+use clap::Parser;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use topk_sae::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // A second signal, while the first waits for a checkpoint or for data, ends the process at once.
+        let armed = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)));
+        if let Err(e) = armed {
+            eprintln!("warning: signal {signal} will stop sae without a checkpoint: {e}");
+        }
+    }
+    match cli.run(&stop) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}

@@ -63,10 +63,7 @@ pub fn philox_lanes(first: u32, rest: [u32; 3], mut key: [u32; 2]) -> [[u32; 32]
 
 /// Counter words 1..4 and key of a row at a step.
 pub fn stream(seed: u64, step: u64, row: u32) -> ([u32; 3], [u32; 2]) {
-    (
-        [row, step as u32, (step >> 32) as u32],
-        [seed as u32, (seed >> 32) as u32],
-    )
+    ([row, step as u32, (step >> 32) as u32], [seed as u32, (seed >> 32) as u32])
 }
 
 /// `U` on [0, 1) for one latent.
@@ -117,19 +114,13 @@ mod tests {
     #[test]
     fn philox_gives_the_published_known_answers() {
         // The Random123 distribution's known-answer vectors for philox4x32 with 10 rounds.
-        assert_eq!(
-            philox4x32([0; 4], [0; 2]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             philox4x32([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
         assert_eq!(
-            philox4x32(
-                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
-                [0xa409_3822, 0x299f_31d0]
-            ),
+            philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
     }

@@ -14,11 +14,7 @@ pub enum LrSchedule {
 
 /// Fraction of the warm-up done: `min(s, T) / T`, and 1 where T is 0.
 pub fn anneal_fraction(step: u64, anneal_steps: u64) -> f64 {
-    if anneal_steps == 0 {
-        1.0
-    } else {
-        step.min(anneal_steps) as f64 / anneal_steps as f64
-    }
+    if anneal_steps == 0 { 1.0 } else { step.min(anneal_steps) as f64 / anneal_steps as f64 }
 }
 
 /// Temperature at a fraction of the warm-up: linear from `start` to `end`.
@@ -48,11 +44,7 @@ pub fn auto_learning_rate(n_latents: usize) -> f64 {
 
 /// Share of the L1 weight in epoch `e` (from 0): `min(1, e / warmup)`, and 1 without a warm-up.
 pub fn l1_share(epoch: u64, warmup_epochs: u64) -> f64 {
-    if warmup_epochs == 0 {
-        1.0
-    } else {
-        (epoch as f64 / warmup_epochs as f64).min(1.0)
-    }
+    if warmup_epochs == 0 { 1.0 } else { (epoch as f64 / warmup_epochs as f64).min(1.0) }
 }
 
 #[cfg(test)]

@@ -199,9 +199,6 @@ pub trait Backend {
     /// # Errors
     /// As for [`Backend::step`].
     fn state(&mut self) -> Result<std::borrow::Cow<'_, TrainState>>;
-
-    /// Most bytes of memory that training with batches of `n_rows` takes beside the data.
-    fn memory(&self, n_rows: usize) -> u64;
 }
 
 /// Decay of the moving average at a step: it starts low, so that the average forgets the start weights

@@ -10,44 +10,15 @@
 //! it is taken; where ids would still collide within the file, all of them are the whole path.
 //! Whatever could be read in two ways is an error that names the candidates and `--dataset`.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use super::LoadOptions;
 use super::h5::{Dataset, File, Kind};
+use super::ids::{find_ids, ids_of_paths, last};
 use super::kind::Stored;
 use super::scan::scan;
 use crate::error::{Error, Result};
 
-/// Names under which ids are looked for beside a matrix, best first.
-const ID_NAMES: [&str; 14] = [
-    "ids",
-    "id",
-    "accessions",
-    "accession",
-    "protein_ids",
-    "protein_id",
-    "uniprot_ids",
-    "entries",
-    "entry",
-    "names",
-    "name",
-    "keys",
-    "key",
-    "index",
-];
-/// String datasets that are as long as the matrix and still no ids.
-const NOT_IDS: [&str; 9] = [
-    "label",
-    "labels",
-    "class",
-    "classes",
-    "sequence",
-    "sequences",
-    "split",
-    "splits",
-    "columns",
-];
 /// Names of whole matrices: two of these in a file are two data sets, not two proteins.
 const MATRIX_NAMES: [&str; 13] = [
     "embeddings",
@@ -283,10 +254,6 @@ pub(super) fn place(dataset: &Dataset) -> String {
     format!("dataset \"/{}\"", dataset.path)
 }
 
-fn last(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
-}
-
 /// One id a dataset.
 fn per_id(file: File, datasets: Vec<Dataset>) -> Result<Plan> {
     let layout = if datasets.iter().any(|d| d.shape.len() == 2) {
@@ -321,26 +288,6 @@ fn per_id(file: File, datasets: Vec<Dataset>) -> Result<Plan> {
         pieces,
         dataset_text,
     })
-}
-
-fn ids_of_paths(datasets: &[Dataset]) -> Vec<String> {
-    let lasts: Vec<&str> = datasets.iter().map(|d| last(&d.path)).collect();
-    let distinct = |names: &[&str]| names.iter().collect::<HashSet<_>>().len() == names.len();
-    let pick = if distinct(&lasts) {
-        lasts
-    } else {
-        let parents: Vec<&str> = datasets
-            .iter()
-            .map(|d| last(d.path.rsplit_once('/').map_or("", |(parent, _)| parent)))
-            .collect();
-        let same = lasts.windows(2).all(|pair| pair[0] == pair[1]);
-        if same && distinct(&parents) {
-            parents
-        } else {
-            datasets.iter().map(|d| d.path.as_str()).collect()
-        }
-    };
-    pick.into_iter().map(str::to_owned).collect()
 }
 
 fn to_usize(file: &File, dataset: &Dataset, n: u64) -> Result<usize> {
@@ -397,52 +344,4 @@ fn matrix(file: File, dataset: Dataset, datasets: &[Dataset]) -> Result<Plan> {
         }],
         dataset_text,
     })
-}
-
-/// The string dataset that names the rows: by its name, else the only one of the right length;
-/// those in the matrix's own group come first.
-fn find_ids<'a>(file: &File, matrix: &Dataset, all: &'a [Dataset]) -> Result<Option<&'a Dataset>> {
-    let group = |d: &Dataset| d.path.rsplit_once('/').map(|(group, _)| group.to_owned());
-    let texts = || {
-        all.iter()
-            .filter(|d| d.kind == Kind::Text && d.shape.len() == 1)
-    };
-    let own: Vec<&Dataset> = texts().filter(|d| group(d) == group(matrix)).collect();
-    for texts in [own, texts().collect()] {
-        let fitting: Vec<&Dataset> = texts
-            .iter()
-            .copied()
-            .filter(|d| d.shape[0] == matrix.shape[0])
-            .collect();
-        let named = |name: &&str| {
-            fitting
-                .iter()
-                .copied()
-                .find(|d| last(&d.path).eq_ignore_ascii_case(name))
-        };
-        if let Some(found) = ID_NAMES.iter().find_map(named) {
-            return Ok(Some(found));
-        }
-        // Ids of another length mean that matrix and ids do not belong together.
-        if let Some(wrong) = texts
-            .iter()
-            .find(|d| ID_NAMES[..8].contains(&last(&d.path).to_lowercase().as_str()))
-        {
-            return Err(Error::data(
-                &file.path,
-                place(wrong),
-                format!(
-                    "has {} ids for the {} rows of \"/{}\"; write one id a row",
-                    wrong.shape[0], matrix.shape[0], matrix.path
-                ),
-            ));
-        }
-        let mut others = fitting
-            .into_iter()
-            .filter(|d| !NOT_IDS.contains(&last(&d.path).to_lowercase().as_str()));
-        if let (Some(only), None) = (others.next(), others.next()) {
-            return Ok(Some(only));
-        }
-    }
-    Ok(None)
 }

@@ -1,13 +1,16 @@
 //! Embeddings from HDF5: loading, the split by id, shuffled batches, and what a file holds.
 //!
-//! Reading order: [`h5`](self) wraps the library, `header` skips it where 20,000 small datasets
-//! would make it slow, `layout` decides what the rows are, `load` reads and checks them,
-//! [`Split`] and [`BatchOrder`] say which rows are used when.
+//! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
+//! small datasets) or unsafe (damaged strings); `scan` lists datasets, `layout` and `ids` decide what
+//! the rows are, `read` brings the bytes, `load` checks every row; [`Split`] and [`BatchOrder`] say
+//! which rows are used when.
 
 mod batches;
 mod embeddings;
 mod h5;
 mod header;
+mod heap;
+mod ids;
 mod inspect;
 mod kind;
 mod layout;

@@ -6,7 +6,8 @@ use std::ptr::null_mut;
 use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5s, h5t};
 
-use super::h5::{Dataset, File, Id, open_object};
+use super::h5::{Dataset, File, Id, Place, open_object};
+use super::heap;
 use crate::error::Result;
 
 const TOO_LARGE: &str = "it claims more than the memory holds";
@@ -24,7 +25,9 @@ impl File {
                 let size = h5t::H5Tget_size(kind.0);
                 (kind, variable, size)
             };
-            if variable {
+            if let (true, true, Place::At(offset)) = (variable, self.plain, dataset.place) {
+                heap::strings(self, offset, n).ok_or("its strings are damaged".into())
+            } else if variable {
                 read_variable(&object, &kind, n)
             } else {
                 read_fixed(&object, &kind, n, size)

@@ -145,7 +145,11 @@ pub fn random_params(d: usize, m: usize, tied: bool, seed: u32) -> Params {
 }
 
 /// Both backends on the same data and state: one test body for each.
-pub fn backends(data: &Arc<Embeddings>, spec: &ModelSpec, state: &TrainState) -> Vec<(&'static str, Box<dyn Backend>)> {
+pub fn backends(
+    data: &Arc<Embeddings>,
+    spec: &ModelSpec,
+    state: &TrainState,
+) -> Vec<(&'static str, Box<dyn Backend>)> {
     vec![
         ("reference", Box::new(Reference::new(data.clone(), spec.clone(), state.clone()))),
         ("fast", Box::new(FastCpu::new(data.clone(), spec.clone(), state.clone()))),

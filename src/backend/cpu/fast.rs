@@ -15,9 +15,7 @@ use super::norm::Batch;
 use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
-use crate::backend::{
-    Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights,
-};
+use crate::backend::{Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights};
 use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::{Params, TrainState};
@@ -212,11 +210,8 @@ impl FastCpu {
                 let mut w_enc = vec![0.0; count * d];
                 let mut w_dec = vec![0.0; if tied { 0 } else { count * d }];
                 let mut b_lat = vec![0.0; count];
-                let mut grads = BlockGrads {
-                    w_enc: &mut w_enc,
-                    w_dec: (!tied).then_some(&mut w_dec),
-                    b_lat: &mut b_lat,
-                };
+                let mut grads =
+                    BlockGrads { w_enc: &mut w_enc, w_dec: (!tied).then_some(&mut w_dec), b_lat: &mut b_lat };
                 let part = shared.gradients(&block.weights(), &mut grads, scratch, spec.unit_norm_decoder);
                 optimizer.block(&mut block, &grads, d);
                 part
@@ -310,13 +305,12 @@ fn soften(work: &mut Work, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
         return Mode::Hard;
     }
     work.softmax.resize(n, RowSoftmax::default());
-    work.scores
-        .par_chunks_exact_mut(m)
-        .zip(work.softmax.par_iter_mut())
-        .enumerate()
-        .for_each_init(RowScratch::default, |scratch, (row, (z, softmax))| {
+    work.scores.par_chunks_exact_mut(m).zip(work.softmax.par_iter_mut()).enumerate().for_each_init(
+        RowScratch::default,
+        |scratch, (row, (z, softmax))| {
             *softmax = soften_row(plan, row, z, scratch);
-        });
+        },
+    );
     let support: usize = work.softmax.iter().map(|s| s.support).sum();
     if support * DENSEST > n * m {
         return Mode::Dense;
@@ -557,16 +551,15 @@ impl Backend for FastCpu {
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
         Ok(Cow::Borrowed(&self.state))
     }
+}
 
-    fn memory(&self, n_rows: usize) -> u64 {
-        let p = &self.state.params;
-        let copies = 3 + usize::from(self.spec.ema.is_some()) + usize::from(self.spec.clip_norm.is_some());
-        let (d, m) = (p.d_in, p.n_latents);
-        let threads = rayon::current_num_threads();
-        let blocks = threads * LATENTS * (n_rows + 2 * d);
-        let entries = n_rows * (self.spec.k.max(m / DENSEST) + self.spec.aux_k) * 8;
-        (4 * (copies * p.len() + n_rows * m + 5 * n_rows * d + blocks + entries)) as u64
-    }
+/// Most bytes of memory that training takes beside the data: D inputs, M latents, batches of `n_rows`.
+pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
+    let params = n_latents * d_in * if tied { 1 } else { 2 } + n_latents + d_in;
+    let copies = 3 + usize::from(spec.ema.is_some()) + usize::from(spec.clip_norm.is_some());
+    let blocks = rayon::current_num_threads() * LATENTS * (n_rows + 2 * d_in);
+    let entries = n_rows * (spec.k.max(n_latents / DENSEST) + spec.aux_k) * 8;
+    (4 * (copies * params + n_rows * n_latents + 5 * n_rows * d_in + blocks + entries)) as u64
 }
 
 impl FastCpu {

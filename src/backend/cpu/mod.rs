@@ -5,6 +5,7 @@ mod block;
 pub mod fast;
 pub mod linalg;
 mod norm;
+pub use norm::Batch;
 pub mod reference;
 pub mod relax;
 pub mod select;

@@ -129,10 +129,7 @@ impl Reference {
             let max = e.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let exp: Vec<f64> = e.iter().map(|v| (v - max).exp()).collect();
             let total: f64 = exp.iter().sum();
-            Soft {
-                p: exp.iter().map(|v| v / total).collect(),
-                sum: z.iter().map(|&v| relu(v)).sum(),
-            }
+            Soft { p: exp.iter().map(|v| v / total).collect(), sum: z.iter().map(|&v| relu(v)).sum() }
         });
         let h: Vec<f64> = (0..m)
             .map(|j| {
@@ -205,9 +202,8 @@ impl Reference {
         if !self.spec.train_pre_bias {
             grads.b_pre.fill(0.0);
         }
-        let rows_of = |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> {
-            passes.iter().flat_map(|p| narrow(f(p))).collect()
-        };
+        let rows_of =
+            |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> { passes.iter().flat_map(|p| narrow(f(p))).collect() };
         Pass {
             stats: StepStats {
                 loss: if finite { loss } else { f64::NAN },
@@ -243,15 +239,13 @@ impl Reference {
     ) -> (Vec<f64>, Vec<f64>, f64) {
         let (d, m) = (pass.x.len(), pass.z.len());
         let per_value = 1.0 / (n_rows * d) as f64;
-        let dy: Vec<f64> =
-            (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * pass.std * per_value).collect();
+        let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * pass.std * per_value).collect();
         let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
         let sparsity = plan.l1 / (n_rows * m) as f64;
         let dh: Vec<f64> =
             (0..m).map(|j| back(&dy, j) + if pass.h[j] > 0.0 { sparsity } else { 0.0 }).collect();
-        let mut dz: Vec<f64> = (0..m)
-            .map(|j| if pass.top[j] && pass.z[j] > 0.0 { dh[j] } else { 0.0 })
-            .collect();
+        let mut dz: Vec<f64> =
+            (0..m).map(|j| if pass.top[j] && pass.z[j] > 0.0 { dh[j] } else { 0.0 }).collect();
         if let Some(soft) = &pass.soft {
             let rest = 1.0 - plan.alpha;
             let c: f64 = (0..m).map(|j| soft.p[j] * rest * dh[j]).sum();
@@ -292,8 +286,7 @@ impl Reference {
             return 0.0;
         }
         let d = pass.x.len();
-        let miss: Vec<f64> =
-            (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
+        let miss: Vec<f64> = (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
         let scale = self.spec.aux_coef * 2.0 * pass.std * per_value;
         for (j, &h) in pass.aux.iter().enumerate() {
             if h > 0.0 {
@@ -433,10 +426,5 @@ impl Backend for Reference {
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
         Ok(Cow::Borrowed(&self.state))
-    }
-
-    fn memory(&self, n_rows: usize) -> u64 {
-        let p = &self.state.params;
-        (8 * (p.len() * 5 + n_rows * p.n_latents * 5)) as u64
     }
 }

@@ -1,0 +1,98 @@
+//! What is asked of a trained model.
+
+use crate::backend::cpu::fast::FastCpu;
+use crate::data::{Embeddings, LoadOptions, Part, Split};
+use crate::error::{Error, Result};
+use crate::model::{Params, TrainState};
+use crate::model_file::{self, ModelMeta};
+use crate::train::folder::names;
+use crate::train::metrics::{EvalSet, Quality, dead_fraction};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A model named by its run folder or its file.
+///
+/// # Errors
+/// A run that has no model yet (the message says how to get one); a file that is no model.
+pub fn load_model(path: &Path) -> Result<(Params, ModelMeta)> {
+    if !path.is_dir() {
+        return model_file::load(path);
+    }
+    let file = path.join(names::MODEL);
+    if !file.is_file() && path.join(names::CONFIG).is_file() {
+        return Err(Error::Usage(format!(
+            "{} has no {} yet; finish the run with `sae train --resume {}`",
+            path.display(),
+            names::MODEL,
+            path.display()
+        )));
+    }
+    model_file::load(&file)
+}
+
+/// What to evaluate.
+#[derive(Debug, Clone)]
+pub struct EvalRequest {
+    /// Run folder or model file.
+    pub model: PathBuf,
+    /// Data files.
+    pub data: Vec<PathBuf>,
+    /// Dataset or group in them.
+    pub dataset: Option<String>,
+    /// Drop bad rows.
+    pub skip_bad_rows: bool,
+}
+
+/// Quality on some rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct EvalResult {
+    /// `train`, `val`, `test` or `all`.
+    pub split: String,
+    /// The figures.
+    #[serde(flatten)]
+    pub quality: Quality,
+    /// Share of latents active on none of these rows.
+    pub dead_fraction: f64,
+}
+
+/// Measures a model on the named splits (`None` is all rows) of the data; splits without rows are left out.
+///
+/// The split is the one that the model was trained with: it depends on id and seed alone.
+///
+/// # Errors
+/// Data of another width than the model's; no rows in any split asked for.
+pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<EvalResult>> {
+    let (params, meta) = load_model(&request.model)?;
+    let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
+    let data = Arc::new(Embeddings::load(&request.data, &options)?);
+    if data.d_in() != meta.d_in {
+        let what = format!(
+            "has rows of {} values, the model {} takes {}; evaluate on embeddings of the same kind",
+            data.d_in(),
+            request.model.display(),
+            meta.d_in
+        );
+        return Err(Error::data(&request.data[0], "", what));
+    }
+    let (d, m) = (meta.d_in, meta.n_latents);
+    let split = Split::new(&data, meta.seed);
+    let mean: Vec<f64> = meta.train_mean.iter().map(|&v| f64::from(v)).collect();
+    let all: Vec<u32> = (0..data.n_rows() as u32).collect();
+    let spec = crate::backend::ModelSpec { ema: None, ..meta.spec()? };
+    let mut backend = FastCpu::new(data.clone(), spec, TrainState::start(params, false));
+    let mut results = vec![];
+    for part in splits {
+        let rows = part.map_or(all.as_slice(), |part| split.rows(part));
+        let mut fired = vec![0u64; m];
+        let set = EvalSet::new(&data, rows, usize::MAX, &mean);
+        if let Some(quality) = set.measure(&mut backend, d, &mut fired)? {
+            let split = part.map_or("all".to_owned(), |part| part.to_string());
+            results.push(EvalResult { split, quality, dead_fraction: dead_fraction(&fired) });
+        }
+    }
+    if results.is_empty() {
+        return Err(Error::Usage("that split has no rows in these data; use --split all".into()));
+    }
+    Ok(results)
+}

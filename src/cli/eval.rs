@@ -1,0 +1,53 @@
+//! `sae eval`.
+
+use super::{DataArgs, Global, SplitArg, print, print_json};
+use crate::analysis::{self, EvalRequest};
+use crate::data::Part;
+use crate::error::Result;
+use crate::report::table::{number, table};
+use crate::train::outputs::quality_row;
+use std::path::PathBuf;
+
+/// Arguments of `sae eval`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folder, or a model.safetensors
+    #[arg(value_name = "RUN|MODEL")]
+    model: PathBuf,
+    /// HDF5 files of embeddings
+    #[arg(value_name = "DATA", required = true)]
+    data: Vec<PathBuf>,
+    /// Rows to measure on [default: each split and all rows]
+    #[arg(long)]
+    split: Option<SplitArg>,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    let request = EvalRequest {
+        model: args.model,
+        data: args.data,
+        dataset: args.how.dataset,
+        skip_bad_rows: args.how.skip_bad_rows,
+    };
+    let parts = match args.split {
+        None => vec![Some(Part::Train), Some(Part::Val), Some(Part::Test), None],
+        Some(SplitArg::Train) => vec![Some(Part::Train)],
+        Some(SplitArg::Val) => vec![Some(Part::Val)],
+        Some(SplitArg::Test) => vec![Some(Part::Test)],
+        Some(SplitArg::All) => vec![None],
+    };
+    let results = analysis::evaluate(&request, &parts)?;
+    if global.json {
+        return print_json(&results);
+    }
+    let header = ["split", "rows", "MSE", "MAE", "FVU", "L0", "cosine", "dead %"];
+    let rows = results.iter().map(|r| {
+        let mut row = quality_row(&r.split, &r.quality);
+        row.push(number(100.0 * r.dead_fraction));
+        row
+    });
+    print(&table(&header, &rows.collect::<Vec<_>>()))
+}

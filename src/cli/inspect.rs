@@ -1,0 +1,99 @@
+//! `sae inspect`.
+
+use super::{DataArgs, Global, print, print_json};
+use crate::analysis::load_model;
+use crate::data::{FileSummary, LoadOptions, inspect};
+use crate::error::{Error, Result};
+use crate::model_file::ModelMeta;
+use crate::report::table::{bytes, number, thousands};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `sae inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A HDF5 file, a model.safetensors or a run folder
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    if is_model(&args.file) {
+        let (params, mut meta) = load_model(&args.file)?;
+        if global.json {
+            return print_json(&meta);
+        }
+        meta.train_mean.clear();
+        return print(&describe_model(&meta, params.len() as u64)?);
+    }
+    let options = LoadOptions { dataset: args.how.dataset.clone(), skip_bad_rows: args.how.skip_bad_rows };
+    let summary = inspect(&args.file, &options)?;
+    if global.json { print_json(&summary) } else { print(&describe_data(&summary)) }
+}
+
+fn is_model(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|e| e == "safetensors")
+}
+
+fn describe_model(meta: &ModelMeta, n_params: u64) -> Result<String> {
+    let options = toml::to_string(&meta.options)
+        .map_err(|e| Error::Failed(format!("the model's options cannot be shown: {e}")))?;
+    Ok(format!(
+        "model        {}, D = {}, M = {}, k = {}, {}, {}\nparameters   {}\nwritten by   {}, after {} steps, seed {}\noptions\n{}",
+        toml::Value::try_from(meta.preset)
+            .map_or(String::new(), |v| v.as_str().unwrap_or_default().to_owned()),
+        meta.d_in,
+        meta.n_latents,
+        meta.k,
+        if meta.tied { "tied" } else { "untied" },
+        if meta.normalize { "rows normalised" } else { "rows as they are" },
+        thousands(n_params),
+        meta.version,
+        meta.steps,
+        meta.seed,
+        options.lines().map(|line| format!("  {line}\n")).collect::<String>()
+    ))
+}
+
+fn describe_data(s: &FileSummary) -> String {
+    let lines = [
+        ("layout", format!("{} ({}, {} datasets)", s.layout, s.storage, thousands(s.n_datasets as u64))),
+        (
+            "rows",
+            format!(
+                "{} of {} ids, {} values each, {}",
+                thousands(s.n_rows as u64),
+                thousands(s.n_ids as u64),
+                s.d_in,
+                s.dtype
+            ),
+        ),
+        ("first ids", s.first_ids.join(", ")),
+        ("size", format!("{} on disk, {} in memory", bytes(s.file_bytes), bytes(s.value_bytes as u64))),
+        (
+            "values",
+            format!(
+                "{} to {}, mean {}, standard deviation {}",
+                number(f64::from(s.min)),
+                number(f64::from(s.max)),
+                number(s.mean),
+                number(s.std)
+            ),
+        ),
+        ("constant", format!("{} rows", s.constant_rows)),
+        (
+            "bad",
+            format!(
+                "{} rows not finite, {} of another width, {} with an id seen before, {} with a bad id",
+                s.non_finite_rows, s.other_width_rows, s.duplicate_id_rows, s.bad_id_rows
+            ),
+        ),
+    ];
+    let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
+    for example in &s.examples {
+        text.push_str(&format!("  {example}\n"));
+    }
+    text
+}

@@ -1,0 +1,134 @@
+//! The command line: clap alone, one file a command. Arguments become requests of the library, results become
+//! text; nothing is computed here.
+
+mod devices;
+mod eval;
+mod inspect;
+mod train;
+
+use crate::error::{Error, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+/// Train sparse autoencoders on embeddings in HDF5.
+#[derive(Debug, Parser)]
+#[command(name = "sae", version, max_term_width = 110, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// Where to compute: auto, cpu, cuda or cuda:N. This version computes on the CPU
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// No progress and no warnings
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model from HDF5 embeddings into a run folder, or go on with a run
+    Train(Box<train::Args>),
+    /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
+    Eval(eval::Args),
+    /// Tell what a data file or a model holds
+    Inspect(inspect::Args),
+    /// Show devices and CUDA libraries, and where each was looked for
+    Devices,
+}
+
+/// Arguments that say how data files are read.
+#[derive(Debug, clap::Args)]
+pub struct DataArgs {
+    /// Dataset or group inside the files [default: found by itself]
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+    /// Drop and count rows that are not finite, of another width, or have an id seen before
+    #[arg(long)]
+    skip_bad_rows: bool,
+}
+
+/// A split, or all rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// Training rows.
+    Train,
+    /// Validation rows.
+    Val,
+    /// Test rows.
+    Test,
+    /// All rows.
+    All,
+}
+
+impl Cli {
+    /// Runs the command; results go to standard output.
+    ///
+    /// # Errors
+    /// Whatever the command meets; `main` prints it and exits with its status.
+    pub fn run(self, stop: &AtomicBool) -> Result<()> {
+        let Self { global, command } = self;
+        check_device(&global.device)?;
+        if let Some(threads) = global.threads {
+            if threads == 0 {
+                return Err(Error::Usage("--threads 0: give at least 1".into()));
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))?;
+        }
+        match command {
+            Command::Train(args) => train::run(*args, &global, stop),
+            Command::Eval(args) => eval::run(args, &global),
+            Command::Inspect(args) => inspect::run(&args, &global),
+            Command::Devices => devices::run(&global),
+        }
+    }
+}
+
+fn check_device(device: &str) -> Result<()> {
+    let number = device.strip_prefix("cuda:").map(|n| n.parse::<usize>().is_ok());
+    match device {
+        "auto" | "cpu" => Ok(()),
+        "cuda" => no_cuda(device),
+        _ if number == Some(true) => no_cuda(device),
+        _ => Err(Error::Usage(format!("--device {device} is not auto, cpu, cuda or cuda:N"))),
+    }
+}
+
+fn no_cuda(device: &str) -> Result<()> {
+    Err(Error::Failed(format!(
+        "--device {device}: this version computes on the CPU only; leave the flag out, or see `sae devices`"
+    )))
+}
+
+/// Writes a result to standard output; a reader that has gone away (`| head`) is no error.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::Io { path: PathBuf::from("standard output"), action: "write", source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("the result cannot be printed as JSON: {e}")))?;
+    print(&format!("{json}\n"))
+}

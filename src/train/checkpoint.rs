@@ -1,0 +1,246 @@
+//! Checkpoints: everything that a run needs to go on to the same bits.
+//!
+//! A checkpoint is a safetensors file: the weights (`w_enc`, ...), Adam's moments (`m.*`, `v.*`), the moving
+//! average (`ema.*`) where there is one, `idle_rows`, and as metadata the [`Progress`] with a CRC-32 of each
+//! tensor. Batches and noise are functions of the step, so no generator's state is stored.
+
+use crate::error::{Error, Result};
+use crate::files::{self, Tensor};
+use crate::model::{Params, TrainState};
+use crate::train::metrics::MetricRow;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const KEY: &str = "checkpoint";
+const FORMAT: u32 = 1;
+
+/// Where a run is, beside its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Version of this format.
+    pub format: u32,
+    /// Steps done.
+    pub step: u64,
+    /// The run's resolved configuration, so that a checkpoint is never mixed up with another run.
+    pub config: String,
+    /// Hash of ids and values of the data.
+    pub data: u64,
+    /// Evaluations so far.
+    pub metrics: Vec<MetricRow>,
+    /// Sum of the training loss since the last evaluation, and its steps.
+    pub loss: (f64, u64),
+    /// Seconds spent in steps since the last evaluation, and since the start.
+    pub seconds: (f64, f64),
+    /// Step and validation FVU of the best evaluation.
+    pub best: Option<(u64, f64)>,
+    /// Evaluations since the best one.
+    pub waited: u64,
+}
+
+impl Progress {
+    /// Nothing done yet.
+    pub fn start(config: String, data: u64) -> Self {
+        Self {
+            format: FORMAT,
+            step: 0,
+            config,
+            data,
+            metrics: vec![],
+            loss: (0.0, 0),
+            seconds: (0.0, 0.0),
+            best: None,
+            waited: 0,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    progress: Progress,
+    crc: BTreeMap<String, u32>,
+}
+
+fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
+    let mut all = vec![];
+    let groups = [
+        ("", Some(&state.params)),
+        ("m.", Some(&state.m)),
+        ("v.", Some(&state.v)),
+        ("ema.", state.ema.as_ref()),
+    ];
+    for (prefix, params) in groups {
+        for (name, shape, values) in params.iter().flat_map(|p| p.tensors()) {
+            all.push(Tensor::f32(format!("{prefix}{name}"), shape, values));
+        }
+    }
+    all.push(Tensor::u32("idle_rows".into(), vec![state.idle_rows.len()], &state.idle_rows));
+    all
+}
+
+/// Writes a checkpoint, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] as the disk gives it.
+pub fn save(path: &Path, state: &TrainState, progress: &Progress) -> Result<()> {
+    let tensors = tensors(state);
+    let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
+    let header = serde_json::to_string(&Header { progress: progress.clone(), crc })
+        .map_err(|e| Error::Failed(format!("the checkpoint's header cannot be written: {e}")))?;
+    // The header carries the tensors' sums; its own goes in front of it.
+    let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
+    files::write_safetensors(path, &tensors, KEY, value)
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::Model {
+        path: path.to_owned(),
+        what: format!("is damaged ({what}); delete it to go on from the checkpoint before it"),
+    }
+}
+
+/// Reads a checkpoint into a state of the shapes of `like`.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off, altered or of another run.
+pub fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let progress = read_header(path, &bytes)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, &e.to_string()))?;
+    let header = progress;
+    let mut state = like.clone();
+    state.step = header.progress.step;
+    let TrainState { params, m, v, ema, .. } = &mut state;
+    let groups = [("", Some(params)), ("m.", Some(m)), ("v.", Some(v)), ("ema.", ema.as_mut())];
+    for (prefix, params) in groups {
+        for (name, values) in params.into_iter().flat_map(Params::tensors_mut) {
+            let name = format!("{prefix}{name}");
+            read_tensor(path, &file, &header.crc, &name, Dtype::F32, bytemuck::cast_slice_mut(values))?;
+        }
+    }
+    let idle = bytemuck::cast_slice_mut(&mut state.idle_rows);
+    read_tensor(path, &file, &header.crc, "idle_rows", Dtype::U32, idle)?;
+    Ok((state, header.progress))
+}
+
+fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(path, &e.to_string()))?;
+    let entry = metadata.metadata().as_ref().and_then(|map| map.get(KEY));
+    let text = entry.ok_or_else(|| damaged(path, "it has no checkpoint header"))?;
+    let (crc, header) = text.split_once(' ').ok_or_else(|| damaged(path, "its header is cut"))?;
+    if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(header.as_bytes())) {
+        return Err(damaged(path, "its header does not match its checksum"));
+    }
+    let header: Header = serde_json::from_str(header).map_err(|e| damaged(path, &e.to_string()))?;
+    if header.progress.format != FORMAT {
+        let format = header.progress.format;
+        let what =
+            format!("has format {format}, this version of sae reads {FORMAT}; use the version that wrote it");
+        return Err(Error::Model { path: path.to_owned(), what });
+    }
+    Ok(header)
+}
+
+fn read_tensor(
+    path: &Path,
+    file: &SafeTensors<'_>,
+    crc: &BTreeMap<String, u32>,
+    name: &str,
+    dtype: Dtype,
+    out: &mut [u8],
+) -> Result<()> {
+    let view = file.tensor(name).map_err(|_| damaged(path, &format!("tensor {name} is missing")))?;
+    if view.dtype() != dtype || view.data().len() != out.len() {
+        return Err(damaged(path, &format!("tensor {name} has another type or size than the run's")));
+    }
+    if crc.get(name) != Some(&crc32fast::hash(view.data())) {
+        return Err(damaged(path, &format!("tensor {name} does not match its checksum")));
+    }
+    out.copy_from_slice(view.data());
+    Ok(())
+}
+
+/// Name of the checkpoint of a step.
+pub fn name(step: u64) -> String {
+    format!("step-{step:012}.safetensors")
+}
+
+/// Checkpoints in a folder by rising step.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".safetensors"));
+        if let Some(step) = step.and_then(|digits| digits.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Init;
+
+    fn example() -> (TrainState, Progress) {
+        let params = Params::init(5, 7, false, &Init::Linear, 1);
+        let mut state = TrainState::start(params, true);
+        state.step = 3;
+        state.m.w_enc[4] = 0.5;
+        state.idle_rows[2] = 77;
+        let progress = Progress { step: 3, ..Progress::start("k = 2".into(), 99) };
+        (state, progress)
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, progress) = example();
+        save(&path, &state, &progress).unwrap();
+        let like = TrainState::start(Params::zeros(5, 7, false), true);
+        assert_eq!(load(&path, &like).unwrap(), (state, progress));
+        assert_eq!(list(folder.path()).unwrap(), [(3, path)]);
+    }
+
+    #[test]
+    fn cutting_a_checkpoint_anywhere_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, progress) = example();
+        save(&path, &state, &progress).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let error = load(&path, &state).unwrap_err().to_string();
+            assert!(error.contains("damaged") && error.contains("step-") && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, progress) = example();
+        save(&path, &state, &progress).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for byte in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[byte] ^= 1 << (byte % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            match load(&path, &state) {
+                Err(_) => {}
+                // Some bits of the JSON around the values carry nothing (a space for a line break).
+                Ok(back) => assert_eq!(back, (state.clone(), progress.clone()), "byte {byte}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! What is measured, and `metrics.csv`.
+//!
+//! With `mean` the mean row of the training split:
+//! FVU = sum (y - x)^2 / sum (x - mean)^2, over the rows and values of the split in question.
+
+use crate::backend::{Backend, EvalSums, Weights};
+use crate::data::Embeddings;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Quality on one split. A value that does not exist is NaN, and `null` in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Mean squared error over N D values, squared data units.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub mse: f64,
+    /// Mean absolute error over N D values, data units.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub mae: f64,
+    /// Fraction of variance unexplained, against the mean of the training split.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub fvu: f64,
+    /// Active latents a row.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub l0: f64,
+    /// Mean cosine of row and reconstruction.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub cosine: f64,
+    /// Rows measured.
+    pub rows: u64,
+}
+
+impl Quality {
+    /// From sums over rows of `d_in` values whose sum of squares about the training mean is `variance`.
+    pub fn new(sums: &EvalSums, d_in: usize, variance: f64) -> Self {
+        let rows = sums.rows as f64;
+        let values = rows * d_in as f64;
+        let finite = |v: f64| if v.is_finite() { v } else { f64::NAN };
+        Self {
+            mse: finite(sums.squared / values),
+            mae: finite(sums.absolute / values),
+            fvu: finite(sums.squared / variance),
+            l0: finite(sums.active as f64 / rows),
+            cosine: finite(sums.cosine / rows),
+            rows: sums.rows,
+        }
+    }
+}
+
+fn null_is_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// Mean row of `rows` (D), summed in float64 in row order.
+pub fn mean_row(data: &Embeddings, rows: &[u32]) -> Vec<f64> {
+    let mut mean = vec![0.0f64; data.d_in()];
+    let mut row = vec![0.0f32; data.d_in()];
+    for &n in rows {
+        data.row_into(n as usize, &mut row);
+        mean.iter_mut().zip(&row).for_each(|(m, &x)| *m += f64::from(x));
+    }
+    mean.iter_mut().for_each(|m| *m /= rows.len().max(1) as f64);
+    mean
+}
+
+/// `sum (x - mean)^2` over `rows`.
+pub fn variance_about(data: &Embeddings, rows: &[u32], mean: &[f64]) -> f64 {
+    let mut row = vec![0.0f32; data.d_in()];
+    let mut sum = 0.0;
+    for &n in rows {
+        data.row_into(n as usize, &mut row);
+        sum += row.iter().zip(mean).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum::<f64>();
+    }
+    sum
+}
+
+/// A set of rows to be measured again and again, with its variance about the training mean.
+pub struct EvalSet {
+    rows: Vec<u32>,
+    variance: f64,
+}
+
+impl EvalSet {
+    /// At most `limit` of `rows`, spread evenly over them (all, where there are no more).
+    pub fn new(data: &Embeddings, rows: &[u32], limit: usize, mean: &[f64]) -> Self {
+        let n = rows.len().min(limit);
+        let rows: Vec<u32> = (0..n).map(|i| rows[i * rows.len() / n]).collect();
+        let variance = variance_about(data, &rows, mean);
+        Self { rows, variance }
+    }
+
+    /// `None` where the split has no rows. `fired` (M) counts the rows on which each latent is active.
+    pub fn measure(
+        &self,
+        backend: &mut dyn Backend,
+        d_in: usize,
+        fired: &mut [u64],
+    ) -> Result<Option<Quality>> {
+        if self.rows.is_empty() {
+            return Ok(None);
+        }
+        let sums = backend.evaluate(&self.rows, Weights::Averaged, fired)?;
+        Ok(Some(Quality::new(&sums, d_in, self.variance)))
+    }
+}
+
+/// Share of latents that fired on no row.
+pub fn dead_fraction(fired: &[u64]) -> f64 {
+    fired.iter().filter(|&&n| n == 0).count() as f64 / fired.len() as f64
+}
+
+/// One evaluation on the way: a line of `metrics.csv`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricRow {
+    /// Steps done.
+    pub step: u64,
+    /// Passes over the training rows.
+    pub epoch: f64,
+    /// Temperature of the last step.
+    pub tau: f64,
+    /// Share of the hard code at the last step.
+    pub alpha: f64,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Training rows a second since the last line; step time alone.
+    pub rows_per_second: f64,
+    /// Mean training loss since the last line (before each update, with the mix of that step).
+    pub train_loss: Option<f64>,
+    /// Training split.
+    pub train: Option<Quality>,
+    /// Validation split.
+    pub val: Option<Quality>,
+    /// Test split: shown, never used to choose anything.
+    pub test: Option<Quality>,
+    /// Share of latents active on no training row that was measured.
+    pub dead_fraction: f64,
+}
+
+const HEADER: [&str; 23] = [
+    "step",
+    "epoch",
+    "tau",
+    "alpha",
+    "lr",
+    "rows_per_second",
+    "train_loss",
+    "train_mse",
+    "train_mae",
+    "train_fvu",
+    "train_l0",
+    "train_cosine",
+    "val_mse",
+    "val_mae",
+    "val_fvu",
+    "val_l0",
+    "val_cosine",
+    "test_mse",
+    "test_mae",
+    "test_fvu",
+    "test_l0",
+    "test_cosine",
+    "dead_fraction",
+];
+
+/// The whole of `metrics.csv`. A value that does not exist (a split without rows) is an empty field.
+///
+/// # Errors
+/// None in practice: writing to memory.
+pub fn to_csv(rows: &[MetricRow]) -> Result<Vec<u8>> {
+    let failed = |e: csv::Error| Error::Failed(format!("metrics.csv cannot be formatted: {e}"));
+    let mut writer = csv::Writer::from_writer(vec![]);
+    writer.write_record(HEADER).map_err(failed)?;
+    let text = |v: Option<f64>| v.map_or(String::new(), |v| v.to_string());
+    for row in rows {
+        let mut fields = vec![row.step.to_string()];
+        let numbers = [row.epoch, row.tau, row.alpha, row.lr, row.rows_per_second];
+        fields.extend(numbers.map(|v| v.to_string()));
+        fields.push(text(row.train_loss));
+        for q in [&row.train, &row.val, &row.test] {
+            let get = |f: fn(&Quality) -> f64| text(q.as_ref().map(f));
+            fields.extend([get(|q| q.mse), get(|q| q.mae), get(|q| q.fvu), get(|q| q.l0), get(|q| q.cosine)]);
+        }
+        fields.push(row.dead_fraction.to_string());
+        writer.write_record(&fields).map_err(failed)?;
+    }
+    writer.into_inner().map_err(|e| Error::Failed(format!("metrics.csv cannot be formatted: {e}")))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fvu_of_the_training_mean_is_one_and_of_the_data_zero() {
+        let rows = vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 9.0];
+        let ids = vec!["a".into(), "b".into(), "c".into()];
+        let data = Embeddings::from_rows(ids, 2, rows).unwrap();
+        let mean = mean_row(&data, &[0, 1, 2]);
+        assert_eq!(mean, [3.0, 5.0]);
+        let variance = variance_about(&data, &[0, 1, 2], &mean);
+        assert_eq!(variance, 4.0 + 9.0 + 0.0 + 1.0 + 4.0 + 16.0);
+        let sums = EvalSums { rows: 3, squared: variance, ..EvalSums::default() };
+        assert_eq!(Quality::new(&sums, 2, variance).fvu, 1.0);
+        let exact = EvalSums { rows: 3, ..EvalSums::default() };
+        assert_eq!(Quality::new(&exact, 2, variance).fvu, 0.0);
+    }
+
+    #[test]
+    fn every_line_of_the_csv_has_as_many_fields_as_the_header() {
+        let quality = Quality { mse: 1.0, mae: 2.0, fvu: 0.5, l0: 3.0, cosine: 0.9, rows: 4 };
+        let row = MetricRow {
+            step: 10,
+            epoch: 0.5,
+            tau: 1.0,
+            alpha: 0.0,
+            lr: 1e-3,
+            rows_per_second: 100.0,
+            train_loss: None,
+            train: Some(quality),
+            val: None,
+            test: Some(quality),
+            dead_fraction: 0.25,
+        };
+        let text = String::from_utf8(to_csv(&[row]).unwrap()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines.iter().all(|line| line.split(',').count() == HEADER.len()), "{text}");
+        assert!(lines[1].ends_with(",0.25"));
+    }
+}

@@ -1,0 +1,119 @@
+//! What a finished run leaves for people and programs.
+
+use crate::config::{Config, Preset};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::report::plots::{Curve, CurvePlot, render_png};
+use crate::report::table::{number, table};
+use crate::train::folder::{RunFolder, names};
+use crate::train::metrics::{MetricRow, Quality};
+use serde::{Deserialize, Serialize};
+
+/// `summary.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// All rows of the training split.
+    pub train: Option<Quality>,
+    /// All rows of the validation split.
+    pub val: Option<Quality>,
+    /// All rows of the test split.
+    pub test: Option<Quality>,
+    /// Share of latents active on no row of the training split.
+    pub dead_fraction: f64,
+    /// Training rows a second in steps alone, without start-up and evaluation.
+    pub rows_per_second: f64,
+    /// Steps of the model that was kept.
+    pub steps: u64,
+    /// Where it was trained.
+    pub device: String,
+    /// Arithmetic of the dense products.
+    pub precision: String,
+    /// Seed.
+    pub seed: u64,
+    /// Version of sae.
+    pub version: String,
+    /// Latents, M.
+    pub n_latents: usize,
+    /// Active latents, k.
+    pub k: usize,
+    /// Step of the best validation FVU seen on the way.
+    pub best_step: Option<u64>,
+}
+
+impl Summary {
+    /// The table of final metrics.
+    pub fn table(&self) -> String {
+        let header = ["split", "rows", "MSE", "MAE", "FVU", "L0", "cosine"];
+        let splits = [("train", &self.train), ("val", &self.val), ("test", &self.test)];
+        let rows = splits.iter().filter_map(|(name, q)| q.as_ref().map(|q| quality_row(name, q)));
+        let rows: Vec<Vec<String>> = rows.collect();
+        let dead = 100.0 * self.dead_fraction;
+        format!(
+            "{}\ndead latents: {} % of {} on the training split; {} training rows/s on {} ({})\n",
+            table(&header, &rows).trim_end(),
+            number(dead),
+            self.n_latents,
+            number(self.rows_per_second),
+            self.device,
+            self.precision
+        )
+    }
+}
+
+/// A line of the table of metrics.
+pub fn quality_row(name: &str, q: &Quality) -> Vec<String> {
+    let numbers = [q.mse, q.mae, q.fvu, q.l0, q.cosine].map(number);
+    let mut row = vec![name.to_owned(), q.rows.to_string()];
+    row.extend(numbers);
+    row
+}
+
+/// Draws both curves. A curve point is an evaluation on the way.
+///
+/// # Errors
+/// A plot that cannot be drawn or written.
+pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -> Result<()> {
+    let preset = match config.preset {
+        Preset::RelaxedTopk => "relaxed top-k",
+        Preset::Topk => "top-k",
+        Preset::SparseL1 => "sparse L1 + top-k",
+    };
+    let sizes =
+        format!("{preset} autoencoder, D = {}, M = {}, k = {}", config.d_in, config.n_latents, config.spec.k);
+    type Pick = fn(&Quality) -> f64;
+    let kinds: [(&str, &str, Pick); 2] = [
+        (names::MSE_PNG, "MSE (mean over rows and values, squared data units)", |q| q.mse),
+        (names::MAE_PNG, "MAE (mean over rows and values, data units)", |q| q.mae),
+    ];
+    for (file, y_label, pick) in kinds {
+        let curve = |name, split: fn(&MetricRow) -> &Option<Quality>| Curve {
+            name,
+            points: metrics
+                .iter()
+                .filter_map(|row| split(row).as_ref().map(|q| (row.step as f64, pick(q))))
+                .collect(),
+        };
+        let plot = CurvePlot {
+            title: format!("Reconstruction error, {sizes}"),
+            y_label: y_label.into(),
+            annealed_until: (config.anneal_steps > 0).then_some(config.anneal_steps),
+            curves: vec![
+                curve("train", |row| &row.train),
+                curve("validation", |row| &row.val),
+                curve("test", |row| &row.test),
+            ],
+        };
+        files::write_whole(&folder.path(file), &render_png(&plot)?)?;
+    }
+    Ok(())
+}
+
+/// Writes `summary.json`.
+///
+/// # Errors
+/// As the disk gives them.
+pub fn write_summary(folder: &RunFolder, summary: &Summary) -> Result<()> {
+    let json = serde_json::to_string_pretty(summary)
+        .map_err(|e| Error::Failed(format!("summary.json cannot be written: {e}")))?;
+    files::write_whole(&folder.path(names::SUMMARY), format!("{json}\n").as_bytes())
+}

@@ -1,0 +1,197 @@
+//! The split depends on ids and seed alone; batches on step and seed alone.
+#![allow(clippy::unwrap_used)] // Tests stop at what they do not expect.
+
+mod data_fixtures;
+
+use std::collections::HashMap;
+
+use data_fixtures::*;
+use topk_sae::data::{BatchOrder, Embeddings, Part, Split, part_of_id};
+
+fn rows(ids: impl Iterator<Item = usize>) -> Embeddings {
+    let ids: Vec<String> = ids.map(|i| format!("P{i:05}")).collect();
+    let n = ids.len();
+    Embeddings::from_rows(ids, 1, vec![0.0; n]).unwrap()
+}
+
+fn parts(data: &Embeddings, split: &Split) -> HashMap<String, Part> {
+    let mut parts = HashMap::new();
+    for part in [Part::Train, Part::Val, Part::Test] {
+        for &row in split.rows(part) {
+            assert_eq!(parts.insert(data.row_id(row as usize), part), None);
+        }
+    }
+    assert_eq!(parts.len(), data.n_rows());
+    parts
+}
+
+#[test]
+fn about_80_10_10_of_the_ids_go_to_each_part() {
+    let data = rows(0..20_000);
+    let split = Split::new(&data, 0);
+    // Four standard deviations of a binomial count.
+    let near = |n: usize, p: f64| {
+        (n as f64 - 20_000.0 * p).abs() < 4.0 * (20_000.0 * p * (1.0 - p)).sqrt()
+    };
+    assert!(near(split.train.len(), 0.8), "{}", split.train.len());
+    assert!(near(split.val.len(), 0.1), "{}", split.val.len());
+    assert!(near(split.test.len(), 0.1), "{}", split.test.len());
+}
+
+#[test]
+fn an_id_keeps_its_part_when_data_are_added_or_reordered() {
+    let few = rows(0..500);
+    let many = rows((0..900).rev());
+    let (small, large) = (
+        parts(&few, &Split::new(&few, 3)),
+        parts(&many, &Split::new(&many, 3)),
+    );
+    assert!(small.iter().all(|(id, part)| large[id] == *part));
+    let other = parts(&few, &Split::new(&few, 4));
+    assert!(small.iter().any(|(id, part)| other[id] != *part));
+}
+
+#[test]
+fn the_split_never_changes_between_versions() {
+    // Written down once: runs are compared across versions, so these may never change.
+    let found: Vec<String> = ["P12345", "Q8N0S6", "A0A0U5AUY6", "", "sentence 1"]
+        .iter()
+        .map(|id| part_of_id(id, 0).to_string())
+        .collect();
+    assert_eq!(found.join(" "), "test train val train train");
+}
+
+#[test]
+fn files_in_another_order_split_the_same() {
+    let folder = Folder::new();
+    let file = |name: &str, first: usize| {
+        folder.file(name, |file| {
+            for row in first..first + 50 {
+                vector(file, &format!("P{row}"), row, 2, |v| v);
+            }
+        })
+    };
+    let (a, b) = (file("a.h5", 0), file("b.h5", 50));
+    let (ab, ba) = (load(&[&a, &b]).unwrap(), load(&[&b, &a]).unwrap());
+    assert_eq!(
+        parts(&ab, &Split::new(&ab, 1)),
+        parts(&ba, &Split::new(&ba, 1))
+    );
+}
+
+#[test]
+fn residues_of_a_protein_stay_together() {
+    let folder = Folder::new();
+    let path = folder.file("residues.h5", |file| {
+        for p in 0..60 {
+            matrix(file, &format!("P{p}"), p, 1 + p % 5, 3, false, |v| v);
+        }
+    });
+    let data = load(&[&path]).unwrap();
+    let split = Split::new(&data, 0);
+    for part in [Part::Train, Part::Val, Part::Test] {
+        for &row in split.rows(part) {
+            let id = data.group_id(data.group_of(row as usize));
+            assert_eq!(part_of_id(id, 0), part);
+        }
+    }
+    assert_eq!(split.to_tsv(&data).lines().count(), 61);
+}
+
+#[test]
+fn the_table_gives_the_split_back() {
+    let data = rows(0..300);
+    let split = Split::new(&data, 7);
+    let table = split.to_tsv(&data);
+    assert!(table.starts_with("id\tsplit\nP00000\t"));
+    let folder = Folder::new();
+    let path = folder.path("splits.tsv");
+    std::fs::write(&path, &table).unwrap();
+    assert_eq!(Split::from_tsv(&path, &data).unwrap(), (split, 0));
+    let more = rows(0..310);
+    let (split, missing) = Split::from_tsv(&path, &more).unwrap();
+    assert_eq!(missing, 10);
+    assert_eq!(split.train.len() + split.val.len() + split.test.len(), 300);
+}
+
+#[test]
+fn a_broken_table_names_the_line() {
+    let folder = Folder::new();
+    let data = rows(0..3);
+    let path = folder.path("splits.tsv");
+    for (text, part) in [
+        ("", "line 1"),
+        ("name\tpart\n", "line 1"),
+        ("id\tsplit\nP1\ttrain\nP2 train\n", "line 3"),
+        ("id\tsplit\nP1\ttrain\nP1\tval\n", "line 3"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = Split::from_tsv(&path, &data).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn every_row_is_seen_exactly_once_an_epoch() {
+    for (n, batch) in [(10, 3), (7, 7), (64, 16), (5, 1), (1, 1)] {
+        let all: Vec<u32> = (100..100 + n).collect();
+        let mut order = BatchOrder::new(all.clone(), batch, 5);
+        // `n` batches are `batch` whole epochs.
+        let stream: Vec<u32> = (0..u64::from(n))
+            .flat_map(|s| order.batch(s).to_vec())
+            .collect();
+        for epoch in stream.chunks(n as usize) {
+            let mut epoch = epoch.to_vec();
+            epoch.sort_unstable();
+            assert_eq!(epoch, all);
+        }
+    }
+}
+
+#[test]
+fn a_batch_depends_on_its_step_alone() {
+    let all: Vec<u32> = (0..50).collect();
+    let mut forward = BatchOrder::new(all.clone(), 8, 1);
+    let batches: Vec<Vec<u32>> = (0..40).map(|s| forward.batch(s).to_vec()).collect();
+    for step in [39, 0, 17, 6, 7, 31] {
+        let mut fresh = BatchOrder::new(all.clone(), 8, 1);
+        assert_eq!(fresh.batch(step), batches[step as usize]);
+        assert_eq!(forward.batch(step), batches[step as usize]);
+    }
+    assert_ne!(BatchOrder::new(all.clone(), 8, 2).batch(0), batches[0]);
+    assert_ne!(batches[0][..], all[..8]);
+    assert!((forward.epoch_of(25) - 4.0).abs() < 1e-12);
+}
+
+#[test]
+fn epochs_differ_and_positions_are_even() {
+    // 4000 epochs of 8 rows: each row at each place 500 times, give or take 5 deviations.
+    let mut order = BatchOrder::new((0..8).collect(), 8, 9);
+    let mut counts = [[0i32; 8]; 8];
+    for epoch in 0..4000 {
+        for (place, &row) in order.batch(epoch).iter().enumerate() {
+            counts[place][row as usize] += 1;
+        }
+    }
+    assert!(
+        counts.iter().flatten().all(|n| (n - 500).abs() < 105),
+        "{counts:?}"
+    );
+}
+
+#[test]
+fn the_order_never_changes_between_versions() {
+    // Written down once: a resumed run must see the rows that it would have seen.
+    let mut order = BatchOrder::new((0..10).collect(), 4, 42);
+    let found: Vec<Vec<u32>> = [0, 2, 1_000_000]
+        .iter()
+        .map(|&s| order.batch(s).to_vec())
+        .collect();
+    assert_eq!(found, [[9, 7, 2, 5], [8, 6, 8, 2], [6, 9, 4, 3]]);
+}
+
+#[test]
+fn no_rows_give_empty_batches_and_too_large_batches_are_the_whole() {
+    assert_eq!(BatchOrder::new(Vec::new(), 4, 0).batch(3), [0u32; 0]);
+    assert_eq!(BatchOrder::new(vec![3, 4], 9, 0).batch(3).len(), 2);
+}
