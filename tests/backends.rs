@@ -32,12 +32,8 @@ fn table() -> Vec<Case> {
                 for tied in [false, true] {
                     // Steps of the turns without a common divisor meet in every combination.
                     let i = cases.len();
-                    let mut case = Case::new(
-                        [1, 15, 16, 17, 33][i % 5],
-                        [2, 3, 31, 32, 33, 100][i / 5 % 6],
-                        m,
-                        k,
-                    );
+                    let mut case =
+                        Case::new([1, 15, 16, 17, 33][i % 5], [2, 3, 31, 32, 33, 100][i / 5 % 6], m, k);
                     (case.t, case.tied, case.philox) = (t, tied, i % 3 > 0);
                     case.spec.normalize = i / 7 % 3 > 0;
                     cases.push(case);
@@ -55,11 +51,7 @@ fn fast_agrees_with_the_reference_at_awkward_shapes_in_every_phase() {
     let modes: Vec<Mode> = cases.into_par_iter().flat_map_iter(Case::agree).collect();
     // The test is void unless all three ways of holding a code were taken.
     for mode in [Mode::Hard, Mode::Support, Mode::Dense] {
-        assert!(
-            count(&modes, mode) > 50,
-            "{mode:?}: {}",
-            count(&modes, mode)
-        );
+        assert!(count(&modes, mode) > 50, "{mode:?}: {}", count(&modes, mode));
     }
 }
 
@@ -83,9 +75,7 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
     let options: [Option; 9] = [
         ("l1", |c| c.l1 = 0.4),
         ("aux", |c| (c.spec.aux_k, c.dead_every) = (3, Some(4))),
-        ("aux with fewer dead latents than it wants", |c| {
-            (c.spec.aux_k, c.dead_every) = (200, Some(9))
-        }),
+        ("aux with fewer dead latents than it wants", |c| (c.spec.aux_k, c.dead_every) = (200, Some(9))),
         ("aux without dead latents", |c| c.spec.aux_k = 3),
         ("unit norm", |c| c.spec.unit_norm_decoder = true),
         ("weight decay", |c| c.spec.weight_decay = 0.5),
@@ -108,10 +98,7 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
             }
             for without_clipping in [false, true] {
                 let mut case = base(300);
-                for (_, set) in options
-                    .iter()
-                    .filter(|(name, _)| *name != "aux without dead latents")
-                {
+                for (_, set) in options.iter().filter(|(name, _)| *name != "aux without dead latents") {
                     set(&mut case);
                 }
                 if without_clipping {
@@ -122,11 +109,7 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
         }
     }
     for mode in [Mode::Hard, Mode::Support, Mode::Dense] {
-        assert!(
-            count(&modes, mode) > 20,
-            "{mode:?}: {}",
-            count(&modes, mode)
-        );
+        assert!(count(&modes, mode) > 20, "{mode:?}: {}", count(&modes, mode));
     }
 }
 
@@ -138,15 +121,8 @@ fn clipping_bites_where_it_is_meant_to() {
     case.spec.clip_norm = Some(1e3);
     let (free, _) = first_moment(&case);
     assert!(norm > 2e-3, "{norm}");
-    let want: Vec<f32> = free
-        .iter()
-        .map(|g| (f64::from(*g) * 1e-3 / (norm + 1e-6)) as f32)
-        .collect();
-    Check {
-        what: "clipped".into(),
-        c: 4.0,
-    }
-    .tensor("moment", &clipped, &want);
+    let want: Vec<f32> = free.iter().map(|g| (f64::from(*g) * 1e-3 / (norm + 1e-6)) as f32).collect();
+    Check { what: "clipped".into(), c: 4.0 }.tensor("moment", &clipped, &want);
 }
 
 /// Adam's first moment of w_enc after one step, and the gradient norm.
@@ -212,16 +188,10 @@ fn exact_ties_agree_and_go_to_the_lowest_latent() {
     // there ten times, and the rows are all the same but two.
     case.edit = |params, x| {
         let quarter = |i: usize| (i * 7 % 11) as f32 * 0.25 - 1.0;
-        params
-            .w_enc
-            .iter_mut()
-            .enumerate()
-            .for_each(|(i, w)| *w = quarter(i % 28));
+        params.w_enc.iter_mut().enumerate().for_each(|(i, w)| *w = quarter(i % 28));
         params.b_pre.fill(0.25);
         params.b_lat.fill(0.0);
-        x.iter_mut()
-            .enumerate()
-            .for_each(|(i, x)| *x = quarter(i % 4 + 20 * usize::from(i / 4 == 3)));
+        x.iter_mut().enumerate().for_each(|(i, x)| *x = quarter(i % 4 + 20 * usize::from(i / 4 == 3)));
     };
     // Steps part the twins by rounding, so only the first is compared.
     (case.exact, case.steps) = (true, 1);
@@ -229,8 +199,7 @@ fn exact_ties_agree_and_go_to_the_lowest_latent() {
 
     let (data, state) = case.start();
     for (name, mut backend) in common::backends(&data, &case.spec, &state) {
-        let Pass { pre_acts, code, .. } =
-            backend.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
+        let Pass { pre_acts, code, .. } = backend.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
         for (z, h) in pre_acts.chunks_exact(70).zip(code.chunks_exact(70)) {
             let mut order: Vec<usize> = (0..70).collect();
             order.sort_by(|&a, &b| z[b].total_cmp(&z[a]));
@@ -263,33 +232,21 @@ fn the_comparison_refuses_a_pass_that_is_slightly_off() {
     // The same pass with one score's gradient dropped, or one code entry doubled, is refused.
     let case = Case::new(15, 31, 33, 5);
     let (data, state) = case.start();
-    let spec = ModelSpec {
-        normalize: true,
-        ..case.spec.clone()
-    };
+    let spec = ModelSpec { normalize: true, ..case.spec.clone() };
     let mut both = common::backends(&data, &spec, &state);
     let pass = both[0].1.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
-    let check = Check {
-        what: "control".into(),
-        c: 24.0,
-    };
+    let check = Check { what: "control".into(), c: 24.0 };
     check.pass(&pass, &pass);
     let refused = |edit: &dyn Fn(&mut Pass)| {
         let mut wrong = pass.clone();
         edit(&mut wrong);
         std::panic::catch_unwind(|| check.pass(&wrong, &pass)).is_err()
     };
-    let largest = |t: &[f32]| {
-        (0..t.len())
-            .max_by(|&a, &b| t[a].abs().total_cmp(&t[b].abs()))
-            .unwrap()
-    };
+    let largest = |t: &[f32]| (0..t.len()).max_by(|&a, &b| t[a].abs().total_cmp(&t[b].abs())).unwrap();
     let (g, h) = (largest(&pass.grad_pre_acts), largest(&pass.code));
     assert!(refused(&|p| p.grad_pre_acts[g] = 0.0));
     assert!(refused(&|p| p.code[h] *= 1.0001));
     assert!(refused(&|p| p.recon[7] = f32::NAN));
     assert!(refused(&|p| p.stats.loss *= 1.0001));
-    assert!(refused(
-        &|p| p.grads.b_pre[3] += 1e-3 * p.grads.b_pre[0].abs().max(1e-2)
-    ));
+    assert!(refused(&|p| p.grads.b_pre[3] += 1e-3 * p.grads.b_pre[0].abs().max(1e-2)));
 }

@@ -1,9 +1,9 @@
 //! The reference's gradients against central differences of its float64 loss, and against cases worked by hand.
 #![allow(clippy::unwrap_used)]
 
-mod common;
 #[path = "finite_differences/by_hand.rs"]
 mod by_hand;
+mod common;
 
 use common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
@@ -135,7 +135,8 @@ fn gradients_of_the_relaxed_model_are_slopes_of_its_loss_throughout_the_warm_up(
 #[test]
 fn gradients_of_the_sparse_model_are_slopes_of_its_loss() {
     for tied in [false, true] {
-        let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.7, spec: ModelSpec { normalize: false, ..spec(3) } };
+        let case =
+            Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.7, spec: ModelSpec { normalize: false, ..spec(3) } };
         check(&format!("L1, tied {tied}"), &case);
     }
 }
@@ -176,9 +177,35 @@ fn gradients_of_the_auxiliary_loss_are_its_slopes_with_the_residual_held() {
     for (aux_k, tied) in [(2, false), (2, true), (50, false)] {
         let spec = ModelSpec { aux_k, aux_coef: 4.0, ..spec(3) };
         let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.0, spec };
-        let plain = Case { spec: ModelSpec { aux_k: 0, ..case.spec.clone() }, ..case };
-        let case = Case { spec: ModelSpec { aux_k, ..plain.spec.clone() }, ..plain };
-        let plain = Case { spec: ModelSpec { aux_k: 0, ..case.spec.clone() }, tied, ..case };
-        let _ = (&plain, &case);
+        let plain = Case { spec: ModelSpec { aux_coef: 0.0, ..case.spec.clone() }, ..case };
+        let params = case.settled();
+        let pass = case.pass(&params);
+        let x = values(case.n * case.d, 41);
+        let miss: Vec<f64> = x.iter().zip(&pass.recon).map(|(&x, &y)| f64::from(x) - f64::from(y)).collect();
+        let aux = aux_loss(&case, &params, &miss);
+        assert!((aux - pass.stats.aux).abs() < 1e-6 * aux && aux > 0.0, "{aux} {}", pass.stats.aux);
+        let held = |p: &Params| plain.pass(p).stats.loss + 4.0 * aux_loss(&case, p, &miss);
+        let (name, error) = worst(&params, &pass.grads, &held);
+        assert!(error <= TOLERANCE, "aux_k {aux_k}, tied {tied}: {name} is off by {error:.1e}");
+        // A control: without the residual held, or without the auxiliary part, the slopes are others.
+        for other in [&case, &plain] {
+            let (_, error) = worst(&params, &pass.grads, &|p| other.pass(p).stats.loss);
+            assert!(error > 1e-3, "aux_k {aux_k}, tied {tied}: {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_slightly_off_is_noticed() {
+    let case = Case { n: 4, d: 5, m: 9, tied: false, t: 0.35, l1: 0.0, spec: spec(3) };
+    let params = case.settled();
+    let pass = case.pass(&params);
+    for tensor in 0..4 {
+        let mut grads = pass.grads.clone();
+        let values = &mut grads.tensors_mut()[tensor].1[..];
+        let largest = values.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        values[1] += 1e-5 * largest;
+        let (_, error) = worst(&params, &grads, &|p| case.pass(p).stats.loss);
+        assert!(error > TOLERANCE, "tensor {tensor}: {error:.1e}");
     }
 }

@@ -59,10 +59,7 @@ impl Case {
             philox: true,
             // Adam divides by |g| + eps: with the usual 1e-8 the rounding error of a gradient that is almost 0
             // moves its weight by the whole learning rate. Adam itself is worked by hand elsewhere.
-            spec: ModelSpec {
-                adam_eps: 1e-3,
-                ..spec(k)
-            },
+            spec: ModelSpec { adam_eps: 1e-3, ..spec(k) },
             steps: 2,
             seed: 0,
             dead_every: None,
@@ -72,16 +69,7 @@ impl Case {
     }
 
     pub fn name(&self) -> String {
-        let Self {
-            n,
-            d,
-            m,
-            tied,
-            t,
-            l1,
-            seed,
-            ..
-        } = self;
+        let Self { n, d, m, tied, t, l1, seed, .. } = self;
         let (k, norm) = (self.spec.k, self.spec.normalize);
         format!("N {n} D {d} M {m} k {k} t {t} tied {tied} normalize {norm} l1 {l1} seed {seed}")
     }
@@ -93,11 +81,7 @@ impl Case {
         (self.edit)(&mut params, &mut x);
         let mut state = TrainState::start(params, self.spec.ema.is_some());
         if let Some(every) = self.dead_every {
-            state
-                .idle_rows
-                .iter_mut()
-                .step_by(every)
-                .for_each(|idle| *idle = self.spec.dead_after + 1);
+            state.idle_rows.iter_mut().step_by(every).for_each(|idle| *idle = self.spec.dead_after + 1);
         }
         (embeddings(self.d, x), state)
     }
@@ -108,27 +92,13 @@ impl Case {
 
     pub fn uniform(&self, step: u64) -> Vec<f32> {
         let count = if self.philox { 0 } else { self.n * self.m };
-        values(count, 77 + step as u32 + 100 * self.seed)
-            .iter()
-            .map(|v| 0.5 * (v + 1.0))
-            .collect()
+        values(count, 77 + step as u32 + 100 * self.seed).iter().map(|v| 0.5 * (v + 1.0)).collect()
     }
 
     pub fn plan<'a>(&self, step: u64, uniform: &'a [f32]) -> StepPlan<'a> {
-        let noise = if self.philox {
-            Noise::Philox { seed: 5 }
-        } else {
-            Noise::Given(uniform)
-        };
+        let noise = if self.philox { Noise::Philox { seed: 5 } } else { Noise::Given(uniform) };
         let tau = temperature(self.t, 1.0, 0.05);
-        StepPlan {
-            step,
-            alpha: self.t,
-            tau,
-            lr: LR,
-            l1: self.l1,
-            noise,
-        }
+        StepPlan { step, alpha: self.t, tau, lr: LR, l1: self.l1, noise }
     }
 
     /// True where no decision (sign of a score, k-th against next largest) hangs on rounding. A case that is
@@ -142,10 +112,7 @@ impl Case {
         };
         let dead = |z: &[f32]| {
             let pairs = z.iter().zip(idle);
-            pairs
-                .filter(|&(_, &idle)| idle >= self.spec.dead_after)
-                .map(|(&z, _)| z)
-                .collect::<Vec<f32>>()
+            pairs.filter(|&(_, &idle)| idle >= self.spec.dead_after).map(|(&z, _)| z).collect::<Vec<f32>>()
         };
         self.exact
             || pass.pre_acts.chunks_exact(self.m).all(|z| {
@@ -168,11 +135,7 @@ impl Case {
                 return None;
             }
             let stats = backend.step(&self.rows(), &plan).unwrap();
-            records.push(Record {
-                pass,
-                stats,
-                state: backend.state().unwrap().into_owned(),
-            });
+            records.push(Record { pass, stats, state: backend.state().unwrap().into_owned() });
         }
         Some(records)
     }
@@ -185,11 +148,7 @@ impl Case {
                 break records;
             }
             self.seed += 1;
-            assert!(
-                self.seed < first + 40,
-                "{}: no draw without a near tie",
-                self.name()
-            );
+            assert!(self.seed < first + 40, "{}: no draw without a near tie", self.name());
         };
         let (data, state) = self.start();
         let mut fast = FastCpu::new(data, self.spec.clone(), state);
@@ -197,21 +156,10 @@ impl Case {
         for (step, want) in records.iter().enumerate() {
             let uniform = self.uniform(step as u64);
             let plan = self.plan(step as u64, &uniform);
-            let sharpness = if plan.soft() {
-                ROUNDED_SCORE / plan.tau
-            } else {
-                0.0
-            };
-            let check = Check {
-                what: format!("{} step {step}", self.name()),
-                c: ROUNDINGS + sharpness,
-            };
+            let sharpness = if plan.soft() { ROUNDED_SCORE / plan.tau } else { 0.0 };
+            let check = Check { what: format!("{} step {step}", self.name()), c: ROUNDINGS + sharpness };
             check.pass(&fast.inspect(&self.rows(), &plan).unwrap(), &want.pass);
-            check.stats(
-                &fast.step(&self.rows(), &plan).unwrap(),
-                &want.stats,
-                self.spec.clip_norm.is_some(),
-            );
+            check.stats(&fast.step(&self.rows(), &plan).unwrap(), &want.stats, self.spec.clip_norm.is_some());
             check.state(&fast.state().unwrap(), &want.state, self.spec.adam_eps);
             modes.extend(fast.last_mode());
         }
@@ -292,29 +240,20 @@ impl Check {
         assert_eq!(got.idle_rows, want.idle_rows, "{}: idle rows", self.what);
         self.params("moment 1", &got.m, &want.m);
         // A square is twice as wrong as its root.
-        let check = Check {
-            what: self.what.clone(),
-            c: 2.0 * self.c,
-        };
+        let check = Check { what: self.what.clone(), c: 2.0 * self.c };
         check.params("moment 2", &got.v, &want.v);
         self.moved("weights", &got.params, want, adam_eps);
         assert_eq!(got.ema.is_some(), want.ema.is_some());
         if let Some(average) = &got.ema {
-            let want = TrainState {
-                params: want.ema.clone().unwrap(),
-                ..want.clone()
-            };
+            let want = TrainState { params: want.ema.clone().unwrap(), ..want.clone() };
             self.moved("average", average, &want, adam_eps);
         }
     }
 
     /// Weights: a gradient that is off by `e` moves its weight by at most `lr e / adam_eps`.
     fn moved(&self, name: &str, got: &Params, want: &TrainState, adam_eps: f64) {
-        for (((tensor, _, got), (_, _, want)), (_, _, m)) in got
-            .tensors()
-            .iter()
-            .zip(want.params.tensors())
-            .zip(want.m.tensors())
+        for (((tensor, _, got), (_, _, want)), (_, _, m)) in
+            got.tensors().iter().zip(want.params.tensors()).zip(want.m.tensors())
         {
             // The first moment is (1 - beta1) g and more from the second step on.
             let grad = 10.0 * m.iter().fold(0.0f64, |a, v| a.max(f64::from(v.abs())));

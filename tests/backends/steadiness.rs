@@ -20,21 +20,12 @@ fn all_modes() -> Vec<(Mode, Case)> {
 }
 
 fn bits(params: &Params) -> Vec<u32> {
-    params
-        .tensors()
-        .iter()
-        .flat_map(|(_, _, t)| t.iter().map(|v| v.to_bits()))
-        .collect()
+    params.tensors().iter().flat_map(|(_, _, t)| t.iter().map(|v| v.to_bits())).collect()
 }
 
 /// The state as bits, so that NaN equals NaN.
 fn state_bits(state: &TrainState) -> Vec<Vec<u32>> {
-    let mut all = vec![
-        bits(&state.params),
-        bits(&state.m),
-        bits(&state.v),
-        state.idle_rows.clone(),
-    ];
+    let mut all = vec![bits(&state.params), bits(&state.m), bits(&state.v), state.idle_rows.clone()];
     all.extend(state.ema.as_ref().map(bits));
     all.push(vec![state.step as u32]);
     all
@@ -46,46 +37,26 @@ fn the_same_seed_gives_the_same_bits_whatever_the_number_of_threads() {
         for clip_norm in [None, Some(0.01)] {
             case.spec.clip_norm = clip_norm;
             let run = |threads: usize, noise_seed: u64| {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build()
-                    .unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
                     let (data, state) = case.start();
                     let mut fast = FastCpu::new(data, case.spec.clone(), state);
                     let mut losses = vec![];
                     for step in 0..3 {
                         let noise = Noise::Philox { seed: noise_seed };
-                        let stats = fast
-                            .step(
-                                &case.rows(),
-                                &StepPlan {
-                                    noise,
-                                    ..case.plan(step, &[])
-                                },
-                            )
-                            .unwrap();
+                        let stats =
+                            fast.step(&case.rows(), &StepPlan { noise, ..case.plan(step, &[]) }).unwrap();
                         losses.push((stats.loss.to_bits(), stats.grad_norm.to_bits()));
                         assert_eq!(fast.last_mode(), Some(mode));
                     }
                     let mut fired = vec![0; case.m];
-                    let sums = fast
-                        .evaluate(&case.rows(), Weights::Averaged, &mut fired)
-                        .unwrap();
-                    (
-                        state_bits(&fast.state().unwrap()),
-                        losses,
-                        sums.squared.to_bits(),
-                        fired,
-                    )
+                    let sums = fast.evaluate(&case.rows(), Weights::Averaged, &mut fired).unwrap();
+                    (state_bits(&fast.state().unwrap()), losses, sums.squared.to_bits(), fired)
                 })
             };
             let first = run(1, 5);
             for threads in [1, 2, 3] {
-                assert!(
-                    run(threads, 5) == first,
-                    "{mode:?}, {threads} threads, clipping {clip_norm:?}"
-                );
+                assert!(run(threads, 5) == first, "{mode:?}, {threads} threads, clipping {clip_norm:?}");
             }
             // A control: another seed must show wherever there is noise.
             assert_eq!(run(2, 6) == first, mode == Mode::Hard, "{mode:?}");
@@ -99,9 +70,7 @@ fn a_loss_that_is_not_finite_leaves_the_state_as_it_was() {
     let places: [Place; 5] = [
         ("w_enc", |p, _, bad| p.w_enc[5 * 33 + 2] = bad),
         // Latent 5 is active on every row; a decoder row that no code touches does no harm.
-        ("w_dec", |p, _, bad| {
-            p.w_dec.as_mut().unwrap()[5 * 33 + 2] = bad
-        }),
+        ("w_dec", |p, _, bad| p.w_dec.as_mut().unwrap()[5 * 33 + 2] = bad),
         ("b_pre", |p, _, bad| p.b_pre[3] = bad),
         ("b_lat", |p, _, bad| p.b_lat[7] = bad),
         ("a row", |_, x, bad| x[4 * 33 + 9] = bad),
@@ -110,24 +79,17 @@ fn a_loss_that_is_not_finite_leaves_the_state_as_it_was() {
         for (place, spoil) in places {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for normalize in [false, true] {
-                    let spec = ModelSpec {
-                        normalize,
-                        ..case.spec.clone()
-                    };
+                    let spec = ModelSpec { normalize, ..case.spec.clone() };
                     let (_, mut state) = case.start();
                     let mut x = common::values(case.n * case.d, 16);
                     state.params.b_lat[5] = 6.0;
                     spoil(&mut state.params, &mut x, bad);
                     let data = common::embeddings(case.d, x);
                     for (name, mut backend) in common::backends(&data, &spec, &state) {
-                        let what =
-                            format!("{name}, {mode:?}: {bad} in {place}, normalize {normalize}");
+                        let what = format!("{name}, {mode:?}: {bad} in {place}, normalize {normalize}");
                         let stats = backend.step(&case.rows(), &case.plan(0, &[])).unwrap();
                         assert!(!stats.loss.is_finite(), "{what}: loss {}", stats.loss);
-                        assert!(
-                            state_bits(&backend.state().unwrap()) == state_bits(&state),
-                            "{what}: state"
-                        );
+                        assert!(state_bits(&backend.state().unwrap()) == state_bits(&state), "{what}: state");
                     }
                 }
             }
