@@ -54,6 +54,8 @@ struct Work {
     aux_entries: ByLatent,
     /// Gradients of all parameters, where clipping needs them.
     grads: Option<Params>,
+    /// How the last forward pass held its code.
+    mode: Option<Mode>,
 }
 
 /// What the forward pass leaves beside the buffers.
@@ -72,6 +74,11 @@ impl FastCpu {
         Self { data, spec, state, work: Work::default() }
     }
 
+    /// How the last training pass held its code; `None` before the first.
+    pub fn last_mode(&self) -> Option<Mode> {
+        self.work.mode
+    }
+
     fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
@@ -86,6 +93,7 @@ impl FastCpu {
         work.aux_codes.resize_with(if has_aux { chunks } else { 0 }, CodeChunk::default);
         let finite = select_codes(work, &self.spec, plan, m, &dead);
         let mode = soften(work, plan, n, m);
+        work.mode = Some(mode);
         if mode == Mode::Dense {
             work.dense.resize(n * d, 0.0);
             let e = View::new(&work.scores, n, m, m);
@@ -164,7 +172,8 @@ impl FastCpu {
             self.fused_update(rows.len(), plan, forward);
             return f64::NAN;
         }
-        self.store_gradients(rows.len(), plan, forward);
+        // A look shows the gradient itself; the constraint is part of the update.
+        self.store_gradients(rows.len(), plan, forward, !keep && spec.unit_norm_decoder);
         let Some(grads) = self.work.grads.as_mut() else { return f64::NAN };
         if !spec.train_pre_bias {
             grads.b_pre.fill(0.0);
@@ -215,8 +224,8 @@ impl FastCpu {
     }
 
     /// Gradients of all parameters into `work.grads`.
-    fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward) {
-        let Self { spec, state, work, .. } = self;
+    fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward, unit_norm: bool) {
+        let Self { state, work, .. } = self;
         let params = &state.params;
         let zeros = || Params::zeros(params.d_in, params.n_latents, params.tied());
         let mut grads = work.grads.take().unwrap_or_else(zeros);
@@ -225,7 +234,7 @@ impl FastCpu {
             .into_par_iter()
             .zip(grad_blocks(&mut grads))
             .map_init(Vec::new, |scratch: &mut Vec<f32>, (weights, mut grads)| {
-                shared.gradients(&weights, &mut grads, scratch, spec.unit_norm_decoder)
+                shared.gradients(&weights, &mut grads, scratch, unit_norm)
             })
             .collect();
         grads.b_pre = pre_bias_gradient(shared.grad_recon, &parts, params.d_in);
@@ -427,9 +436,10 @@ impl RowMath<'_> {
         recon.fill(0.0);
         codes.decode(i, self.decoder, recon);
         let std = self.batch.std[n];
-        // dy' = 2 (y - x) std / (N D), so y - x = dy' / that factor; a constant row has std 0 and nothing to explain.
+        // dy' = 2 (y - x) std / (N D), so y - x = dy' / that factor; a constant row has std 0 and nothing to
+        // explain. Below the normal range 1 / factor would be infinite and 0 times it NaN.
         let factor = (f64::from(std) * self.per_value) as f32;
-        let back = if factor > 0.0 { 1.0 / factor } else { 0.0 };
+        let back = if factor >= f32::MIN_POSITIVE { 1.0 / factor } else { 0.0 };
         let scale = (self.aux_coef * f64::from(std) * self.per_value) as f32;
         let mut squared = 0.0;
         for (y, &dy) in recon.iter_mut().zip(dy) {

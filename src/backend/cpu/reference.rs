@@ -190,6 +190,9 @@ impl Reference {
             }
         }
         let narrow = |t: &[f64]| t.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+        // A score of minus infinity would be passed over by relu; it is as much a failure as the others.
+        let finite = passes.iter().all(|pass| pass.z.iter().all(|z| z.is_finite()));
+        let loss = mse + plan.l1 * l1 + self.spec.aux_coef * aux;
         let tied = params.tied();
         if tied {
             for (enc, dec) in grads.w_enc.iter_mut().zip(&grads.w_dec) {
@@ -203,7 +206,7 @@ impl Reference {
             |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> { passes.iter().flat_map(|p| narrow(f(p))).collect() };
         Pass {
             stats: StepStats {
-                loss: mse + plan.l1 * l1 + self.spec.aux_coef * aux,
+                loss: if finite { loss } else { f64::NAN },
                 mse,
                 l1,
                 aux,
@@ -401,6 +404,9 @@ impl Backend for Reference {
                 sums.squared += (y - x[i]).powi(2);
                 sums.absolute += (y - x[i]).abs();
                 (xx, yy, xy) = (xx + x[i] * x[i], yy + y * y, xy + x[i] * y);
+            }
+            if !z.iter().all(|z| z.is_finite()) {
+                sums.squared = f64::NAN;
             }
             sums.cosine += if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
             for (j, &h) in h.iter().enumerate() {

@@ -1,0 +1,179 @@
+//! Times training steps of the fast CPU backend and prints one line of JSON:
+//! `{"ms": [...], "mode": "Hard" | "Support" | "Dense"}`. `benches/step_vs_torch.py` runs it in turns with PyTorch.
+
+use clap::Parser;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::{Dtype, SafeTensors};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use topk_sae::backend::cpu::fast::FastCpu;
+use topk_sae::backend::{Backend, Inference, ModelSpec, StepPlan};
+use topk_sae::config::Init;
+use topk_sae::data::Embeddings;
+use topk_sae::error::{Error, Result};
+use topk_sae::model::{Params, TrainState};
+use topk_sae::noise::Noise;
+use topk_sae::schedule::temperature;
+
+/// Steps before the timed ones: buffers are made and the clock of the processor settles.
+const UNTIMED: u64 = 2;
+
+/// Times training steps of the fast CPU backend.
+#[derive(Parser)]
+struct Args {
+    /// Rows in a batch, N
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    n: u32,
+    /// Inputs, D
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
+    d: u32,
+    /// Latents, M
+    #[arg(long, default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
+    m: u32,
+    /// Active latents
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    k: u32,
+    /// One tensor for encoder and decoder
+    #[arg(long, conflicts_with = "untied")]
+    tied: bool,
+    /// Two tensors (the default)
+    #[arg(long)]
+    untied: bool,
+    /// Fraction of the warm-up, from 0 on
+    #[arg(long, default_value_t = 0.0, conflicts_with = "hard")]
+    t: f64,
+    /// The phase after the warm-up
+    #[arg(long)]
+    hard: bool,
+    /// Timed steps
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+    /// Threads; 0 takes all
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Rows and weights: x (N, D), w_enc (M, D), b_pre (D), b_lat (M), and w_dec (M, D) unless tied, all float32
+    #[arg(long, value_name = "FILE.safetensors")]
+    input: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<serde_json::Value> {
+    let t = if args.hard { 1.0 } else { args.t };
+    if !(0.0..=1.0).contains(&t) {
+        return Err(Error::Usage(format!("--t {t}: give a fraction from 0 to 1")));
+    }
+    if args.k > args.m {
+        return Err(Error::Usage(format!("--k {} is more than --m {}", args.k, args.m)));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build();
+    let pool = pool.map_err(|e| Error::Failed(format!("cannot start {} threads: {e}", args.threads)))?;
+    let (rows, params) = match &args.input {
+        Some(path) => read(path, args)?,
+        None => {
+            let init = Params::init(args.d as usize, args.m as usize, args.tied, &Init::Linear, 1);
+            (normal_rows(args.n as usize, args.d as usize), init)
+        }
+    };
+    let ids = (0..args.n).map(|n| n.to_string()).collect();
+    let data = Arc::new(Embeddings::from_rows(ids, args.d as usize, rows)?);
+    let mut backend = FastCpu::new(data, spec(args.k as usize), TrainState::start(params, false));
+    let batch: Vec<u32> = (0..args.n).collect();
+    let ms = pool.install(|| time_steps(&mut backend, &batch, t, args.steps))?;
+    let mode = backend.last_mode().map(|mode| format!("{mode:?}"));
+    Ok(serde_json::json!({ "ms": ms, "mode": mode }))
+}
+
+/// Milliseconds of each timed step.
+fn time_steps(backend: &mut FastCpu, batch: &[u32], t: f64, steps: u64) -> Result<Vec<f64>> {
+    let mut ms = vec![];
+    for step in 0..UNTIMED + steps {
+        let tau = temperature(t, 1.0, 0.05);
+        let plan = StepPlan { step, alpha: t, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 0 } };
+        let began = Instant::now();
+        let stats = backend.step(batch, &plan)?;
+        if step >= UNTIMED {
+            ms.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        if !stats.loss.is_finite() {
+            return Err(Error::Failed(format!(
+                "the loss became {} at step {step}: nothing to time",
+                stats.loss
+            )));
+        }
+    }
+    Ok(ms)
+}
+
+/// What the PyTorch side trains: no clipping, no decay, no auxiliary loss.
+fn spec(k: usize) -> ModelSpec {
+    ModelSpec {
+        k,
+        normalize: true,
+        train_pre_bias: true,
+        inference: Inference::Topk,
+        beta1: 0.9,
+        beta2: 0.999,
+        adam_eps: 1e-8,
+        weight_decay: 0.0,
+        clip_norm: None,
+        aux_k: 0,
+        aux_coef: 0.0,
+        dead_after: u32::MAX,
+        unit_norm_decoder: false,
+        ema: None,
+    }
+}
+
+/// Standard normal rows around one standard normal mean row, as the PyTorch side draws them.
+fn normal_rows(n: usize, d: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    // Box-Muller.
+    let mut normal = || {
+        let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+        ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+    };
+    let mean: Vec<f32> = (0..d).map(|_| normal()).collect();
+    (0..n * d).map(|i| mean[i % d] + normal()).collect()
+}
+
+/// Rows and weights of a file.
+fn read(path: &Path, args: &Args) -> Result<(Vec<f32>, Params)> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::Model { path: path.to_owned(), what: format!("not a safetensors file: {e}") })?;
+    let (n, d, m) = (args.n as usize, args.d as usize, args.m as usize);
+    let tensor = |name: &str, shape: &[usize]| {
+        let fail = |what: String| Error::Model { path: path.to_owned(), what };
+        let view = file.tensor(name).map_err(|_| fail(format!("no tensor `{name}`")))?;
+        if view.dtype() != Dtype::F32 || view.shape() != shape {
+            let (dtype, found) = (view.dtype(), view.shape());
+            return Err(fail(format!("`{name}` is {dtype:?} {found:?}; need F32 {shape:?}")));
+        }
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(values.collect::<Vec<f32>>())
+    };
+    let params = Params {
+        d_in: d,
+        n_latents: m,
+        w_enc: tensor("w_enc", &[m, d])?,
+        w_dec: if args.tied { None } else { Some(tensor("w_dec", &[m, d])?) },
+        b_pre: tensor("b_pre", &[d])?,
+        b_lat: tensor("b_lat", &[m])?,
+    };
+    Ok((tensor("x", &[n, d])?, params))
+}

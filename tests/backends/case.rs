@@ -1,0 +1,263 @@
+//! One comparison of the fast backend with the reference: a case, its start, and what must agree.
+
+use crate::common::{embeddings, random_params, spec, values};
+use std::sync::Arc;
+use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference, relax::Mode};
+use topk_sae::backend::{Backend, ModelSpec, Pass, StepPlan, StepStats};
+use topk_sae::data::Embeddings;
+use topk_sae::model::{Params, TrainState};
+use topk_sae::noise::Noise;
+use topk_sae::schedule::temperature;
+
+const EPS: f64 = f32::EPSILON as f64;
+
+/// Rounding errors of float32 that a result may gather, in units of the last place of its tensor's largest
+/// value. A dot product, a decoder sum and a gradient sum follow one another, of a few units each; where a small
+/// residual is left of large terms they weigh more. The largest seen is 60; twice that for other vector widths.
+const ROUNDINGS: f64 = 128.0;
+
+/// `(r + g) / tau` is rounded before the exponential, so its absolute error is the relative error of a softmax
+/// weight: perturbed scores of these cases reach 16, rounded four times (score, noise, sum, quotient).
+const ROUNDED_SCORE: f64 = 4.0 * 16.0;
+
+/// Gradients are products of two factors: below this size a product leaves the range of float32. The loss is a
+/// square of such values in float64.
+const SMALLEST: f64 = 1e-18;
+
+const LR: f64 = 1e-2;
+
+#[derive(Clone)]
+pub struct Case {
+    pub n: usize,
+    pub d: usize,
+    pub m: usize,
+    pub tied: bool,
+    /// Fraction of the warm-up; 1 is the hard phase.
+    pub t: f64,
+    pub l1: f64,
+    pub philox: bool,
+    pub spec: ModelSpec,
+    pub steps: u64,
+    pub seed: u32,
+    /// Latents that start dead: every `1 / share`-th.
+    pub dead_every: Option<usize>,
+    /// Changes the start weights and the rows.
+    pub edit: fn(&mut Params, &mut [f32]),
+    /// Scores of this case are exact in float32, so ties and zeros need no margin.
+    pub exact: bool,
+}
+
+impl Case {
+    pub fn new(n: usize, d: usize, m: usize, k: usize) -> Self {
+        Self {
+            n,
+            d,
+            m,
+            tied: false,
+            t: 1.0,
+            l1: 0.0,
+            philox: true,
+            // Adam divides by |g| + eps: with the usual 1e-8 the rounding error of a gradient that is almost 0
+            // moves its weight by the whole learning rate. Adam itself is worked by hand elsewhere.
+            spec: ModelSpec { adam_eps: 1e-3, ..spec(k) },
+            steps: 2,
+            seed: 0,
+            dead_every: None,
+            edit: |_, _| {},
+            exact: false,
+        }
+    }
+
+    pub fn name(&self) -> String {
+        let Self { n, d, m, tied, t, l1, seed, .. } = self;
+        let (k, norm) = (self.spec.k, self.spec.normalize);
+        format!("N {n} D {d} M {m} k {k} t {t} tied {tied} normalize {norm} l1 {l1} seed {seed}")
+    }
+
+    pub fn start(&self) -> (Arc<Embeddings>, TrainState) {
+        let seed = 100 * self.seed + 11;
+        let mut params = random_params(self.d, self.m, self.tied, seed);
+        let mut x = values(self.n * self.d, seed + 5);
+        (self.edit)(&mut params, &mut x);
+        let mut state = TrainState::start(params, self.spec.ema.is_some());
+        if let Some(every) = self.dead_every {
+            state.idle_rows.iter_mut().step_by(every).for_each(|idle| *idle = self.spec.dead_after + 1);
+        }
+        (embeddings(self.d, x), state)
+    }
+
+    pub fn rows(&self) -> Vec<u32> {
+        (0..self.n as u32).collect()
+    }
+
+    pub fn uniform(&self, step: u64) -> Vec<f32> {
+        let count = if self.philox { 0 } else { self.n * self.m };
+        values(count, 77 + step as u32 + 100 * self.seed).iter().map(|v| 0.5 * (v + 1.0)).collect()
+    }
+
+    pub fn plan<'a>(&self, step: u64, uniform: &'a [f32]) -> StepPlan<'a> {
+        let noise = if self.philox { Noise::Philox { seed: 5 } } else { Noise::Given(uniform) };
+        let tau = temperature(self.t, 1.0, 0.05);
+        StepPlan { step, alpha: self.t, tau, lr: LR, l1: self.l1, noise }
+    }
+
+    /// True where no decision (sign of a score, k-th against next largest) hangs on rounding. A case that is
+    /// not so is drawn anew: the backends may then rightly differ.
+    fn decided(&self, pass: &Pass, idle: &[u32]) -> bool {
+        let scale = pass.pre_acts.iter().fold(1.0f32, |a, z| a.max(z.abs()));
+        let margin = 16.0 * f32::EPSILON * scale;
+        let gap = |mut z: Vec<f32>, k: usize| {
+            z.sort_by(|a, b| b.total_cmp(a));
+            k == 0 || k >= z.len() || z[k - 1] < 0.0 || z[k - 1] - z[k] > margin
+        };
+        let dead = |z: &[f32]| {
+            let pairs = z.iter().zip(idle);
+            pairs.filter(|&(_, &idle)| idle >= self.spec.dead_after).map(|(&z, _)| z).collect::<Vec<f32>>()
+        };
+        self.exact
+            || pass.pre_acts.chunks_exact(self.m).all(|z| {
+                z.iter().all(|z| z.abs() > margin)
+                    && gap(z.to_vec(), self.spec.k)
+                    && gap(dead(z), self.spec.aux_k)
+            })
+    }
+
+    /// What the reference does, step by step; `None` where a decision hangs on rounding.
+    fn reference(&self) -> Option<Vec<Record>> {
+        let (data, state) = self.start();
+        let mut backend = Reference::new(data, self.spec.clone(), state);
+        let mut records = vec![];
+        for step in 0..self.steps {
+            let uniform = self.uniform(step);
+            let plan = self.plan(step, &uniform);
+            let pass = backend.inspect(&self.rows(), &plan).unwrap();
+            if !self.decided(&pass, &backend.state().unwrap().idle_rows) {
+                return None;
+            }
+            let stats = backend.step(&self.rows(), &plan).unwrap();
+            records.push(Record { pass, stats, state: backend.state().unwrap().into_owned() });
+        }
+        Some(records)
+    }
+
+    /// Runs both backends side by side; returns how the fast one held its codes.
+    pub fn agree(mut self) -> Vec<Mode> {
+        let first = self.seed;
+        let records = loop {
+            if let Some(records) = self.reference() {
+                break records;
+            }
+            self.seed += 1;
+            assert!(self.seed < first + 40, "{}: no draw without a near tie", self.name());
+        };
+        let (data, state) = self.start();
+        let mut fast = FastCpu::new(data, self.spec.clone(), state);
+        let mut modes = vec![];
+        for (step, want) in records.iter().enumerate() {
+            let uniform = self.uniform(step as u64);
+            let plan = self.plan(step as u64, &uniform);
+            let sharpness = if plan.soft() { ROUNDED_SCORE / plan.tau } else { 0.0 };
+            let check = Check { what: format!("{} step {step}", self.name()), c: ROUNDINGS + sharpness };
+            check.pass(&fast.inspect(&self.rows(), &plan).unwrap(), &want.pass);
+            check.stats(&fast.step(&self.rows(), &plan).unwrap(), &want.stats, self.spec.clip_norm.is_some());
+            check.state(&fast.state().unwrap(), &want.state, self.spec.adam_eps);
+            modes.extend(fast.last_mode());
+        }
+        modes
+    }
+}
+
+struct Record {
+    pass: Pass,
+    stats: StepStats,
+    state: TrainState,
+}
+
+/// A comparator: |got - want| <= c eps max|want|.
+pub struct Check {
+    pub what: String,
+    pub c: f64,
+}
+
+impl Check {
+    /// Sums cancel, so the error of a value is that of its terms: the tensor's largest value measures them.
+    pub fn tensor(&self, name: &str, got: &[f32], want: &[f32]) {
+        self.scaled(name, got, want, 0.0);
+    }
+
+    /// The same where the terms are known to be as large as `terms`.
+    fn scaled(&self, name: &str, got: &[f32], want: &[f32], terms: f64) {
+        assert_eq!(got.len(), want.len(), "{}: {name}: length", self.what);
+        let scale = want.iter().fold(terms, |a, v| a.max(f64::from(v.abs())));
+        let allowed = self.c * EPS * scale + SMALLEST;
+        for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+            let off = (f64::from(g) - f64::from(w)).abs();
+            let units = off / (EPS * scale);
+            assert!(
+                off <= allowed,
+                "{}: {name}[{i}] = {g}, not {w} ({units:.0} units of {scale})",
+                self.what
+            );
+        }
+    }
+
+    pub fn number(&self, name: &str, got: f64, want: f64) {
+        let off = (got - want).abs();
+        assert!(
+            off <= self.c * EPS * want.abs() + SMALLEST * SMALLEST,
+            "{}: {name} = {got}, not {want}",
+            self.what
+        );
+    }
+
+    pub fn params(&self, name: &str, got: &Params, want: &Params) {
+        for ((tensor, _, got), (_, _, want)) in got.tensors().iter().zip(want.tensors()) {
+            self.tensor(&format!("{name} {tensor}"), got, want);
+        }
+    }
+
+    pub fn pass(&self, got: &Pass, want: &Pass) {
+        self.number("loss", got.stats.loss, want.stats.loss);
+        self.number("mse", got.stats.mse, want.stats.mse);
+        self.number("l1", got.stats.l1, want.stats.l1);
+        self.number("aux", got.stats.aux, want.stats.aux);
+        self.tensor("z", &got.pre_acts, &want.pre_acts);
+        self.tensor("h", &got.code, &want.code);
+        self.tensor("y", &got.recon, &want.recon);
+        self.tensor("grad_z", &got.grad_pre_acts, &want.grad_pre_acts);
+        self.params("gradient", &got.grads, &want.grads);
+    }
+
+    fn stats(&self, got: &StepStats, want: &StepStats, clipped: bool) {
+        self.number("step loss", got.loss, want.loss);
+        if clipped {
+            self.number("gradient norm", got.grad_norm, want.grad_norm);
+        }
+    }
+
+    fn state(&self, got: &TrainState, want: &TrainState, adam_eps: f64) {
+        assert_eq!(got.step, want.step, "{}", self.what);
+        assert_eq!(got.idle_rows, want.idle_rows, "{}: idle rows", self.what);
+        self.params("moment 1", &got.m, &want.m);
+        // A square is twice as wrong as its root.
+        let check = Check { what: self.what.clone(), c: 2.0 * self.c };
+        check.params("moment 2", &got.v, &want.v);
+        self.moved("weights", &got.params, want, adam_eps);
+        assert_eq!(got.ema.is_some(), want.ema.is_some());
+        if let Some(average) = &got.ema {
+            let want = TrainState { params: want.ema.clone().unwrap(), ..want.clone() };
+            self.moved("average", average, &want, adam_eps);
+        }
+    }
+
+    /// Weights: a gradient that is off by `e` moves its weight by at most `lr e / adam_eps`.
+    fn moved(&self, name: &str, got: &Params, want: &TrainState, adam_eps: f64) {
+        for (((tensor, _, got), (_, _, want)), (_, _, m)) in
+            got.tensors().iter().zip(want.params.tensors()).zip(want.m.tensors())
+        {
+            // The first moment is (1 - beta1) g and more from the second step on.
+            let grad = 10.0 * m.iter().fold(0.0f64, |a, v| a.max(f64::from(v.abs())));
+            self.scaled(&format!("{name} {tensor}"), got, want, LR * grad / adam_eps);
+        }
+    }
+}

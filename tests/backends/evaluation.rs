@@ -1,0 +1,84 @@
+//! Evaluation: both codes, both weights, and in parts.
+
+use crate::case::{Case, Check};
+use crate::common;
+use topk_sae::backend::cpu::fast::FastCpu;
+use topk_sae::backend::{Backend, EvalSums, Inference, Weights};
+
+#[test]
+fn evaluation_agrees_with_the_reference_for_both_codes_and_both_weights() {
+    for (d, m, k) in [(33, 257, 9), (2, 7, 7), (100, 1000, 33)] {
+        for (inference, tied, normalize) in
+            [(Inference::Topk, false, true), (Inference::Relu, true, true), (Inference::Relu, false, false)]
+        {
+            // More rows than are evaluated at a time.
+            let mut case = Case::new(300, d, m, k);
+            case.tied = tied;
+            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.99));
+            let (data, mut state) = case.start();
+            state.ema = Some(common::random_params(d, m, tied, 900));
+            let sums = common::backends(&data, &case.spec, &state).into_iter().map(|(_, mut backend)| {
+                [Weights::Last, Weights::Averaged].map(|weights| {
+                    let mut fired = vec![0; m];
+                    let sums = backend.evaluate(&case.rows(), weights, &mut fired).unwrap();
+                    (sums, fired)
+                })
+            });
+            let sums: Vec<_> = sums.collect();
+            for ((want, fired), (got, got_fired)) in sums[0].iter().zip(&sums[1]) {
+                let check = Check { what: format!("{} {inference:?}", case.name()), c: 64.0 };
+                assert_eq!(got.rows, 300);
+                check.number("squared", got.squared, want.squared);
+                check.number("absolute", got.absolute, want.absolute);
+                // A cosine is at most 1, so its sum is known to the number of rows.
+                check.number("cosine", got.cosine + 300.0, want.cosine + 300.0);
+                // Of 300 M scores a few lie within rounding of 0 or of a tie, and may go either way.
+                let apart: u64 = got_fired.iter().zip(fired).map(|(a, b)| a.abs_diff(*b)).sum();
+                assert!(apart <= 4, "{}: {apart} of {} counts", check.what, want.active);
+                assert_eq!(got.active, got_fired.iter().sum::<u64>(), "{}", check.what);
+            }
+            let ((last, _), (averaged, _)) = (&sums[1][0], &sums[1][1]);
+            assert!(
+                (last.squared / averaged.squared - 1.0).abs() > 1e-3,
+                "the average must be another model"
+            );
+        }
+    }
+}
+
+#[test]
+fn evaluation_in_parts_adds_up_to_evaluation_at_once() {
+    let case = Case::new(600, 33, 257, 9);
+    let (data, state) = case.start();
+    let mut fast = FastCpu::new(data, case.spec.clone(), state);
+    let rows = case.rows();
+    let mut evaluate = |parts: &[&[u32]]| {
+        let (mut fired, mut total) = (vec![0; case.m], EvalSums::default());
+        for part in parts {
+            let sums = fast.evaluate(part, Weights::Last, &mut fired).unwrap();
+            total.rows += sums.rows;
+            total.active += sums.active;
+            total.squared += sums.squared;
+            total.absolute += sums.absolute;
+            total.cosine += sums.cosine;
+        }
+        (total, fired)
+    };
+    let (once, once_fired) = evaluate(&[&rows]);
+    for cuts in [vec![1, 17, 600], vec![256, 512, 600], vec![100, 101, 600], vec![0, 599, 600]] {
+        let mut first = 0;
+        let mut parts = vec![];
+        for end in cuts {
+            parts.push(&rows[first..end]);
+            first = end;
+        }
+        let (sums, fired) = evaluate(&parts);
+        assert_eq!((sums.rows, sums.active), (once.rows, once.active));
+        assert_eq!(fired, once_fired);
+        // A product of another shape may add in another order.
+        let check = Check { what: "parts".into(), c: 4.0 };
+        check.number("squared", sums.squared, once.squared);
+        check.number("absolute", sums.absolute, once.absolute);
+        check.number("cosine", sums.cosine, once.cosine);
+    }
+}

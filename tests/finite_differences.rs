@@ -1,0 +1,211 @@
+//! The reference's gradients against central differences of its float64 loss, and against cases worked by hand.
+#![allow(clippy::unwrap_used)]
+
+#[path = "finite_differences/by_hand.rs"]
+mod by_hand;
+mod common;
+
+use common::{embeddings, random_params, spec, values};
+use std::sync::Arc;
+use topk_sae::backend::cpu::reference::Reference;
+use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, StepPlan};
+use topk_sae::data::Embeddings;
+use topk_sae::model::{Params, TrainState};
+use topk_sae::noise::Noise;
+use topk_sae::schedule::temperature;
+
+/// Weights are multiples of 2^-12 below 2, so that adding or taking this leaves exact float32 values.
+const STEP: f32 = 1.0 / 65536.0;
+
+/// A central difference is off by `STEP^2 / 6` times the third derivative (below 2000 of the gradient's size at
+/// tau = 0.08: 8e-8) and by the loss's rounding over the step (1e-16 / 1.5e-5 = 1e-11); the gradients are stored
+/// as float32 (6e-8). All relative to the tensor's largest gradient.
+const TOLERANCE: f64 = 1e-6;
+
+struct Case {
+    n: usize,
+    d: usize,
+    m: usize,
+    tied: bool,
+    t: f64,
+    l1: f64,
+    spec: ModelSpec,
+}
+
+impl Case {
+    fn data(&self) -> Arc<Embeddings> {
+        embeddings(self.d, values(self.n * self.d, 41))
+    }
+
+    fn params(&self, seed: u32) -> Params {
+        let mut params = random_params(self.d, self.m, self.tied, seed);
+        for (_, tensor) in params.tensors_mut() {
+            tensor.iter_mut().for_each(|v| *v = (*v * 4096.0).round() / 4096.0);
+        }
+        params
+    }
+
+    fn state(&self, params: &Params) -> TrainState {
+        let mut state = TrainState::start(params.clone(), false);
+        // Every other latent is dead to the auxiliary loss.
+        state.idle_rows.iter_mut().step_by(2).for_each(|idle| *idle = 1000);
+        state
+    }
+
+    fn pass(&self, params: &Params) -> Pass {
+        let mut backend = Reference::new(self.data(), self.spec.clone(), self.state(params));
+        let tau = temperature(self.t, 1.0, 0.05);
+        let noise = Noise::Philox { seed: 3 };
+        let plan = StepPlan { step: 4, alpha: self.t, tau, lr: 0.0, l1: self.l1, noise };
+        let rows: Vec<u32> = (0..self.n as u32).collect();
+        backend.inspect(&rows, &plan).unwrap()
+    }
+
+    /// Weights whose scores stay on their side of relu and of the top k while a weight moves by a step: that
+    /// moves a score by at most a few steps, the largest normalised input being below 6.
+    fn settled(&self) -> Params {
+        let margin = 12.0 * STEP;
+        let far = |z: &[f32], k: usize| {
+            let mut sorted = z.to_vec();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            z.iter().all(|z| z.abs() > margin)
+                && (k == 0 || k >= sorted.len() || sorted[k - 1] - sorted[k] > margin)
+        };
+        let good = |params: &Params| {
+            self.pass(params).pre_acts.chunks_exact(self.m).all(|z| {
+                let dead: Vec<f32> = z.iter().copied().step_by(2).collect();
+                far(z, self.spec.k) && far(&dead, self.spec.aux_k)
+            })
+        };
+        (0..100).map(|seed| self.params(10 * seed)).find(good).expect("weights away from kinks")
+    }
+}
+
+/// Central differences of `loss` at `params` for every value of tensor number `tensor`.
+fn differences(params: &Params, tensor: usize, loss: &dyn Fn(&Params) -> f64) -> Vec<f64> {
+    let count = params.tensors()[tensor].2.len();
+    let moved = |i: usize, by: f32| {
+        let mut moved = params.clone();
+        moved.tensors_mut()[tensor].1[i] += by;
+        let at = f64::from(moved.tensors()[tensor].2[i]);
+        (at, loss(&moved))
+    };
+    (0..count)
+        .map(|i| {
+            let ((high, up), (low, down)) = (moved(i, STEP), moved(i, -STEP));
+            assert_eq!(high - low, 2.0 * f64::from(STEP), "the step must be exact");
+            (up - down) / (high - low)
+        })
+        .collect()
+}
+
+/// Largest miss over the largest gradient, over all tensors.
+fn worst(params: &Params, grads: &Params, loss: &dyn Fn(&Params) -> f64) -> (String, f64) {
+    let mut worst = (String::new(), 0.0);
+    for (t, (name, _, grad)) in grads.tensors().iter().enumerate() {
+        let want = differences(params, t, loss);
+        assert!(want.iter().any(|g| *g != 0.0), "{name}: nothing to check");
+        let error = common::relative_error(grad, &want);
+        if error.is_nan() || error > worst.1 {
+            worst = ((*name).to_owned(), error);
+        }
+    }
+    worst
+}
+
+fn check(what: &str, case: &Case) {
+    let params = case.settled();
+    let (name, error) = worst(&params, &case.pass(&params).grads, &|p| case.pass(p).stats.loss);
+    assert!(error <= TOLERANCE, "{what}: {name} is off by {error:.1e}");
+}
+
+#[test]
+fn gradients_of_the_relaxed_model_are_slopes_of_its_loss_throughout_the_warm_up() {
+    for t in [0.0, 0.35, 0.8, 0.97, 1.0] {
+        for tied in [false, true] {
+            for normalize in [false, true] {
+                let spec = ModelSpec { normalize, ..spec(3) };
+                let case = Case { n: 4, d: 5, m: 9, tied, t, l1: 0.0, spec };
+                check(&format!("t {t}, tied {tied}, normalize {normalize}"), &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_sparse_model_are_slopes_of_its_loss() {
+    for tied in [false, true] {
+        let case =
+            Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.7, spec: ModelSpec { normalize: false, ..spec(3) } };
+        check(&format!("L1, tied {tied}"), &case);
+    }
+}
+
+#[test]
+fn gradients_with_an_l1_weight_during_the_warm_up_are_slopes_too() {
+    for t in [0.0, 0.5, 0.97] {
+        let case = Case { n: 4, d: 5, m: 9, tied: t > 0.4, t, l1: 0.7, spec: spec(3) };
+        check(&format!("L1, t {t}"), &case);
+    }
+}
+
+/// The auxiliary loss with the residual `miss` = x - y held where it was, straight from its formula in float64.
+fn aux_loss(case: &Case, params: &Params, miss: &[f64]) -> f64 {
+    let (d, m) = (case.d, case.m);
+    let wide = |t: &[f32]| t.iter().map(|&v| f64::from(v)).collect::<Vec<f64>>();
+    let (w_enc, w_dec) = (wide(&params.w_enc), wide(params.decoder()));
+    let (b_pre, b_lat) = (wide(&params.b_pre), wide(&params.b_lat));
+    let mut total = 0.0;
+    for (n, x) in wide(&values(case.n * d, 41)).chunks_exact(d).enumerate() {
+        let mean = x.iter().sum::<f64>() / d as f64;
+        let std = (x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (d as f64 - 1.0)).sqrt();
+        let input: Vec<f64> = x.iter().zip(&b_pre).map(|(v, b)| (v - mean) / (std + NORM_EPS) - b).collect();
+        let score = |j: usize| b_lat[j] + (0..d).map(|i| input[i] * w_enc[j * d + i]).sum::<f64>();
+        let mut dead: Vec<(usize, f64)> = (0..m).step_by(2).map(|j| (j, score(j))).collect();
+        dead.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for i in 0..d {
+            let used = dead.iter().take(case.spec.aux_k).filter(|(_, z)| *z > 0.0);
+            let recon: f64 = used.map(|(j, z)| z * w_dec[j * d + i]).sum();
+            total += (recon * std - miss[n * d + i]).powi(2);
+        }
+    }
+    total / (case.n * d) as f64
+}
+
+#[test]
+fn gradients_of_the_auxiliary_loss_are_its_slopes_with_the_residual_held() {
+    for (aux_k, tied) in [(2, false), (2, true), (50, false)] {
+        let spec = ModelSpec { aux_k, aux_coef: 4.0, ..spec(3) };
+        let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.0, spec };
+        let plain = Case { spec: ModelSpec { aux_coef: 0.0, ..case.spec.clone() }, ..case };
+        let params = case.settled();
+        let pass = case.pass(&params);
+        let x = values(case.n * case.d, 41);
+        let miss: Vec<f64> = x.iter().zip(&pass.recon).map(|(&x, &y)| f64::from(x) - f64::from(y)).collect();
+        let aux = aux_loss(&case, &params, &miss);
+        assert!((aux - pass.stats.aux).abs() < 1e-6 * aux && aux > 0.0, "{aux} {}", pass.stats.aux);
+        let held = |p: &Params| plain.pass(p).stats.loss + 4.0 * aux_loss(&case, p, &miss);
+        let (name, error) = worst(&params, &pass.grads, &held);
+        assert!(error <= TOLERANCE, "aux_k {aux_k}, tied {tied}: {name} is off by {error:.1e}");
+        // A control: without the residual held, or without the auxiliary part, the slopes are others.
+        for other in [&case, &plain] {
+            let (_, error) = worst(&params, &pass.grads, &|p| other.pass(p).stats.loss);
+            assert!(error > 1e-3, "aux_k {aux_k}, tied {tied}: {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_is_slightly_off_is_noticed() {
+    let case = Case { n: 4, d: 5, m: 9, tied: false, t: 0.35, l1: 0.0, spec: spec(3) };
+    let params = case.settled();
+    let pass = case.pass(&params);
+    for tensor in 0..4 {
+        let mut grads = pass.grads.clone();
+        let values = &mut grads.tensors_mut()[tensor].1[..];
+        let largest = values.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+        values[1] += 1e-5 * largest;
+        let (_, error) = worst(&params, &grads, &|p| case.pass(p).stats.loss);
+        assert!(error > TOLERANCE, "tensor {tensor}: {error:.1e}");
+    }
+}
