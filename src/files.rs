@@ -74,9 +74,13 @@ pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>], key: &str, value: 
     let temporary = temporary_name(path);
     let metadata = HashMap::from([(key.to_owned(), value)]);
     let named = tensors.iter().map(|t| (t.name.as_str(), t));
+    // safetensors makes a file that only its owner may read; a plain new file has the user's usual mode.
+    let mode = File::create(&temporary).and_then(|file| file.metadata()).map_err(Error::io(path, "write"))?;
     let written = safetensors::serialize_to_file(named, Some(metadata), &temporary);
     let synced = match written {
-        Ok(()) => File::open(&temporary).and_then(|file| file.sync_all()),
+        Ok(()) => fs::set_permissions(&temporary, mode.permissions())
+            .and_then(|()| File::open(&temporary))
+            .and_then(|file| file.sync_all()),
         Err(safetensors::SafeTensorError::IoError(e)) => Err(e),
         Err(other) => Err(std::io::Error::other(other.to_string())),
     };

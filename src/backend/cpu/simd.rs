@@ -26,7 +26,7 @@ fn sum_lanes(lanes: [f32; LANES]) -> f32 {
 }
 
 /// `sum_i a_i b_i` over the shorter of the two.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
@@ -44,7 +44,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `y += a x`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += a * x;
@@ -52,7 +52,7 @@ pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 }
 
 /// `y += a0 x0 + a1 x1 + a2 x2 + a3 x3`: four rows for one pass over `y`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn axpy4(a: [f32; 4], x: [&[f32]; 4], y: &mut [f32]) {
     let n = y.len();
     let [x0, x1, x2, x3] = x.map(|x| &x[..n]);
@@ -72,7 +72,7 @@ pub fn add_rows(x: &[f32], sum: &mut [f64]) {
 
 /// Largest value of each chunk of `width` scores, into `maxima`; returns a sum that is NaN when any score is
 /// NaN or infinite.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn chunk_maxima(scores: &[f32], width: usize, maxima: &mut [f32]) -> f32 {
     let mut check = [0.0f32; LANES];
     for (chunk, max) in scores.chunks(width).zip(maxima.iter_mut()) {
@@ -117,7 +117,7 @@ pub struct AdamStep {
 }
 
 /// Adam on one run of values: weights, moments and gradient of equal length.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn adam(c: AdamStep, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32]) {
     let n = w.len();
     let (m, v, g) = (&mut m[..n], &mut v[..n], &g[..n]);
@@ -130,7 +130,7 @@ pub fn adam(c: AdamStep, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32])
 }
 
 /// `average = keep average + (1 - keep) w`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn average(keep: f32, average: &mut [f32], w: &[f32]) {
     for (a, &w) in average.iter_mut().zip(w) {
         *a = keep * *a + (1.0 - keep) * w;
@@ -203,7 +203,7 @@ pub struct Perturbed {
 }
 
 /// `t_j = relu(z_j) + g_j` with the noise of (seed, step, row), into `t`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn perturb(seed: u64, step: u64, row: u32, z: &[f32], t: &mut [f32]) -> Perturbed {
     let (rest, key) = stream(seed, step, row);
     let mut uniform = [0.0f32; GROUP];
@@ -221,7 +221,7 @@ pub fn perturb(seed: u64, step: u64, row: u32, z: &[f32], t: &mut [f32]) -> Pert
 }
 
 /// The same with given uniform numbers.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn perturb_given(uniform: &[f32], z: &[f32], t: &mut [f32]) -> Perturbed {
     let (mut max, mut sum) = ([f32::NEG_INFINITY; LANES], 0.0f64);
     let groups = uniform.chunks(GROUP).zip(z.chunks(GROUP)).zip(t.chunks_mut(GROUP));
@@ -259,7 +259,7 @@ fn perturb_group(z: &[f32], uniform: &[f32], t: &mut [f32], max: &mut [f32; LANE
 
 /// Replaces each score by `e^((t - max) / tau)` whose lowest mantissa bit says whether the score was positive,
 /// so that the mask needs no memory of its own (it costs at most one unit in the last place). Returns the sum.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn exponentials(max: f32, inv_tau: f32, t: &[f32], z: &mut [f32]) -> f64 {
     let mut total = 0.0f64;
     for (t, z) in t.chunks(BLOCK).zip(z.chunks_mut(BLOCK)) {
@@ -284,7 +284,7 @@ pub fn was_positive(v: f32) -> bool {
 }
 
 /// Numbers of values at or above `threshold`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn count_at_least(threshold: f32, values: &[f32]) -> usize {
     let mut total = 0usize;
     for block in values.chunks(BLOCK) {
@@ -299,7 +299,7 @@ pub fn count_at_least(threshold: f32, values: &[f32]) -> usize {
 
 /// The dense gradient of one row's scores in a block of latents, from `e` (what [`exponentials`] left) and
 /// `dh`, into `dh`: `[z > 0] (e a (rest dh - c) + c)` with `a = S / (total tau)`.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn softmax_backward(a: f32, rest: f32, c: f32, e: &[f32], dh: &mut [f32]) {
     for (dh, &e) in dh.iter_mut().zip(e) {
         let full = e * a * (rest * *dh - c) + c;
@@ -308,7 +308,7 @@ pub fn softmax_backward(a: f32, rest: f32, c: f32, e: &[f32], dh: &mut [f32]) {
 }
 
 /// `c` where the score was positive, else 0.
-#[multiversion(targets = "simd")]
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn masked_constant(c: f32, e: &[f32], out: &mut [f32]) {
     for (out, &e) in out.iter_mut().zip(e) {
         *out = if was_positive(e) { c } else { 0.0 };
