@@ -117,18 +117,10 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let config = fingerprint(&prepared.config)?;
     let data = prepared.data.fingerprint();
     let like = start_state(&prepared);
-    let mut found = None;
-    for (_, path) in checkpoint::list(&folder.checkpoints())?.into_iter().rev() {
-        match checkpoint::load(&path, &like) {
-            Ok(good) => {
-                found = Some(good);
-                break;
-            }
-            Err(error @ Error::Model { .. }) => eprintln!("warning: {error}; trying the one before"),
-            Err(other) => return Err(other),
-        }
-    }
-    let (state, progress) = found.unwrap_or_else(|| (like, Progress::start(config.clone(), data)));
+    let (state, progress) = match last_good_checkpoint(&folder, &like)? {
+        Some(good) => good,
+        None => (like, Progress::start(config.clone(), data)),
+    };
     if progress.config != config {
         let path = folder.path(names::CONFIG).display().to_string();
         return Err(Error::Usage(format!(
@@ -144,6 +136,23 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let trainer = Trainer::new(prepared, folder, state, progress);
     trainer.folder_split_unchanged()?;
     trainer.run(session)
+}
+
+/// The newest checkpoint that is whole; `None` if the run was stopped before its first. A damaged one is
+/// passed over with a warning, but if all are damaged that is the error: starting over is not for us to decide.
+fn last_good_checkpoint(folder: &RunFolder, like: &TrainState) -> Result<Option<(TrainState, Progress)>> {
+    let mut damage = None;
+    for (_, path) in checkpoint::list(&folder.checkpoints())?.into_iter().rev() {
+        match checkpoint::load(&path, like) {
+            Ok(good) => return Ok(Some(good)),
+            Err(error @ Error::Model { .. }) => {
+                eprintln!("warning: {error}");
+                damage = Some(error);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    damage.map_or(Ok(None), Err)
 }
 
 /// The configuration without the place of the data, which may move.

@@ -1,0 +1,250 @@
+//! The command line as other programs rely on it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/runs.rs"]
+mod runs;
+
+use runs::{sae, sae_fails, sae_ok, same_run, write_data};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+const SMALL: [&str; 5] = ["--latents=64", "--k=4", "--steps=60", "--batch-size=32", "--anneal-steps=30"];
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn with_data(rows: usize) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        write_data(&place.path("data.h5"), rows, 16);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn train(&self, out: &str, more: &[&str]) -> String {
+        let mut args = vec!["train".to_owned(), self.name("data.h5"), "--out".into(), self.name(out)];
+        args.extend(SMALL.iter().chain(more).map(|s| (*s).to_owned()));
+        sae_ok(args)
+    }
+
+    fn fails(&self, more: &[&str]) -> (i32, String) {
+        let mut args = vec!["train".to_owned(), self.name("data.h5"), "--out".into(), self.name("fails")];
+        args.extend(more.iter().map(|s| (*s).to_owned()));
+        let result = sae_fails(args);
+        assert!(!self.path("fails").exists(), "a refused run left a folder");
+        result
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_folder_holds_what_the_documentation_says() {
+    let place = Place::with_data(300);
+    let table = place.train("run", &[]);
+    assert!(table.contains("train") && table.contains("val") && table.contains("FVU"), "{table}");
+    let run = place.path("run");
+    for name in [
+        "config.toml", "metrics.csv", "splits.tsv", "model.safetensors", "summary.json",
+        "relaxed_topk_sae_mse.png", "relaxed_topk_sae_mae.png", "checkpoints/best.safetensors",
+    ] {
+        assert!(run.join(name).is_file(), "{name}");
+    }
+    let summary = json(&run.join("summary.json"));
+    for split in ["train", "val", "test"] {
+        for key in ["mse", "mae", "fvu", "l0"] {
+            assert!(summary[split][key].as_f64().unwrap() > 0.0, "{split} {key}");
+        }
+    }
+    for key in ["dead_fraction", "rows_per_second", "steps", "device", "precision", "seed", "version"] {
+        assert!(!summary[key].is_null(), "{key}");
+    }
+    let header = std::fs::read_to_string(run.join("metrics.csv")).unwrap();
+    let header = header.lines().next().unwrap();
+    for key in ["step", "epoch", "tau", "alpha", "lr", "rows_per_second", "train_mse", "val_fvu", "val_l0", "dead_fraction"] {
+        assert!(header.split(',').any(|name| name == key), "{key}");
+    }
+    let tensors: Vec<String> = runs::tensors(&run.join("model.safetensors")).into_iter().map(|(n, _)| n).collect();
+    assert_eq!(tensors, ["b_lat", "b_pre", "w_dec", "w_enc"]);
+    let splits = std::fs::read_to_string(run.join("splits.tsv")).unwrap();
+    assert_eq!(splits.lines().count(), 301);
+    assert!(splits.starts_with("id\tsplit\nid0000\t"));
+}
+
+#[test]
+fn training_again_from_the_resolved_configuration_gives_the_same_run() {
+    let place = Place::with_data(300);
+    place.train("first", &["--preset=topk", "--seed=7", "--tied"]);
+    let config = place.name("first/config.toml");
+    sae_ok(["train", "--config", &config, "--out", &place.name("second")]);
+    same_run(&place.path("first"), &place.path("second"));
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let place = Place::with_data(300);
+    place.train("one", &["--threads=1"]);
+    place.train("three", &["--threads=3"]);
+    same_run(&place.path("one"), &place.path("three"));
+}
+
+#[test]
+fn another_seed_gives_another_run() {
+    let place = Place::with_data(300);
+    place.train("a", &["--seed=1"]);
+    place.train("b", &["--seed=2"]);
+    let model = |run: &str| std::fs::read(place.path(run).join("model.safetensors")).unwrap();
+    assert!(model("a") != model("b"));
+}
+
+#[test]
+fn eval_gives_the_figures_of_the_summary() {
+    for preset in ["relaxed-topk", "topk", "sparse-l1"] {
+        let place = Place::with_data(300);
+        place.train("run", &["--preset", preset]);
+        let summary = json(&place.path("run/summary.json"));
+        let text = sae_ok(["eval", &place.name("run"), &place.name("data.h5"), "--json"]);
+        let results: Value = serde_json::from_str(&text).unwrap();
+        let splits: Vec<&str> = results.as_array().unwrap().iter().map(|r| r["split"].as_str().unwrap()).collect();
+        assert_eq!(splits, ["train", "val", "test", "all"]);
+        for result in results.as_array().unwrap().iter().take(3) {
+            let stored = &summary[result["split"].as_str().unwrap()];
+            for key in ["mse", "mae", "fvu", "l0", "cosine"] {
+                let (a, b) = (result[key].as_f64().unwrap(), stored[key].as_f64().unwrap());
+                assert!((a - b).abs() <= 1e-6 * b.abs(), "{preset} {key}: {a} {b}");
+            }
+        }
+        assert_eq!(results[0]["dead_fraction"], summary["dead_fraction"]);
+    }
+}
+
+#[test]
+fn sparse_l1_with_relu_inference_is_evaluated_with_all_positive_scores() {
+    let place = Place::with_data(300);
+    place.train("topk", &["--preset=sparse-l1"]);
+    place.train("relu", &["--preset=sparse-l1", "--inference=relu"]);
+    let l0 = |run: &str| json(&place.path(run).join("summary.json"))["train"]["l0"].as_f64().unwrap();
+    assert!(l0("topk") <= 4.0);
+    assert!(l0("relu") > 4.0, "{}", l0("relu"));
+}
+
+#[test]
+fn a_dry_run_prints_a_configuration_that_trains_and_makes_nothing() {
+    let place = Place::with_data(300);
+    let mut args = vec!["train".to_owned(), place.name("data.h5"), "--dry-run".into()];
+    args.extend(SMALL.iter().map(|s| (*s).to_owned()));
+    let text = sae_ok(args);
+    assert!(text.contains("latents = 64") && text.contains("memory"), "{text}");
+    assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 1);
+    std::fs::write(place.path("c.toml"), text).unwrap();
+    sae_ok(["train", "--config", &place.name("c.toml"), "--out", &place.name("run")]);
+}
+
+#[test]
+fn a_folder_in_use_is_not_written_into() {
+    let place = Place::with_data(300);
+    place.train("run", &[]);
+    let args = ["train", &place.name("data.h5"), "--out", &place.name("run"), "--steps=5", "--latents=40"].map(str::to_owned);
+    let (status, message) = sae_fails(&args);
+    assert!(status == 2 && message.contains("--overwrite") && message.contains("--resume"), "{message}");
+    let mut again = args.to_vec();
+    again.push("--overwrite".into());
+    sae_ok(&again);
+    std::fs::write(place.path("run/notes.txt"), "mine").unwrap();
+    let (status, message) = sae_fails(&again);
+    assert!(status == 2 && message.contains("notes.txt"), "{message}");
+    assert!(place.path("run/notes.txt").is_file());
+}
+
+#[test]
+fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
+    let place = Place::with_data(300);
+    for (args, words) in [
+        (vec!["--latents=16", "--k=17"], vec!["--k 17", "16"]),
+        (vec!["--batch-size=5000"], vec!["--batch-size 5000", "full"]),
+        (vec!["--k=0"], vec!["--k 0"]),
+        (vec!["--steps=0"], vec!["--steps 0"]),
+        (vec!["--lr=-1"], vec!["--lr -1"]),
+        (vec!["--tau-end=0"], vec!["--tau-end 0"]),
+        (vec!["--precision=bf16"], vec!["--precision bf16", "f32"]),
+        (vec!["--epochs=-2"], vec!["--epochs -2"]),
+    ] {
+        let (status, message) = place.fails(&args);
+        assert_eq!(status, 2, "{message}");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+    let unknown = sae(["train", "--no-such-flag"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    let (status, _) = place.fails(&["--device=cuda"]);
+    assert_eq!(status, 1);
+}
+
+#[test]
+fn a_configuration_file_with_a_wrong_key_is_refused_with_its_line() {
+    let place = Place::with_data(300);
+    std::fs::write(place.path("c.toml"), "k = 4\nlatent = 3\n").unwrap();
+    let (status, message) = place.fails(&["--config", &place.name("c.toml")]);
+    assert!(status == 2 && message.contains("line 2") && message.contains("latent"), "{message}");
+}
+
+#[test]
+fn an_output_place_that_cannot_be_written_is_told_with_its_path() {
+    let place = Place::with_data(300);
+    let out = "/proc/no-such-place/run";
+    let (status, message) = sae_fails(["train", &place.name("data.h5"), "--out", out]);
+    assert!(status == 1 && message.contains("/proc/no-such-place"), "{message}");
+}
+
+#[test]
+fn files_of_another_kind_are_told_apart() {
+    let place = Place::with_data(300);
+    place.train("run", &[]);
+    std::fs::write(place.path("text.h5"), "hello").unwrap();
+    let (status, message) = sae_fails(["train", &place.name("text.h5"), "--out", &place.name("x")]);
+    assert!(status == 1 && message.contains("text.h5"), "{message}");
+    let (status, message) = sae_fails(["eval", &place.name("data.h5"), &place.name("data.h5")]);
+    assert!(status == 1 && message.contains("not a model"), "{message}");
+    write_data(&place.path("wide.h5"), 50, 20);
+    let (status, message) = sae_fails(["eval", &place.name("run"), &place.name("wide.h5")]);
+    assert!(status == 1 && message.contains("20") && message.contains("16"), "{message}");
+    let whole = std::fs::read(place.path("run/model.safetensors")).unwrap();
+    for length in [0, 4, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(place.path("cut.safetensors"), &whole[..length]).unwrap();
+        let (status, _) = sae_fails(["inspect", &place.name("cut.safetensors")]);
+        assert_eq!(status, 1);
+    }
+}
+
+#[test]
+fn early_stopping_keeps_the_best_model() {
+    let place = Place::with_data(300);
+    // A large rate overfits soon: validation gets worse long before the last step.
+    place.train("run", &["--lr=0.02", "--steps=4000", "--eval-every=20", "--early-stop=3", "--latents=256"]);
+    let summary = json(&place.path("run/summary.json"));
+    assert!(summary["steps"].as_u64().unwrap() < 4000);
+    assert_eq!(summary["steps"], summary["best_step"]);
+}
+
+#[test]
+fn inspect_and_devices_speak_json_too() {
+    let place = Place::with_data(300);
+    place.train("run", &[]);
+    let data: Value = serde_json::from_str(&sae_ok(["inspect", &place.name("data.h5"), "--json"])).unwrap();
+    assert_eq!(data["n_rows"], 300);
+    let model: Value = serde_json::from_str(&sae_ok(["inspect", &place.name("run"), "--json"])).unwrap();
+    assert_eq!(model["n_latents"], 64);
+    assert!(sae_ok(["inspect", &place.name("run")]).contains("M = 64"));
+    let devices: Value = serde_json::from_str(&sae_ok(["devices", "--json"])).unwrap();
+    assert!(devices["cpu"]["cores"].as_u64().unwrap() >= 1);
+}

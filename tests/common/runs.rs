@@ -1,0 +1,92 @@
+//! Real `sae` processes on small data.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub const SAE: &str = env!("CARGO_BIN_EXE_sae");
+
+/// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
+pub fn write_data(path: &Path, rows: usize, d: usize) {
+    let noise = super::values(rows * d, 5);
+    let factors = super::values(rows * 4, 6);
+    let basis = super::values(4 * d, 7);
+    let value = |n: usize, i: usize| -> f32 {
+        let low: f32 = (0..4).map(|r| factors[n * 4 + r] * basis[r * d + i]).sum();
+        low + 0.1 * noise[n * d + i]
+    };
+    let flat: Vec<f32> = (0..rows * d).map(|at| value(at / d, at % d)).collect();
+    let ids: Vec<hdf5::types::VarLenUnicode> = (0..rows).map(|n| format!("id{n:04}").parse().unwrap()).collect();
+    let file = hdf5::File::create(path).unwrap();
+    let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
+    matrix.write_raw(&flat).unwrap();
+    let names = file.new_dataset::<hdf5::types::VarLenUnicode>().shape(rows).create("ids").unwrap();
+    names.write_raw(&ids).unwrap();
+}
+
+/// Runs `sae` to its end.
+pub fn sae<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Output {
+    Command::new(SAE).args(args).output().unwrap()
+}
+
+/// Runs `sae` and expects success; returns its standard output.
+pub fn sae_ok<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> String {
+    let output = sae(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs `sae --quiet` and expects failure with one line on standard error; returns status and that line.
+pub fn sae_fails<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> (i32, String) {
+    let output = Command::new(SAE).arg("--quiet").args(args).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "expected a failure");
+    assert_eq!(text.lines().count(), 1, "expected one line: {text}");
+    assert!(text.starts_with("error: "), "{text}");
+    (output.status.code().unwrap(), text)
+}
+
+/// The columns of `metrics.csv` that a clock does not decide.
+pub fn metrics(run: &Path) -> Vec<Vec<String>> {
+    let mut reader = csv::Reader::from_path(run.join("metrics.csv")).unwrap();
+    let clock = reader.headers().unwrap().iter().position(|name| name == "rows_per_second").unwrap();
+    let fields = |record: csv::StringRecord| {
+        let kept = record.iter().enumerate().filter(|(i, _)| *i != clock);
+        kept.map(|(_, field)| field.to_owned()).collect()
+    };
+    reader.records().map(|record| fields(record.unwrap())).collect()
+}
+
+/// Checkpoints of a run by rising step, without the best.
+pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path());
+    let steps = |p: &PathBuf| p.file_name().unwrap().to_string_lossy().starts_with("step-");
+    let mut found: Vec<PathBuf> = entries.filter(steps).collect();
+    found.sort();
+    found
+}
+
+/// The tensors of a safetensors file by name, as bytes.
+pub fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+/// Fails unless two finished runs are the same bits: weights, moments, metrics, split, model, best checkpoint.
+pub fn same_run(a: &Path, b: &Path) {
+    assert_eq!(metrics(a), metrics(b), "metrics.csv differs");
+    for name in ["config.toml", "splits.tsv", "model.safetensors"] {
+        assert!(std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(), "{name} differs");
+    }
+    let (last_a, last_b) = (checkpoints(a).pop().unwrap(), checkpoints(b).pop().unwrap());
+    assert_eq!(last_a.file_name(), last_b.file_name());
+    assert!(tensors(&last_a) == tensors(&last_b), "the last checkpoints differ");
+    let best = Path::new("checkpoints/best.safetensors");
+    assert!(tensors(&a.join(best)) == tensors(&b.join(best)), "the best checkpoints differ");
+    let leftovers = |run: &Path| std::fs::read_dir(run.join("checkpoints")).unwrap().count();
+    assert_eq!(leftovers(a), leftovers(b), "unfinished files are left");
+}

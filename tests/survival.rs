@@ -1,0 +1,232 @@
+//! Runs that are killed, interrupted, starved or fed damaged files, as real processes.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/runs.rs"]
+mod runs;
+
+use common::values;
+use runs::{SAE, checkpoints, sae, sae_fails, sae_ok, same_run, write_data};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Options that use every part of the state: warm-up, AuxK, average, clipping, best checkpoint.
+const RELAXED: &[&str] = &[
+    "--latents=96", "--k=5", "--steps=240", "--batch-size=48", "--anneal-steps=120", "--eval-every=20",
+    "--checkpoint-every=7", "--aux-k=8", "--dead-after=96", "--ema=0.99", "--clip-norm=1", "--threads=2",
+];
+const SPARSE: &[&str] = &["--preset=sparse-l1", "--latents=80", "--k=6", "--epochs=150", "--checkpoint-every=9"];
+
+fn spawn(args: &[&str]) -> Child {
+    Command::new(SAE).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn train_args<'a>(data: &'a str, out: &'a str, options: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", data, "--out", out];
+    args.extend(options);
+    args
+}
+
+/// Kills the run at random moments, resuming each time, until it finishes; returns how often it was killed.
+fn kill_until_done(data: &str, out: &str, options: &[&str], whole: Duration, seed: u32) -> u32 {
+    let mut kills = 0;
+    for (attempt, random) in values(200, seed).into_iter().enumerate() {
+        let started = Path::new(out).join("config.toml").exists();
+        let mut child = if started { spawn(&["train", "--resume", out]) } else { spawn(&train_args(data, out, options)) };
+        // Later attempts get more time, so that the run ends however slow the machine is.
+        let limit = whole.mul_f64(f64::from((random + 1.0) / 2.0) * (0.3 + 0.1 * attempt as f64));
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "attempt {attempt} ended with {status}");
+                return kills;
+            }
+            if Instant::now() >= deadline {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+    panic!("the run did not finish");
+}
+
+fn killed_runs_equal_whole_ones(options: &[&str], rounds: u32) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = path("data.h5");
+    write_data(Path::new(&data), 400, 24);
+    let began = Instant::now();
+    sae_ok(train_args(&data, &path("whole"), options));
+    let whole = began.elapsed();
+    let mut kills = 0;
+    for round in 0..rounds {
+        // Another moment on every run of the test; the number is printed so that a failure can be looked into.
+        let seed = std::process::id().wrapping_mul(31).wrapping_add(round);
+        println!("seed of the moments: {seed}");
+        let out = path(&format!("killed{round}"));
+        kills += kill_until_done(&data, &out, options, whole, seed);
+        same_run(Path::new(&path("whole")), Path::new(&out));
+    }
+    println!("killed {kills} times");
+    assert!(kills >= rounds, "the runs were too short to be killed: {kills} kills");
+}
+
+#[test]
+fn a_relaxed_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
+    killed_runs_equal_whole_ones(RELAXED, 6);
+}
+
+#[test]
+fn a_sparse_l1_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
+    killed_runs_equal_whole_ones(SPARSE, 3);
+}
+
+#[test]
+fn a_run_killed_as_soon_as_its_folder_exists_resumes_from_the_first_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.h5"), path("killed"));
+    write_data(Path::new(&data), 400, 24);
+    let mut child = spawn(&train_args(&data, &out, RELAXED));
+    while !Path::new(&out).exists() && child.try_wait().unwrap().is_none() {
+        std::hint::spin_loop();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    sae_ok(["train", "--resume", &out]);
+    sae_ok(train_args(&data, &path("whole"), RELAXED));
+    same_run(Path::new(&path("whole")), Path::new(&out));
+}
+
+#[test]
+fn interrupt_and_terminate_leave_a_checkpoint_and_status_130() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = path("data.h5");
+    write_data(Path::new(&data), 400, 24);
+    for signal in ["INT", "TERM"] {
+        let out = path(signal);
+        // No checkpoint is due before the end: the one on disk is the signal's.
+        let long = ["--latents=64", "--k=4", "--steps=100000000", "--eval-every=100000000", "--quiet"];
+        let mut child = Command::new(SAE);
+        let child = child.args(train_args(&data, &out, &long)).stderr(Stdio::piped()).spawn().unwrap();
+        while !Path::new(&out).exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{text}");
+        assert!(text.contains("--resume") && text.lines().count() == 1, "{text}");
+        assert_eq!(checkpoints(Path::new(&out)).len(), 1);
+    }
+}
+
+/// Mounts a small file system in memory on `folder`; false where this user may not.
+fn small_disk(folder: &Path, size: &str) -> bool {
+    let options = format!("size={size}");
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder).output();
+    mount.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_full_disk_stops_the_run_with_one_line_and_it_resumes_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let data = path("data.h5");
+    write_data(Path::new(&data), 400, 24);
+    if !small_disk(&disk, "400k") {
+        println!("NOT RUN: this user may not mount a small file system; the full disk is not tested here");
+        return;
+    }
+    let out = disk.join("run").to_str().unwrap().to_owned();
+    let ballast = disk.join("ballast");
+    // Room for the first checkpoints but not for the third.
+    let failed = {
+        std::fs::write(&ballast, vec![1u8; 200 * 1024]).unwrap();
+        let mut args = vec!["--quiet"];
+        args.extend(train_args(&data, &out, RELAXED));
+        sae(args)
+    };
+    let text = String::from_utf8(failed.stderr).unwrap();
+    let left: Vec<_> = std::fs::read_dir(&disk).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let resumed = std::fs::remove_file(&ballast).is_ok() && sae(["train", "--resume", &out]).status.success();
+    let whole = path("whole");
+    sae_ok(train_args(&data, &whole, RELAXED));
+    let checked = std::panic::catch_unwind(|| {
+        assert_eq!(failed.status.code(), Some(1), "{text}");
+        assert!(text.lines().count() == 1 && text.contains("space"), "{text}");
+        assert!(left.len() <= 2, "{left:?}");
+        assert!(resumed, "the run did not resume");
+        same_run(Path::new(&whole), Path::new(&out));
+    });
+    let unmounted = Command::new("umount").arg(&disk).status().unwrap().success();
+    assert!(checked.is_ok() && unmounted);
+}
+
+#[test]
+fn a_damaged_last_checkpoint_is_passed_over_and_the_bits_are_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, whole, hurt) = (path("data.h5"), path("whole"), path("hurt"));
+    write_data(Path::new(&data), 400, 24);
+    sae_ok(train_args(&data, &whole, RELAXED));
+    sae_ok(train_args(&data, &hurt, RELAXED));
+    let last = checkpoints(Path::new(&hurt)).pop().unwrap();
+    let bytes = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &bytes[..bytes.len() / 2]).unwrap();
+    let output = sae(["train", "--resume", &hurt]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("warning") && text.contains("damaged"), "{text}");
+    same_run(Path::new(&whole), Path::new(&hurt));
+    for checkpoint in checkpoints(Path::new(&hurt)) {
+        std::fs::write(checkpoint, b"not a checkpoint").unwrap();
+    }
+    let before = std::fs::read(Path::new(&hurt).join("model.safetensors")).unwrap();
+    let output = sae(["--quiet", "train", "--resume", &hurt]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.lines().last().unwrap().starts_with("error: ") && text.contains("damaged"), "{text}");
+    assert!(before == std::fs::read(Path::new(&hurt).join("model.safetensors")).unwrap());
+}
+
+#[test]
+fn data_or_options_that_changed_are_refused_on_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.h5"), path("run"));
+    write_data(Path::new(&data), 400, 24);
+    sae_ok(train_args(&data, &out, RELAXED));
+    let config = Path::new(&out).join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("lr = 0.001", "lr = 0.002")).unwrap();
+    let (status, message) = sae_fails(["train", "--resume", &out]);
+    assert!(status == 2 && message.contains("config.toml"), "{message}");
+    std::fs::write(&config, text).unwrap();
+    write_data(Path::new(&data), 401, 24);
+    let (status, message) = sae_fails(["train", "--resume", &out]);
+    assert!(status == 2 && message.contains("data"), "{message}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.h5"), path("run"));
+    write_data(Path::new(&data), 400, 24);
+    let wild = ["--latents=64", "--k=4", "--steps=50", "--lr=1e25", "--anneal-steps=0", "--checkpoint-every=1"];
+    let (status, message) = sae_fails(train_args(&data, &out, &wild));
+    assert_eq!(status, 1);
+    assert!(message.contains("at step 1;") && message.contains("--lr"), "{message}");
+    assert!(message.contains("checkpoint of step 1 is kept"), "{message}");
+    assert_eq!(checkpoints(Path::new(&out)).len(), 1);
+}
