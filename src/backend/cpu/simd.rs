@@ -157,14 +157,16 @@ fn ln_1p_small(f: f32) -> f32 {
     f - (0.5 * square - square * f * p)
 }
 
-/// `ln x` for normal positive `x`, to about 1 unit in the last place.
+/// `ln x` for normal positive `x`, to about 1 unit in the last place; where `near_one` holds, `f` is `x - 1`,
+/// known better than from `x`. One polynomial for both, so that there is no branch.
 #[inline(always)]
-fn ln(x: f32) -> f32 {
+fn ln(x: f32, near_one: bool, f: f32) -> f32 {
     // Bits split so that the mantissa lies on [1/sqrt 2, sqrt 2).
     let bits = x.to_bits().wrapping_sub(0x3f35_04f3);
-    let exponent = (bits as i32 >> 23) as f32;
+    let exponent = if near_one { 0.0 } else { (bits as i32 >> 23) as f32 };
     let mantissa = f32::from_bits((bits & 0x007f_ffff).wrapping_add(0x3f35_04f3));
-    ln_1p_small(mantissa - 1.0) + exponent * std::f32::consts::LN_2
+    let f = if near_one { f } else { mantissa - 1.0 };
+    ln_1p_small(f) + exponent * std::f32::consts::LN_2
 }
 
 /// `-ln(-ln(U + 1e-9) + 1e-9)`.
@@ -174,23 +176,27 @@ fn ln(x: f32) -> f32 {
 #[inline(always)]
 fn gumbel(u: f32) -> f32 {
     const EPS: f32 = 1e-9;
-    let inner = if u > 0.75 { ln_1p_small((u - 1.0) + EPS) } else { ln(u + EPS) };
-    -ln(EPS - inner)
+    let inner = ln(u + EPS, u > 0.75, (u - 1.0) + EPS);
+    -ln(EPS - inner, false, 0.0)
 }
 
 /// `e^x` for `x <= 0`, to about 1 unit in the last place (Cephes' `expf`, Moshier 1992); 0 below -87.
 #[inline(always)]
 fn exp_negative(x: f32) -> f32 {
-    let x = if x > -87.0 { x } else { -87.0 };
-    let n = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // Adding 1.5 * 2^23 rounds to a whole number, whose bits are then the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let inside = x > -87.0;
+    let x = if inside { x } else { -87.0 };
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
         p = p * r + c;
     }
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     let value = (p * (r * r) + r + 1.0) * scale;
-    if x <= -87.0 { 0.0 } else { value }
+    if inside { value } else { 0.0 }
 }
 
 /// Largest perturbed score and sum of positive scores of a row.
@@ -237,24 +243,41 @@ fn perturb_group(z: &[f32], uniform: &[f32], t: &mut [f32], max: &mut [f32; LANE
     let mut sums = [0.0f32; LANES];
     let parts = z.chunks(LANES).zip(uniform.chunks(LANES)).zip(t.chunks_mut(LANES));
     for ((z, u), t) in parts {
-        let n = z.len();
-        if n == LANES {
-            for i in 0..LANES {
-                let r = if z[i] > 0.0 { z[i] } else { 0.0 };
-                t[i] = r + gumbel(u[i]);
-                max[i] = if t[i] > max[i] { t[i] } else { max[i] };
-                sums[i] += r;
+        // Whole lanes in arrays of known length: the form that becomes vector code. The end of a row is padded.
+        let out = match (<&[f32; LANES]>::try_from(z), <&[f32; LANES]>::try_from(u)) {
+            (Ok(z), Ok(u)) => perturb_lanes(z, u, max, &mut sums),
+            _ => {
+                let (mut whole_z, mut whole_u) = ([0.0; LANES], [0.0; LANES]);
+                whole_z[..z.len()].copy_from_slice(z);
+                whole_u[..z.len()].copy_from_slice(&u[..z.len()]);
+                let mut ignored = [f32::NEG_INFINITY; LANES];
+                let out = perturb_lanes(&whole_z, &whole_u, &mut ignored, &mut sums);
+                for i in 0..z.len() {
+                    max[i] = if out[i] > max[i] { out[i] } else { max[i] };
+                }
+                out
             }
-        } else {
-            for i in 0..n {
-                let r = if z[i] > 0.0 { z[i] } else { 0.0 };
-                t[i] = r + gumbel(u[i]);
-                max[i] = if t[i] > max[i] { t[i] } else { max[i] };
-                sums[i] += r;
-            }
-        }
+        };
+        t.copy_from_slice(&out[..t.len()]);
     }
     f64::from(sum_lanes(sums))
+}
+
+#[inline(always)]
+fn perturb_lanes(
+    z: &[f32; LANES],
+    u: &[f32; LANES],
+    max: &mut [f32; LANES],
+    sums: &mut [f32; LANES],
+) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        let r = if z[i] > 0.0 { z[i] } else { 0.0 };
+        out[i] = r + gumbel(u[i]);
+        max[i] = if out[i] > max[i] { out[i] } else { max[i] };
+        sums[i] += r;
+    }
+    out
 }
 
 /// Replaces each score by `e^((t - max) / tau)` whose lowest mantissa bit says whether the score was positive,
@@ -264,17 +287,29 @@ pub fn exponentials(max: f32, inv_tau: f32, t: &[f32], z: &mut [f32]) -> f64 {
     let mut total = 0.0f64;
     for (t, z) in t.chunks(BLOCK).zip(z.chunks_mut(BLOCK)) {
         let mut lanes = [0.0f32; LANES];
-        for (t, z) in t.chunks(LANES).zip(z.chunks_mut(LANES)) {
-            for i in 0..t.len() {
+        let whole = t.len() / LANES * LANES;
+        for (t, z) in t.chunks_exact(LANES).zip(z.chunks_exact_mut(LANES)) {
+            let mut out = [0.0f32; LANES];
+            for i in 0..LANES {
                 let e = exp_negative((t[i] - max) * inv_tau);
-                let mask = u32::from(z[i] > 0.0);
                 lanes[i] += e;
-                z[i] = f32::from_bits((e.to_bits() & !1) | mask);
+                out[i] = with_mask(e, z[i]);
             }
+            z.copy_from_slice(&out);
+        }
+        for (i, (t, z)) in t[whole..].iter().zip(&mut z[whole..]).enumerate() {
+            let e = exp_negative((t - max) * inv_tau);
+            lanes[i] += e;
+            *z = with_mask(e, *z);
         }
         total += f64::from(sum_lanes(lanes));
     }
     total
+}
+
+#[inline(always)]
+fn with_mask(e: f32, score: f32) -> f32 {
+    f32::from_bits((e.to_bits() & !1) | u32::from(score > 0.0))
 }
 
 /// What [`exponentials`] kept in the lowest bit: was the score positive?
@@ -339,7 +374,7 @@ mod tests {
             assert!((f64::from(exp_negative(x)) - want).abs() <= 2.4e-7 * want, "exp {x}");
             let y = 1e-9 + 30.0 * (i as f32 + 0.5) / 100_000.0;
             let want = f64::from(y).ln();
-            assert!((f64::from(ln(y)) - want).abs() <= 2.4e-7 * want.abs().max(0.5), "ln {y}");
+            assert!((f64::from(ln(y, false, 0.0)) - want).abs() <= 2.4e-7 * want.abs().max(0.5), "ln {y}");
         }
         assert_eq!(exp_negative(-1e9), 0.0);
         assert_eq!(exp_negative(0.0), 1.0);
