@@ -21,20 +21,13 @@ fn loading(c: &mut Criterion) {
     let file = hdf5::File::create(&vectors).expect("a new file");
     for row in 0..N_ROWS {
         let builder = file.new_dataset_builder();
-        builder
-            .with_data(&values(row))
-            .create(format!("P{row:05}").as_str())
-            .expect("a dataset");
+        builder.with_data(&values(row)).create(format!("P{row:05}").as_str()).expect("a dataset");
     }
     file.close().expect("written");
     let matrix = folder.path().join("matrix.h5");
     let file = hdf5::File::create(&matrix).expect("a new file");
     let all: Vec<f16> = (0..N_ROWS).flat_map(values).collect();
-    let dataset = file
-        .new_dataset::<f16>()
-        .shape((N_ROWS, D_IN))
-        .create("x")
-        .expect("a dataset");
+    let dataset = file.new_dataset::<f16>().shape((N_ROWS, D_IN)).create("x").expect("a dataset");
     dataset.as_writer().write_raw(&all).expect("written");
     file.close().expect("written");
 
@@ -54,9 +47,7 @@ fn rows_and_order(c: &mut Criterion) {
     let ids = (0..N_ROWS).map(|row| format!("P{row:05}")).collect();
     let rows = (0..N_ROWS * 16).map(|i| i as f32).collect();
     let data = Embeddings::from_rows(ids, 16, rows).expect("rows");
-    c.bench_function("split 20000 ids", |b| {
-        b.iter(|| Split::new(black_box(&data), 1))
-    });
+    c.bench_function("split 20000 ids", |b| b.iter(|| Split::new(black_box(&data), 1)));
     let split = Split::new(&data, 1);
     c.bench_function("one epoch of batches of 128", |b| {
         b.iter_batched(

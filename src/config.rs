@@ -268,8 +268,10 @@ impl Options {
     pub fn from_toml(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         toml::from_str(&text).map_err(|e| {
-            let line = e.span().map_or(0, |s| text[..s.start].lines().count().max(1));
-            let what = e.message().replace('\n', " ");
+            let line = e.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
+            // The list of all options that serde adds is better read in the help.
+            let message = e.message().replace('\n', " ");
+            let what = message.split(", expected one of").next().unwrap_or(&message);
             Error::Usage(format!(
                 "{}: line {line}: {what}; `sae train --help` lists the options",
                 path.display()

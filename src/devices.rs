@@ -88,41 +88,13 @@ pub fn find() -> DevicesReport {
     let libraries = vec![
         // SAFETY: the four questions open and close a library by its name and call nothing in it;
         // opening runs the initialisers of NVIDIA's own libraries, which are made to be opened so.
-        unsafe {
-            library(
-                "NVIDIA driver",
-                "libcuda.so",
-                &places,
-                cudarc::driver::sys::is_culib_present,
-            )
-        },
+        unsafe { library("NVIDIA driver", "libcuda.so", &places, cudarc::driver::sys::is_culib_present) },
         // SAFETY: as above.
-        unsafe {
-            library(
-                "NVRTC",
-                "libnvrtc.so",
-                &places,
-                cudarc::nvrtc::sys::is_culib_present,
-            )
-        },
+        unsafe { library("NVRTC", "libnvrtc.so", &places, cudarc::nvrtc::sys::is_culib_present) },
         // SAFETY: as above.
-        unsafe {
-            library(
-                "cuBLAS",
-                "libcublas.so",
-                &places,
-                cudarc::cublas::sys::is_culib_present,
-            )
-        },
+        unsafe { library("cuBLAS", "libcublas.so", &places, cudarc::cublas::sys::is_culib_present) },
         // SAFETY: as above.
-        unsafe {
-            library(
-                "cuBLASLt",
-                "libcublasLt.so",
-                &places,
-                cudarc::cublaslt::sys::is_culib_present,
-            )
-        },
+        unsafe { library("cuBLASLt", "libcublasLt.so", &places, cudarc::cublaslt::sys::is_culib_present) },
     ];
     let mut report = DevicesReport {
         cpu: cpu(),
@@ -159,13 +131,7 @@ unsafe fn library(
     // SAFETY: promised by the caller.
     let loader_opens = unsafe { opens() };
     let path = places.iter().find_map(|p| places::file_in(&p.folder, file));
-    Library {
-        name,
-        file,
-        found: loader_opens || path.is_some(),
-        path,
-        loader_opens,
-    }
+    Library { name, file, found: loader_opens || path.is_some(), path, loader_opens }
 }
 
 /// The version of the loaded kernel module.
@@ -191,14 +157,8 @@ fn ask_driver() -> Result<(Option<String>, Vec<Gpu>), cudarc::driver::DriverErro
         // SAFETY: `handle` comes from the driver just now; devices stay valid while the process lives.
         let (major, minor, memory) = unsafe {
             (
-                device::get_attribute(
-                    handle,
-                    Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                )?,
-                device::get_attribute(
-                    handle,
-                    Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-                )?,
+                device::get_attribute(handle, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                device::get_attribute(handle, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
                 device::total_mem(handle)?,
             )
         };
@@ -222,11 +182,7 @@ fn cpu() -> Cpu {
         cores: physical_cores(&info),
         threads: rayon::current_num_threads(),
         simd: simd(),
-        bf16: ["avx512_bf16", "amx_bf16"]
-            .into_iter()
-            .filter(|f| has(f))
-            .map(str::to_owned)
-            .collect(),
+        bf16: ["avx512_bf16", "amx_bf16"].into_iter().filter(|f| has(f)).map(str::to_owned).collect(),
         memory_bytes: field(&memory, "MemTotal")
             .and_then(|v| v.strip_suffix(" kB")?.parse::<u64>().ok())
             .map(|kib| kib * 1024),
@@ -236,18 +192,14 @@ fn cpu() -> Cpu {
 /// The value of the first `name : value` line.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
-    pairs
-        .find(|(key, _)| key.trim() == name)
-        .map(|(_, value)| value.trim())
+    pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim())
 }
 
 /// Different pairs of socket and core; threads that share a core count once.
 fn physical_cores(info: &str) -> Option<usize> {
     let mut cores = BTreeMap::new();
     for processor in info.split("\n\n") {
-        if let (Some(socket), Some(core)) =
-            (field(processor, "physical id"), field(processor, "core id"))
-        {
+        if let (Some(socket), Some(core)) = (field(processor, "physical id"), field(processor, "core id")) {
             cores.insert((socket, core), ());
         }
     }
@@ -275,16 +227,8 @@ impl fmt::Display for DevicesReport {
         let cpu = &self.cpu;
         writeln!(f, "CPU        {}", cpu.model)?;
         let cores = cpu.cores.map_or(String::new(), |n| format!("{n} cores, "));
-        let bf16 = cpu
-            .bf16
-            .iter()
-            .map(|b| format!(" + {b}"))
-            .collect::<String>();
-        write!(
-            f,
-            "           {cores}{} threads, {}{bf16}",
-            cpu.threads, cpu.simd
-        )?;
+        let bf16 = cpu.bf16.iter().map(|b| format!(" + {b}")).collect::<String>();
+        write!(f, "           {cores}{} threads, {}{bf16}", cpu.threads, cpu.simd)?;
         match cpu.memory_bytes {
             Some(n) => writeln!(f, ", {} memory", bytes(n))?,
             None => writeln!(f)?,
@@ -296,10 +240,7 @@ impl fmt::Display for DevicesReport {
                 for gpu in gpus {
                     let memory = bytes(gpu.memory_bytes);
                     let (n, name, capability) = (gpu.ordinal, &gpu.name, &gpu.compute_capability);
-                    writeln!(
-                        f,
-                        "GPU        cuda:{n}  {name}, compute capability {capability}, {memory}"
-                    )?;
+                    writeln!(f, "GPU        cuda:{n}  {name}, compute capability {capability}, {memory}")?;
                 }
             }
         }

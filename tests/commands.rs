@@ -56,8 +56,14 @@ fn a_run_folder_holds_what_the_documentation_says() {
     assert!(table.contains("train") && table.contains("val") && table.contains("FVU"), "{table}");
     let run = place.path("run");
     for name in [
-        "config.toml", "metrics.csv", "splits.tsv", "model.safetensors", "summary.json",
-        "relaxed_topk_sae_mse.png", "relaxed_topk_sae_mae.png", "checkpoints/best.safetensors",
+        "config.toml",
+        "metrics.csv",
+        "splits.tsv",
+        "model.safetensors",
+        "summary.json",
+        "relaxed_topk_sae_mse.png",
+        "relaxed_topk_sae_mae.png",
+        "checkpoints/best.safetensors",
     ] {
         assert!(run.join(name).is_file(), "{name}");
     }
@@ -72,10 +78,22 @@ fn a_run_folder_holds_what_the_documentation_says() {
     }
     let header = std::fs::read_to_string(run.join("metrics.csv")).unwrap();
     let header = header.lines().next().unwrap();
-    for key in ["step", "epoch", "tau", "alpha", "lr", "rows_per_second", "train_mse", "val_fvu", "val_l0", "dead_fraction"] {
+    for key in [
+        "step",
+        "epoch",
+        "tau",
+        "alpha",
+        "lr",
+        "rows_per_second",
+        "train_mse",
+        "val_fvu",
+        "val_l0",
+        "dead_fraction",
+    ] {
         assert!(header.split(',').any(|name| name == key), "{key}");
     }
-    let tensors: Vec<String> = runs::tensors(&run.join("model.safetensors")).into_iter().map(|(n, _)| n).collect();
+    let tensors: Vec<String> =
+        runs::tensors(&run.join("model.safetensors")).into_iter().map(|(n, _)| n).collect();
     assert_eq!(tensors, ["b_lat", "b_pre", "w_dec", "w_enc"]);
     let splits = std::fs::read_to_string(run.join("splits.tsv")).unwrap();
     assert_eq!(splits.lines().count(), 301);
@@ -116,7 +134,8 @@ fn eval_gives_the_figures_of_the_summary() {
         let summary = json(&place.path("run/summary.json"));
         let text = sae_ok(["eval", &place.name("run"), &place.name("data.h5"), "--json"]);
         let results: Value = serde_json::from_str(&text).unwrap();
-        let splits: Vec<&str> = results.as_array().unwrap().iter().map(|r| r["split"].as_str().unwrap()).collect();
+        let splits: Vec<&str> =
+            results.as_array().unwrap().iter().map(|r| r["split"].as_str().unwrap()).collect();
         assert_eq!(splits, ["train", "val", "test", "all"]);
         for result in results.as_array().unwrap().iter().take(3) {
             let stored = &summary[result["split"].as_str().unwrap()];
@@ -155,7 +174,8 @@ fn a_dry_run_prints_a_configuration_that_trains_and_makes_nothing() {
 fn a_folder_in_use_is_not_written_into() {
     let place = Place::with_data(300);
     place.train("run", &[]);
-    let args = ["train", &place.name("data.h5"), "--out", &place.name("run"), "--steps=5", "--latents=40"].map(str::to_owned);
+    let args = ["train", &place.name("data.h5"), "--out", &place.name("run"), "--steps=5", "--latents=40"]
+        .map(str::to_owned);
     let (status, message) = sae_fails(&args);
     assert!(status == 2 && message.contains("--overwrite") && message.contains("--resume"), "{message}");
     let mut again = args.to_vec();

@@ -24,11 +24,7 @@ fn no_files_at_all_is_wrong_usage() {
 fn files_of_another_kind_are_named_with_the_way_out() {
     let folder = Folder::new();
     let missing = folder.path("missing.h5");
-    message(
-        load(&[&missing]),
-        &missing,
-        &["cannot open", "check the path"],
-    );
+    message(load(&[&missing]), &missing, &["cannot open", "check the path"]);
     let dir = folder.path("dir.h5");
     std::fs::create_dir(&dir).unwrap();
     message(load(&[&dir]), &dir, &["is a folder", "name the .h5 files"]);
@@ -37,10 +33,7 @@ fn files_of_another_kind_are_named_with_the_way_out() {
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0", "gunzip"),
         (b"PK\x03\x04 and more of it", "zip file"),
         (b"\x93NUMPY\x01\0 and more", "NumPy"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "git lfs pull",
-        ),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>not found</html>", "web page"),
         (b">sp|P12345\nMAGICAL", "FASTA"),
         (b"id,x,y\nP1,0.1,0.2\n", "is not an HDF5 file"),
@@ -59,21 +52,11 @@ fn files_without_rows_say_so() {
     let empty = folder.file("empty.h5", |_| {});
     message(load(&[&empty]), &empty, &["holds no datasets"]);
     let ints = folder.file("ints.h5", |file| vector(file, "counts", 0, 3, |v| v as i32));
-    message(
-        load(&[&ints]),
-        &ints,
-        &["no float datasets", "\"/counts\" (3)"],
-    );
+    message(load(&[&ints]), &ints, &["no float datasets", "\"/counts\" (3)"]);
     let zero = folder.file("zero.h5", |file| matrix(file, "x", 0, 0, 4, false, |v| v));
     message(load(&[&zero]), &zero, &["holds no rows"]);
-    let no_width = folder.file("no_width.h5", |file| {
-        matrix(file, "x", 0, 3, 0, false, |v| v)
-    });
-    message(
-        load(&[&no_width]),
-        &no_width,
-        &["\"/x\", row 0", "holds no values"],
-    );
+    let no_width = folder.file("no_width.h5", |file| matrix(file, "x", 0, 3, 0, false, |v| v));
+    message(load(&[&no_width]), &no_width, &["\"/x\", row 0", "holds no values"]);
     let scalar = folder.file("scalar.h5", |file| {
         file.new_dataset::<f32>().create("loss").unwrap();
     });
@@ -96,58 +79,24 @@ fn what_can_be_read_in_two_ways_lists_the_candidates() {
     });
     message(load(&[&path]), &path, &["--dataset", "\"/train\" (20, 4)"]);
     let path = folder.file("cube.h5", |file| {
-        file.new_dataset::<f32>()
-            .shape((2, 3, 4))
-            .create("x")
-            .unwrap();
+        file.new_dataset::<f32>().shape((2, 3, 4)).create("x").unwrap();
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["dataset \"/x\"", "[2, 3, 4]", "(rows, width)"],
-    );
+    message(load(&[&path]), &path, &["dataset \"/x\"", "[2, 3, 4]", "(rows, width)"]);
     let path = folder.file("cube_and_more.h5", |file| {
-        file.new_dataset::<f32>()
-            .shape((2, 3, 4))
-            .create("x")
-            .unwrap();
+        file.new_dataset::<f32>().shape((2, 3, 4)).create("x").unwrap();
         matrix(file, "y", 0, 2, 4, false, |v| v);
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["--dataset", "\"/x\" (2, 3, 4)", "\"/y\" (2, 4)"],
-    );
+    message(load(&[&path]), &path, &["--dataset", "\"/x\" (2, 3, 4)", "\"/y\" (2, 4)"]);
     assert_eq!(load_with(&[&path], &dataset("y")).unwrap().n_rows(), 2);
-    message(
-        load_with(&[&path], &dataset("z")),
-        &path,
-        &["\"z\"", "\"/x\"", "\"/y\""],
-    );
-    message(
-        load_with(&[&path], &dataset("no/z")),
-        &path,
-        &["\"no/z\"", "\"/y\""],
-    );
-    message(
-        load_with(&[&path], &dataset("a\0b")),
-        &path,
-        &["name one of"],
-    );
+    message(load_with(&[&path], &dataset("z")), &path, &["\"z\"", "\"/x\"", "\"/y\""]);
+    message(load_with(&[&path], &dataset("no/z")), &path, &["\"no/z\"", "\"/y\""]);
+    message(load_with(&[&path], &dataset("a\0b")), &path, &["name one of"]);
     let path = folder.file("text.h5", |file| {
         strings(file, "ids", &["P1", "P2"]);
         raw(file, "odd", &[2], &FileType::Odd, &[0; 6]);
     });
-    message(
-        load_with(&[&path], &dataset("ids")),
-        &path,
-        &["\"/ids\"", "holds text"],
-    );
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/odd\"", "floats of 3 bytes", "convert"],
-    );
+    message(load_with(&[&path], &dataset("ids")), &path, &["\"/ids\"", "holds text"]);
+    message(load(&[&path]), &path, &["\"/odd\"", "floats of 3 bytes", "convert"]);
 }
 
 #[test]
@@ -157,25 +106,14 @@ fn ids_that_do_not_fit_are_refused() {
         matrix(file, "x", 0, 3, 4, false, |v| v);
         strings(file, "ids", &["P1", "P2"]);
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/ids\"", "2 ids for the 3 rows of \"/x\""],
-    );
+    message(load(&[&path]), &path, &["\"/ids\"", "2 ids for the 3 rows of \"/x\""]);
     let path = folder.file("tab.h5", |file| {
         matrix(file, "x", 0, 3, 4, false, |v| v);
         strings(file, "ids", &["P1", "P\t2", ""]);
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/x\", row 1", "tab", "--skip-bad-rows"],
-    );
+    message(load(&[&path]), &path, &["\"/x\", row 1", "tab", "--skip-bad-rows"]);
     let data = load_with(&[&path], &skipping()).unwrap();
-    assert_eq!(
-        (ids(&data), data.skipped().bad_id),
-        (vec!["P1".to_owned()], 2)
-    );
+    assert_eq!((ids(&data), data.skipped().bad_id), (vec!["P1".to_owned()], 2));
 }
 
 #[test]
@@ -183,45 +121,23 @@ fn a_row_that_is_not_finite_is_named_or_skipped() {
     let folder = Folder::new();
     let path = folder.file("nan.h5", |file| {
         vector(file, "P1", 0, 4, |v| v);
-        vector(file, "P2", 1, 4, |v| {
-            if v == value(1, 2) { f32::NAN } else { v }
-        });
-        vector(file, "P3", 2, 4, |v| {
-            if v == value(2, 3) {
-                f32::NEG_INFINITY
-            } else {
-                v
-            }
-        });
+        vector(file, "P2", 1, 4, |v| if v == value(1, 2) { f32::NAN } else { v });
+        vector(file, "P3", 2, 4, |v| if v == value(2, 3) { f32::NEG_INFINITY } else { v });
         vector(file, "P4", 3, 4, |v| v);
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/P2\", row 0", "column 2 is NaN", "--skip-bad-rows"],
-    );
+    message(load(&[&path]), &path, &["\"/P2\", row 0", "column 2 is NaN", "--skip-bad-rows"]);
     let data = load_with(&[&path], &skipping()).unwrap();
     assert_eq!(ids(&data), ["P1", "P4"]);
     assert_row(&data, 1, 3);
     let skipped = data.skipped();
     assert_eq!((skipped.non_finite, skipped.total()), (2, 2));
-    assert!(
-        skipped.examples[0].contains("/P2"),
-        "{:?}",
-        skipped.examples
-    );
+    assert!(skipped.examples[0].contains("/P2"), "{:?}", skipped.examples);
     assert_eq!(skipped.to_string(), "2 rows skipped: 2 not finite");
 
     let path = folder.file("large.h5", |file| {
-        matrix(file, "x", 0, 6, 4, true, |v| {
-            if v == value(4, 1) { 1e40 } else { f64::from(v) }
-        });
+        matrix(file, "x", 0, 6, 4, true, |v| if v == value(4, 1) { 1e40 } else { f64::from(v) });
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/x\", row 4", "column 1 is 1e40", "too large for float32"],
-    );
+    message(load(&[&path]), &path, &["\"/x\", row 4", "column 1 is 1e40", "too large for float32"]);
     let data = load_with(&[&path], &skipping()).unwrap();
     assert_eq!(data.n_rows(), 5);
     assert_row(&data, 4, 5);
@@ -232,9 +148,7 @@ fn a_row_that_is_not_finite_is_named_or_skipped() {
 fn skipped_residues_leave_the_numbers_of_the_others() {
     let folder = Folder::new();
     let path = folder.file("residues.h5", |file| {
-        matrix(file, "P1", 0, 3, 4, false, |v| {
-            if v == value(1, 0) { f32::NAN } else { v }
-        });
+        matrix(file, "P1", 0, 3, 4, false, |v| if v == value(1, 0) { f32::NAN } else { v });
         matrix(file, "P2", 3, 1, 4, false, |_| f32::NAN);
         matrix(file, "P3", 4, 2, 4, false, |v| v);
     });
@@ -252,16 +166,9 @@ fn another_width_is_named_or_skipped_even_if_it_comes_first() {
         vector(file, "B", 1, 4, |v| v);
         vector(file, "C", 2, 4, |v| v);
     });
-    message(
-        load(&[&path]),
-        &path,
-        &["\"/A\", row 0", "has 3 values where most rows have 4"],
-    );
+    message(load(&[&path]), &path, &["\"/A\", row 0", "has 3 values where most rows have 4"]);
     let data = load_with(&[&path], &skipping()).unwrap();
-    assert_eq!(
-        (data.skipped().width, ids(&data).join(" ")),
-        (1, "B C".into())
-    );
+    assert_eq!((data.skipped().width, ids(&data).join(" ")), (1, "B C".into()));
     let other = folder.file("other.h5", |file| vector(file, "D", 0, 5, |v| v));
     message(load(&[&path, &other]), &path, &["\"/A\""]);
 }
@@ -278,10 +185,7 @@ fn an_id_seen_twice_names_both_places_and_the_first_is_kept() {
     let parts = ["\"/x\", row 1", "\"P1\"", &a_text, "\"/P1\", row 0"];
     message(load(&[&a, &b]), &b, &parts);
     let data = load_with(&[&a, &b], &skipping()).unwrap();
-    assert_eq!(
-        (data.skipped().duplicate, ids(&data).join(" ")),
-        (2, "P1 P2".into())
-    );
+    assert_eq!((data.skipped().duplicate, ids(&data).join(" ")), (2, "P1 P2".into()));
     assert_row(&data, 0, 0);
     assert_row(&data, 1, 1);
     message(load(&[&a, &a]), &a, &["seen before"]);
@@ -292,11 +196,7 @@ fn a_file_of_which_no_row_is_left_says_why() {
     let folder = Folder::new();
     let path = folder.file("all.h5", |file| vector(file, "P1", 0, 4, |_| f32::NAN));
     let options = skipping();
-    message(
-        load_with(&[&path], &options),
-        &path,
-        &["no usable row", "\"/P1\""],
-    );
+    message(load_with(&[&path], &options), &path, &["no usable row", "\"/P1\""]);
 }
 
 /// Loading must answer, with data or with one line; whatever the bytes.
@@ -324,11 +224,7 @@ fn a_file_cut_at_any_length_is_an_error() {
         folder.file("matrix.h5", |file| {
             matrix(file, "x", 0, 40, 16, false, |v| v);
             let ids: Vec<String> = (0..40).map(|i| format!("P{i}")).collect();
-            strings(
-                file,
-                "ids",
-                &ids.iter().map(String::as_str).collect::<Vec<_>>(),
-            );
+            strings(file, "ids", &ids.iter().map(String::as_str).collect::<Vec<_>>());
         }),
         folder.file("gzip.h5", |file| matrix(file, "x", 0, 40, 16, true, |v| v)),
     ];
@@ -347,9 +243,5 @@ fn a_cut_file_says_cut_short() {
     let file = folder.file("x.h5", |file| matrix(file, "x", 0, 40, 16, false, |v| v));
     let bytes = std::fs::read(&file).unwrap();
     let path = written(&folder, "cut.h5", &bytes[..bytes.len() - 100]);
-    message(
-        load(&[&path]),
-        &path,
-        &["cut short", "download or copy it again"],
-    );
+    message(load(&[&path]), &path, &["cut short", "download or copy it again"]);
 }

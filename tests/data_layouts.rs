@@ -17,10 +17,7 @@ fn one_vector_per_id_at_the_root_comes_in_byte_order_of_names() {
     });
     let data = load(&[&path]).unwrap();
     assert_eq!(ids(&data), ["A", "B1", "a", "b", "é"]);
-    assert_eq!(
-        (data.n_rows(), data.d_in(), data.dtype()),
-        (5, 4, Dtype::F16)
-    );
+    assert_eq!((data.n_rows(), data.d_in(), data.dtype()), (5, 4, Dtype::F16));
     assert_eq!((data.n_groups(), data.bytes()), (5, 40));
     for (index, fixture) in [1, 4, 2, 0, 3].into_iter().enumerate() {
         assert_row(&data, index, fixture);
@@ -33,10 +30,7 @@ fn one_vector_per_id_at_the_root_comes_in_byte_order_of_names() {
 fn files_of_the_latest_format_come_in_byte_order_too() {
     let folder = Folder::new();
     let path = folder.path("latest.h5");
-    let file = hdf5::File::with_options()
-        .with_fapl(|p| p.libver_latest())
-        .create(&path)
-        .unwrap();
+    let file = hdf5::File::with_options().with_fapl(|p| p.libver_latest()).create(&path).unwrap();
     for row in (0..300).rev() {
         vector(&file, &format!("P{row:03}"), row, 4, f16::from_f32);
     }
@@ -99,8 +93,7 @@ fn external_links_are_read_from_the_other_file() {
     });
     let path = folder.file("index.h5", |file| {
         vector(file, "P0", 0, 3, |v| v);
-        file.link_external(other.to_str().unwrap(), "/y", "P1")
-            .unwrap();
+        file.link_external(other.to_str().unwrap(), "/y", "P1").unwrap();
     });
     let data = load(&[&path]).unwrap();
     assert_eq!(ids(&data), ["P0", "P1"]);
@@ -145,10 +138,7 @@ fn a_matrix_finds_its_ids_fixed_or_variable_by_name_or_alone() {
     let check = |name: &str, fill: &dyn Fn(&hdf5::File)| {
         let path = folder.file(name, |file| {
             matrix(file, "embeddings", 0, 3, 4, false, |v| v);
-            file.new_dataset_builder()
-                .with_data(&[1i32, 2, 3])
-                .create("length")
-                .unwrap();
+            file.new_dataset_builder().with_data(&[1i32, 2, 3]).create("length").unwrap();
             fill(file);
         });
         let data = load(&[&path]).unwrap();
@@ -169,16 +159,10 @@ fn a_matrix_finds_its_ids_fixed_or_variable_by_name_or_alone() {
 fn variable_length_ids_of_any_length_and_many_heaps_are_exact() {
     let folder = Folder::new();
     let n = 3000;
-    let texts: Vec<String> = (0..n)
-        .map(|i| format!("{i}é{}", "x".repeat(i % 97)))
-        .collect();
+    let texts: Vec<String> = (0..n).map(|i| format!("{i}é{}", "x".repeat(i % 97))).collect();
     let path = folder.file("long.h5", |file| {
         matrix(file, "x", 0, n, 2, false, |v| v);
-        strings(
-            file,
-            "ids",
-            &texts.iter().map(String::as_str).collect::<Vec<_>>(),
-        );
+        strings(file, "ids", &texts.iter().map(String::as_str).collect::<Vec<_>>());
     });
     assert_eq!(ids(&load(&[&path]).unwrap()), texts);
     let path = folder.file("chunked.h5", |file| {
@@ -198,10 +182,7 @@ fn a_matrix_without_ids_is_numbered_by_file_and_row() {
         matrix(file, "x", 0, 3, 4, false, |v| v);
         strings(file, "label", &["a", "a", "b"]);
     });
-    assert_eq!(
-        ids(&load(&[&path]).unwrap()),
-        ["some.data:0", "some.data:1", "some.data:2"]
-    );
+    assert_eq!(ids(&load(&[&path]).unwrap()), ["some.data:0", "some.data:1", "some.data:2"]);
 }
 
 #[test]
@@ -216,29 +197,13 @@ fn every_type_in_both_byte_orders_is_exact() {
         assert_eq!(data.dtype(), dtype, "{name}");
         (0..3).for_each(|row| assert_row(&data, row, row));
     };
-    check("f16", Dtype::F16, &|f| {
-        matrix(f, "x", 0, 3, 4, false, f16::from_f32)
-    });
-    check("f32", Dtype::F32, &|f| {
-        matrix(f, "x", 0, 3, 4, false, |v| v)
-    });
-    check("f64", Dtype::F64, &|f| {
-        matrix(f, "x", 0, 3, 4, false, f64::from)
-    });
-    check("f16 gzip", Dtype::F16, &|f| {
-        matrix(f, "x", 0, 3, 4, true, f16::from_f32)
-    });
-    check("f32 gzip", Dtype::F32, &|f| {
-        matrix(f, "x", 0, 3, 4, true, |v| v)
-    });
+    check("f16", Dtype::F16, &|f| matrix(f, "x", 0, 3, 4, false, f16::from_f32));
+    check("f32", Dtype::F32, &|f| matrix(f, "x", 0, 3, 4, false, |v| v));
+    check("f64", Dtype::F64, &|f| matrix(f, "x", 0, 3, 4, false, f64::from));
+    check("f16 gzip", Dtype::F16, &|f| matrix(f, "x", 0, 3, 4, true, f16::from_f32));
+    check("f32 gzip", Dtype::F32, &|f| matrix(f, "x", 0, 3, 4, true, |v| v));
     check("f32 be", Dtype::F32, &|f| {
-        raw(
-            f,
-            "x",
-            &[3, 4],
-            &FileType::F32Be,
-            &bytes(&|v| v.to_be_bytes().to_vec()),
-        );
+        raw(f, "x", &[3, 4], &FileType::F32Be, &bytes(&|v| v.to_be_bytes().to_vec()));
     });
     check("f64 be", Dtype::F64, &|f| {
         let values = bytes(&|v| f64::from(v).to_be_bytes().to_vec());
@@ -256,10 +221,7 @@ fn every_type_in_both_byte_orders_is_exact() {
         matrix(f, "x", 0, 3, 4, false, |v| bf16::from_f32(v).to_bits());
         let text: hdf5::types::VarLenUnicode = "bfloat16".parse().unwrap();
         let attribute = f.dataset("x").unwrap();
-        let attribute = attribute
-            .new_attr::<hdf5::types::VarLenUnicode>()
-            .create("dtype")
-            .unwrap();
+        let attribute = attribute.new_attr::<hdf5::types::VarLenUnicode>().create("dtype").unwrap();
         attribute.write_scalar(&text).unwrap();
     });
 }
@@ -284,9 +246,7 @@ fn several_files_are_one_data_set_of_the_widest_type() {
     let folder = Folder::new();
     let a = folder.file("a.h5", |file| vector(file, "P1", 0, 4, f16::from_f32));
     let b = folder.file("b.h5", |file| {
-        let bytes: Vec<u8> = (0..4)
-            .flat_map(|c| bf16::from_f32(value(1, c)).to_le_bytes())
-            .collect();
+        let bytes: Vec<u8> = (0..4).flat_map(|c| bf16::from_f32(value(1, c)).to_le_bytes()).collect();
         raw(file, "P2", &[4], &FileType::Bf16, &bytes);
     });
     let c = folder.file("c.h5", |file| {
@@ -294,22 +254,13 @@ fn several_files_are_one_data_set_of_the_widest_type() {
         strings(file, "ids", &["P3", "P4"]);
     });
     let data = load(&[&a, &b]).unwrap();
-    assert_eq!(
-        (data.dtype(), ids(&data)),
-        (Dtype::F32, vec!["P1".into(), "P2".into()])
-    );
+    assert_eq!((data.dtype(), ids(&data)), (Dtype::F32, vec!["P1".into(), "P2".into()]));
     let data = load(&[&c, &a, &b]).unwrap();
-    assert_eq!(
-        (data.dtype(), ids(&data).join(" ")),
-        (Dtype::F64, "P3 P4 P1 P2".into())
-    );
+    assert_eq!((data.dtype(), ids(&data).join(" ")), (Dtype::F64, "P3 P4 P1 P2".into()));
     for (index, fixture) in [2, 3, 0, 1].into_iter().enumerate() {
         assert_row(&data, index, fixture);
     }
-    assert_eq!(
-        data.sources().iter().map(|s| s.n_rows).collect::<Vec<_>>(),
-        [2, 1, 1]
-    );
+    assert_eq!(data.sources().iter().map(|s| s.n_rows).collect::<Vec<_>>(), [2, 1, 1]);
 }
 
 #[test]
@@ -338,24 +289,11 @@ fn dataset_names_a_matrix_or_a_group() {
         vector(&vectors, "V1", 7, 4, |v| v);
     });
     for name in ["layer/embeddings", "/layer/embeddings", "layer"] {
-        assert_eq!(
-            ids(&load_with(&[&path], &dataset(name)).unwrap()),
-            ["P1", "P2"],
-            "{name}"
-        );
+        assert_eq!(ids(&load_with(&[&path], &dataset(name)).unwrap()), ["P1", "P2"], "{name}");
     }
-    assert_eq!(
-        ids(&load_with(&[&path], &dataset("other")).unwrap()),
-        ["Q1", "Q2", "Q3"]
-    );
-    assert_eq!(
-        ids(&load_with(&[&path], &dataset("vectors")).unwrap()),
-        ["V1"]
-    );
-    assert_eq!(
-        ids(&load_with(&[&path], &dataset("vectors/V1")).unwrap()),
-        ["V1"]
-    );
+    assert_eq!(ids(&load_with(&[&path], &dataset("other")).unwrap()), ["Q1", "Q2", "Q3"]);
+    assert_eq!(ids(&load_with(&[&path], &dataset("vectors")).unwrap()), ["V1"]);
+    assert_eq!(ids(&load_with(&[&path], &dataset("vectors/V1")).unwrap()), ["V1"]);
 }
 
 #[test]
@@ -389,32 +327,17 @@ fn inspect_tells_what_a_file_holds_and_works_on_bad_rows() {
     let folder = Folder::new();
     let path = folder.file("bad.h5", |file| {
         let values = [1.0f32, 3.0, f32::NAN, 0.0, 2.0, 2.0, 5.0, 7.0];
-        let set = file
-            .new_dataset::<f32>()
-            .chunk((2, 2))
-            .deflate(1)
-            .shape((4, 2));
-        set.create("x")
-            .unwrap()
-            .as_writer()
-            .write_raw(&values)
-            .unwrap();
+        let set = file.new_dataset::<f32>().chunk((2, 2)).deflate(1).shape((4, 2));
+        set.create("x").unwrap().as_writer().write_raw(&values).unwrap();
         strings(file, "ids", &["P1", "P2", "P3", "P1"]);
     });
     let summary = inspect(&path, &Default::default()).unwrap();
-    assert_eq!(
-        (summary.n_rows, summary.d_in, summary.constant_rows),
-        (2, 2, 1)
-    );
+    assert_eq!((summary.n_rows, summary.d_in, summary.constant_rows), (2, 2, 1));
     assert_eq!((summary.non_finite_rows, summary.duplicate_id_rows), (1, 1));
     assert_eq!((summary.min, summary.max, summary.mean), (1.0, 3.0, 2.0));
     assert!((summary.std - 0.5f64.sqrt()).abs() < 1e-12);
     assert_eq!(summary.storage, "chunked (2, 2), gzip");
     assert_eq!(summary.first_ids, ["P1", "P3"]);
     assert_eq!(summary.examples.len(), 2);
-    assert!(
-        serde_json::to_string(&summary)
-            .unwrap()
-            .contains("\"dtype\":\"float32\"")
-    );
+    assert!(serde_json::to_string(&summary).unwrap().contains("\"dtype\":\"float32\""));
 }

@@ -30,9 +30,7 @@ fn about_80_10_10_of_the_ids_go_to_each_part() {
     let data = rows(0..20_000);
     let split = Split::new(&data, 0);
     // Four standard deviations of a binomial count.
-    let near = |n: usize, p: f64| {
-        (n as f64 - 20_000.0 * p).abs() < 4.0 * (20_000.0 * p * (1.0 - p)).sqrt()
-    };
+    let near = |n: usize, p: f64| (n as f64 - 20_000.0 * p).abs() < 4.0 * (20_000.0 * p * (1.0 - p)).sqrt();
     assert!(near(split.train.len(), 0.8), "{}", split.train.len());
     assert!(near(split.val.len(), 0.1), "{}", split.val.len());
     assert!(near(split.test.len(), 0.1), "{}", split.test.len());
@@ -42,10 +40,7 @@ fn about_80_10_10_of_the_ids_go_to_each_part() {
 fn an_id_keeps_its_part_when_data_are_added_or_reordered() {
     let few = rows(0..500);
     let many = rows((0..900).rev());
-    let (small, large) = (
-        parts(&few, &Split::new(&few, 3)),
-        parts(&many, &Split::new(&many, 3)),
-    );
+    let (small, large) = (parts(&few, &Split::new(&few, 3)), parts(&many, &Split::new(&many, 3)));
     assert!(small.iter().all(|(id, part)| large[id] == *part));
     let other = parts(&few, &Split::new(&few, 4));
     assert!(small.iter().any(|(id, part)| other[id] != *part));
@@ -73,10 +68,7 @@ fn files_in_another_order_split_the_same() {
     };
     let (a, b) = (file("a.h5", 0), file("b.h5", 50));
     let (ab, ba) = (load(&[&a, &b]).unwrap(), load(&[&b, &a]).unwrap());
-    assert_eq!(
-        parts(&ab, &Split::new(&ab, 1)),
-        parts(&ba, &Split::new(&ba, 1))
-    );
+    assert_eq!(parts(&ab, &Split::new(&ab, 1)), parts(&ba, &Split::new(&ba, 1)));
 }
 
 #[test]
@@ -137,9 +129,7 @@ fn every_row_is_seen_exactly_once_an_epoch() {
         let all: Vec<u32> = (100..100 + n).collect();
         let mut order = BatchOrder::new(all.clone(), batch, 5);
         // `n` batches are `batch` whole epochs.
-        let stream: Vec<u32> = (0..u64::from(n))
-            .flat_map(|s| order.batch(s).to_vec())
-            .collect();
+        let stream: Vec<u32> = (0..u64::from(n)).flat_map(|s| order.batch(s).to_vec()).collect();
         for epoch in stream.chunks(n as usize) {
             let mut epoch = epoch.to_vec();
             epoch.sort_unstable();
@@ -173,20 +163,14 @@ fn epochs_differ_and_positions_are_even() {
             counts[place][row as usize] += 1;
         }
     }
-    assert!(
-        counts.iter().flatten().all(|n| (n - 500).abs() < 105),
-        "{counts:?}"
-    );
+    assert!(counts.iter().flatten().all(|n| (n - 500).abs() < 105), "{counts:?}");
 }
 
 #[test]
 fn the_order_never_changes_between_versions() {
     // Written down once: a resumed run must see the rows that it would have seen.
     let mut order = BatchOrder::new((0..10).collect(), 4, 42);
-    let found: Vec<Vec<u32>> = [0, 2, 1_000_000]
-        .iter()
-        .map(|&s| order.batch(s).to_vec())
-        .collect();
+    let found: Vec<Vec<u32>> = [0, 2, 1_000_000].iter().map(|&s| order.batch(s).to_vec()).collect();
     assert_eq!(found, [[9, 7, 2, 5], [8, 6, 8, 2], [6, 9, 4, 3]]);
 }
 

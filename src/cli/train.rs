@@ -9,8 +9,9 @@ use crate::train::{self, Prepared, Session};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-/// Arguments of `sae train`.
+/// Arguments of `sae train`. A flag given twice counts as given last, so that scripts can be overridden.
 #[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
 pub struct Args {
     /// HDF5 files of embeddings; several are one data set
     #[arg(value_name = "DATA", conflicts_with = "resume")]

@@ -72,11 +72,8 @@ impl fmt::Display for Skipped {
             (self.duplicate, "with an id seen before"),
             (self.bad_id, "with an unusable id"),
         ];
-        let texts: Vec<String> = counts
-            .iter()
-            .filter(|(n, _)| *n > 0)
-            .map(|(n, what)| format!("{n} {what}"))
-            .collect();
+        let texts: Vec<String> =
+            counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         write!(f, "{} rows skipped", self.total())?;
         if !texts.is_empty() {
             write!(f, ": {}", texts.join(", "))?;
@@ -99,10 +96,7 @@ impl Embeddings {
             values: Values::F32(rows),
             n_rows: ids.len(),
             d_in,
-            groups: Groups {
-                ids,
-                of_row: Vec::new(),
-            },
+            groups: Groups { ids, of_row: Vec::new() },
             skipped: Skipped::default(),
             sources: Vec::new(),
         })

@@ -99,13 +99,9 @@ impl File {
         let hdf = hdf5::File::open(path).map_err(|error| {
             let why = brief(&error);
             let what = if why.contains("truncated file") {
-                format!(
-                    "the file is cut short at {} bytes; download or copy it again",
-                    meta.len()
-                )
+                format!("the file is cut short at {} bytes; download or copy it again", meta.len())
             } else if why.contains("lock") {
-                "another program has it open for writing; wait for that program to finish"
-                    .to_owned()
+                "another program has it open for writing; wait for that program to finish".to_owned()
             } else {
                 format!("HDF5 cannot open it ({why}); it is damaged: download or copy it again")
             };
@@ -116,13 +112,7 @@ impl File {
             // The default is eight bytes for both.
             list.userblock() == 0 && sizes == SizeofInfo::default()
         });
-        Ok(Self {
-            path: path.to_owned(),
-            hdf,
-            raw,
-            len: meta.len(),
-            plain,
-        })
+        Ok(Self { path: path.to_owned(), hdf, raw, len: meta.len(), plain })
     }
 
     /// A damaged-file error at `place`.
@@ -164,10 +154,7 @@ impl File {
                 Err(bad) => Err(Error::data(
                     &self.path,
                     format!("group \"/{group}\""),
-                    format!(
-                        "the name {:?} is not UTF-8; rename it",
-                        bad.into_cstring().to_string_lossy()
-                    ),
+                    format!("the name {:?} is not UTF-8; rename it", bad.into_cstring().to_string_lossy()),
                 )),
             })
             .collect()
@@ -272,33 +259,20 @@ fn open_group(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
     Id::new(unsafe { h5g::H5Gopen2(file.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
 }
 
-fn describe_open(
-    file: &hdf5::File,
-    object: &Id,
-    path: &str,
-    own: bool,
-) -> hdf5::Result<Option<Dataset>> {
+fn describe_open(file: &hdf5::File, object: &Id, path: &str, own: bool) -> hdf5::Result<Option<Dataset>> {
     // SAFETY: live ids; `shape` has room for the rank that the library just gave.
     unsafe {
         let space = Id::new(h5d::H5Dget_space(object.0))?;
         let rank = h5s::H5Sget_simple_extent_ndims(space.0);
         let mut shape = vec![0u64; usize::try_from(rank).unwrap_or(0)];
-        hdf5::h5check(h5s::H5Sget_simple_extent_dims(
-            space.0,
-            shape.as_mut_ptr(),
-            null_mut(),
-        ))?;
+        hdf5::h5check(h5s::H5Sget_simple_extent_dims(space.0, shape.as_mut_ptr(), null_mut()))?;
         let kind = Id::new(h5d::H5Dget_type(object.0))?;
         let offset = h5d::H5Dget_offset(object.0);
         Ok(Some(Dataset {
             path: path.to_owned(),
             shape,
             kind: kind_of(file, &kind, path),
-            place: if own && offset != UNDEFINED {
-                Place::At(offset)
-            } else {
-                Place::Library
-            },
+            place: if own && offset != UNDEFINED { Place::At(offset) } else { Place::Library },
         }))
     }
 }
@@ -309,23 +283,14 @@ fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
         let class = h5t::H5Tget_class(id.0);
         (class, h5t::H5Tget_size(id.0), h5t::H5Tget_order(id.0))
     };
-    let stored = |dtype| {
-        Kind::Float(Stored {
-            dtype,
-            big_endian: order == h5t::H5T_order_t::H5T_ORDER_BE,
-        })
-    };
+    let stored = |dtype| Kind::Float(Stored { dtype, big_endian: order == h5t::H5T_order_t::H5T_ORDER_BE });
     match class {
         h5t::H5T_class_t::H5T_FLOAT => match (float_format(id), order) {
-            (Some(dtype), h5t::H5T_order_t::H5T_ORDER_LE | h5t::H5T_order_t::H5T_ORDER_BE) => {
-                stored(dtype)
-            }
+            (Some(dtype), h5t::H5T_order_t::H5T_ORDER_LE | h5t::H5T_order_t::H5T_ORDER_BE) => stored(dtype),
             _ => Kind::OddFloat(format!("floats of {size} bytes in an unusual format")),
         },
         h5t::H5T_class_t::H5T_STRING => Kind::Text,
-        h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(file, path) => {
-            stored(Dtype::Bf16)
-        }
+        h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(file, path) => stored(Dtype::Bf16),
         h5t::H5T_class_t::H5T_INTEGER => Kind::Other("integers"),
         h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
         _ => Kind::Other("values that are not numbers"),
@@ -337,14 +302,7 @@ fn float_format(id: &Id) -> Option<Dtype> {
     let (mut sign, mut exp, mut exp_bits, mut man, mut man_bits) = (0, 0, 0, 0, 0);
     // SAFETY: a live id of a float type and five places to write to.
     let (code, bias, size) = unsafe {
-        let code = h5t::H5Tget_fields(
-            id.0,
-            &mut sign,
-            &mut exp,
-            &mut exp_bits,
-            &mut man,
-            &mut man_bits,
-        );
+        let code = h5t::H5Tget_fields(id.0, &mut sign, &mut exp, &mut exp_bits, &mut man, &mut man_bits);
         (code, h5t::H5Tget_ebias(id.0), h5t::H5Tget_size(id.0))
     };
     if code < 0 {
@@ -366,18 +324,10 @@ fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
         return false;
     };
     let texts = [
-        attribute
-            .read_scalar::<VarLenUnicode>()
-            .map(|t| t.as_bytes().to_vec()),
-        attribute
-            .read_scalar::<VarLenAscii>()
-            .map(|t| t.as_bytes().to_vec()),
-        attribute
-            .read_scalar::<FixedUnicode<32>>()
-            .map(|t| t.as_bytes().to_vec()),
-        attribute
-            .read_scalar::<FixedAscii<32>>()
-            .map(|t| t.as_bytes().to_vec()),
+        attribute.read_scalar::<VarLenUnicode>().map(|t| t.as_bytes().to_vec()),
+        attribute.read_scalar::<VarLenAscii>().map(|t| t.as_bytes().to_vec()),
+        attribute.read_scalar::<FixedUnicode<32>>().map(|t| t.as_bytes().to_vec()),
+        attribute.read_scalar::<FixedAscii<32>>().map(|t| t.as_bytes().to_vec()),
     ];
     texts.iter().flatten().any(|text| text == b"bfloat16")
 }

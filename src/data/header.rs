@@ -63,12 +63,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Contiguous> {
         rest = &rest[messages.prefix + data.len()..];
     }
     let (offset, bytes) = layout?;
-    Some(Contiguous {
-        shape: shape?,
-        datatype: datatype?,
-        offset,
-        bytes,
-    })
+    Some(Contiguous { shape: shape?, datatype: datatype?, offset, bytes })
 }
 
 fn version_1(bytes: &[u8]) -> Option<Messages<'_>> {
@@ -77,11 +72,7 @@ fn version_1(bytes: &[u8]) -> Option<Messages<'_>> {
         return None;
     }
     let size = u32_at(bytes, 8)? as usize;
-    Some(Messages {
-        body: bytes.get(PREFIX..PREFIX.checked_add(size)?)?,
-        prefix: 8,
-        version_2: false,
-    })
+    Some(Messages { body: bytes.get(PREFIX..PREFIX.checked_add(size)?)?, prefix: 8, version_2: false })
 }
 
 fn version_2(bytes: &[u8]) -> Option<Messages<'_>> {
@@ -101,11 +92,7 @@ fn version_2(bytes: &[u8]) -> Option<Messages<'_>> {
     if u32_at(bytes, end)? != checksum(&bytes[..end]) {
         return None;
     }
-    Some(Messages {
-        body,
-        prefix: if flags & 4 != 0 { 6 } else { 4 },
-        version_2: true,
-    })
+    Some(Messages { body, prefix: if flags & 4 != 0 { 6 } else { 4 }, version_2: true })
 }
 
 /// Bob Jenkins' lookup3 (`hashlittle`, public domain), which the format uses for metadata.
@@ -150,9 +137,7 @@ fn dataspace(data: &[u8]) -> Option<Vec<u64>> {
     if flags & 2 != 0 || rank > 2 {
         return None;
     }
-    (0..usize::from(rank))
-        .map(|axis| u64_at(data, start + 8 * axis))
-        .collect()
+    (0..usize::from(rank)).map(|axis| u64_at(data, start + 8 * axis)).collect()
 }
 
 fn contiguous(data: &[u8]) -> Option<(u64, u64)> {
@@ -170,9 +155,7 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {

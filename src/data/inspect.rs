@@ -62,9 +62,8 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let plan = plan(path, options)?;
     let (layout, datasets) = (plan.layout.name(), plan.dataset_text.clone());
     let (n_datasets, file_bytes) = (plan.pieces.len(), plan.file.len);
-    let storage = plan.pieces.first().map_or_else(String::new, |piece| {
-        storage(&plan.file.hdf, &piece.dataset.path)
-    });
+    let storage =
+        plan.pieces.first().map_or_else(String::new, |piece| storage(&plan.file.hdf, &piece.dataset.path));
     let data = assemble(vec![plan], true)?;
 
     let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
@@ -100,9 +99,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         n_ids: data.n_groups(),
         d_in: data.d_in(),
         dtype: data.dtype(),
-        first_ids: (0..data.n_groups().min(5))
-            .map(|group| data.group_id(group).to_owned())
-            .collect(),
+        first_ids: (0..data.n_groups().min(5)).map(|group| data.group_id(group).to_owned()).collect(),
         file_bytes,
         value_bytes: data.bytes(),
         min,

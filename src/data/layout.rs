@@ -85,10 +85,7 @@ pub(super) struct Plan {
 /// Opens `path` and decides what its rows are.
 pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
     let file = File::open(path)?;
-    let name = options
-        .dataset
-        .as_deref()
-        .map(|name| name.trim_matches('/'));
+    let name = options.dataset.as_deref().map(|name| name.trim_matches('/'));
     let (datasets, matrix) = match name {
         None => (scan(&file, "", true)?, None),
         Some("") => (scan(&file, "", true)?, None),
@@ -115,10 +112,7 @@ fn no_such(file: &File, name: &str, datasets: &[Dataset]) -> Error {
     Error::data(
         &file.path,
         "",
-        format!(
-            "holds no dataset or group \"{name}\"; name one of: {}",
-            listed(datasets.iter())
-        ),
+        format!("holds no dataset or group \"{name}\"; name one of: {}", listed(datasets.iter())),
     )
 }
 
@@ -135,21 +129,14 @@ fn named(file: File, dataset: Dataset, beside: &[Dataset]) -> Result<Plan> {
 fn automatic(file: File, datasets: Vec<Dataset>, chosen: bool) -> Result<Plan> {
     let rank = |n: usize| floats(&datasets).filter(move |d| d.shape.len() == n);
     let (n_vectors, n_matrices) = (rank(1).count(), rank(2).count());
-    if let Some(odd) = datasets
-        .iter()
-        .find(|d| matches!(d.kind, Kind::OddFloat(_)))
-    {
+    if let Some(odd) = datasets.iter().find(|d| matches!(d.kind, Kind::OddFloat(_))) {
         check_float(&file, odd)?;
     }
     if let Some(cube) = floats(&datasets).find(|d| d.shape.len() > 2) {
         if n_vectors + n_matrices == 0 {
             return Err(wrong_rank(&file, cube));
         }
-        return Err(ambiguous(
-            &file,
-            "datasets of 1 or 2 axes beside others of more",
-            &datasets,
-        ));
+        return Err(ambiguous(&file, "datasets of 1 or 2 axes beside others of more", &datasets));
     }
     if n_vectors + n_matrices == 0 {
         let what = if datasets.is_empty() {
@@ -165,9 +152,9 @@ fn automatic(file: File, datasets: Vec<Dataset>, chosen: bool) -> Result<Plan> {
     if n_matrices == 1 {
         let dataset = rank(2).next().cloned();
         // A vector an id is the reading if nearly all are vectors as wide as the one (1, D) dataset.
-        let stray = dataset.as_ref().is_some_and(|m| {
-            m.shape[0] == 1 && n_vectors > 0 && rank(1).all(|v| v.shape[0] == m.shape[1])
-        });
+        let stray = dataset
+            .as_ref()
+            .is_some_and(|m| m.shape[0] == 1 && n_vectors > 0 && rank(1).all(|v| v.shape[0] == m.shape[1]));
         if let Some(dataset) = dataset.filter(|_| !stray) {
             return matrix(file, dataset, &datasets);
         }
@@ -175,16 +162,12 @@ fn automatic(file: File, datasets: Vec<Dataset>, chosen: bool) -> Result<Plan> {
     if n_matrices > 1 && !chosen {
         let is_name = |d: &Dataset| MATRIX_NAMES.contains(&last(&d.path).to_lowercase().as_str());
         let at_root = |d: &Dataset| !d.path.contains('/');
-        let texts = datasets
-            .iter()
-            .any(|d| d.kind == Kind::Text && d.shape.len() == 1);
+        let texts = datasets.iter().any(|d| d.kind == Kind::Text && d.shape.len() == 1);
         if texts || rank(2).any(|d| at_root(d) && is_name(d)) {
             return Err(ambiguous(&file, "several matrices", &datasets));
         }
     }
-    let used = datasets
-        .into_iter()
-        .filter(|d| matches!(d.kind, Kind::Float(_)) && !d.shape.is_empty());
+    let used = datasets.into_iter().filter(|d| matches!(d.kind, Kind::Float(_)) && !d.shape.is_empty());
     let used = used.collect();
     per_id(file, used)
 }
@@ -225,10 +208,7 @@ fn ambiguous(file: &File, what: &str, datasets: &[Dataset]) -> Error {
     Error::data(
         &file.path,
         "",
-        format!(
-            "holds {what}; choose with --dataset NAME from: {}",
-            listed(candidates)
-        ),
+        format!("holds {what}; choose with --dataset NAME from: {}", listed(candidates)),
     )
 }
 
@@ -241,11 +221,7 @@ fn listed<'a>(datasets: impl Iterator<Item = &'a Dataset>) -> String {
             format!("\"/{}\" ({})", d.path, axes.join(", "))
         })
         .collect();
-    let more = if all.len() > SHOWN {
-        format!(", ... ({} in all)", all.len())
-    } else {
-        String::new()
-    };
+    let more = if all.len() > SHOWN { format!(", ... ({} in all)", all.len()) } else { String::new() };
     format!("{}{more}", all[..all.len().min(SHOWN)].join(", "))
 }
 
@@ -256,11 +232,8 @@ pub(super) fn place(dataset: &Dataset) -> String {
 
 /// One id a dataset.
 fn per_id(file: File, datasets: Vec<Dataset>) -> Result<Plan> {
-    let layout = if datasets.iter().any(|d| d.shape.len() == 2) {
-        Layout::ResiduesPerId
-    } else {
-        Layout::VectorPerId
-    };
+    let layout =
+        if datasets.iter().any(|d| d.shape.len() == 2) { Layout::ResiduesPerId } else { Layout::VectorPerId };
     let dataset_text = match &datasets[..] {
         [one] => place(one),
         all => format!("{} datasets", all.len()),
@@ -274,20 +247,9 @@ fn per_id(file: File, datasets: Vec<Dataset>) -> Result<Plan> {
             [rows, width] => (to_usize(&file, &dataset, rows)?, width, Ids::Residues(id)),
             _ => return Err(wrong_rank(&file, &dataset)),
         };
-        pieces.push(Piece {
-            dataset,
-            stored,
-            n_rows,
-            width,
-            ids,
-        });
+        pieces.push(Piece { dataset, stored, n_rows, width, ids });
     }
-    Ok(Plan {
-        file,
-        layout,
-        pieces,
-        dataset_text,
-    })
+    Ok(Plan { file, layout, pieces, dataset_text })
 }
 
 fn to_usize(file: &File, dataset: &Dataset, n: u64) -> Result<usize> {
@@ -296,10 +258,7 @@ fn to_usize(file: &File, dataset: &Dataset, n: u64) -> Result<usize> {
         Error::data(
             &file.path,
             place(dataset),
-            format!(
-                "has {n} rows; at most {} can be used: take a part of it",
-                u32::MAX
-            ),
+            format!("has {n} rows; at most {} can be used: take a part of it", u32::MAX),
         )
     })
 }
@@ -335,13 +294,7 @@ fn matrix(file: File, dataset: Dataset, datasets: &[Dataset]) -> Result<Plan> {
     Ok(Plan {
         file,
         layout: Layout::Matrix,
-        pieces: vec![Piece {
-            dataset,
-            stored,
-            n_rows,
-            width,
-            ids,
-        }],
+        pieces: vec![Piece { dataset, stored, n_rows, width, ids }],
         dataset_text,
     })
 }

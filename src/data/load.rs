@@ -22,9 +22,7 @@ impl Embeddings {
             plans.push(plan(path, options)?);
         }
         let Some(first) = plans.first() else {
-            return Err(Error::Usage(
-                "no data files given; name at least one .h5 file".into(),
-            ));
+            return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
         };
         let path = first.file.path.clone();
         let embeddings = assemble(plans, options.skip_bad_rows)?;
@@ -68,9 +66,7 @@ impl Judge {
         };
         if *count == 0 {
             let text = error().to_string();
-            let text = text
-                .strip_suffix(&format!("; {SKIP_HINT}"))
-                .unwrap_or(&text);
+            let text = text.strip_suffix(&format!("; {SKIP_HINT}")).unwrap_or(&text);
             self.skipped.examples.push(text.to_owned());
         }
         *count += n;
@@ -95,10 +91,7 @@ impl Located<'_> {
 
 /// Reads all pieces, drops what must go, and numbers what stays.
 pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
-    let mut judge = Judge {
-        skip,
-        skipped: Skipped::default(),
-    };
+    let mut judge = Judge { skip, skipped: Skipped::default() };
     let width = common_width(&plans);
     let pieces = locate(&plans, width, &mut judge)?;
     let n_rows = pieces.last().map_or(0, |p| p.start + p.piece.n_rows);
@@ -112,23 +105,14 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
     let mut keep = vec![true; n_rows];
     check_ids(&pieces, &mut keep, &mut judge)?;
 
-    let dtype = pieces
-        .iter()
-        .map(|p| p.piece.stored.dtype)
-        .reduce(|a, b| a.widest(b))
-        .unwrap_or(super::Dtype::F32);
-    let mut values = n_rows
-        .checked_mul(d_in)
-        .and_then(|n| Values::zeros(dtype, n))
-        .ok_or_else(|| {
-            Error::Failed(format!(
-                "{n_rows} rows of {d_in} {dtype} values do not fit the memory; give fewer files"
-            ))
-        })?;
-    let parts: Vec<_> = pieces
-        .iter()
-        .map(|p| (p.file, &p.piece.dataset, p.piece.stored))
-        .collect();
+    let dtype =
+        pieces.iter().map(|p| p.piece.stored.dtype).reduce(|a, b| a.widest(b)).unwrap_or(super::Dtype::F32);
+    let mut values = n_rows.checked_mul(d_in).and_then(|n| Values::zeros(dtype, n)).ok_or_else(|| {
+        Error::Failed(format!(
+            "{n_rows} rows of {d_in} {dtype} values do not fit the memory; give fewer files"
+        ))
+    })?;
+    let parts: Vec<_> = pieces.iter().map(|p| (p.file, &p.piece.dataset, p.piece.stored)).collect();
     read_all(&parts, &mut values)?;
     check_values(&pieces, &values, d_in, &mut keep, &mut judge)?;
 
@@ -166,12 +150,7 @@ fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Lo
     let mut start = 0;
     for (index, plan) in plans.iter().enumerate() {
         for piece in &plan.pieces {
-            let located = Located {
-                plan: index,
-                file: &plan.file,
-                piece,
-                start,
-            };
+            let located = Located { plan: index, file: &plan.file, piece, start };
             // An id without residues has nothing to give, whatever its width.
             if piece.n_rows == 0 {
                 continue;
@@ -249,9 +228,7 @@ fn check_values(
         } else {
             format!("column {column} is {value}")
         };
-        judge.bad(Reason::NonFinite, 1, || {
-            located.error(row - located.start, what)
-        })?;
+        judge.bad(Reason::NonFinite, 1, || located.error(row - located.start, what))?;
         keep[row] = false;
     }
     Ok(())
@@ -260,9 +237,7 @@ fn check_values(
 /// Numbers the groups of the rows that stay.
 fn groups(pieces: &[Located<'_>], keep: &[bool]) -> Groups {
     let mut groups = Groups::default();
-    let residues = pieces
-        .iter()
-        .any(|p| matches!(p.piece.ids, Ids::Residues(_)));
+    let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_)));
     for located in pieces {
         let kept = &keep[located.start..located.start + located.piece.n_rows];
         match &located.piece.ids {

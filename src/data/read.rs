@@ -114,25 +114,14 @@ impl Values {
     }
 }
 
-fn bad<T: Sync>(
-    values: &[T],
-    width: usize,
-    good: impl Fn(&T) -> bool + Sync,
-) -> Vec<(usize, usize)> {
+fn bad<T: Sync>(values: &[T], width: usize, good: impl Fn(&T) -> bool + Sync) -> Vec<(usize, usize)> {
     let find = |(row, values): (usize, &[T])| {
         // Without an early exit this runs on vector registers; nearly all rows are good.
         let any = values.iter().fold(false, |any, value| any | !good(value));
-        let column = any
-            .then(|| values.iter().position(|value| !good(value)))
-            .flatten()?;
+        let column = any.then(|| values.iter().position(|value| !good(value))).flatten()?;
         Some((row, column))
     };
-    values
-        .par_chunks_exact(width)
-        .enumerate()
-        .with_min_len(64)
-        .filter_map(find)
-        .collect()
+    values.par_chunks_exact(width).enumerate().with_min_len(64).filter_map(find).collect()
 }
 
 /// One stretch of a file and the bytes it goes to.
@@ -160,22 +149,14 @@ pub(super) fn read_all(parts: &[(&File, &Dataset, Stored)], values: &mut Values)
                 let step = CHUNK / target.size();
                 for (i, out) in out.chunks_mut(step * target.size()).enumerate() {
                     let offset = offset + (i * step * stored.dtype.size()) as u64;
-                    jobs.push(Job {
-                        file,
-                        dataset,
-                        stored,
-                        offset,
-                        out,
-                    });
+                    jobs.push(Job { file, dataset, stored, offset, out });
                 }
             }
             Place::Library => read_through_library(file, dataset, stored, target, out)?,
         }
     }
     let together = (jobs.len() / 256).max(1);
-    jobs.into_par_iter()
-        .with_min_len(together)
-        .try_for_each(|job| run(job, target))
+    jobs.into_par_iter().with_min_len(together).try_for_each(|job| run(job, target))
 }
 
 fn read_through_library(
@@ -202,17 +183,16 @@ fn read_through_library(
 }
 
 fn run(job: Job<'_>, target: Dtype) -> Result<()> {
-    let read =
-        |out: &mut [u8]| {
-            // The length was checked against the file's, so this fails only if the file changes.
-            job.file.raw.read_exact_at(out, job.offset).map_err(|error| {
+    let read = |out: &mut [u8]| {
+        // The length was checked against the file's, so this fails only if the file changes.
+        job.file.raw.read_exact_at(out, job.offset).map_err(|error| {
             Error::data(
                 &job.file.path,
                 format!("dataset \"/{}\"", job.dataset.path),
                 format!("cannot be read ({error}); the file changed or the disk fails: try again"),
             )
         })
-        };
+    };
     if job.stored.dtype == target {
         read(job.out)?;
         to_native(job.stored, job.out);

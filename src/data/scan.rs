@@ -24,11 +24,7 @@ pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>>
     let own = file.is_own(group);
     while let Some(group) = waiting.pop() {
         let links = file.links(&group)?;
-        let headers = if own && file.plain {
-            read_headers(file, &links)
-        } else {
-            Vec::new()
-        };
+        let headers = if own && file.plain { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
         for link in links {
             let path = join(&group, &link.name);
@@ -41,8 +37,7 @@ pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>>
                 Some(dataset) => found.push(dataset),
                 // Committed types are no groups.
                 None => {
-                    if deep && link.address.is_some_and(|a| seen.insert(a)) && file.is_group(&path)
-                    {
+                    if deep && link.address.is_some_and(|a| seen.insert(a)) && file.is_group(&path) {
                         waiting.push(path);
                     }
                 }
@@ -58,11 +53,7 @@ pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>>
 
 /// `group/name`, without a leading slash.
 pub(super) fn join(group: &str, name: &str) -> String {
-    if group.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{group}/{name}")
-    }
+    if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") }
 }
 
 fn read_headers(file: &File, links: &[Link]) -> Vec<Option<Contiguous>> {
@@ -89,12 +80,11 @@ fn by_header(
         Some(stored) => *stored,
         None => {
             let stored = match file.describe(path, true)? {
-                Some(Dataset {
-                    shape,
-                    kind: Kind::Float(stored),
-                    place: Place::At(offset),
-                    ..
-                }) if shape == header.shape && offset == header.offset => Some(stored),
+                Some(Dataset { shape, kind: Kind::Float(stored), place: Place::At(offset), .. })
+                    if shape == header.shape && offset == header.offset =>
+                {
+                    Some(stored)
+                }
                 _ => None,
             };
             known.insert(header.datatype, stored);
@@ -117,9 +107,7 @@ fn by_header(
 }
 
 fn byte_len(shape: &[u64], size: usize) -> Option<u64> {
-    shape
-        .iter()
-        .try_fold(size as u64, |product, &n| product.checked_mul(n))
+    shape.iter().try_fold(size as u64, |product, &n| product.checked_mul(n))
 }
 
 /// A float dataset must lie inside the file and fit an address.

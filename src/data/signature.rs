@@ -11,24 +11,12 @@ const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 /// How other kinds of file begin, what they are, and what to do.
 const OTHERS: [(&[u8], &str); 9] = [
     (b"\x1f\x8b", "a gzip file; unpack it with `gunzip` first"),
-    (
-        b"PK\x03\x04",
-        "a zip file (a .npz is one too); unpack it or write its arrays to HDF5 with h5py",
-    ),
+    (b"PK\x03\x04", "a zip file (a .npz is one too); unpack it or write its arrays to HDF5 with h5py"),
     (b"\x93NUMPY", "a NumPy array; write it to HDF5 with h5py"),
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer; get the data with `git lfs pull`",
-    ),
-    (
-        b"<",
-        "a web page or XML; the download went wrong, get the file again",
-    ),
+    (b"version https://git-lfs", "a Git LFS pointer; get the data with `git lfs pull`"),
+    (b"<", "a web page or XML; the download went wrong, get the file again"),
     (b">", "FASTA text; embeddings are needed, not sequences"),
-    (
-        b"CDF",
-        "a classic NetCDF file; convert it with `nccopy -k nc4`",
-    ),
+    (b"CDF", "a classic NetCDF file; convert it with `nccopy -k nc4`"),
     (b"SIMPLE", "a FITS file; write its arrays to HDF5 with h5py"),
     (b"{", "JSON text; write its arrays to HDF5 with h5py"),
 ];
@@ -55,14 +43,10 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
         }
         at = if at == 0 { 512 } else { at.saturating_mul(2) };
     }
-    let n = file
-        .read_at(&mut start, 0)
-        .map_err(Error::io(path, "read"))?;
+    let n = file.read_at(&mut start, 0).map_err(Error::io(path, "read"))?;
     let head = start[..n].trim_ascii_start();
     if head.len() < 8 && SIGNATURE.starts_with(&start[..n.min(8)]) {
-        return wrong(format!(
-            "the file is cut short at {n} bytes; download or copy it again"
-        ));
+        return wrong(format!("the file is cut short at {n} bytes; download or copy it again"));
     }
     if start[..n].iter().all(|&byte| byte == 0) {
         return wrong("holds zeros only; the copy went wrong, download or copy it again".into());

@@ -58,9 +58,8 @@ pub struct Split {
 impl Split {
     /// Splits by [`part_of_id`] of each group's id.
     pub fn new(data: &Embeddings, seed: u64) -> Self {
-        let parts: Vec<Part> = (0..data.n_groups())
-            .map(|group| part_of_id(data.group_id(group), seed))
-            .collect();
+        let parts: Vec<Part> =
+            (0..data.n_groups()).map(|group| part_of_id(data.group_id(group), seed)).collect();
         Self::from_parts(data, |group| Some(parts[group]))
     }
 
@@ -108,12 +107,8 @@ impl Split {
     pub fn from_tsv(path: &Path, data: &Embeddings) -> Result<(Self, usize)> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let mut lines = text.lines().enumerate();
-        if lines
-            .next()
-            .is_none_or(|(_, header)| header.trim_end() != "id\tsplit")
-        {
-            let what =
-                "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv";
+        if lines.next().is_none_or(|(_, header)| header.trim_end() != "id\tsplit") {
+            let what = "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv";
             return Err(Error::data(path, "line 1", what));
         }
         let mut parts: HashMap<&str, Part> = HashMap::new();
@@ -125,16 +120,12 @@ impl Split {
                 Some((id, "test")) => (id, Part::Test),
                 _ => return wrong("is not an id, a tab, and train, val or test; mend it".into()),
             };
-            if parts
-                .insert(part.0, part.1)
-                .is_some_and(|old| old != part.1)
-            {
+            if parts.insert(part.0, part.1).is_some_and(|old| old != part.1) {
                 return wrong(format!("puts \"{}\" into a second part; mend it", part.0));
             }
         }
-        let of_group: Vec<Option<Part>> = (0..data.n_groups())
-            .map(|group| parts.get(data.group_id(group)).copied())
-            .collect();
+        let of_group: Vec<Option<Part>> =
+            (0..data.n_groups()).map(|group| parts.get(data.group_id(group)).copied()).collect();
         let missing = of_group.iter().filter(|part| part.is_none()).count();
         Ok((Self::from_parts(data, |group| of_group[group]), missing))
     }

@@ -70,9 +70,7 @@ pub(super) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
 /// where containers and WSL mount the driver.
 fn loader_folders() -> Vec<PathBuf> {
     let mut files = vec![PathBuf::from("/etc/ld.so.conf")];
-    files.extend(children(Path::new("/etc/ld.so.conf.d"), |name| {
-        name.ends_with(".conf")
-    }));
+    files.extend(children(Path::new("/etc/ld.so.conf.d"), |name| name.ends_with(".conf")));
     let mut folders = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -94,12 +92,7 @@ fn loader_folders() -> Vec<PathBuf> {
 fn python_prefixes(variable: &dyn Fn(&str) -> Option<String>) -> Vec<(String, PathBuf)> {
     let mut prefixes: Vec<(String, PathBuf)> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
         .into_iter()
-        .filter_map(|name| {
-            Some((
-                name.to_owned(),
-                variable(name).filter(|v| !v.is_empty())?.into(),
-            ))
-        })
+        .filter_map(|name| Some((name.to_owned(), variable(name).filter(|v| !v.is_empty())?.into())))
         .collect();
     for bin in variable("PATH").iter().flat_map(std::env::split_paths) {
         // The link is not followed: a virtual environment's python3 points out of it.
@@ -119,9 +112,7 @@ fn python_library_folders(prefix: &Path) -> Vec<PathBuf> {
     for python in children(&prefix.join("lib"), |name| name.starts_with("python3")) {
         for packages in ["site-packages", "dist-packages"] {
             let nvidia = python.join(packages).join("nvidia");
-            let libraries = children(&nvidia, |_| true)
-                .into_iter()
-                .map(|p| p.join("lib"));
+            let libraries = children(&nvidia, |_| true).into_iter().map(|p| p.join("lib"));
             let before = folders.len();
             folders.extend(libraries.filter(|p| p.is_dir()));
             if folders.len() == before && python.join(packages).is_dir() {

@@ -8,10 +8,8 @@ use super::places::{Place, file_in, places};
 use super::*;
 
 fn environment(pairs: &[(&str, &Path)]) -> impl Fn(&str) -> Option<String> {
-    let pairs: BTreeMap<String, String> = pairs
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), v.display().to_string()))
-        .collect();
+    let pairs: BTreeMap<String, String> =
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), v.display().to_string())).collect();
     move |name| pairs.get(name).cloned()
 }
 
@@ -22,16 +20,10 @@ fn this_machine_is_described_whatever_it_has() {
     assert_eq!(report.libraries.len(), 4);
     assert!(!report.looked_in.is_empty());
     for library in &report.libraries {
-        assert_eq!(
-            library.found,
-            library.loader_opens || library.path.is_some()
-        );
+        assert_eq!(library.found, library.loader_opens || library.path.is_some());
     }
     let text = report.to_string();
-    assert!(
-        text.contains("training runs on the CPU in this version"),
-        "{text}"
-    );
+    assert!(text.contains("training runs on the CPU in this version"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["libraries"][0]["file"], "libcuda.so");
 }
@@ -55,30 +47,16 @@ fn a_library_in_a_python_environment_is_found_there() {
     let venv = folder.path().join("venv");
     let lib = venv.join("lib/python3.11/site-packages/nvidia/cu13/lib");
     std::fs::create_dir_all(&lib).unwrap();
-    for name in [
-        "libcublas.so.13",
-        "libcublasLt.so.13",
-        "libnvrtc-builtins.so.13.0",
-    ] {
+    for name in ["libcublas.so.13", "libcublasLt.so.13", "libnvrtc-builtins.so.13.0"] {
         std::fs::write(lib.join(name), "").unwrap();
     }
     let places = places(&environment(&[("VIRTUAL_ENV", &venv)]));
     let hit = |file: &str| places.iter().find_map(|p| file_in(&p.folder, file));
-    let expected = Place {
-        reason: "VIRTUAL_ENV".into(),
-        folder: lib.clone(),
-    };
+    let expected = Place { reason: "VIRTUAL_ENV".into(), folder: lib.clone() };
     assert!(places.contains(&expected), "{places:?}");
-    assert_eq!(
-        file_in(&lib, "libcublas.so"),
-        Some(lib.join("libcublas.so.13"))
-    );
+    assert_eq!(file_in(&lib, "libcublas.so"), Some(lib.join("libcublas.so.13")));
     assert!(hit("libcublasLt.so").is_some());
-    assert_eq!(
-        file_in(&lib, "libnvrtc.so"),
-        None,
-        "the builtins are another library"
-    );
+    assert_eq!(file_in(&lib, "libnvrtc.so"), None, "the builtins are another library");
 }
 
 #[test]
@@ -90,10 +68,7 @@ fn an_environment_without_nvidia_packages_is_listed_as_looked_into() {
     std::fs::create_dir_all(&bin).unwrap();
     std::fs::write(bin.join("python3"), "").unwrap();
     let places = places(&environment(&[("PATH", &bin)]));
-    let expected = Place {
-        reason: "python3 on PATH".into(),
-        folder: packages.join("nvidia"),
-    };
+    let expected = Place { reason: "python3 on PATH".into(), folder: packages.join("nvidia") };
     assert!(places.contains(&expected), "{places:?}");
 }
 

@@ -26,12 +26,8 @@ const GRID: RGBColor = RGBColor(216, 216, 216);
 const FAINT_GRID: RGBColor = RGBColor(238, 238, 238);
 const SHADE: RGBColor = RGBColor(250, 240, 205);
 /// Okabe and Ito's palette, told apart with any kind of colour vision.
-const COLOURS: [RGBColor; 4] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-];
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115), RGBColor(204, 121, 167)];
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Fallible = std::result::Result<(), Box<dyn std::error::Error>>;
@@ -61,10 +57,7 @@ pub struct CurvePlot {
 /// The plot as the bytes of a PNG file of [`WIDTH`] x [`HEIGHT`] pixels.
 pub fn render_png(plot: &CurvePlot) -> Result<Vec<u8>> {
     let failed = |e: Box<dyn std::error::Error>| {
-        Error::Failed(format!(
-            "cannot draw the plot \"{}\": {e}; the numbers are in metrics.csv",
-            plot.title
-        ))
+        Error::Failed(format!("cannot draw the plot \"{}\": {e}; the numbers are in metrics.csv", plot.title))
     };
     register_font().map_err(failed)?;
     let size = (WIDTH * SCALE, HEIGHT * SCALE);
@@ -81,14 +74,9 @@ pub fn render_png(plot: &CurvePlot) -> Result<Vec<u8>> {
 fn register_font() -> Fallible {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let font = include_bytes!("font/DejaVuSans-subset.ttf");
-    let ok = REGISTERED.get_or_init(|| {
-        plotters::style::register_font("sans-serif", FontStyle::Normal, font).is_ok()
-    });
-    if *ok {
-        Ok(())
-    } else {
-        Err("the embedded font is damaged".into())
-    }
+    let ok = REGISTERED
+        .get_or_init(|| plotters::style::register_font("sans-serif", FontStyle::Normal, font).is_ok());
+    if *ok { Ok(()) } else { Err("the embedded font is damaged".into()) }
 }
 
 fn draw(root: &Area, plot: &CurvePlot) -> Fallible {
@@ -99,11 +87,7 @@ fn draw(root: &Area, plot: &CurvePlot) -> Fallible {
     let last = points().map(|p| p.0).fold(0.0, f64::max);
     // With no point yet the phase itself is the only thing that says how long the run is.
     let annealed = plot.annealed_until.filter(|t| *t > 0).map(|t| t as f64);
-    let x = Scale::steps(if values.is_empty() {
-        annealed.unwrap_or(1.0)
-    } else {
-        last
-    });
+    let x = Scale::steps(if values.is_empty() { annealed.unwrap_or(1.0) } else { last });
     let y = Scale::values(&values);
 
     let (head, body) = root.split_vertically(170);
@@ -156,11 +140,8 @@ fn draw(root: &Area, plot: &CurvePlot) -> Fallible {
         root.draw_text("no data", &style, middle)?;
     }
     for (i, curve) in curves.iter().enumerate() {
-        let pixels: Vec<(i32, i32)> = curve
-            .points
-            .iter()
-            .map(|p| plane.map_coordinate(&(p.0, y.place(p.1))))
-            .collect();
+        let pixels: Vec<(i32, i32)> =
+            curve.points.iter().map(|p| plane.map_coordinate(&(p.0, y.place(p.1)))).collect();
         draw_line(root, i, &pixels)?;
         for at in some_of(&pixels) {
             draw_marker(root, i, at)?;
@@ -171,10 +152,7 @@ fn draw(root: &Area, plot: &CurvePlot) -> Fallible {
 
 fn finite(curve: &Curve) -> Curve {
     let keep = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
-    Curve {
-        name: curve.name,
-        points: curve.points.iter().filter(keep).copied().collect(),
-    }
+    Curve { name: curve.name, points: curve.points.iter().filter(keep).copied().collect() }
 }
 
 /// Evenly spaced points, the last one always among them (its value is in the legend).
@@ -270,10 +248,7 @@ fn dashes(pixels: &[(i32, i32)], dash: f64, gap: f64) -> Vec<Vec<(i32, i32)>> {
         while length - done > left {
             done += left;
             let at = done / length;
-            let here = (
-                from.0 + (dx * at).round() as i32,
-                from.1 + (dy * at).round() as i32,
-            );
+            let here = (from.0 + (dx * at).round() as i32, from.1 + (dy * at).round() as i32);
             if inked {
                 current.push(here);
                 pieces.push(std::mem::take(&mut current));
@@ -299,10 +274,7 @@ fn draw_marker(area: &Area, index: usize, at: (i32, i32)) -> Fallible {
     let (x, y) = at;
     match index % 4 {
         0 => area.draw(&Circle::new(at, 11, colour.filled()))?,
-        1 => area.draw(&Rectangle::new(
-            [(x - 11, y - 11), (x + 11, y + 11)],
-            colour.filled(),
-        ))?,
+        1 => area.draw(&Rectangle::new([(x - 11, y - 11), (x + 11, y + 11)], colour.filled()))?,
         2 => {
             let corners = vec![(x, y - 17), (x + 15, y + 11), (x - 15, y + 11)];
             area.draw(&Polygon::new(corners, colour.filled()))?;

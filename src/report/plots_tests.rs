@@ -42,10 +42,7 @@ fn falling(steps: usize, from: f64, to: f64) -> Vec<(f64, f64)> {
         .map(|i| {
             let wobble = 1.0 + 0.03 * ((i * 7919 % 101) as f64 / 50.0 - 1.0);
             let at = i as f64 / steps as f64;
-            (
-                i as f64 * 50.0,
-                (to + (from - to) * (-6.0 * at).exp()) * wobble,
-            )
+            (i as f64 * 50.0, (to + (from - to) * (-6.0 * at).exp()) * wobble)
         })
         .collect()
 }
@@ -69,27 +66,19 @@ fn each_curve_is_drawn_in_a_colour_of_its_own() {
 
 #[test]
 fn the_annealing_phase_is_shaded_over_its_part_of_the_axis() {
-    let curves = vec![
-        curve("train", &falling(200, 4.0, 0.01)),
-        curve("validation", &falling(20, 4.0, 0.02)),
-    ];
+    let curves = vec![curve("train", &falling(200, 4.0, 0.01)), curve("validation", &falling(20, 4.0, 0.02))];
     let picture = pixels(&plot(Some(2000), curves));
     // 2,000 of 10,000 steps (and 2 % of air) of a plotting area of about 1450 x 840 pixels.
     let shaded = count(&picture, SHADE);
     assert!((150_000..260_000).contains(&shaded), "{shaded}");
     let middle = &picture[(500 * WIDTH) as usize..(501 * WIDTH) as usize];
-    let last = middle
-        .iter()
-        .rposition(|p| *p == [SHADE.0, SHADE.1, SHADE.2]);
+    let last = middle.iter().rposition(|p| *p == [SHADE.0, SHADE.1, SHADE.2]);
     assert!((380..460).contains(&last.unwrap()), "{last:?}");
 }
 
 #[test]
 fn a_run_that_ends_inside_the_annealing_is_shaded_to_its_end() {
-    let picture = pixels(&plot(
-        Some(2000),
-        vec![curve("train", &falling(4, 1.0, 0.5))],
-    ));
+    let picture = pixels(&plot(Some(2000), vec![curve("train", &falling(4, 1.0, 0.5))]));
     assert!(count(&picture, SHADE) > 700_000);
 }
 
@@ -97,10 +86,7 @@ fn a_run_that_ends_inside_the_annealing_is_shaded_to_its_end() {
 fn points_that_are_not_finite_are_left_out() {
     let good = [(0.0, 3.0), (10.0, 2.0), (20.0, 1.0)];
     let mut bad = good.to_vec();
-    bad.splice(
-        1..1,
-        [(5.0, f64::NAN), (6.0, f64::INFINITY), (f64::NAN, 1.0)],
-    );
+    bad.splice(1..1, [(5.0, f64::NAN), (6.0, f64::INFINITY), (f64::NAN, 1.0)]);
     bad.push((30.0, f64::NEG_INFINITY));
     let with = render_png(&plot(None, vec![curve("train", &bad)])).unwrap();
     let without = render_png(&plot(None, vec![curve("train", &good)])).unwrap();
@@ -109,11 +95,7 @@ fn points_that_are_not_finite_are_left_out() {
 
 #[test]
 fn one_point_constant_values_and_zero_are_drawn() {
-    for points in [
-        vec![(100.0, 0.5)],
-        vec![(0.0, 0.0)],
-        vec![(0.0, 2e-7), (1e6, 2e-7)],
-    ] {
+    for points in [vec![(100.0, 0.5)], vec![(0.0, 0.0)], vec![(0.0, 2e-7), (1e6, 2e-7)]] {
         let picture = pixels(&plot(None, vec![curve("train", &points)]));
         assert!(count(&picture, COLOURS[0]) > 100, "{points:?}");
     }
@@ -121,10 +103,7 @@ fn one_point_constant_values_and_zero_are_drawn() {
 
 #[test]
 fn a_plot_without_points_says_so_instead_of_failing() {
-    let empty = pixels(&plot(
-        Some(2000),
-        vec![curve("train", &[]), curve("test", &[(1.0, f64::NAN)])],
-    ));
+    let empty = pixels(&plot(Some(2000), vec![curve("train", &[]), curve("test", &[(1.0, f64::NAN)])]));
     let none = pixels(&plot(None, vec![]));
     for picture in [empty, none] {
         assert!(count(&picture, INK) > 1000, "the words are missing");
@@ -136,8 +115,7 @@ fn dashes_keep_their_rhythm_over_many_short_segments() {
     let dense: Vec<(i32, i32)> = (0..=100).map(|x| (x, 0)).collect();
     let expected = dashes(&[(0, 0), (100, 0)], 20.0, 10.0);
     assert_eq!(expected.len(), 4);
-    let ends = |pieces: &[Vec<(i32, i32)>]| -> Vec<_> {
-        pieces.iter().map(|p| (p[0], p[p.len() - 1])).collect()
-    };
+    let ends =
+        |pieces: &[Vec<(i32, i32)>]| -> Vec<_> { pieces.iter().map(|p| (p[0], p[p.len() - 1])).collect() };
     assert_eq!(ends(&dashes(&dense, 20.0, 10.0)), ends(&expected));
 }

@@ -62,9 +62,7 @@ impl Progress {
         let sink = Sink::for_stderr(quiet, || {
             let bar = ProgressBar::new(total_steps).with_position(start_step);
             bar.reset_eta();
-            bar.with_style(style(
-                "{wide_bar:.cyan/dim} {human_pos}/{human_len} steps  {msg}  {eta} left",
-            ))
+            bar.with_style(style("{wide_bar:.cyan/dim} {human_pos}/{human_len} steps  {msg}  {eta} left"))
         });
         Self::with_sink(sink, total_steps, start_step)
     }
@@ -119,8 +117,7 @@ impl Progress {
                 let (since, from) = self.reported.unwrap_or(self.began);
                 let left = time_left(now - since, step.saturating_sub(from), self.total, step);
                 let (done, total) = (thousands(step), thousands(self.total));
-                self.sink
-                    .line(&format!("step {done}/{total}  {text}{left}"));
+                self.sink.line(&format!("step {done}/{total}  {text}{left}"));
             }
             Sink::Quiet => {}
         }
@@ -167,11 +164,7 @@ impl Phase {
         if let Sink::Lines(_) = sink {
             sink.line(&format!("{what} ..."));
         }
-        Self {
-            sink,
-            what: what.to_owned(),
-            began: Instant::now(),
-        }
+        Self { sink, what: what.to_owned(), began: Instant::now() }
     }
 
     /// Shows where the phase stands (on a terminal only), for instance a count. Cheap.
@@ -281,10 +274,7 @@ mod tests {
         let lines = log.lines();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert_eq!(lines[1], "stopping");
-        assert!(
-            lines[2].starts_with("step 303/10,000  loss 0.3000"),
-            "{lines:?}"
-        );
+        assert!(lines[2].starts_with("step 303/10,000  loss 0.3000"), "{lines:?}");
     }
 
     #[test]
@@ -327,10 +317,9 @@ mod tests {
 
     #[test]
     fn the_bar_templates_are_valid() {
-        for template in [
-            "{wide_bar:.cyan/dim} {human_pos}/{human_len} steps  {msg}  {eta} left",
-            "{spinner:.cyan} {msg}",
-        ] {
+        for template in
+            ["{wide_bar:.cyan/dim} {human_pos}/{human_len} steps  {msg}  {eta} left", "{spinner:.cyan} {msg}"]
+        {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

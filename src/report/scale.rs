@@ -77,18 +77,9 @@ impl Scale {
         let multiples = |step: f64| -> Vec<f64> {
             let first = (low / step - 1e-9).ceil();
             let count = ((high / step + 1e-9).floor() - first).max(-1.0) as usize;
-            (0..count.saturating_add(1).min(1000))
-                .map(|i| (first + i as f64) * step)
-                .collect()
+            (0..count.saturating_add(1).min(1000)).map(|i| (first + i as f64) * step).collect()
         };
-        Self {
-            log: false,
-            low,
-            high,
-            ticks: multiples(step),
-            minor: multiples(step / 2.0),
-            step,
-        }
+        Self { log: false, low, high, ticks: multiples(step), minor: multiples(step / 2.0), step }
     }
 
     fn logarithmic(low: f64, high: f64) -> Self {
@@ -97,11 +88,7 @@ impl Scale {
         let (low, high) = (low - pad, high + pad);
         let decades = high - low;
         // 1, 2, 5 on every decade; over many decades only every n-th power of ten.
-        let labelled: &[f64] = if decades < 3.0 {
-            &[1.0, 2.0, 5.0]
-        } else {
-            &[1.0]
-        };
+        let labelled: &[f64] = if decades < 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let every = (decades / 9.0).ceil().max(1.0) as i64;
         let inside = |place: &f64| (low..=high).contains(place);
         let exponents = || (low.floor() as i64)..=(high.ceil() as i64);
@@ -115,14 +102,7 @@ impl Scale {
             .filter(inside)
             .filter(|_| decades < 6.0)
             .collect();
-        Self {
-            log: true,
-            low,
-            high,
-            ticks,
-            minor,
-            step: 0.0,
-        }
+        Self { log: true, low, high, ticks, minor, step: 0.0 }
     }
 
     /// Where a value lies between `low` and `high`.
@@ -167,11 +147,7 @@ impl Ranged for Scale {
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        if hint.weight().allow_light_points() {
-            self.minor.clone()
-        } else {
-            self.ticks.clone()
-        }
+        if hint.weight().allow_light_points() { self.minor.clone() } else { self.ticks.clone() }
     }
 
     fn range(&self) -> Range<f64> {
@@ -181,11 +157,7 @@ impl Ranged for Scale {
 
 fn trimmed(value: f64, digits: usize) -> String {
     let text = format!("{value:.digits$}");
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    } else {
-        text
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// `1.5×10⁻⁴`.
@@ -225,10 +197,7 @@ mod tests {
     fn values_over_more_than_a_decade_and_a_half_get_a_logarithmic_axis() {
         let scale = Scale::values(&[0.01, 2.0]);
         assert!(scale.log);
-        assert_eq!(
-            labels(&scale),
-            ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]
-        );
+        assert_eq!(labels(&scale), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]);
         assert!(!Scale::values(&[0.1, 2.0]).log);
         assert!(!Scale::values(&[0.0, 2.0]).log, "zero has no logarithm");
     }
@@ -256,10 +225,7 @@ mod tests {
         ] {
             let scale = Scale::values(&values);
             assert!(scale.low < scale.high, "{values:?}: {scale:?}");
-            assert!(
-                (2..=12).contains(&scale.ticks.len()),
-                "{values:?}: {scale:?}"
-            );
+            assert!((2..=12).contains(&scale.ticks.len()), "{values:?}: {scale:?}");
             for v in values {
                 let place = scale.place(v);
                 assert!((scale.low..=scale.high).contains(&place), "{v}: {scale:?}");

@@ -42,9 +42,7 @@ fn width(text: &str) -> usize {
 /// A number, with or without a unit; a blank, a dash and `NaN` stand among numbers too.
 fn looks_numeric(text: &str) -> bool {
     let digits = text.trim_start_matches(['+', '-', '−', '.']);
-    digits.is_empty()
-        || digits.starts_with(|c: char| c.is_ascii_digit())
-        || matches!(digits, "NaN" | "inf")
+    digits.is_empty() || digits.starts_with(|c: char| c.is_ascii_digit()) || matches!(digits, "NaN" | "inf")
 }
 
 /// Four significant digits; scientific below 0.001 and from a million on; whole numbers without a point.
@@ -57,10 +55,7 @@ pub fn number(value: f64) -> String {
     }
     // Rounded first, so that 9.9996 is treated as the 10.00 that it will show.
     let rounded = format!("{value:.3e}");
-    let exponent: i32 = rounded
-        .split_once('e')
-        .and_then(|(_, e)| e.parse().ok())
-        .unwrap_or(0);
+    let exponent: i32 = rounded.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
     if !(-3..6).contains(&exponent) {
         rounded
     } else if value.fract() == 0.0 {
@@ -168,12 +163,7 @@ mod tests {
 
     #[test]
     fn thousands_are_parted_by_commas() {
-        for (n, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
+        for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(thousands(n), text);
         }
     }

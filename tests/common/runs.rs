@@ -9,15 +9,16 @@ pub const SAE: &str = env!("CARGO_BIN_EXE_sae");
 
 /// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
 pub fn write_data(path: &Path, rows: usize, d: usize) {
-    let noise = super::values(rows * d, 5);
-    let factors = super::values(rows * 4, 6);
-    let basis = super::values(4 * d, 7);
+    let noise = crate::common::values(rows * d, 5);
+    let factors = crate::common::values(rows * 4, 6);
+    let basis = crate::common::values(4 * d, 7);
     let value = |n: usize, i: usize| -> f32 {
         let low: f32 = (0..4).map(|r| factors[n * 4 + r] * basis[r * d + i]).sum();
         low + 0.1 * noise[n * d + i]
     };
     let flat: Vec<f32> = (0..rows * d).map(|at| value(at / d, at % d)).collect();
-    let ids: Vec<hdf5::types::VarLenUnicode> = (0..rows).map(|n| format!("id{n:04}").parse().unwrap()).collect();
+    let ids: Vec<hdf5::types::VarLenUnicode> =
+        (0..rows).map(|n| format!("id{n:04}").parse().unwrap()).collect();
     let file = hdf5::File::create(path).unwrap();
     let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
     matrix.write_raw(&flat).unwrap();
@@ -71,7 +72,8 @@ pub fn checkpoints(run: &Path) -> Vec<PathBuf> {
 pub fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> = file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
+    let mut all: Vec<_> =
+        file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect();
     all.sort();
     all
 }
@@ -80,7 +82,10 @@ pub fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
 pub fn same_run(a: &Path, b: &Path) {
     assert_eq!(metrics(a), metrics(b), "metrics.csv differs");
     for name in ["config.toml", "splits.tsv", "model.safetensors"] {
-        assert!(std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(), "{name} differs");
+        assert!(
+            std::fs::read(a.join(name)).unwrap() == std::fs::read(b.join(name)).unwrap(),
+            "{name} differs"
+        );
     }
     let (last_a, last_b) = (checkpoints(a).pop().unwrap(), checkpoints(b).pop().unwrap());
     assert_eq!(last_a.file_name(), last_b.file_name());

@@ -44,14 +44,8 @@ pub fn vector<T: hdf5::H5Type>(
     width: usize,
     convert: impl Fn(f32) -> T,
 ) {
-    let values: Vec<T> = (0..width)
-        .map(|column| convert(value(row, column)))
-        .collect();
-    group
-        .new_dataset_builder()
-        .with_data(&values)
-        .create(name)
-        .expect("a dataset");
+    let values: Vec<T> = (0..width).map(|column| convert(value(row, column))).collect();
+    group.new_dataset_builder().with_data(&values).create(name).expect("a dataset");
 }
 
 /// A matrix with rows `first..first + n`.
@@ -64,44 +58,26 @@ pub fn matrix<T: hdf5::H5Type>(
     gzip: bool,
     convert: impl Fn(f32) -> T,
 ) {
-    let builder = if gzip {
-        group.new_dataset::<T>().chunk((2, width)).deflate(4)
-    } else {
-        group.new_dataset::<T>()
-    };
+    let builder =
+        if gzip { group.new_dataset::<T>().chunk((2, width)).deflate(4) } else { group.new_dataset::<T>() };
     let dataset = builder.shape((n, width)).create(name).expect("a dataset");
-    let values: Vec<T> = (0..n * width)
-        .map(|i| convert(value(first + i / width, i % width)))
-        .collect();
+    let values: Vec<T> = (0..n * width).map(|i| convert(value(first + i / width, i % width))).collect();
     dataset.as_writer().write_raw(&values).expect("written");
 }
 
 /// Variable-length strings.
 pub fn strings(group: &hdf5::Group, name: &str, texts: &[&str]) {
     use hdf5::types::VarLenUnicode;
-    let values: Vec<VarLenUnicode> = texts
-        .iter()
-        .map(|text| text.parse().expect("no NUL"))
-        .collect();
-    group
-        .new_dataset_builder()
-        .with_data(&values)
-        .create(name)
-        .expect("a dataset");
+    let values: Vec<VarLenUnicode> = texts.iter().map(|text| text.parse().expect("no NUL")).collect();
+    group.new_dataset_builder().with_data(&values).create(name).expect("a dataset");
 }
 
 /// Strings of 12 bytes each.
 pub fn fixed_strings(group: &hdf5::Group, name: &str, texts: &[&str]) {
     use hdf5::types::FixedAscii;
-    let values: Vec<FixedAscii<12>> = texts
-        .iter()
-        .map(|text| FixedAscii::from_ascii(text).expect("ASCII"))
-        .collect();
-    group
-        .new_dataset_builder()
-        .with_data(&values)
-        .create(name)
-        .expect("a dataset");
+    let values: Vec<FixedAscii<12>> =
+        texts.iter().map(|text| FixedAscii::from_ascii(text).expect("ASCII")).collect();
+    group.new_dataset_builder().with_data(&values).create(name).expect("a dataset");
 }
 
 /// A float type that the hdf5 crate has no Rust type for.
@@ -168,17 +144,11 @@ pub fn load_with(paths: &[&Path], options: &LoadOptions) -> Result<Embeddings, E
 }
 
 pub fn skipping() -> LoadOptions {
-    LoadOptions {
-        skip_bad_rows: true,
-        ..LoadOptions::default()
-    }
+    LoadOptions { skip_bad_rows: true, ..LoadOptions::default() }
 }
 
 pub fn dataset(name: &str) -> LoadOptions {
-    LoadOptions {
-        dataset: Some(name.to_owned()),
-        ..LoadOptions::default()
-    }
+    LoadOptions { dataset: Some(name.to_owned()), ..LoadOptions::default() }
 }
 
 pub fn ids(data: &Embeddings) -> Vec<String> {
@@ -193,9 +163,7 @@ pub fn row(data: &Embeddings, row: usize) -> Vec<f32> {
 
 /// Asserts that row `index` holds the values of fixture row `fixture`.
 pub fn assert_row(data: &Embeddings, index: usize, fixture: usize) {
-    let expected: Vec<f32> = (0..data.d_in())
-        .map(|column| value(fixture, column))
-        .collect();
+    let expected: Vec<f32> = (0..data.d_in()).map(|column| value(fixture, column)).collect();
     assert_eq!(row(data, index), expected, "row {index}");
 }
 

@@ -7,9 +7,39 @@ use super::simd::{self, AdamStep};
 use super::sparse::{ByLatent, gather_rows};
 use crate::backend::{ModelSpec, StepPlan, ema_decay};
 use crate::model::{Params, normalize};
+use std::sync::{Mutex, PoisonError};
 
-/// Latents in a block.
-pub const LATENTS: usize = 256;
+/// Latents in a block: large where dense products run on it, so that their operands are packed less often;
+/// small in the hard phase, where a block's gradients then stay in the first caches until Adam has used them.
+pub fn latents_in_block(mode: Mode) -> usize {
+    if mode == Mode::Hard { 16 } else { 512 }
+}
+
+/// Memory of one task, kept from step to step.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    w_enc: Vec<f32>,
+    w_dec: Vec<f32>,
+    b_lat: Vec<f32>,
+    /// For (N, B) scores.
+    pub scores: Vec<f32>,
+}
+
+/// The memory of all tasks that run at the same time.
+#[derive(Debug, Default)]
+pub struct Pool(Mutex<Vec<Scratch>>);
+
+impl Pool {
+    /// Runs `task` with memory that no other task uses meanwhile. What it holds is left from an earlier task.
+    pub fn with<R>(&self, task: impl FnOnce(&mut Scratch) -> R) -> R {
+        // A poisoned lock guards nothing that a panic could have left half done: plain buffers.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = lock().pop().unwrap_or_default();
+        let result = task(&mut scratch);
+        lock().push(scratch);
+        result
+    }
+}
 
 /// What the backward pass of a batch reads; the same for all blocks.
 pub struct Shared<'a> {
@@ -80,7 +110,9 @@ impl Shared<'_> {
         let decoder = weights.w_dec.unwrap_or(weights.w_enc);
         self.decoder_gradient(weights.first, grads.w_dec.as_deref_mut().unwrap_or(grads.w_enc));
         if let Some(grad) = &mut grads.w_dec {
-            grads.w_enc.fill(0.0);
+            if self.mode == Mode::Hard {
+                grads.w_enc.fill(0.0);
+            }
             if unit_norm_decoder {
                 project(grad, decoder, d);
             }
@@ -96,7 +128,9 @@ impl Shared<'_> {
         } else {
             self.score_gradients(weights.first, decoder, scores);
             let dz = View::new(scores, self.n_rows, count, count);
-            product(grads.w_enc, d, dz.t(), View::new(self.input, self.n_rows, d, d), true);
+            // A tied model adds to what the decoder's use left there.
+            let add = grads.w_dec.is_none();
+            product(grads.w_enc, d, dz.t(), View::new(self.input, self.n_rows, d, d), add);
             for row in scores.chunks_exact(count) {
                 simd::axpy(1.0, row, grads.b_lat);
             }
@@ -234,6 +268,19 @@ impl Optimizer {
         }
     }
 
+    /// Gradient and step of a block in one visit; returns what [`Shared::gradients`] does.
+    pub fn fused(&self, shared: &Shared<'_>, block: &mut BlockState<'_>, scratch: &mut Scratch) -> Vec<f32> {
+        let Scratch { w_enc, w_dec, b_lat, scores } = scratch;
+        let (count, tied) = (block.b_lat.w.len(), block.w_dec.is_none());
+        w_enc.resize(count * shared.d_in, 0.0);
+        w_dec.resize(if tied { 0 } else { count * shared.d_in }, 0.0);
+        b_lat.resize(count, 0.0);
+        let mut grads = BlockGrads { w_enc, w_dec: (!tied).then_some(w_dec), b_lat };
+        let part = shared.gradients(&block.weights(), &mut grads, scores, self.unit_norm_decoder);
+        self.block(block, &grads, shared.d_in);
+        part
+    }
+
     /// One step on all tensors of a block.
     pub fn block(&self, block: &mut BlockState<'_>, grads: &BlockGrads<'_>, d: usize) {
         let unit = self.unit_norm_decoder.then_some(d);
@@ -301,8 +348,9 @@ pub fn blocks<'a>(
     m: &'a mut Params,
     v: &'a mut Params,
     ema: Option<&'a mut Params>,
+    latents: usize,
 ) -> (Vec<BlockState<'a>>, Slot<'a>) {
-    let size = LATENTS * w.d_in;
+    let size = latents * w.d_in;
     let (mut e_enc, mut e_dec, mut e_pre, mut e_lat) = (None, None, None, None);
     if let Some(ema) = ema {
         e_enc = Some(ema.w_enc.as_mut_slice());
@@ -314,33 +362,33 @@ pub fn blocks<'a>(
         (Some(w), Some(m), Some(v)) => slots(w, m, v, e_dec, size),
         _ => vec![],
     };
-    let lat = slots(&mut w.b_lat, &mut m.b_lat, &mut v.b_lat, e_lat, LATENTS);
+    let lat = slots(&mut w.b_lat, &mut m.b_lat, &mut v.b_lat, e_lat, latents);
     let mut dec = dec.into_iter();
     let blocks = enc.into_iter().zip(lat).enumerate();
     let blocks = blocks
-        .map(|(i, (w_enc, b_lat))| BlockState { first: i * LATENTS, w_enc, w_dec: dec.next(), b_lat })
+        .map(|(i, (w_enc, b_lat))| BlockState { first: i * latents, w_enc, w_dec: dec.next(), b_lat })
         .collect();
     (blocks, Slot { w: &mut w.b_pre, m: &mut m.b_pre, v: &mut v.b_pre, ema: e_pre })
 }
 
 /// Cuts gradients that are kept (for clipping or for a look) into the same blocks.
-pub fn grad_blocks(grads: &mut Params) -> Vec<BlockGrads<'_>> {
-    let size = LATENTS * grads.d_in;
+pub fn grad_blocks(grads: &mut Params, latents: usize) -> Vec<BlockGrads<'_>> {
+    let size = latents * grads.d_in;
     let mut dec = grads.w_dec.as_mut().map(|t| t.chunks_mut(size));
-    let parts = grads.w_enc.chunks_mut(size).zip(grads.b_lat.chunks_mut(LATENTS));
+    let parts = grads.w_enc.chunks_mut(size).zip(grads.b_lat.chunks_mut(latents));
     parts
         .map(|(w_enc, b_lat)| BlockGrads { w_enc, w_dec: dec.as_mut().and_then(Iterator::next), b_lat })
         .collect()
 }
 
 /// Cuts weights into the same blocks.
-pub fn weight_blocks(params: &Params) -> Vec<BlockWeights<'_>> {
-    let size = LATENTS * params.d_in;
+pub fn weight_blocks(params: &Params, latents: usize) -> Vec<BlockWeights<'_>> {
+    let size = latents * params.d_in;
     let mut dec = params.w_dec.as_ref().map(|t| t.chunks(size));
     let parts = params.w_enc.chunks(size).enumerate();
     parts
         .map(|(i, w_enc)| BlockWeights {
-            first: i * LATENTS,
+            first: i * latents,
             w_enc,
             w_dec: dec.as_mut().and_then(Iterator::next),
         })

@@ -9,7 +9,7 @@
 //!
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
 
-use super::block::{BlockGrads, LATENTS, Optimizer, Shared, blocks, grad_blocks, weight_blocks};
+use super::block::{Optimizer, Pool, Shared, blocks, grad_blocks, latents_in_block, weight_blocks};
 use super::linalg::{View, parallel_product};
 use super::norm::Batch;
 use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
@@ -52,6 +52,7 @@ struct Work {
     aux_codes: Vec<CodeChunk>,
     entries: ByLatent,
     aux_entries: ByLatent,
+    pool: Pool,
     /// Gradients of all parameters, where clipping needs them.
     grads: Option<Params>,
     /// How the last forward pass held its code.
@@ -98,7 +99,7 @@ impl FastCpu {
             work.dense.resize(n * d, 0.0);
             let e = View::new(&work.scores, n, m, m);
             let decoder = View::new(params.decoder(), m, d, d);
-            parallel_product(&mut work.dense, e, decoder, (128, 256));
+            parallel_product(&mut work.dense, e, decoder, (256, 256));
         }
         let sums = self.reconstruct(plan, mode, has_aux);
         let values = (n * d) as f64;
@@ -185,8 +186,10 @@ impl FastCpu {
             let d = grads.d_in;
             let state = &mut self.state;
             let b_pre = grads.b_pre.clone();
-            let (states, mut pre) = blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut());
-            let pairs = states.into_par_iter().zip(grad_blocks(grads));
+            let latents = latents_in_block(forward.mode);
+            let (states, mut pre) =
+                blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut(), latents);
+            let pairs = states.into_par_iter().zip(grad_blocks(grads, latents));
             pairs.for_each(|(mut block, grads)| optimizer.block(&mut block, &grads, d));
             if spec.train_pre_bias {
                 optimizer.bias(&mut pre, &b_pre);
@@ -201,21 +204,12 @@ impl FastCpu {
         let d = state.params.d_in;
         let shared = shared(work, n, &state.params, plan, forward);
         let optimizer = Optimizer::new(spec, plan, 1.0);
-        let tied = state.params.tied();
-        let (states, mut pre) = blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut());
+        let latents = latents_in_block(forward.mode);
+        let (states, mut pre) =
+            blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut(), latents);
         let parts: Vec<Vec<f32>> = states
             .into_par_iter()
-            .map_init(Vec::new, |scratch: &mut Vec<f32>, mut block| {
-                let count = block.b_lat.w.len();
-                let mut w_enc = vec![0.0; count * d];
-                let mut w_dec = vec![0.0; if tied { 0 } else { count * d }];
-                let mut b_lat = vec![0.0; count];
-                let mut grads =
-                    BlockGrads { w_enc: &mut w_enc, w_dec: (!tied).then_some(&mut w_dec), b_lat: &mut b_lat };
-                let part = shared.gradients(&block.weights(), &mut grads, scratch, spec.unit_norm_decoder);
-                optimizer.block(&mut block, &grads, d);
-                part
-            })
+            .map(|mut block| work.pool.with(|scratch| optimizer.fused(&shared, &mut block, scratch)))
             .collect();
         if spec.train_pre_bias {
             let grad = pre_bias_gradient(shared.grad_recon, &parts, d);
@@ -230,11 +224,13 @@ impl FastCpu {
         let zeros = || Params::zeros(params.d_in, params.n_latents, params.tied());
         let mut grads = work.grads.take().unwrap_or_else(zeros);
         let shared = shared(work, n, params, plan, forward);
-        let parts: Vec<Vec<f32>> = weight_blocks(params)
+        let latents = latents_in_block(forward.mode);
+        let parts: Vec<Vec<f32>> = weight_blocks(params, latents)
             .into_par_iter()
-            .zip(grad_blocks(&mut grads))
-            .map_init(Vec::new, |scratch: &mut Vec<f32>, (weights, mut grads)| {
-                shared.gradients(&weights, &mut grads, scratch, unit_norm)
+            .zip(grad_blocks(&mut grads, latents))
+            .map(|(weights, mut grads)| {
+                work.pool
+                    .with(|scratch| shared.gradients(&weights, &mut grads, &mut scratch.scores, unit_norm))
             })
             .collect();
         grads.b_pre = pre_bias_gradient(shared.grad_recon, &parts, params.d_in);
@@ -256,7 +252,7 @@ fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
     let n = input.len() / d;
     scores.resize(n * m, 0.0);
     let encoder = View::new(&params.w_enc, m, d, d).t();
-    parallel_product(scores, View::new(input, n, d, d), encoder, (512, LATENTS));
+    parallel_product(scores, View::new(input, n, d, d), encoder, (512, 256));
     scores.par_chunks_exact_mut(m).for_each(|row| simd::axpy(1.0, &params.b_lat, row));
 }
 
@@ -557,7 +553,7 @@ impl Backend for FastCpu {
 pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
     let params = n_latents * d_in * if tied { 1 } else { 2 } + n_latents + d_in;
     let copies = 3 + usize::from(spec.ema.is_some()) + usize::from(spec.clip_norm.is_some());
-    let blocks = rayon::current_num_threads() * LATENTS * (n_rows + 2 * d_in);
+    let blocks = rayon::current_num_threads() * latents_in_block(Mode::Dense) * (n_rows + 2 * d_in);
     let entries = n_rows * (spec.k.max(n_latents / DENSEST) + spec.aux_k) * 8;
     (4 * (copies * params + n_rows * n_latents + 5 * n_rows * d_in + blocks + entries)) as u64
 }
@@ -570,7 +566,7 @@ impl FastCpu {
         let mut grad = vec![0.0f32; n * m];
         if forward.mode != Mode::Hard {
             let shared = shared(work, n, &self.state.params, plan, forward);
-            for block in weight_blocks(&self.state.params) {
+            for block in weight_blocks(&self.state.params, latents_in_block(forward.mode)) {
                 let scores = &mut vec![];
                 let count = block.w_enc.len() / self.state.params.d_in;
                 shared.score_gradients(block.first, block.w_dec.unwrap_or(block.w_enc), scores);

@@ -3,9 +3,8 @@
 //! 1. The hard code is selected from the scores.
 //! 2. `t = relu(z) + g` into a row of scratch; `max t` and `S` on the way.
 //! 3. `e^((t - max) / tau)` takes the score's place; its lowest bit remembers the sign of the score.
-//! 4. Where few weights of the batch reach 2^-24 of their row's largest, the decoder and its gradients use
-//!    these alone ([`Mode::Support`]): the rest is below float32 resolution of the sum. Else everything stays
-//!    dense ([`Mode::Dense`]).
+//! 4. Where all but [`LEFT_OUT`] of a row's weight lies on few latents, the decoder and its gradients use these
+//!    alone ([`Mode::Support`]). Else everything stays dense ([`Mode::Dense`]).
 
 use super::select::{self, Scratch};
 use super::simd;
@@ -13,12 +12,16 @@ use super::sparse::CodeChunk;
 use crate::backend::StepPlan;
 use crate::noise::Noise;
 
-/// Weights below this share of the row's largest are left out of the support.
-const RESOLUTION: f32 = 1.0 / 16_777_216.0;
+/// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
+/// (A cut at a share of the largest weight alone would not do: thousands of weights just below it add up.)
+pub const LEFT_OUT: f64 = 1.0 / 524_288.0;
+
+/// Shares of the row's largest weight at which the support may end, the smallest support first.
+const CUTS: [f32; 3] = [1.0 / 16_777_216.0, 1.0 / 268_435_456.0, 1.0 / 4_294_967_296.0];
 
 /// The support is used where it holds at most one in `DENSEST` entries; gathers cost about that much more an
-/// entry than a dense product (measured by `cargo bench --bench cpu_step`).
-pub const DENSEST: usize = 8;
+/// entry than a dense product (measured by `cargo bench --bench cpu_ops`).
+pub const DENSEST: usize = 12;
 
 /// How the decoder and its gradients see the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +41,10 @@ pub struct RowSoftmax {
     pub inv_total: f32,
     /// `S`, the sum of positive scores.
     pub sum: f32,
-    /// Weights that reach the resolution.
+    /// Weights in the support.
     pub support: usize,
+    /// The support's smallest exponential.
+    pub cut: f32,
 }
 
 /// Memory of one task.
@@ -73,11 +78,15 @@ pub fn soften_row(plan: &StepPlan<'_>, n: usize, z: &mut [f32], scratch: &mut Ro
         Noise::Given(u) => simd::perturb_given(&u[n * z.len()..(n + 1) * z.len()], z, t),
     };
     let total = simd::exponentials(row.max, (1.0 / plan.tau) as f32, t, z);
-    RowSoftmax {
-        inv_total: (1.0 / total) as f32,
-        sum: row.sum as f32,
-        support: simd::count_at_least(RESOLUTION, z),
-    }
+    let whole = (z.len(), 0.0);
+    let (support, cut) = CUTS
+        .into_iter()
+        .find_map(|cut| {
+            let (count, below) = simd::split_at(cut, z);
+            (below <= LEFT_OUT * total).then_some((count, cut))
+        })
+        .unwrap_or(whole);
+    RowSoftmax { inv_total: (1.0 / total) as f32, sum: row.sum as f32, support, cut }
 }
 
 /// Rewrites the chunk of hard entries as the union with the support: each entry's value becomes
@@ -97,7 +106,7 @@ pub fn add_support(chunk: &mut CodeChunk, softmax: &[RowSoftmax], alpha: f64, e:
             let is_hard = hard.peek().is_some_and(|&h| chunk.index[h] as usize == j);
             if is_hard {
                 emit(j, hard.next());
-            } else if weight >= RESOLUTION {
+            } else if weight >= soft.cut {
                 emit(j, None);
             }
         }

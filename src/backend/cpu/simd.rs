@@ -149,7 +149,7 @@ fn ln_1p_small(f: f32) -> f32 {
         -1.666_805_8e-1,
         2.000_071_5e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        0.333_333_3,
     ] {
         p = p * f + c;
     }
@@ -191,7 +191,7 @@ fn exp_negative(x: f32) -> f32 {
     let n = rounded - ROUND;
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
     let mut p = 1.987_569_1e-4f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
     }
     let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
@@ -318,18 +318,27 @@ pub fn was_positive(v: f32) -> bool {
     v.to_bits() & 1 == 1
 }
 
-/// Numbers of values at or above `threshold`.
+/// Number of values at or above `threshold`, and the sum of those below it.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
-pub fn count_at_least(threshold: f32, values: &[f32]) -> usize {
-    let mut total = 0usize;
+pub fn split_at(threshold: f32, values: &[f32]) -> (usize, f64) {
+    let (mut total, mut below) = (0usize, 0.0f64);
     for block in values.chunks(BLOCK) {
-        let mut count = 0u32;
-        for &v in block {
-            count += u32::from(v >= threshold);
+        let (mut counts, mut sums) = ([0u32; LANES], [0.0f32; LANES]);
+        let parts = block.chunks_exact(LANES);
+        for (i, &v) in parts.remainder().iter().enumerate() {
+            counts[i] += u32::from(v >= threshold);
+            sums[i] += if v >= threshold { 0.0 } else { v };
         }
-        total += count as usize;
+        for part in parts {
+            for i in 0..LANES {
+                counts[i] += u32::from(part[i] >= threshold);
+                sums[i] += if part[i] >= threshold { 0.0 } else { part[i] };
+            }
+        }
+        total += counts.iter().sum::<u32>() as usize;
+        below += f64::from(sum_lanes(sums));
     }
-    total
+    (total, below)
 }
 
 /// The dense gradient of one row's scores in a block of latents, from `e` (what [`exponentials`] left) and

@@ -1,6 +1,7 @@
 //! Sparse codes by row, and the same entries by latent.
 
 use super::simd;
+use std::ops::Range;
 
 /// Rows whose entries are kept together and worked on by one task.
 pub const ROWS: usize = 16;
@@ -52,7 +53,7 @@ impl CodeChunk {
     }
 
     /// The entries of row `i` of the chunk.
-    pub fn row(&self, i: usize) -> std::ops::Range<usize> {
+    pub fn row(&self, i: usize) -> Range<usize> {
         let start = if i == 0 { 0 } else { self.ends[i - 1] };
         start..self.ends[i]
     }
@@ -121,7 +122,7 @@ impl ByLatent {
     }
 
     /// The entries of latent `j`.
-    pub fn latent(&self, j: usize) -> std::ops::Range<usize> {
+    pub fn latent(&self, j: usize) -> Range<usize> {
         self.starts[j]..self.starts[j + 1]
     }
 }
@@ -147,7 +148,8 @@ mod tests {
     #[test]
     fn entries_come_back_by_latent_and_within_a_latent_by_row() {
         let mut chunks = vec![CodeChunk::default(); 2];
-        for n in 0..20u32 {
+        let rows = ROWS as u32 + 4;
+        for n in 0..rows {
             let chunk = &mut chunks[n as usize / ROWS];
             for j in [0, 3, 4 + n % 3] {
                 chunk.push(j, (100 * n + j) as f32, 0.0, 1.0);
