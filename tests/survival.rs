@@ -7,7 +7,7 @@ mod common;
 mod runs;
 
 use common::values;
-use runs::{SAE, checkpoints, sae, sae_fails, sae_ok, same_run, write_data};
+use runs::{SAE, checkpoints, sae, sae_fails, sae_ok, same_run, start, write_data};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ const SPARSE: &[&str] =
     &["--preset=sparse-l1", "--latents=80", "--k=6", "--epochs=150", "--checkpoint-every=9"];
 
 fn spawn(args: &[&str]) -> Child {
-    Command::new(SAE).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    start(Command::new(SAE).args(args).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
 fn train_args<'a>(data: &'a str, out: &'a str, options: &[&'a str]) -> Vec<&'a str> {
@@ -125,8 +125,8 @@ fn interrupt_and_terminate_leave_a_checkpoint_and_status_130() {
         let out = path(signal);
         // No checkpoint is due before the end: the one on disk is the signal's.
         let long = ["--latents=64", "--k=4", "--steps=100000000", "--eval-every=100000000", "--quiet"];
-        let mut child = Command::new(SAE);
-        let child = child.args(train_args(&data, &out, &long)).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = Command::new(SAE);
+        let child = start(command.args(train_args(&data, &out, &long)).stderr(Stdio::piped()));
         while !Path::new(&out).exists() {
             std::thread::sleep(Duration::from_millis(5));
         }

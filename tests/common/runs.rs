@@ -3,12 +3,28 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 pub const SAE: &str = env!("CARGO_BIN_EXE_sae");
 
+/// HDF5 locks the file it writes, and a process started meanwhile by another test inherits that lock: so no
+/// process is started while a file is written.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Starts a process.
+pub fn start(command: &mut Command) -> Child {
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap()
+}
+
+fn output(command: &mut Command) -> Output {
+    start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
+}
+
 /// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
 pub fn write_data(path: &Path, rows: usize, d: usize) {
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let noise = crate::common::values(rows * d, 5);
     let factors = crate::common::values(rows * 4, 6);
     let basis = crate::common::values(4 * d, 7);
@@ -28,7 +44,7 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
 
 /// Runs `sae` to its end.
 pub fn sae<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Output {
-    Command::new(SAE).args(args).output().unwrap()
+    output(Command::new(SAE).args(args))
 }
 
 /// Runs `sae` and expects success; returns its standard output.
@@ -40,7 +56,7 @@ pub fn sae_ok<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> String {
 
 /// Runs `sae --quiet` and expects failure with one line on standard error; returns status and that line.
 pub fn sae_fails<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> (i32, String) {
-    let output = Command::new(SAE).arg("--quiet").args(args).output().unwrap();
+    let output = output(Command::new(SAE).arg("--quiet").args(args));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success(), "expected a failure");
     assert_eq!(text.lines().count(), 1, "expected one line: {text}");
