@@ -22,7 +22,7 @@ pub enum Error {
         what: String,
     },
     /// The operating system refused an operation on a file.
-    #[error("{}: cannot {action}: {source}{}", path.display(), io_hint(source))]
+    #[error("{}: cannot {action}: {source}{}", path.display(), io_hint(action, source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -63,8 +63,11 @@ fn at(place: &str) -> String {
     if place.is_empty() { String::new() } else { format!(": {place}") }
 }
 
-fn io_hint(source: &std::io::Error) -> &'static str {
+fn io_hint(action: &str, source: &std::io::Error) -> &'static str {
     match source.kind() {
+        std::io::ErrorKind::PermissionDenied if matches!(action, "read" | "open" | "list") => {
+            "; ask for the right to read it"
+        }
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             "; free some space, then go on with `sae train --resume RUN`"
         }

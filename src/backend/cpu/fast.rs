@@ -10,12 +10,14 @@
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
 
 use super::block::{Optimizer, Pool, Shared, blocks, grad_blocks, latents_in_block, weight_blocks};
+use super::evaluate::evaluate_rows;
 use super::linalg::{View, parallel_product};
 use super::norm::Batch;
 use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
+use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
-use crate::backend::{Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights};
+use crate::backend::{Backend, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights};
 use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::{Params, TrainState};
@@ -28,46 +30,43 @@ const EVAL_ROWS: usize = 256;
 
 /// The fast CPU backend.
 pub struct FastCpu {
-    data: Arc<Embeddings>,
-    spec: ModelSpec,
-    state: TrainState,
-    work: Work,
+    pub(super) data: Arc<Embeddings>,
+    pub(super) spec: ModelSpec,
+    pub(super) state: TrainState,
+    pub(super) work: Work,
 }
 
 /// Buffers kept from step to step.
 #[derive(Default)]
-struct Work {
-    batch: Batch,
+pub(super) struct Work {
+    pub(super) batch: Batch,
     /// (N, M): scores, then exponentials while the softmax plays a part.
-    scores: Vec<f32>,
+    pub(super) scores: Vec<f32>,
     /// (N, D): y', then dy'.
-    recon: Vec<f32>,
+    pub(super) recon: Vec<f32>,
     /// (N, D): dense decoder product, then dy' scaled for dW_dec.
-    dense: Vec<f32>,
+    pub(super) dense: Vec<f32>,
     /// (N, D): gradient of the auxiliary reconstruction.
-    aux_recon: Vec<f32>,
-    softmax: Vec<RowSoftmax>,
-    c: Vec<f32>,
-    codes: Vec<CodeChunk>,
-    aux_codes: Vec<CodeChunk>,
-    entries: ByLatent,
-    aux_entries: ByLatent,
-    pool: Pool,
+    pub(super) aux_recon: Vec<f32>,
+    pub(super) softmax: Vec<RowSoftmax>,
+    pub(super) c: Vec<f32>,
+    pub(super) codes: Vec<CodeChunk>,
+    pub(super) aux_codes: Vec<CodeChunk>,
+    pub(super) entries: ByLatent,
+    pub(super) aux_entries: ByLatent,
+    pub(super) pool: Pool,
     /// Gradients of all parameters, where clipping needs them.
-    grads: Option<Params>,
+    pub(super) grads: Option<Params>,
     /// How the last forward pass held its code.
-    mode: Option<Mode>,
+    pub(super) mode: Option<Mode>,
 }
 
 /// What the forward pass leaves beside the buffers.
-struct Forward {
-    mode: Mode,
-    stats: StepStats,
-    has_aux: bool,
+pub(super) struct Forward {
+    pub(super) mode: Mode,
+    pub(super) stats: StepStats,
+    pub(super) has_aux: bool,
 }
-
-/// Loss parts of a few rows: squared error, code sum, auxiliary squared error.
-type RowSums = (f64, f64, f64);
 
 impl FastCpu {
     /// A backend over `data` that goes on from `state`.
@@ -80,7 +79,7 @@ impl FastCpu {
         self.work.mode
     }
 
-    fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
+    pub(super) fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
         let work = &mut self.work;
@@ -162,7 +161,13 @@ impl FastCpu {
     }
 
     /// Gradients and update of all latents.
-    fn backward(&mut self, rows: &[u32], plan: &StepPlan<'_>, forward: &Forward, keep: bool) -> f64 {
+    pub(super) fn backward(
+        &mut self,
+        rows: &[u32],
+        plan: &StepPlan<'_>,
+        forward: &Forward,
+        keep: bool,
+    ) -> f64 {
         let m = self.state.params.n_latents;
         self.work.entries.build(&self.work.codes, m);
         if forward.has_aux {
@@ -247,7 +252,7 @@ impl FastCpu {
 }
 
 /// `z = input W_enc^T + b_lat` into `scores` (N, M).
-fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
+pub(super) fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
     let (d, m) = (params.d_in, params.n_latents);
     let n = input.len() / d;
     scores.resize(n * m, 0.0);
@@ -319,139 +324,7 @@ fn soften(work: &mut Work, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
     Mode::Support
 }
 
-/// What the row pass reads.
-struct RowMath<'a> {
-    params: &'a Params,
-    decoder: &'a [f32],
-    batch: &'a Batch,
-    softmax: &'a [RowSoftmax],
-    plan: &'a StepPlan<'a>,
-    mode: Mode,
-    sparsity: f32,
-    /// `2 / (N D)`.
-    per_value: f64,
-    aux_coef: f64,
-}
-
-impl RowMath<'_> {
-    #[allow(clippy::too_many_arguments)]
-    fn chunk(
-        &self,
-        first: usize,
-        codes: &mut CodeChunk,
-        recon: &mut [f32],
-        c: &mut [f32],
-        dense: &mut [f32],
-        aux_recon: &mut [f32],
-        mut aux: Option<&mut CodeChunk>,
-    ) -> RowSums {
-        let d = self.params.d_in;
-        let mut sums = (0.0, 0.0, 0.0);
-        for (i, recon) in recon.chunks_exact_mut(d).enumerate() {
-            let n = first + i;
-            recon.copy_from_slice(&self.params.b_pre);
-            codes.decode(i, self.decoder, recon);
-            let mut code_sum: f64 = codes.value[codes.row(i)].iter().map(|&v| f64::from(v)).sum();
-            if self.mode == Mode::Dense {
-                let soft = self.softmax[n];
-                let rest = (1.0 - self.plan.alpha) as f32;
-                simd::axpy(rest * soft.sum * soft.inv_total, &dense[i * d..(i + 1) * d], recon);
-                code_sum += f64::from(rest * soft.sum);
-            }
-            sums.1 += code_sum;
-            sums.0 += self.loss(n, recon);
-            if let Some(aux) = aux.as_deref_mut() {
-                sums.2 += self.aux_row(n, i, recon, &mut aux_recon[i * d..(i + 1) * d], aux);
-            }
-            self.entry_gradients(n, i, codes, recon, &mut c[i], dense);
-        }
-        sums
-    }
-
-    /// Squared error of a row; `y'` becomes dy'.
-    fn loss(&self, n: usize, recon: &mut [f32]) -> f64 {
-        let d = recon.len();
-        let (std, target) = (self.batch.std[n], &self.batch.centered[n * d..(n + 1) * d]);
-        let factor = (f64::from(std) * self.per_value) as f32;
-        let mut squared = 0.0;
-        for (y, &x) in recon.iter_mut().zip(target) {
-            let miss = *y * std - x;
-            squared += f64::from(miss) * f64::from(miss);
-            *y = miss * factor;
-        }
-        squared
-    }
-
-    /// dh of the row's entries, the constant c, and what the entries add to dz beyond c.
-    fn entry_gradients(
-        &self,
-        n: usize,
-        i: usize,
-        codes: &mut CodeChunk,
-        dy: &[f32],
-        c: &mut f32,
-        dense: &mut [f32],
-    ) {
-        let d = dy.len();
-        let rest = (1.0 - self.plan.alpha) as f32;
-        let range = codes.row(i);
-        for entry in range.clone() {
-            let j = codes.index[entry] as usize;
-            codes.grad[entry] = simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity;
-        }
-        *c = match self.mode {
-            Mode::Hard => 0.0,
-            Mode::Dense => {
-                let soft = self.softmax[n];
-                let dense = &mut dense[i * d..(i + 1) * d];
-                let c = rest * (simd::dot(dy, dense) * soft.inv_total + self.sparsity);
-                let scale = rest * soft.sum * soft.inv_total;
-                dense.iter_mut().zip(dy).for_each(|(out, &dy)| *out = scale * dy);
-                c
-            }
-            Mode::Support => {
-                let parts = codes.share[range.clone()].iter().zip(&codes.grad[range.clone()]);
-                rest * parts.map(|(p, dh)| p.abs() * dh).sum::<f32>()
-            }
-        };
-        for entry in range {
-            let dh = codes.grad[entry];
-            let share = codes.share[entry];
-            let soft = if share > 0.0 {
-                share * self.softmax[n].sum * (rest * dh - *c) / self.plan.tau as f32
-            } else {
-                0.0
-            };
-            codes.grad[entry] = soft + codes.direct[entry] * dh;
-        }
-    }
-
-    /// The auxiliary loss of a row: its gradient into `recon` and the entries; returns its squared error.
-    fn aux_row(&self, n: usize, i: usize, dy: &[f32], recon: &mut [f32], codes: &mut CodeChunk) -> f64 {
-        let d = dy.len();
-        recon.fill(0.0);
-        codes.decode(i, self.decoder, recon);
-        let std = self.batch.std[n];
-        // dy' = 2 (y - x) std / (N D), so y - x = dy' / that factor; a constant row has std 0 and nothing to
-        // explain. Below the normal range 1 / factor would be infinite and 0 times it NaN.
-        let factor = (f64::from(std) * self.per_value) as f32;
-        let back = if factor >= f32::MIN_POSITIVE { 1.0 / factor } else { 0.0 };
-        let scale = (self.aux_coef * f64::from(std) * self.per_value) as f32;
-        let mut squared = 0.0;
-        for (y, &dy) in recon.iter_mut().zip(dy) {
-            let miss = *y * std + dy * back;
-            squared += f64::from(miss) * f64::from(miss);
-            *y = miss * scale;
-        }
-        for entry in codes.row(i) {
-            let j = codes.index[entry] as usize;
-            codes.grad[entry] = simd::dot(recon, &self.decoder[j * d..(j + 1) * d]);
-        }
-        squared
-    }
-}
-
-fn shared<'a>(
+pub(super) fn shared<'a>(
     work: &'a Work,
     n: usize,
     params: &Params,
@@ -521,27 +394,7 @@ impl Backend for FastCpu {
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        let mut pre_acts = vec![];
-        self.work.batch.load(&self.data, rows, self.spec.normalize, &self.state.params.b_pre);
-        encode(&self.work.batch.input, &self.state.params, &mut pre_acts);
-        let forward = self.forward(rows, plan);
-        let mut stats = forward.stats;
-        stats.grad_norm = self.backward(rows, plan, &forward, true);
-        let (n, d, m) = (rows.len(), self.state.params.d_in, self.state.params.n_latents);
-        let (code, grad_pre_acts) = self.dense_view(plan, &forward, n, m);
-        let work = &self.work;
-        // y = x + (y - x), with y - x taken back from dy'.
-        let factor = |row: usize| f64::from(work.batch.std[row]) * 2.0 / (n * d) as f64;
-        let recon = (0..n * d).map(|i| {
-            let f = factor(i / d);
-            let miss = if f > 0.0 { f64::from(work.recon[i]) / f } else { 0.0 };
-            (f64::from(work.batch.centered[i]) + f64::from(work.batch.mean[i / d]) + miss) as f32
-        });
-        let recon = recon.collect();
-        let grads = self.work.grads.clone();
-        let zeros = Params::zeros(d, m, self.state.params.tied());
-        let grads = grads.unwrap_or(zeros);
-        Ok(Pass { stats, pre_acts, code, recon, grad_pre_acts, grad_code: None, grads })
+        Ok(self.look(rows, plan))
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
@@ -556,116 +409,4 @@ pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_row
     let blocks = rayon::current_num_threads() * latents_in_block(Mode::Dense) * (n_rows + 2 * d_in);
     let entries = n_rows * (spec.k.max(n_latents / DENSEST) + spec.aux_k) * 8;
     (4 * (copies * params + n_rows * n_latents + 5 * n_rows * d_in + blocks + entries)) as u64
-}
-
-impl FastCpu {
-    /// The (N, M) code and gradient of the scores that the sparse and dense parts amount to.
-    fn dense_view(&self, plan: &StepPlan<'_>, forward: &Forward, n: usize, m: usize) -> (Vec<f32>, Vec<f32>) {
-        let work = &self.work;
-        let mut code = vec![0.0f32; n * m];
-        let mut grad = vec![0.0f32; n * m];
-        if forward.mode != Mode::Hard {
-            let shared = shared(work, n, &self.state.params, plan, forward);
-            for block in weight_blocks(&self.state.params, latents_in_block(forward.mode)) {
-                let scores = &mut vec![];
-                let count = block.w_enc.len() / self.state.params.d_in;
-                shared.score_gradients(block.first, block.w_dec.unwrap_or(block.w_enc), scores);
-                for (row, part) in scores.chunks_exact(count).enumerate() {
-                    grad[row * m + block.first..][..count].copy_from_slice(part);
-                }
-            }
-        }
-        for (i, code) in code.iter_mut().enumerate() {
-            if forward.mode == Mode::Dense {
-                let soft = work.softmax[i / m];
-                *code = (1.0 - plan.alpha) as f32 * soft.sum * soft.inv_total * work.scores[i];
-            }
-        }
-        let all = work.codes.iter().map(|c| (c, true)).chain(work.aux_codes.iter().map(|c| (c, false)));
-        for (c, (chunk, main)) in all.enumerate() {
-            let first = (c % work.codes.len()) * ROWS;
-            for i in 0..chunk.ends.len() {
-                for entry in chunk.row(i) {
-                    let place = (first + i) * m + chunk.index[entry] as usize;
-                    if main {
-                        code[place] += chunk.value[entry];
-                    }
-                    if !main || forward.mode == Mode::Hard {
-                        grad[place] += chunk.grad[entry];
-                    }
-                }
-            }
-        }
-        (code, grad)
-    }
-}
-
-/// Adds a chunk of rows to the sums of an evaluation.
-fn evaluate_rows(
-    data: &Embeddings,
-    spec: &ModelSpec,
-    params: &Params,
-    rows: &[u32],
-    work: &mut Work,
-    fired: &mut [u64],
-    sums: &mut EvalSums,
-) {
-    let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
-    work.batch.load(data, rows, spec.normalize, &params.b_pre);
-    encode(&work.batch.input, params, &mut work.scores);
-    let relu = spec.inference == Inference::Relu;
-    work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
-    let k = if relu { m } else { spec.k };
-    work.recon.resize(n * d, 0.0);
-    let batch = &work.batch;
-    let parts: Vec<(f64, f64, f64)> = work
-        .codes
-        .par_iter_mut()
-        .zip(work.scores.par_chunks(ROWS * m))
-        .zip(work.recon.par_chunks_mut(ROWS * d))
-        .enumerate()
-        .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), recon))| {
-            codes.clear();
-            let mut part = (0.0, 0.0, 0.0);
-            for (i, (z, recon)) in scores.chunks_exact(m).zip(recon.chunks_exact_mut(d)).enumerate() {
-                let finite = hard_row(z, k, 1.0, scratch, codes);
-                recon.copy_from_slice(&params.b_pre);
-                codes.decode(i, params.decoder(), recon);
-                let row = row_errors(batch, chunk * ROWS + i, recon);
-                part = (part.0 + row.0, part.1 + row.1, part.2 + row.2);
-                if !finite {
-                    part.0 = f64::NAN;
-                }
-            }
-            part
-        })
-        .collect();
-    for part in parts {
-        sums.squared += part.0;
-        sums.absolute += part.1;
-        sums.cosine += part.2;
-    }
-    for chunk in &work.codes {
-        sums.active += chunk.index.len() as u64;
-        chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
-    }
-    sums.rows += n as u64;
-}
-
-/// Squared error, absolute error and cosine of one reconstructed row.
-fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> (f64, f64, f64) {
-    let d = recon.len();
-    let (std, mean) = (f64::from(batch.std[n]), f64::from(batch.mean[n]));
-    let (mut squared, mut absolute) = (0.0, 0.0);
-    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
-    for (&y, &centered) in recon.iter().zip(&batch.centered[n * d..(n + 1) * d]) {
-        let (scaled, centered) = (f64::from(y) * std, f64::from(centered));
-        let miss = scaled - centered;
-        squared += miss * miss;
-        absolute += miss.abs();
-        let (x, y) = (centered + mean, scaled + mean);
-        (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
-    }
-    let cosine = if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
-    (squared, absolute, cosine)
 }

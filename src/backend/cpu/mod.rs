@@ -2,12 +2,15 @@
 //! [`crate::backend`]; [`fast`] is what trains, checked against it.
 
 mod block;
+mod evaluate;
 pub mod fast;
 pub mod linalg;
+mod look;
 mod norm;
 pub use norm::Batch;
 pub mod reference;
 pub mod relax;
+mod rows;
 pub mod select;
 pub mod simd;
 pub mod sparse;

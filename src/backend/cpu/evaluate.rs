@@ -1,0 +1,80 @@
+//! Evaluation: reconstruction with the inference code, and its errors.
+
+use super::fast::{Work, encode};
+use super::norm::Batch;
+use super::relax::{RowScratch, hard_row};
+use super::sparse::{CodeChunk, ROWS};
+use crate::backend::{EvalSums, Inference, ModelSpec};
+use crate::data::Embeddings;
+use crate::model::Params;
+use rayon::prelude::*;
+
+/// Adds a chunk of rows to the sums of an evaluation.
+pub(super) fn evaluate_rows(
+    data: &Embeddings,
+    spec: &ModelSpec,
+    params: &Params,
+    rows: &[u32],
+    work: &mut Work,
+    fired: &mut [u64],
+    sums: &mut EvalSums,
+) {
+    let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
+    work.batch.load(data, rows, spec.normalize, &params.b_pre);
+    encode(&work.batch.input, params, &mut work.scores);
+    let relu = spec.inference == Inference::Relu;
+    work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
+    let k = if relu { m } else { spec.k };
+    work.recon.resize(n * d, 0.0);
+    let batch = &work.batch;
+    let parts: Vec<(f64, f64, f64)> = work
+        .codes
+        .par_iter_mut()
+        .zip(work.scores.par_chunks(ROWS * m))
+        .zip(work.recon.par_chunks_mut(ROWS * d))
+        .enumerate()
+        .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), recon))| {
+            codes.clear();
+            let mut part = (0.0, 0.0, 0.0);
+            for (i, (z, recon)) in scores.chunks_exact(m).zip(recon.chunks_exact_mut(d)).enumerate() {
+                let finite = hard_row(z, k, 1.0, scratch, codes);
+                recon.copy_from_slice(&params.b_pre);
+                codes.decode(i, params.decoder(), recon);
+                let row = row_errors(batch, chunk * ROWS + i, recon);
+                part = (part.0 + row.0, part.1 + row.1, part.2 + row.2);
+                if !finite {
+                    part.0 = f64::NAN;
+                }
+            }
+            part
+        })
+        .collect();
+    for part in parts {
+        sums.squared += part.0;
+        sums.absolute += part.1;
+        sums.cosine += part.2;
+    }
+    for chunk in &work.codes {
+        sums.active += chunk.index.len() as u64;
+        chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
+    }
+    sums.rows += n as u64;
+}
+
+/// Squared error, absolute error and cosine of one reconstructed row.
+fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> (f64, f64, f64) {
+    let d = recon.len();
+    let (std, mean) = (f64::from(batch.std[n]), f64::from(batch.mean[n]));
+    let (mut squared, mut absolute) = (0.0, 0.0);
+    let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
+    for (&y, &centered) in recon.iter().zip(&batch.centered[n * d..(n + 1) * d]) {
+        let (scaled, centered) = (f64::from(y) * std, f64::from(centered));
+        let miss = scaled - centered;
+        squared += miss * miss;
+        absolute += miss.abs();
+        let (x, y) = (centered + mean, scaled + mean);
+        (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
+    }
+    let cosine = if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
+    (squared, absolute, cosine)
+}
