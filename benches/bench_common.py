@@ -101,6 +101,10 @@ def write_results(folder, name, record, text):
     """`name`.json (everything, raw) and `name`.md (the table) in `folder`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # File names alone: where they lay says nothing to a reader of the results.
+    for key, value in record.get("arguments", {}).items():
+        if isinstance(value, str) and "/" in value:
+            record["arguments"][key] = Path(value).name
     (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / f"{name}.md").write_text(text + "\n")
     print(text)

@@ -126,7 +126,7 @@ fn plan(prepared: &Prepared) -> Result<String> {
             format!("{}, {:.1}", c.steps, c.steps as f64 * c.batch_size as f64 / c.n_train as f64),
         ),
         ("memory of the data", bytes(data)),
-        ("memory of training, at most", bytes(memory)),
+        ("memory of training, about", bytes(memory)),
     ]
     .map(|(name, value)| vec![name.to_owned(), value])
     .to_vec();

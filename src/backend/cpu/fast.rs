@@ -402,7 +402,7 @@ impl Backend for FastCpu {
     }
 }
 
-/// Most bytes of memory that training takes beside the data: D inputs, M latents, batches of `n_rows`.
+/// Bytes of memory that training takes beside the data, without what libraries need for themselves: D inputs, M latents, batches of `n_rows`.
 pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
     let params = n_latents * d_in * if tied { 1 } else { 2 } + n_latents + d_in;
     let copies = 3 + usize::from(spec.ema.is_some()) + usize::from(spec.clip_norm.is_some());
