@@ -11,7 +11,7 @@ use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cpu::linalg::{View, parallel_product, product};
 use topk_sae::backend::cpu::sparse::{ByLatent, CodeChunk, ROWS, gather_rows};
 use topk_sae::backend::cpu::{select, simd};
-use topk_sae::backend::{Backend, Inference, ModelSpec, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, StepPlan};
 use topk_sae::config::Init;
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
@@ -207,22 +207,7 @@ fn sparse(c: &mut Criterion) {
 fn step(c: &mut Criterion) {
     let mut group = c.benchmark_group("step");
     let (n, d, m, k) = (256, 512, 2048, 32);
-    let spec = ModelSpec {
-        k,
-        normalize: true,
-        train_pre_bias: true,
-        inference: Inference::Topk,
-        beta1: 0.9,
-        beta2: 0.999,
-        adam_eps: 1e-8,
-        weight_decay: 0.0,
-        clip_norm: None,
-        aux_k: 0,
-        aux_coef: 0.0,
-        dead_after: u32::MAX,
-        unit_norm_decoder: false,
-        ema: None,
-    };
+    let spec = ModelSpec::plain(k);
     let ids = (0..n).map(|i| i.to_string()).collect();
     let Ok(data) = Embeddings::from_rows(ids, d, values(n * d, 9)) else { return };
     let data = Arc::new(data);

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, Inference, ModelSpec, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, StepPlan};
 use topk_sae::config::Init;
 use topk_sae::data::Embeddings;
 use topk_sae::error::{Error, Result};
@@ -91,7 +91,7 @@ fn run(args: &Args) -> Result<serde_json::Value> {
     };
     let ids = (0..args.n).map(|n| n.to_string()).collect();
     let data = Arc::new(Embeddings::from_rows(ids, args.d as usize, rows)?);
-    let mut backend = FastCpu::new(data, spec(args.k as usize), TrainState::start(params, false));
+    let mut backend = FastCpu::new(data, ModelSpec::plain(args.k as usize), TrainState::start(params, false));
     let batch: Vec<u32> = (0..args.n).collect();
     let ms = pool.install(|| time_steps(&mut backend, &batch, t, args.steps))?;
     let mode = backend.last_mode().map(|mode| format!("{mode:?}"));
@@ -117,26 +117,6 @@ fn time_steps(backend: &mut FastCpu, batch: &[u32], t: f64, steps: u64) -> Resul
         }
     }
     Ok(ms)
-}
-
-/// What the PyTorch side trains: no clipping, no decay, no auxiliary loss.
-fn spec(k: usize) -> ModelSpec {
-    ModelSpec {
-        k,
-        normalize: true,
-        train_pre_bias: true,
-        inference: Inference::Topk,
-        beta1: 0.9,
-        beta2: 0.999,
-        adam_eps: 1e-8,
-        weight_decay: 0.0,
-        clip_norm: None,
-        aux_k: 0,
-        aux_coef: 0.0,
-        dead_after: u32::MAX,
-        unit_norm_decoder: false,
-        ema: None,
-    }
 }
 
 /// Standard normal rows around one standard normal mean row, as the PyTorch side draws them.

@@ -89,6 +89,28 @@ pub struct ModelSpec {
     pub ema: Option<f64>,
 }
 
+impl ModelSpec {
+    /// The plain model: normalised rows, a trained pre-bias, Adam as published, and nothing else switched on.
+    pub fn plain(k: usize) -> Self {
+        Self {
+            k,
+            normalize: true,
+            train_pre_bias: true,
+            inference: Inference::Topk,
+            beta1: 0.9,
+            beta2: 0.999,
+            adam_eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: None,
+            aux_k: 0,
+            aux_coef: 1.0 / 32.0,
+            dead_after: u32::MAX,
+            unit_norm_decoder: false,
+            ema: None,
+        }
+    }
+}
+
 /// What the schedules say of one step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepPlan<'a> {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference};
-use topk_sae::backend::{Backend, Inference, ModelSpec};
+use topk_sae::backend::{Backend, ModelSpec};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::{philox4x32, unit};
@@ -103,22 +103,7 @@ pub fn close32(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
 }
 
 pub fn spec(k: usize) -> ModelSpec {
-    ModelSpec {
-        k,
-        normalize: true,
-        train_pre_bias: true,
-        inference: Inference::Topk,
-        beta1: 0.9,
-        beta2: 0.999,
-        adam_eps: 1e-8,
-        weight_decay: 0.0,
-        clip_norm: None,
-        aux_k: 0,
-        aux_coef: 1.0 / 32.0,
-        dead_after: 100,
-        unit_norm_decoder: false,
-        ema: None,
-    }
+    ModelSpec { dead_after: 100, ..ModelSpec::plain(k) }
 }
 
 /// Uniform on [-1, 1), from a counter: the same on every machine.
