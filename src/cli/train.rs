@@ -16,7 +16,7 @@ pub struct Args {
     /// HDF5 files of embeddings; several are one data set
     #[arg(value_name = "DATA", conflicts_with = "resume")]
     data: Vec<PathBuf>,
-    /// Folder of the run [default: <name of the first file>-sae]
+    /// Folder of the run [default: the first file's name with -sae]
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     out: Option<PathBuf>,
     /// Go on with the run in this folder where it stopped; its configuration holds

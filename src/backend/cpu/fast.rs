@@ -1,10 +1,10 @@
 //! The CPU backend that trains. A step:
 //!
-//! 1. Rows are gathered and normalised ([`super::norm`]).
+//! 1. Rows are gathered and normalised (`norm`).
 //! 2. `z`, the one dense product of the hard phase, into the only (N, M) buffer ([`super::linalg`]).
 //! 3. Row by row: selection, softmax in place ([`super::relax`]), reconstruction, loss, dy', dh and dz of the
 //!    sparse entries ([`super::sparse`]).
-//! 4. Block of latents by block: gradients in scratch memory and Adam on them at once ([`super::block`]), so
+//! 4. Block of latents by block: gradients in scratch memory and Adam on them at once (`block`), so
 //!    that no gradient of the size of the weights exists. Only clipping by the global norm needs one.
 //!
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.

@@ -1,4 +1,4 @@
-//! The CPU, twice: [`reference`] is plain loops that can be checked by eye against the formulas of
+//! The CPU, twice: [`mod@reference`] is plain loops that can be checked by eye against the formulas of
 //! [`crate::backend`]; [`fast`] is what trains, checked against it.
 
 mod block;
