@@ -106,7 +106,10 @@ pub fn link_whole(from: &Path, to: &Path) -> Result<()> {
     let _ = fs::remove_file(&temporary);
     let linked = fs::hard_link(from, &temporary)
         .or_else(|_| fs::copy(from, &temporary).and_then(|_| File::open(&temporary)?.sync_all()));
-    finish(to, &temporary, linked)
+    finish(to, &temporary, linked)?;
+    // Renaming a link onto another link to the same file does nothing, and leaves the first one there.
+    let _ = fs::remove_file(&temporary);
+    Ok(())
 }
 
 fn temporary_name(path: &Path) -> PathBuf {
@@ -161,6 +164,8 @@ mod tests {
         write_whole(&a, b"one").unwrap();
         write_whole(&b, b"two").unwrap();
         link_whole(&a, &b).unwrap();
+        link_whole(&a, &b).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "linking twice left a temporary file");
         write_whole(&a, b"three").unwrap();
         assert_eq!(fs::read(&b).unwrap(), b"one");
         fs::write(folder.path().join("x.tmp"), b"").unwrap();

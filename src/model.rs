@@ -7,6 +7,7 @@
 //! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
 //! | `b_lat` | (M) | bias of each latent |
 
+use crate::backend::Weights;
 use crate::config::{Init, PreBiasInit};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -207,6 +208,14 @@ pub struct TrainState {
 }
 
 impl TrainState {
+    /// The weights that `which` names.
+    pub fn weights(&self, which: Weights) -> &Params {
+        match (which, &self.ema) {
+            (Weights::Averaged, Some(ema)) => ema,
+            _ => &self.params,
+        }
+    }
+
     /// A run at step 0 from start weights.
     pub fn start(params: Params, with_ema: bool) -> Self {
         let zeros = Params::zeros(params.d_in, params.n_latents, params.tied());

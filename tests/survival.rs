@@ -212,6 +212,37 @@ fn a_damaged_last_checkpoint_is_passed_over_and_the_bits_are_the_same() {
 }
 
 #[test]
+fn a_run_killed_between_saving_its_best_checkpoint_and_naming_it_names_it_on_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.h5"), path("run"));
+    write_data(Path::new(&data), 400, 24);
+    // Two evaluations after the warm-up, the second worse than the first: a rate of 1 ruins the model.
+    let options = [
+        "--latents=64",
+        "--k=4",
+        "--steps=40",
+        "--anneal-steps=0",
+        "--eval-every=20",
+        "--checkpoint-every=20",
+        "--lr=1",
+        "--keep-checkpoints=3",
+    ];
+    sae_ok(train_args(&data, &out, &options));
+    let all = checkpoints(Path::new(&out));
+    let best = Path::new(&out).join("checkpoints/best.safetensors");
+    assert!(
+        runs::tensors(&best) == runs::tensors(&all[0]),
+        "the first must be the best: choose other options"
+    );
+    // What such a kill leaves: the best step's checkpoint as the last one, without its second name.
+    std::fs::remove_file(&all[1]).unwrap();
+    std::fs::remove_file(&best).unwrap();
+    sae_ok(["train", "--resume", &out]);
+    assert!(runs::tensors(&best) == runs::tensors(&all[0]));
+}
+
+#[test]
 fn data_or_options_that_changed_are_refused_on_resume() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

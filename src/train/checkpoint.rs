@@ -106,9 +106,8 @@ fn damaged(path: &Path, what: &str) -> Error {
 /// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off, altered or of another run.
 pub fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let progress = read_header(path, &bytes)?;
+    let header = read_header(path, &bytes)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, &e.to_string()))?;
-    let header = progress;
     let mut state = like.clone();
     state.step = header.progress.step;
     let TrainState { params, m, v, ema, .. } = &mut state;

@@ -6,7 +6,7 @@ pub mod metrics;
 pub mod outputs;
 
 use crate::backend::cpu::fast::FastCpu;
-use crate::backend::{Backend, StepPlan};
+use crate::backend::{Backend, StepPlan, Weights};
 use crate::config::{Config, Options, PreBias};
 use crate::data::{BatchOrder, Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
@@ -64,7 +64,8 @@ pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
     let data = Embeddings::load(&paths, &load)?;
     phase.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if data.skipped().total() > 0 && !session.quiet {
-        eprintln!("warning: {}", skipped_line(&data));
+        let example = data.skipped().examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
+        eprintln!("warning: {}{example}", data.skipped());
     }
     // Absolute, so that the run can be resumed from anywhere.
     let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
@@ -77,19 +78,6 @@ pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
         ));
     }
     Ok(Prepared { data: Arc::new(data), split, config })
-}
-
-fn skipped_line(data: &Embeddings) -> String {
-    let s = data.skipped();
-    let example = s.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
-    format!(
-        "{} rows skipped ({} not finite, {} of another width, {} with an id seen before, {} with a bad id){example}",
-        s.total(),
-        s.non_finite,
-        s.width,
-        s.duplicate,
-        s.bad_id
-    )
 }
 
 /// Trains from the start into the folder `out`.
@@ -215,6 +203,8 @@ impl Trainer {
     }
 
     fn run(mut self, session: &Session<'_>) -> Result<Summary> {
+        // A run killed between a save and its link goes on without the link; see `link_best`.
+        self.link_best()?;
         let sets = self.eval_sets();
         let steps = self.config.steps;
         let mut display = Display::new(steps, self.progress.step, session.quiet);
@@ -344,8 +334,8 @@ impl Trainer {
         self.folder.prune(self.config.keep_checkpoints)
     }
 
-    /// Gives the checkpoint of the best step its second name. Done after every save, so that a run killed
-    /// between the two makes up for it when it goes on.
+    /// Gives the checkpoint of the best step its second name. Done after every save, and once more when a run
+    /// goes on, which may have been killed between the two.
     fn link_best(&self) -> Result<()> {
         match self.progress.best {
             Some((best, _)) if best == self.progress.step => {
@@ -358,7 +348,6 @@ impl Trainer {
 
     /// Final figures, model, curves; the summary comes last.
     fn finish(mut self) -> Result<Summary> {
-        self.link_best_after_resume()?;
         let mut steps = self.progress.step;
         let best = self.progress.best.map(|(step, _)| step);
         if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
@@ -377,7 +366,7 @@ impl Trainer {
         let val = measure(&self.split.val, &mut ignored)?;
         let test = measure(&self.split.test, &mut ignored)?;
         let state = self.backend.state()?;
-        let params = state.ema.as_ref().unwrap_or(&state.params);
+        let params = state.weights(Weights::Averaged);
         let meta = ModelMeta::new(&self.config, steps, &self.mean);
         model_file::save(&self.folder.path(names::MODEL), params, &meta)?;
         files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
@@ -400,10 +389,6 @@ impl Trainer {
         };
         outputs::write_summary(&self.folder, &summary)?;
         Ok(summary)
-    }
-
-    fn link_best_after_resume(&self) -> Result<()> {
-        if self.folder.best().is_file() { Ok(()) } else { self.link_best() }
     }
 }
 

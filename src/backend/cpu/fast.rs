@@ -382,10 +382,7 @@ impl Backend for FastCpu {
     }
 
     fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
-        let params = match (weights, &self.state.ema) {
-            (Weights::Averaged, Some(ema)) => ema,
-            _ => &self.state.params,
-        };
+        let params = self.state.weights(weights);
         let mut sums = EvalSums::default();
         for rows in rows.chunks(EVAL_ROWS) {
             evaluate_rows(&self.data, &self.spec, params, rows, &mut self.work, fired, &mut sums);

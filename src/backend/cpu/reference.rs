@@ -382,10 +382,7 @@ impl Backend for Reference {
     }
 
     fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
-        let params = match (weights, &self.state.ema) {
-            (Weights::Averaged, Some(ema)) => ema,
-            _ => &self.state.params,
-        };
+        let params = self.state.weights(weights);
         let w = Self::wide(params);
         let d = params.d_in;
         let mut sums = EvalSums::default();
