@@ -10,6 +10,7 @@
 //! | [`model`] | the tensors and their shapes, start weights |
 //! | [`backend`] | the formulas, and the one seam to the arithmetic |
 //! | [`backend::cpu`] | the plain reference, and the fast path that is checked against it |
+//! | [`backend::cuda`] | kernels from `kernels/`, their launchers, the card |
 //! | [`noise`] | Gumbel noise as a function of (seed, step, row, latent) |
 //! | [`schedule`] | pure functions from a step to temperature, mix, learning rate, L1 weight |
 //! | [`train`] | the loop, metrics, checkpoints, resume, the run folder |

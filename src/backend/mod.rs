@@ -38,6 +38,7 @@
 //! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::error::Result;
 use crate::model::{Params, TrainState};

@@ -1,0 +1,164 @@
+// What all kernels share: short names of types, values stored as float32 or bfloat16, sums over a block in a
+// fixed order, and the counter-based noise.
+//
+// No CUDA header is included, so a driver, NVRTC and cuBLAS are all that a machine needs. The same text is compiled
+// by g++ for the emulation in tests (SAE_EMULATED), which brings its own threadIdx, barriers and shuffles.
+#pragma once
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define WARP 32u
+#define FULL 0xffffffffu
+
+#ifndef SAE_EMULATED
+// Dynamic shared memory of a block, aligned to 16 bytes.
+#define DYNAMIC_SHARED(name) extern __shared__ alignas(16) unsigned char name[]
+#endif
+
+// Integers that name a type of stored values.
+struct bf16 {
+    u16 bits;
+};
+struct f16 {
+    u16 bits;
+};
+
+__device__ inline float widen(float v) { return v; }
+__device__ inline float widen(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
+#ifdef SAE_EMULATED
+__device__ inline float widen(f16 v) { return emulated_f16(v.bits); }
+#else
+__device__ inline float widen(f16 v) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(v.bits));
+    return out;
+}
+#endif
+
+// Rounds to the nearest, ties to even; NaN stays NaN.
+__device__ inline void narrow(float v, float *out) { *out = v; }
+__device__ inline void narrow(float v, bf16 *out) {
+    u32 bits = __float_as_uint(v);
+    u32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    out->bits = v != v ? 0x7fc0 : (u16)rounded;
+}
+
+// Sixteen bytes of values: what one thread moves at a time.
+template <typename T> struct Pack;
+template <> struct alignas(16) Pack<float> {
+    static const u32 N = 4;
+    float v[4];
+};
+template <> struct alignas(16) Pack<bf16> {
+    static const u32 N = 8;
+    bf16 v[8];
+};
+
+// Loads and stores of one pack; the address must be a multiple of 16.
+template <typename T> __device__ inline Pack<T> load_pack(const T *p) { return *(const Pack<T> *)p; }
+template <typename T> __device__ inline void store_pack(T *p, Pack<T> v) { *(Pack<T> *)p = v; }
+
+// Sum over the lanes of a warp, the same in every lane, always in the same order.
+template <typename S> __device__ inline S warp_sum(S v) {
+    for (u32 step = WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(FULL, v, step);
+    return v;
+}
+
+// Sum over the threads of a block (up to 1024), the same in every thread, always in the same order.
+// `scratch` is shared memory for 32 values that nothing else uses meanwhile.
+template <typename S> __device__ inline S block_sum(S v, S *scratch) {
+    v = warp_sum(v);
+    // The last reader of an earlier sum must be done before its scratch is written again.
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = v;
+    // The sums of all warps must be there before they are added.
+    __syncthreads();
+    S sum = scratch[0];
+    for (u32 w = 1; w < blockDim.x / WARP; w++) sum += scratch[w];
+    return sum;
+}
+
+// Philox 4x32-10 (Salmon et al. 2011), as src/noise.rs: the same words from the same counter and key.
+struct Words {
+    u32 w[4];
+};
+__device__ inline Words philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
+    for (u32 round = 0; round < 10; round++) {
+        u32 high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+        u32 high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    Words out;
+    out.w[0] = c0;
+    out.w[1] = c1;
+    out.w[2] = c2;
+    out.w[3] = c3;
+    return out;
+}
+
+// The four uniform words of latents `group * 128 + lane + {0, 32, 64, 96}` of a row at a step.
+__device__ inline Words uniform_words(u64 seed, u64 step, u32 row, u32 group, u32 lane) {
+    return philox(32 * group + lane, row, (u32)step, (u32)(step >> 32), (u32)seed, (u32)(seed >> 32));
+}
+
+// U on [0, 1) from the 24 high bits of a word.
+__device__ inline float unit(u32 word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+
+// -ln(-ln(U + 1e-9) + 1e-9). Near 1 the inner logarithm is taken of 1 + ((U - 1) + 1e-9): U - 1 is exact there,
+// while U + 1e-9 would lose the 1e-9 and with it the largest noise values.
+__device__ inline float gumbel(float u) {
+    const float eps = 1e-9f;
+    float inner = u > 0.75f ? log1pf((u - 1.0f) + eps) : logf(u + eps);
+    return -logf(eps - inner);
+}
+
+// What the host tells of one step; mirrored field by field by `StepParams` in src/backend/cuda/params.rs.
+struct Step {
+    u64 seed;         // key of the noise
+    u64 step;         // from 0
+    double l1;        // weight of the mean absolute code
+    double aux_coef;  // weight of the auxiliary loss
+    double clip_norm; // largest gradient norm; 0 is none
+    float alpha;      // share of the hard code
+    float rest;       // 1 - alpha
+    float tau;        // temperature
+    float sparsity;   // l1 / (N M)
+    float beta1;
+    float beta2;
+    float one_minus_beta1;
+    float one_minus_beta2;
+    float rate;      // lr / (1 - beta1^t)
+    float fix2;      // 1 / (1 - beta2^t)
+    float adam_eps;  // outside the root
+    float keep;      // 1 - lr * weight_decay, on the matrices
+    float ema_keep;  // decay of the moving average at this step
+    float aux_scale; // aux_coef as float32
+    u32 n_rows;      // N
+    u32 dead_after;  // rows without firing
+    u32 slot;        // place of this step in the ring of statistics
+    u32 unused;
+};
+
+// What the device keeps of the steps; mirrored by `Outcome` in src/backend/cuda/params.rs.
+struct Outcome {
+    double loss;
+    double mse;
+    double l1;
+    double aux;
+    double grad_norm; // NaN where it was not needed
+};
+
+// Facts that kernels of a step hand to later ones.
+struct Control {
+    u32 stopped; // a loss was not finite: nothing is changed any more
+    u32 n_dead;  // latents that the auxiliary loss may use
+    float clip;  // the gradient's factor from clipping
+    u32 unused;
+};

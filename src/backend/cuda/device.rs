@@ -1,0 +1,264 @@
+//! What the engine asks of a device: memory, copies, kernels by name, dense products, recorded work.
+//!
+//! Two devices exist: a CUDA card, and the emulation on the CPU that the tests bring, so that every launch of the
+//! engine is executed and checked on machines without a GPU. Work is queued in order on one stream; only
+//! [`Device::read`] and [`Device::synchronize`] wait for it.
+
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// Threads of a warp.
+pub const WARP: u32 = 32;
+
+/// A block of device memory. Freed when dropped.
+pub struct Memory {
+    address: u64,
+    bytes: usize,
+    what: &'static str,
+    release: Option<Box<dyn FnOnce(u64)>>,
+}
+
+impl Memory {
+    /// Memory at `address` of `bytes` bytes; `release` frees it. `what` names it in errors.
+    pub fn new(address: u64, bytes: usize, what: &'static str, release: Box<dyn FnOnce(u64)>) -> Self {
+        Self { address, bytes, what, release: Some(release) }
+    }
+
+    /// Address of its first byte on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// What it holds.
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// Address of `range` (bytes).
+    ///
+    /// # Errors
+    /// A range that does not lie inside.
+    pub fn part(&self, range: Range<usize>) -> Result<u64> {
+        if range.start > range.end || range.end > self.bytes {
+            return Err(Error::Failed(format!(
+                "bytes {range:?} do not lie in the {} bytes of {}; please report this",
+                self.bytes, self.what
+            )));
+        }
+        Ok(self.address + range.start as u64)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(release) = self.release.take() {
+            release(self.address);
+        }
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.what, self.bytes)
+    }
+}
+
+/// One kernel argument, passed by value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// A pointer into device memory; 0 is the null pointer.
+    Pointer(u64),
+    /// `unsigned int`.
+    U32(u32),
+    /// `unsigned long long`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+/// Blocks, threads and dynamic shared memory of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x and y.
+    pub grid: (u32, u32),
+    /// Threads of a block, in x; a multiple of [`WARP`].
+    pub block: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+}
+
+/// Type of the values in an operand of a dense product, and of scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// IEEE single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A matrix in device memory, row-major: element (i, j) is value `i * stride + j` from `address`.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix {
+    /// First element.
+    pub address: u64,
+    /// Type of the values.
+    pub element: Element,
+    /// Rows as stored.
+    pub rows: usize,
+    /// Columns as stored.
+    pub cols: usize,
+    /// Values between the starts of two rows.
+    pub stride: usize,
+}
+
+/// `out = a b` with float32 sums, or `out += a b`; a and b may be taken transposed.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Left operand.
+    pub a: Matrix,
+    /// Take the left operand transposed.
+    pub a_transposed: bool,
+    /// Right operand, of the same type as the left.
+    pub b: Matrix,
+    /// Take the right operand transposed.
+    pub b_transposed: bool,
+    /// Result; float32, or of the operands' type.
+    pub out: Matrix,
+    /// Add to what is there.
+    pub add: bool,
+}
+
+impl Product {
+    /// Rows of the result, columns of the result, and the length of the sums.
+    ///
+    /// # Errors
+    /// Sizes or types that do not go together.
+    pub fn sizes(&self) -> Result<(usize, usize, usize)> {
+        let turn = |m: &Matrix, t: bool| if t { (m.cols, m.rows) } else { (m.rows, m.cols) };
+        let ((m, inner), (inner_b, n)) = (turn(&self.a, self.a_transposed), turn(&self.b, self.b_transposed));
+        let fits = inner == inner_b && (m, n) == (self.out.rows, self.out.cols);
+        let strides = [&self.a, &self.b, &self.out].iter().all(|m| m.stride >= m.cols);
+        let types = self.a.element == self.b.element
+            && (self.out.element == Element::F32 || self.out.element == self.a.element);
+        if fits && strides && types {
+            Ok((m, n, inner))
+        } else {
+            Err(Error::Failed(format!("a dense product does not fit: {self:?}; please report this")))
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// As the driver names it.
+    pub name: String,
+    /// Bytes of memory that are free now.
+    pub free: u64,
+    /// Bytes of memory in all.
+    pub total: u64,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Most bytes of dynamic shared memory of a block.
+    pub shared: u32,
+}
+
+/// Names a recorded sequence of launches: what differs in it from others of the same engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RecordKey {
+    /// Which sequence.
+    pub kind: &'static str,
+    /// Rows of the batch.
+    pub n_rows: usize,
+}
+
+/// A device with one queue of work.
+pub trait Device {
+    /// What it is, and what is free at this moment.
+    ///
+    /// # Errors
+    /// The device does not answer.
+    fn facts(&self) -> Result<Facts>;
+
+    /// `bytes` of memory, all zero, aligned to 256 bytes.
+    ///
+    /// # Errors
+    /// Not enough memory: the error names `what`, the sizes, and the flags that help.
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory>;
+
+    /// Copies `bytes` to `to` from byte `offset` on, after all queued work, and waits.
+    ///
+    /// # Errors
+    /// A range outside, or the device fails.
+    fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for all queued work, then copies from byte `offset` of `from` on to `bytes`.
+    ///
+    /// # Errors
+    /// A range outside, or the device or any queued work failed.
+    fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Queues a copy of `len` bytes to the start of `to`. `fill` writes them into pinned memory at once; the copy
+    /// is made in its turn, and nothing waits for it. Never inside [`Device::record`].
+    ///
+    /// # Errors
+    /// A length outside, or the device fails.
+    fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()>;
+
+    /// Queues filling `range` (bytes) of `memory` with zero bytes.
+    ///
+    /// # Errors
+    /// A range outside, or the device fails.
+    fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()>;
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// `args` must be the kernel's parameters in number, order and type, and every address that the kernel
+    /// computes from them must lie in live memory.
+    ///
+    /// # Errors
+    /// No such kernel, or the device refuses the launch.
+    unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()>;
+
+    /// Queues a dense product.
+    ///
+    /// # Safety
+    /// The three matrices must lie in live memory, and `out` must not overlap the operands.
+    ///
+    /// # Errors
+    /// Sizes that do not go together, or the library fails.
+    unsafe fn product(&mut self, product: &Product) -> Result<()>;
+
+    /// Queues what `work` queues. A device that can records it at the first time a key is seen and replays the
+    /// record later, so `work` must queue the same launches with the same arguments for the same key, until
+    /// [`Device::forget`]. `work` may not wait, send or allocate.
+    ///
+    /// # Errors
+    /// As from `work`.
+    fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()>;
+
+    /// Drops all records: memory that they name is about to be freed.
+    fn forget(&mut self);
+
+    /// Waits for all queued work.
+    ///
+    /// # Errors
+    /// Any of it failed.
+    fn synchronize(&mut self) -> Result<()>;
+}
