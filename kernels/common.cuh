@@ -162,3 +162,56 @@ struct Control {
     float clip;  // the gradient's factor from clipping
     u32 unused;
 };
+
+// What the softmax of a row needs beside its scores.
+struct SoftRow {
+    float max;       // largest perturbed score
+    float inv_total; // 1 / sum of exponentials
+    float sum;       // S, the sum of positive scores
+    float c;         // (1 - alpha) sum_j p_j dh_j, known once the row is decoded
+};
+
+// Loss parts of one row; code is the sum of its code.
+struct RowLoss {
+    double squared;
+    double code;
+    double aux;
+};
+
+// Quality of one row's reconstruction.
+struct RowQuality {
+    double squared;
+    double absolute;
+    double cosine;
+    u64 active;
+};
+
+// Addresses of all tensors of a model; mirrored by `ModelView` in src/backend/cuda/params.rs. A tied model has no
+// decoder of its own, a run without moving average no averages: null.
+struct Tensor {
+    float *w; // weights
+    float *m; // first moment
+    float *v; // second moment
+    float *e; // moving average, or null
+};
+struct Model {
+    Tensor enc; // (M, pitch)
+    Tensor dec; // (M, pitch), or null
+    Tensor lat; // (M)
+    Tensor pre; // (pitch)
+    bf16 *enc_copy; // rounded weights for products, or null where these use the weights themselves
+    bf16 *dec_copy;
+};
+
+// Adam (Kingma & Ba 2015) with decoupled weight decay (Loshchilov & Hutter 2019); returns the new weight.
+__device__ inline float adam(const Step *s, float clip, float keep, float w, float *m, float *v, float grad) {
+    float g = grad * clip;
+    float m1 = s->beta1 * *m + s->one_minus_beta1 * g;
+    float v1 = s->beta2 * *v + s->one_minus_beta2 * (g * g);
+    *m = m1;
+    *v = v1;
+    return keep * w - s->rate * m1 / (sqrtf(v1 * s->fix2) + s->adam_eps);
+}
+
+// average = keep average + (1 - keep) w
+__device__ inline float averaged(float keep, float average, float w) { return keep * average + (1.0f - keep) * w; }

@@ -1,0 +1,228 @@
+// A row's reconstruction, its loss, and the gradients of its sparse entries, in one visit.
+//
+//   y'   = alpha sum_e value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre
+//   miss = y' std - (x - mu),  squared = sum_i miss_i^2,  dy' = 2 miss std / (N D)
+//   dh_e = dy' . W_dec[index_e] + sparsity                          (hard phase; in the warm-up dh is a dense product)
+//   c    = (1 - alpha) (dy' . soft_recon + sparsity)                (warm-up)
+//   auxiliary loss, while latents are dead: with entries a of its own,
+//   miss_a = sum_a value_a W_dec[index_a] std + miss,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
+//
+// w_dec (M, pitch); index, value (N, k), count (N); soft_recon (N, pitch) or null; grad_recon (N, pitch); grad (N, k).
+// One block a row. A thread owns packs of 16 bytes of columns; rows of W_dec are gathered, N k of them, twice, the
+// second time from cache. Dynamic shared memory: pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
+//
+// 1. The entries are brought to shared memory. 2. Each thread sums its columns over the entries, in their order.
+// 3. Loss and dy', left in shared memory. 4. A warp an entry: its dot product with dy'. 5. The same for aux.
+// Every sum has a fixed order. Formula: src/backend/mod.rs.
+#include "common.cuh"
+
+// acc += sum over `count` entries in shared memory of value times its row of W, at columns i .. i + N.
+template <typename T>
+__device__ inline void gather_columns(const T *w, u32 pitch, u32 i, const u32 *index, const float *value, u32 count,
+                                      float *acc) {
+    const u32 P = Pack<T>::N;
+#pragma unroll 4
+    for (u32 e = 0; e < count; e++) {
+        Pack<T> row = load_pack(w + (u64)index[e] * pitch + i);
+        float scale = value[e];
+        for (u32 l = 0; l < P; l++) acc[l] += scale * widen(row.v[l]);
+    }
+}
+
+// out_e = dy . W[index_e] + add for all entries, a warp an entry; dy is in shared memory.
+template <typename T>
+__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, const float *dy, float add,
+                                  float *out) {
+    const u32 P = Pack<T>::N;
+    u32 lane = threadIdx.x % WARP;
+    for (u32 e = threadIdx.x / WARP; e < count; e += blockDim.x / WARP) {
+        const T *row = w + (u64)index[e] * pitch;
+        float dot = 0.0f;
+#pragma unroll 4
+        for (u32 i = lane * P; i < pitch; i += WARP * P) {
+            Pack<T> values = load_pack(row + i);
+            for (u32 l = 0; l < P; l++) dot += widen(values.v[l]) * dy[i + l];
+        }
+        dot = warp_sum(dot);
+        if (lane == 0) out[e] = dot + add;
+    }
+}
+
+// Brings a row's entries to shared memory; returns how many.
+__device__ inline u32 stage(const u32 *index, const float *value, const u32 *count, u32 k, u32 *to_index,
+                            float *to_value) {
+    u64 n = blockIdx.x;
+    u32 held = count[n];
+    for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
+        to_index[e] = index[n * k + e];
+        to_value[e] = value[n * k + e];
+    }
+    // All entries must be there before any thread sums over them.
+    __syncthreads();
+    return held;
+}
+
+template <typename In, typename T>
+__device__ void decode(const In *data, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
+                       const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
+                       const float *soft_recon, SoftRow *soft, const u32 *aux_index, const float *aux_value,
+                       const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,
+                       float *grad, T *aux_recon, float *aux_grad, float *recon, RowLoss *loss) {
+    const u32 P = Pack<T>::N;
+    DYNAMIC_SHARED(shared);
+    __shared__ double scratch[32];
+    u64 n = blockIdx.x;
+    bool aux = aux_k > 0 && control->n_dead > 0;
+    u32 most = k > aux_k ? k : aux_k;
+    float *dy = (float *)shared;
+    float *miss = dy + pitch;
+    u32 *entry = (u32 *)(dy + (aux_k > 0 ? 2 : 1) * (u64)pitch);
+    float *scale = (float *)(entry + most);
+    const In *x = data + (u64)rows[n] * d;
+    double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d);
+    float sigma = std[n];
+    float factor = (float)(sigma * per_value);
+    float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f;
+
+    u32 held = stage(index, value, count, k, entry, scale);
+    double squared = 0.0, along = 0.0;
+    for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+        float acc[P];
+        for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
+        gather_columns(w_dec, pitch, i, entry, scale, held, acc);
+        Pack<T> out;
+        for (u32 l = 0; l < P; l++) {
+            float y = step->alpha * acc[l] + b_pre[i + l];
+            float soft_y = soft != 0 ? soft_recon[n * pitch + i + l] : 0.0f;
+            y += soft_scale * soft_y;
+            float x_centered = i + l < d ? (float)((double)widen(x[i + l]) - mu) : 0.0f;
+            float off = i + l < d ? y * sigma - x_centered : 0.0f;
+            float g = off * factor;
+            squared += (double)off * off;
+            along += (double)g * soft_y;
+            dy[i + l] = g;
+            if (aux_k > 0) miss[i + l] = off;
+            if (recon != 0) recon[n * pitch + i + l] = i + l < d ? (float)((double)(y * sigma) + mu) : 0.0f;
+            narrow(g, &out.v[l]);
+        }
+        store_pack(grad_recon + n * pitch + i, out);
+    }
+    // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
+    __syncthreads();
+    if (soft == 0) entry_dots(w_dec, pitch, entry, held, dy, step->sparsity, grad + n * k);
+    double code = 0.0;
+    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)(step->alpha * scale[e]);
+    squared = block_sum(squared, scratch);
+    code = block_sum(code, scratch);
+    along = block_sum(along, scratch);
+    if (threadIdx.x == 0 && soft != 0) soft[n].c = step->rest * ((float)along + step->sparsity);
+
+    double aux_squared = 0.0;
+    if (aux) {
+        float aux_factor = (float)(step->aux_coef * sigma * per_value);
+        // The sums above were the last readers of the entries, and block_sum waited for them.
+        held = stage(aux_index, aux_value, aux_count, aux_k, entry, scale);
+        for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+            float acc[P];
+            for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
+            gather_columns(w_dec, pitch, i, entry, scale, held, acc);
+            Pack<T> out;
+            for (u32 l = 0; l < P; l++) {
+                float off = i + l < d ? acc[l] * sigma + miss[i + l] : 0.0f;
+                float g = off * aux_factor;
+                aux_squared += (double)off * off;
+                dy[i + l] = g;
+                narrow(g, &out.v[l]);
+            }
+            store_pack(aux_recon + n * pitch + i, out);
+        }
+        // As above, for the gradient of the auxiliary reconstruction.
+        __syncthreads();
+        entry_dots(w_dec, pitch, entry, held, dy, 0.0f, aux_grad + n * aux_k);
+        aux_squared = block_sum(aux_squared, scratch);
+    }
+    if (threadIdx.x == 0) {
+        loss[n].squared = squared;
+        loss[n].code = code + (double)soft_scale;
+        loss[n].aux = aux_squared;
+    }
+}
+
+// Quality of the reconstruction with the inference code: entries, or a dense part made before (soft_recon).
+// `row_active` counts the active latents of the dense part; `fired` the rows on which a latent is active.
+template <typename In, typename T>
+__device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
+                         const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
+                         const float *dense_recon, const u32 *row_active, const u32 *bad, u32 *fired,
+                         RowQuality *quality) {
+    const u32 P = Pack<T>::N;
+    DYNAMIC_SHARED(shared);
+    __shared__ double scratch[32];
+    u64 n = blockIdx.x;
+    u32 *entry = (u32 *)shared;
+    float *scale = (float *)(entry + k);
+    const In *x = data + (u64)rows[n] * d;
+    double mu = mean[n];
+    float sigma = std[n];
+    u32 held = 0;
+    if (dense_recon == 0) {
+        held = stage(index, value, count, k, entry, scale);
+        // Counts of whole rows: the order of these atomics does not matter.
+        for (u32 e = threadIdx.x; e < held; e += blockDim.x) atomicAdd(&fired[entry[e]], 1u);
+    }
+    double squared = 0.0, absolute = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
+    for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+        float acc[P];
+        for (u32 l = 0; l < P; l++) acc[l] = dense_recon != 0 ? dense_recon[n * pitch + i + l] : 0.0f;
+        gather_columns(w_dec, pitch, i, entry, scale, held, acc);
+        for (u32 l = 0; l < P && i + l < d; l++) {
+            double value_x = (double)widen(x[i + l]);
+            double scaled = (double)(acc[l] + b_pre[i + l]) * sigma;
+            double off = scaled - (double)(float)(value_x - mu);
+            double y = scaled + mu;
+            squared += off * off;
+            absolute += fabs(off);
+            xy += value_x * y;
+            xx += value_x * value_x;
+            yy += y * y;
+        }
+    }
+    squared = block_sum(squared, scratch);
+    absolute = block_sum(absolute, scratch);
+    xy = block_sum(xy, scratch);
+    xx = block_sum(xx, scratch);
+    yy = block_sum(yy, scratch);
+    if (threadIdx.x == 0) {
+        quality[n].squared = bad[n] != 0 ? NAN : squared;
+        quality[n].absolute = absolute;
+        quality[n].cosine = xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : 0.0;
+        quality[n].active = dense_recon != 0 ? row_active[n] : held;
+    }
+}
+
+#define DECODE(In, in, T, t)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        decode_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,               \
+                          const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,        \
+                          const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,      \
+                          const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                  \
+                          const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,          \
+                          float *recon, RowLoss *loss) {                                                              \
+        decode<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,        \
+                      aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad,   \
+                      recon, loss);                                                                                   \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        evaluate_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,             \
+                            const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,      \
+                            const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,                 \
+                            const u32 *bad, u32 *fired, RowQuality *quality) {                                                                    \
+        evaluate<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,           \
+                        row_active, bad, fired, quality);                                                                  \
+    }
+DECODE(float, f32, float, f32)
+DECODE(f16, f16, float, f32)
+DECODE(bf16, bf16, float, f32)
+DECODE(float, f32, bf16, bf16)
+DECODE(f16, f16, bf16, bf16)
+DECODE(bf16, bf16, bf16, bf16)

@@ -1,0 +1,221 @@
+// Gradients of a latent's row of each matrix, and Adam on them at once: no gradient of the size of the weights exists,
+// unless the clip norm, or a look inside, asks for one.
+//
+//   dW_dec_j = sum_e h_e dy'_n + sum_a h_a dya'_n + dense_dec_j      e, a: the latent's entries and aux entries
+//   dW_enc_j = sum_e dz_e (x' - b_pre)_n + sum_a dza_a (x' - b_pre)_n + dense_enc_j
+//   db_lat_j = sum_e dz_e + sum_a dza_a + dense_bias_j
+//   partial += db_lat_j W_enc_j                                      the part of db_pre that goes through the encoder
+// A tied model has one matrix and adds both. With unit-norm rows the gradient is freed of its part along the decoder
+// row, and the row is scaled back to length 1 after the step.
+//
+// input, grad_recon, aux_recon (N, pitch); an entry's row is its number over k; dense rows count from `first`.
+// A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
+// Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
+//
+// 1. Entries are brought to shared memory, blockDim at a time, and every thread adds its columns, in order of rows.
+// 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step. 4. Adam, row scale,
+// average, and the rounded copies; or the gradient to memory, with its sum of squares.
+//
+// Every sum has a fixed order (src/index: entries ascend; blocks own their latents). Reads 2 pitch operands an entry,
+// from cache; moves 6 pitch float32 a matrix row, and one rounded copy. Source of the layout: src/backend/cpu/block.rs.
+#include "common.cuh"
+
+#define ENTRIES 256u
+
+// A list of entries by latent, as the inverted index has it; null offsets: none.
+struct Entries {
+    const u32 *offsets;
+    const u32 *slots;
+    const float *value;
+    const float *grad;
+    u32 k;
+};
+
+struct Staged {
+    u32 row[ENTRIES];
+    float value[ENTRIES];
+    float grad[ENTRIES];
+};
+
+// Adds a latent's entries to the thread's columns i .. i + N, and their gradients to `bias`.
+template <typename T, bool TIED>
+__device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T *input, const T *recon, u32 pitch, u32 i,
+                                   float *enc, float *dec, float *bias) {
+    const u32 P = Pack<T>::N;
+    u32 begin = list.offsets[j], end = list.offsets[j + 1];
+    for (; begin < end; begin += ENTRIES) {
+        u32 held = min(ENTRIES, end - begin);
+        // The entries before these must have been used by all threads.
+        __syncthreads();
+        for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
+            u32 slot = list.slots[begin + e];
+            staged->row[e] = slot / list.k;
+            staged->value[e] = list.value[slot];
+            staged->grad[e] = list.grad[slot];
+        }
+        // All entries must be there before they are used.
+        __syncthreads();
+        for (u32 e = 0; e < held; e++) *bias += staged->grad[e];
+        if (i >= pitch) continue;
+#pragma unroll 4
+        for (u32 e = 0; e < held; e++) {
+            u64 at = (u64)staged->row[e] * pitch + i;
+            Pack<T> in = load_pack(input + at), out = load_pack(recon + at);
+            float h = staged->value[e], g = staged->grad[e];
+            for (u32 l = 0; l < P; l++) {
+                enc[l] += g * widen(in.v[l]);
+                if (TIED) {
+                    enc[l] += h * widen(out.v[l]);
+                } else {
+                    dec[l] += h * widen(out.v[l]);
+                }
+            }
+        }
+    }
+}
+
+// Frees `grad` of its part along the row `w`.
+__device__ inline void project(float *grad, const float *w, u32 d, double *scratch) {
+    double along = 0.0;
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) along += (double)grad[i] * w[i];
+    along = block_sum(along, scratch);
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) grad[i] = (float)((double)grad[i] - along * w[i]);
+    // Columns of the gradient belong to other threads from here on.
+    __syncthreads();
+}
+
+// Adam on one row, whose gradient lies in shared memory; `unit` scales it back to length 1.
+__device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at, float *grad, u32 d, bool unit,
+                                  bf16 *copy, double *scratch) {
+    double squares = 0.0;
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
+        float w = adam(step, clip, step->keep, t.w[at + i], &t.m[at + i], &t.v[at + i], grad[i]);
+        grad[i] = w;
+        squares += (double)w * w;
+    }
+    double scale = 1.0;
+    if (unit) {
+        double norm = sqrt(block_sum(squares, scratch));
+        if (norm > 0.0) scale = 1.0 / norm;
+    }
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
+        float w = unit ? (float)((double)grad[i] * scale) : grad[i];
+        t.w[at + i] = w;
+        if (t.e != 0) t.e[at + i] = averaged(step->ema_keep, t.e[at + i], w);
+        if (copy != 0) narrow(w, &copy[at + i]);
+    }
+}
+
+// Writes a gradient row to memory; returns its sum of squares over the thread's columns.
+__device__ inline double store_row(float *to, const float *grad, u32 d) {
+    double squares = 0.0;
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
+        to[i] = grad[i];
+        squares += (double)grad[i] * grad[i];
+    }
+    return squares;
+}
+
+// Where dense gradients come from, and where gradients go that are kept; null: nowhere.
+struct Dense {
+    const float *enc;
+    const float *dec;
+    const float *bias;
+};
+struct Kept {
+    float *enc;
+    float *dec;
+    float *bias;
+    double *squares;
+};
+
+template <typename T, bool TIED>
+__device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,
+                              Entries main, Entries aux, Dense dense, Kept kept, u32 unit, const Model *model,
+                              const Step *step, const Control *control, float *partial) {
+    const u32 P = Pack<T>::N;
+    DYNAMIC_SHARED(shared);
+    __shared__ Staged staged;
+    __shared__ double scratch[32];
+    if (control->stopped) return;
+    float *enc_row = (float *)shared, *dec_row = enc_row + pitch, *part = dec_row + pitch;
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) part[i] = 0.0f;
+    double squares = 0.0;
+    for (u32 at = blockIdx.x; at < latents; at += gridDim.x) {
+        u32 j = first + at;
+        u64 row = (u64)j * pitch;
+        float bias = 0.0f;
+        for (u32 start = 0; start < pitch; start += blockDim.x * P) {
+            // All threads take part in bringing entries, also those beyond the last column.
+            u32 i = start + threadIdx.x * P;
+            float enc[P], dec[P];
+            for (u32 l = 0; l < P; l++) {
+                bool inside = i + l < pitch;
+                enc[l] = dense.enc != 0 && inside ? dense.enc[(u64)at * pitch + i + l] : 0.0f;
+                dec[l] = dense.dec != 0 && inside ? dense.dec[(u64)at * pitch + i + l] : 0.0f;
+            }
+            bias = dense.bias != 0 ? dense.bias[at] : 0.0f;
+            if (main.offsets != 0) {
+                add_entries<T, TIED>(&staged, main, j, input, recon, pitch, i, enc, dec, &bias);
+            }
+            if (aux.offsets != 0) {
+                add_entries<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
+            }
+            for (u32 l = 0; l < P && i + l < pitch; l++) {
+                enc_row[i + l] = enc[l];
+                if (!TIED) dec_row[i + l] = dec[l];
+            }
+        }
+        // Columns of the rows belong to other threads from here on.
+        __syncthreads();
+        const Tensor *decoder = TIED ? &model->enc : &model->dec;
+        if (unit) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
+        for (u32 i = threadIdx.x; i < d; i += blockDim.x) part[i] += bias * model->enc.w[row + i];
+        if (kept.enc != 0) {
+            squares += store_row(kept.enc + (u64)at * pitch, enc_row, d);
+            if (!TIED) squares += store_row(kept.dec + (u64)at * pitch, dec_row, d);
+            if (threadIdx.x == 0) {
+                kept.bias[at] = bias;
+                squares += (double)bias * bias;
+            }
+        } else {
+            float clip = control->clip;
+            update_row(step, clip, model->enc, row, enc_row, d, TIED && unit, model->enc_copy, scratch);
+            if (!TIED) update_row(step, clip, model->dec, row, dec_row, d, unit != 0, model->dec_copy, scratch);
+            if (threadIdx.x == 0) {
+                Tensor b = model->lat;
+                float w = adam(step, clip, 1.0f, b.w[j], &b.m[j], &b.v[j], bias);
+                b.w[j] = w;
+                if (b.e != 0) b.e[j] = averaged(step->ema_keep, b.e[j], w);
+            }
+        }
+        // All threads are done with the rows before the next latent's are written.
+        __syncthreads();
+    }
+    if (partial != 0) {
+        for (u32 i = threadIdx.x; i < d; i += blockDim.x) partial[(u64)blockIdx.x * pitch + i] += part[i];
+    }
+    if (kept.enc != 0) {
+        squares = block_sum(squares, scratch);
+        if (threadIdx.x == 0) kept.squares[blockIdx.x] += squares;
+    }
+}
+
+#define LATENT_UPDATE(T, t, TIED, tied)                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) latent_update_##t##_##tied(                                     \
+        u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,                 \
+        const u32 *offsets, const u32 *slots, const float *value, const float *grad, u32 k, const u32 *aux_offsets,   \
+        const u32 *aux_slots, const float *aux_value, const float *aux_grad, u32 aux_k, const float *dense_enc,       \
+        const float *dense_dec, const float *dense_bias, float *kept_enc, float *kept_dec, float *kept_bias,          \
+        double *squares, u32 unit, const Model *model, const Step *step, const Control *control, float *partial) {    \
+        Entries main = {offsets, slots, value, grad, k};                                                              \
+        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_k};                                           \
+        Dense dense = {dense_enc, dense_dec, dense_bias};                                                             \
+        Kept kept = {kept_enc, kept_dec, kept_bias, squares};                                                         \
+        latent_update<T, TIED>(first, latents, d, pitch, input, recon, aux_recon, main, aux, dense, kept, unit,       \
+                               model, step, control, partial);                                                        \
+    }
+LATENT_UPDATE(float, f32, true, tied)
+LATENT_UPDATE(float, f32, false, untied)
+LATENT_UPDATE(bf16, bf16, true, tied)
+LATENT_UPDATE(bf16, bf16, false, untied)

@@ -1,0 +1,120 @@
+// The dense half of the warm-up, tile of latents by tile: the weights of the softmax as an operand, and the gradient of
+// the scores. Nothing of size N M is kept but the scores: noise and weights are made again from the counter.
+//
+//   p_nj  = e^((relu(z_nj) + g_nj - max_n) / tau) / total_n
+//   h_nj  = (1 - alpha) p_nj S_n + alpha relu(z_nj) [j in top k]
+//   dz_nj = [z_nj > 0] (p_nj S_n ((1 - alpha) dh_nj - c_n) / tau + c_n + alpha dh_nj [j in top k])
+//
+// scores (N, pitch), b_lat (M); a tile holds latents [first, first + cols) of all rows, (N, tile_pitch).
+// Grid: (ceil(cols / 1024), N), 256 threads; a warp takes 128 neighbouring latents, as the noise is laid out.
+// `kth` is the key of the row's k-th largest score (topk_stream.cu): a latent is in the top k when its key reaches it.
+// Moves N cols scores and one or three tiles. Exact and without sums: nothing depends on an order.
+// Formula: src/backend/mod.rs.
+#include "common.cuh"
+
+// Four latents of one thread: latent number, score and softmax weight.
+struct Quad {
+    u32 j[4];
+    float z[4];
+    float p[4];
+};
+
+template <typename T>
+__device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, const Step *step,
+                                 const float *given, SoftRow row) {
+    u64 n = blockIdx.y;
+    u32 lane = threadIdx.x % WARP;
+    u32 group = (first + blockIdx.x * 1024) / 128 + threadIdx.x / WARP;
+    float inv_tau = 1.0f / step->tau;
+    Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
+    Quad q;
+    for (u32 w = 0; w < 4; w++) {
+        u32 j = group * 128 + w * WARP + lane;
+        bool inside = j < m;
+        q.j[w] = j;
+        q.z[w] = inside ? widen(scores[n * pitch + j]) + b_lat[j] : 0.0f;
+        float u = given != 0 && inside ? given[n * m + j] : unit(words.w[w]);
+        q.p[w] = expf((fmaxf(q.z[w], 0.0f) + gumbel(u) - row.max) * inv_tau) * row.inv_total;
+    }
+    return q;
+}
+
+template <typename T>
+__device__ void soft_weights(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,
+                             u32 tile_pitch, const Step *step, const SoftRow *soft, const float *given, T *weights) {
+    u64 n = blockIdx.y;
+    Quad q = soft_quad(scores, b_lat, m, pitch, first, step, given, soft[n]);
+    for (u32 w = 0; w < 4; w++) {
+        u32 at = q.j[w] - first;
+        if (at < cols) narrow(q.p[w], &weights[n * tile_pitch + at]);
+    }
+}
+
+// `grad` holds dh without its sparsity part and becomes dz; `code` becomes h.
+template <typename T>
+__device__ void soft_gradients(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,
+                               u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth,
+                               const float *given, T *grad, T *code) {
+    u64 n = blockIdx.y;
+    SoftRow row = soft[n];
+    Quad q = soft_quad(scores, b_lat, m, pitch, first, step, given, row);
+    u64 least = kth[n];
+    for (u32 w = 0; w < 4; w++) {
+        u32 at = q.j[w] - first;
+        if (at >= cols) continue;
+        u64 place = n * tile_pitch + at;
+        float z = q.z[w], p = q.p[w];
+        bool positive = z > 0.0f;
+        bool top = positive && ((u64)__float_as_uint(z) << 32 | (u32)~q.j[w]) >= least;
+        float h = step->rest * p * row.sum + (top ? step->alpha * z : 0.0f);
+        float dh = widen(grad[place]) + step->sparsity;
+        float dz = p * row.sum * (step->rest * dh - row.c) / step->tau + row.c + (top ? step->alpha * dh : 0.0f);
+        narrow(positive ? dz : 0.0f, &grad[place]);
+        narrow(h, &code[place]);
+    }
+}
+
+// Inference with relu on all scores: code = relu(z); counts active latents of rows, and active rows of latents.
+// Integer atomics: their order does not matter.
+template <typename T>
+__device__ void relu_tile(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,
+                          u32 *row_active, u32 *fired, T *code) {
+    u64 n = blockIdx.y;
+    u32 lane = threadIdx.x % WARP;
+    u32 group = (first + blockIdx.x * 1024) / 128 + threadIdx.x / WARP;
+    u32 active = 0;
+    for (u32 w = 0; w < 4; w++) {
+        u32 j = group * 128 + w * WARP + lane, at = j - first;
+        if (at >= cols || j >= m) continue;
+        float z = widen(scores[n * pitch + j]) + b_lat[j];
+        // NaN passes, so that it shows.
+        float h = z <= 0.0f ? 0.0f : z;
+        narrow(h, &code[n * tile_pitch + at]);
+        if (h != 0.0f) {
+            active++;
+            atomicAdd(&fired[j], 1u);
+        }
+    }
+    active = warp_sum(active);
+    if (lane == 0 && active > 0) atomicAdd(&row_active[n], active);
+}
+
+#define SOFT_TILES(T, t)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        soft_weights_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,  \
+                         const Step *step, const SoftRow *soft, const float *given, T *weights) {                     \
+        soft_weights<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, given, weights);                \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        soft_gradients_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,                \
+                           u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth, const float *given, \
+                           T *grad, T *code) {                                                                        \
+        soft_gradients<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, kth, given, grad, code);      \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        relu_tile_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,     \
+                      u32 *row_active, u32 *fired, T *code) {                                                         \
+        relu_tile<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, row_active, fired, code);                      \
+    }
+SOFT_TILES(float, f32)
+SOFT_TILES(bf16, bf16)

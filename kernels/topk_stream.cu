@@ -1,0 +1,257 @@
+// Exact top-k of each row of scores in one pass over memory, whatever the row's length; in the warm-up the same pass
+// gives the softmax its largest exponent, its total and the sum of positive scores.
+//
+//   z_j = scores_j + b_lat_j;  index, value = the (up to k) positive ones among the k largest z, by index
+//   t_j = relu(z_j) + g_j;     max = max_j t_j,  total = sum_j e^((t_j - max) / tau),  sum = sum_j relu(z_j)
+//
+// scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. With `idle`, only latents idle for
+// at least `dead_after` rows take part, and nothing happens while there are none.
+// One block of 256 threads a row. A warp reads 128 neighbouring scores at a time, as the noise is laid out.
+//
+// 1. A key is (bits of z, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
+//    Keys are all different, so that the k largest are one set, in whatever order they arrive.
+// 2. Keys above the threshold are appended to shared memory, chunk by chunk of 2048 scores.
+// 3. Once k are held, and whenever the next chunk might not fit, the k largest are kept: a radix select, 8 bits a pass
+//    from the top, that ends as soon as a digit's bin is wanted whole. The smallest key kept is the new threshold;
+//    what lies below it can not be among the k largest of the row.
+// 4. What is held at the end, at most k, is written in order of index: its rank is counted.
+//
+// Ties go to the lowest index; the result does not depend on the order of atomics. Scores that are not finite set
+// `bad`. Reads each score once: N M values, 4 M of b_lat from cache; writes 8 N k bytes.
+// Idea of the threshold on a stream: the queue of a k-selection (Johnson et al. 2017); of the radix select: Alabi et
+// al. 2012.
+#include "common.cuh"
+
+#define TOPK_THREADS 256u
+#define TOPK_CHUNK 2048u
+#define TOPK_CAPACITY 3072u
+#define TOPK_OWN (TOPK_CAPACITY / TOPK_THREADS)
+
+struct TopkShared {
+    u64 keys[TOPK_CAPACITY];
+    u64 minima[TOPK_THREADS / WARP];
+    u32 histogram[256];
+    u32 warp_totals[TOPK_THREADS / WARP];
+    u32 held;
+    u32 digit;
+    u32 above;
+    u32 in_bin;
+};
+
+// Appends the keys of a warp's lanes that are to be taken; all lanes call it.
+__device__ inline void append(TopkShared *s, u64 key, bool take) {
+    u32 lane = threadIdx.x % WARP;
+    u32 takers = __ballot_sync(FULL, take);
+    if (takers == 0) return;
+    u32 base = 0;
+    // One atomic a warp; the order of warps does not matter, since keys are ordered later.
+    if (lane == 0) base = atomicAdd(&s->held, __popc(takers));
+    base = __shfl_sync(FULL, base, 0);
+    if (take) s->keys[base + __popc(takers & ((1u << lane) - 1u))] = key;
+}
+
+// Step 3: finds the digit of the `want`-th largest key among those counted in the histogram.
+__device__ inline void find_digit(TopkShared *s, u32 want) {
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    // From the largest digit down, so that the running sum counts the keys above.
+    u32 bin = 255u - threadIdx.x, here = s->histogram[bin], sum = here;
+    for (u32 step = 1; step < WARP; step *= 2) {
+        u32 left = __shfl_up_sync(FULL, sum, step);
+        if (lane >= step) sum += left;
+    }
+    if (lane == WARP - 1) s->warp_totals[warp] = sum;
+    // The totals of all warps must be there before they are added.
+    __syncthreads();
+    for (u32 w = 0; w < warp; w++) sum += s->warp_totals[w];
+    if (sum - here < want && want <= sum) {
+        s->digit = bin;
+        s->above = sum - here;
+        s->in_bin = here;
+    }
+    // The one thread that found the digit must have written it.
+    __syncthreads();
+}
+
+// Step 3: keeps the k largest of `held` keys (held >= k) at the front; returns the smallest of them.
+__device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
+    u64 own[TOPK_OWN];
+    for (u32 i = 0; i < TOPK_OWN; i++) {
+        u32 at = i * TOPK_THREADS + threadIdx.x;
+        own[i] = at < held ? s->keys[at] : 0;
+    }
+    u64 prefix = 0, decided = 0;
+    u32 want = k;
+    for (int shift = 56; shift >= 0; shift -= 8) {
+        s->histogram[threadIdx.x] = 0;
+        // All bins must be empty before any is counted.
+        __syncthreads();
+        for (u32 i = 0; i < TOPK_OWN; i++) {
+            // An empty place holds 0, which is no key.
+            if (own[i] != 0 && (own[i] & decided) == prefix) {
+                atomicAdd(&s->histogram[(u32)(own[i] >> shift) & 255u], 1u);
+            }
+        }
+        // All keys must be counted before the bins are summed.
+        __syncthreads();
+        find_digit(s, want);
+        prefix |= (u64)s->digit << shift;
+        decided |= (u64)255 << shift;
+        want -= s->above;
+        if (s->in_bin == want) break;
+    }
+    u64 least = ~(u64)0;
+    if (threadIdx.x == 0) s->held = 0;
+    // Keys were copied before the first histogram; the counter must be 0 before it is added to.
+    __syncthreads();
+    for (u32 i = 0; i < TOPK_OWN; i++) {
+        bool keep = own[i] != 0 && own[i] >= prefix;
+        if (keep && own[i] < least) least = own[i];
+        append(s, own[i], keep);
+    }
+    for (u32 step = WARP / 2; step > 0; step /= 2) {
+        u64 other = __shfl_xor_sync(FULL, least, step);
+        least = other < least ? other : least;
+    }
+    if (threadIdx.x % WARP == 0) s->minima[threadIdx.x / WARP] = least;
+    // All keys must be in their places, and the minima of all warps known.
+    __syncthreads();
+    for (u32 w = 0; w < TOPK_THREADS / WARP; w++) least = s->minima[w] < least ? s->minima[w] : least;
+    return least;
+}
+
+// A running softmax total: sum of e^((t - max) inv_tau).
+struct Running {
+    float max;
+    float total;
+    float sum;
+};
+__device__ inline void perturb(Running *r, float positive, float noise, float inv_tau) {
+    float t = positive + noise;
+    r->sum += positive;
+    if (t > r->max) {
+        r->total = r->total * expf((r->max - t) * inv_tau) + 1.0f;
+        r->max = t;
+    } else {
+        r->total += expf((t - r->max) * inv_tau);
+    }
+}
+
+// Brings the running totals of all threads together; the same in every thread.
+__device__ inline SoftRow finish_softmax(Running r, float inv_tau) {
+    __shared__ float maxima[TOPK_THREADS / WARP];
+    __shared__ double scratch[32];
+    float max = r.max;
+    for (u32 step = WARP / 2; step > 0; step /= 2) max = fmaxf(max, __shfl_xor_sync(FULL, max, step));
+    if (threadIdx.x % WARP == 0) maxima[threadIdx.x / WARP] = max;
+    // The maxima of all warps must be there before they are compared.
+    __syncthreads();
+    for (u32 w = 0; w < TOPK_THREADS / WARP; w++) max = fmaxf(max, maxima[w]);
+    // A thread without a score has total 0 at -infinity: e^-infinity is 0.
+    double total = block_sum((double)r.total * (double)expf((r.max - max) * inv_tau), scratch);
+    double sum = block_sum((double)r.sum, scratch);
+    SoftRow out;
+    out.max = max;
+    out.inv_total = (float)(1.0 / total);
+    out.sum = (float)sum;
+    out.c = 0.0f;
+    return out;
+}
+
+template <typename T, bool SOFT>
+__device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,
+                            const Step *step, const Control *control, u32 *index, float *value, u32 *count, u64 *kth,
+                            u32 *bad, u32 *fired, const float *given, SoftRow *soft) {
+    __shared__ TopkShared s;
+    u64 n = blockIdx.x;
+    if (idle != 0 && control->n_dead == 0) {
+        if (threadIdx.x == 0) count[n] = 0;
+        return;
+    }
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    u32 dead_after = step->dead_after;
+    float inv_tau = 1.0f / step->tau;
+    Running running = {-INFINITY, 0.0f, 0.0f};
+    u64 threshold = 0;
+    u32 infinite = 0, held = 0;
+    if (threadIdx.x == 0) s.held = 0;
+    // The counter must be 0 before the first key is appended.
+    __syncthreads();
+    for (u32 first = 0; first < m; first += TOPK_CHUNK) {
+        float z[8];
+        for (u32 i = 0; i < 8; i++) {
+            u32 j = first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
+            z[i] = j < m ? widen(scores[n * pitch + j]) + b_lat[j] : 0.0f;
+        }
+        for (u32 i = 0; i < 8; i++) {
+            u32 j = first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
+            u32 bits = __float_as_uint(z[i]);
+            infinite |= (bits & 0x7f800000u) == 0x7f800000u;
+            u64 key = z[i] > 0.0f ? (u64)bits << 32 | (u32)~j : 0;
+            if (idle != 0 && key != 0 && idle[j] < dead_after) key = 0;
+            append(&s, key, key > threshold);
+        }
+        if (SOFT) {
+            for (u32 g = 0; g < 2; g++) {
+                u32 group = first / 128 + warp * 2 + g;
+                Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
+                for (u32 w = 0; w < 4; w++) {
+                    u32 j = group * 128 + w * WARP + lane;
+                    if (j < m) {
+                        float u = given != 0 ? given[n * m + j] : unit(words.w[w]);
+                        perturb(&running, fmaxf(z[g * 4 + w], 0.0f), gumbel(u), inv_tau);
+                    }
+                }
+            }
+        }
+        // All keys of the chunk must be counted before the count is looked at ...
+        __syncthreads();
+        held = s.held;
+        bool more = first + TOPK_CHUNK < m;
+        // ... and all threads have looked before the next chunk adds to it.
+        __syncthreads();
+        if (more && held >= k && (threshold == 0 || held > TOPK_CAPACITY - TOPK_CHUNK)) {
+            threshold = keep_largest(&s, held, k);
+            held = k;
+        }
+    }
+    u64 least = 0;
+    if (held > k) {
+        least = keep_largest(&s, held, k);
+        held = k;
+    }
+    for (u32 e = threadIdx.x; e < held; e += TOPK_THREADS) {
+        u32 j = ~(u32)s.keys[e], rank = 0;
+        for (u32 other = 0; other < held; other++) rank += ~(u32)s.keys[other] < j;
+        index[n * k + rank] = j;
+        value[n * k + rank] = __uint_as_float((u32)(s.keys[e] >> 32));
+        if (fired != 0) fired[j] = 1;
+    }
+    if (threadIdx.x == 0) {
+        count[n] = held;
+        if (kth != 0) kth[n] = least;
+    }
+    infinite = __syncthreads_or(infinite);
+    if (threadIdx.x == 0 && bad != 0) bad[n] = infinite != 0;
+    if (SOFT) {
+        SoftRow row = finish_softmax(running, inv_tau);
+        if (threadIdx.x == 0) soft[n] = row;
+    }
+}
+
+#define TOPK_STREAM(T, t)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        topk_stream_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,                \
+                        const Step *step, const Control *control, u32 *index, float *value, u32 *count, u32 *bad,     \
+                        u32 *fired) {                                                                                 \
+        topk_stream<T, false>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad, fired, 0, \
+                              0);                                                                                     \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,              \
+                         const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,            \
+                         u32 *fired, const float *given, SoftRow *soft) {                                             \
+        topk_stream<T, true>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad, fired,      \
+                             given, soft);                                                                            \
+    }
+TOPK_STREAM(float, f32)
+TOPK_STREAM(bf16, bf16)
