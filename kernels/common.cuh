@@ -139,7 +139,7 @@ struct Step {
     float adam_eps;  // outside the root
     float keep;      // 1 - lr * weight_decay, on the matrices
     float ema_keep;  // decay of the moving average at this step
-    float aux_scale; // aux_coef as float32
+    float inv_tau;   // 1 / tau
     u32 n_rows;      // N
     u32 dead_after;  // rows without firing
     u32 slot;        // place of this step in the ring of statistics

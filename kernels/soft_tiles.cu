@@ -6,7 +6,7 @@
 //   dz_nj = [z_nj > 0] (p_nj S_n ((1 - alpha) dh_nj - c_n) / tau + c_n + alpha dh_nj [j in top k])
 //
 // scores (N, pitch), b_lat (M); a tile holds latents [first, first + cols) of all rows, (N, tile_pitch).
-// Grid: (ceil(cols / 1024), N), 256 threads; a warp takes 128 neighbouring latents, as the noise is laid out.
+// Grid: (N, ceil(cols / 1024)), 256 threads; a warp takes 128 neighbouring latents, as the noise is laid out.
 // `kth` is the key of the row's k-th largest score (topk_stream.cu): a latent is in the top k when its key reaches it.
 // Moves N cols scores and one or three tiles. Exact and without sums: nothing depends on an order.
 // Formula: src/backend/mod.rs.
@@ -22,10 +22,10 @@ struct Quad {
 template <typename T>
 __device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, const Step *step,
                                  const float *given, SoftRow row) {
-    u64 n = blockIdx.y;
+    u64 n = blockIdx.x;
     u32 lane = threadIdx.x % WARP;
-    u32 group = (first + blockIdx.x * 1024) / 128 + threadIdx.x / WARP;
-    float inv_tau = 1.0f / step->tau;
+    u32 group = (first + blockIdx.y * 1024) / 128 + threadIdx.x / WARP;
+    float inv_tau = step->inv_tau;
     Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
     Quad q;
     for (u32 w = 0; w < 4; w++) {
@@ -42,7 +42,7 @@ __device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32
 template <typename T>
 __device__ void soft_weights(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,
                              u32 tile_pitch, const Step *step, const SoftRow *soft, const float *given, T *weights) {
-    u64 n = blockIdx.y;
+    u64 n = blockIdx.x;
     Quad q = soft_quad(scores, b_lat, m, pitch, first, step, given, soft[n]);
     for (u32 w = 0; w < 4; w++) {
         u32 at = q.j[w] - first;
@@ -55,7 +55,7 @@ template <typename T>
 __device__ void soft_gradients(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,
                                u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth,
                                const float *given, T *grad, T *code) {
-    u64 n = blockIdx.y;
+    u64 n = blockIdx.x;
     SoftRow row = soft[n];
     Quad q = soft_quad(scores, b_lat, m, pitch, first, step, given, row);
     u64 least = kth[n];
@@ -79,9 +79,9 @@ __device__ void soft_gradients(const T *scores, const float *b_lat, u32 m, u32 p
 template <typename T>
 __device__ void relu_tile(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,
                           u32 *row_active, u32 *fired, T *code) {
-    u64 n = blockIdx.y;
+    u64 n = blockIdx.x;
     u32 lane = threadIdx.x % WARP;
-    u32 group = (first + blockIdx.x * 1024) / 128 + threadIdx.x / WARP;
+    u32 group = (first + blockIdx.y * 1024) / 128 + threadIdx.x / WARP;
     u32 active = 0;
     for (u32 w = 0; w < 4; w++) {
         u32 j = group * 128 + w * WARP + lane, at = j - first;

@@ -169,7 +169,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     }
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 dead_after = step->dead_after;
-    float inv_tau = 1.0f / step->tau;
+    float inv_tau = step->inv_tau;
     Running running = {-INFINITY, 0.0f, 0.0f};
     u64 threshold = 0;
     u32 infinite = 0, held = 0;

@@ -122,6 +122,16 @@ impl Embeddings {
         self.values.bytes().len()
     }
 
+    /// Row `row` as it is stored; `None` for float64, which no device takes as it is.
+    ///
+    /// # Panics
+    ///
+    /// If `row` is not a row.
+    pub fn stored_row(&self, row: usize) -> Option<&[u8]> {
+        let width = self.d_in * self.dtype().size();
+        (self.dtype() != Dtype::F64).then(|| &self.values.bytes()[row * width..(row + 1) * width])
+    }
+
     /// Writes row `row` to `out` as float32.
     ///
     /// # Panics

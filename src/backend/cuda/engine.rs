@@ -1,0 +1,529 @@
+//! The backend on a device: what is queued for a step, an evaluation, a look inside.
+//!
+//! A step, hard phase:
+//!
+//! 1. The step's numbers and row numbers are sent (and the rows themselves, where the data are not on the device).
+//! 2. Rows are gathered and normalised; `z`, the one dense product; selection of the top k.
+//! 3. Reconstruction, loss, dy' and the gradients of sparse entries, row by row.
+//! 4. Inverted index; gradients and Adam, latent by latent; the pre-bias; idle counts.
+//!
+//! In the warm-up the decoder and the gradients are dense products over tiles of latents, and nothing of size (N, M)
+//! exists but the scores. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits until statistics are
+//! collected.
+
+use super::buffer::{Buffer, Values};
+use super::device::{Device, Memory, RecordKey};
+use super::launch::{self, Batch, Shared, Update};
+use super::params::{Control, StepParams};
+use super::tensors::{Operands, Tensors};
+use super::work::{self, Kept, ROWS_AT, Sizes, Work};
+use crate::backend::{EvalSums, Inference, ModelSpec, StepPlan, StepStats, Weights};
+use crate::config::Precision;
+use crate::data::Embeddings;
+use crate::error::{Error, Result};
+use crate::model::TrainState;
+use crate::noise::Noise;
+use std::sync::Arc;
+
+/// Steps whose outcomes the device keeps until they are collected.
+const RING: usize = 4096;
+/// Rows of the buffers at least, so that evaluations are not made row by row.
+const LEAST_ROWS: usize = 256;
+
+/// A backend on a device.
+pub struct Engine {
+    pub(super) parts: Parts,
+    // Last, so that all memory is freed before the device goes.
+    pub(super) device: Box<dyn Device>,
+}
+
+/// Everything but the device, so that work can be recorded by it.
+pub(super) struct Parts {
+    pub(super) data: Arc<Embeddings>,
+    pub(super) spec: ModelSpec,
+    pub(super) sizes: Sizes,
+    pub(super) tensors: Tensors,
+    averages: Option<Averages>,
+    pub(super) shared: Shared,
+    pub(super) work: Option<Work>,
+    resident: Option<Memory>,
+    given: Option<Buffer<f32>>,
+    pending: usize,
+    done: Vec<StepStats>,
+}
+
+/// Rounded copies of the moving averages, for evaluation.
+struct Averages {
+    enc: Values,
+    dec: Option<Values>,
+}
+
+/// What is queued of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// The whole step.
+    Train,
+    /// Gradients into `kept`, and no update.
+    Look,
+}
+
+/// Called after each tile of the warm-up's backward pass.
+type AfterTile<'a> = &'a mut dyn FnMut(&mut dyn Device, (usize, usize), &work::Soft) -> Result<()>;
+
+impl Engine {
+    /// A backend over `data` that goes on from `state`.
+    ///
+    /// # Errors
+    /// Options that the kernels cannot serve; not enough memory.
+    pub fn new(
+        mut device: Box<dyn Device>,
+        data: Arc<Embeddings>,
+        spec: ModelSpec,
+        precision: Precision,
+        state: &TrainState,
+    ) -> Result<Self> {
+        let p = &state.params;
+        let (d, m) = (p.d_in, p.n_latents);
+        let sizes = Sizes::new(&spec, d, m, p.tied(), precision, data.dtype())?;
+        sizes.check_row(device.facts()?.shared)?;
+        let dev = device.as_mut();
+        let tensors = Tensors::load(dev, state, sizes.element)?;
+        let shared = Shared {
+            control: Buffer::zeros(dev, 1, "facts of a step")?,
+            outcomes: Buffer::zeros(dev, RING + 1, "statistics of steps")?,
+            fired: Buffer::zeros(dev, m, "flags of latents")?,
+            fired_rows: Buffer::zeros(dev, m, "counts of latents")?,
+            quality: Buffer::zeros(dev, 1, "sums of an evaluation")?,
+        };
+        let mut parts = Parts {
+            data,
+            spec,
+            sizes,
+            tensors,
+            averages: None,
+            shared,
+            work: None,
+            resident: None,
+            given: None,
+            pending: 0,
+            done: vec![],
+        };
+        parts.upload_data(dev)?;
+        parts.refresh(dev)?;
+        Ok(Self { parts, device })
+    }
+
+    /// Queues one step; see [`crate::backend::Backend::step`].
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
+        let Self { parts, device } = self;
+        let dev = device.as_mut();
+        if parts.pending == RING {
+            parts.drain(dev)?;
+        }
+        let slot = parts.pending;
+        let batch = parts.send(dev, rows, plan, slot)?;
+        let soft = plan.soft();
+        if batch.given != 0 {
+            // Given numbers are a test's: nothing to record.
+            parts.queue(dev, &batch, soft, Aim::Train, &mut |_, _, _| Ok(()))?;
+        } else {
+            let kind = if soft { "warm-up step" } else { "hard step" };
+            dev.record(RecordKey { kind, n_rows: batch.n }, &mut |dev| {
+                parts.queue(dev, &batch, soft, Aim::Train, &mut |_, _, _| Ok(()))
+            })?;
+        }
+        parts.pending += 1;
+        parts.tensors.set_step(plan.step + 1);
+        Ok(())
+    }
+
+    /// Waits, and gives the statistics of all steps since the last time.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn collect(&mut self) -> Result<Vec<StepStats>> {
+        self.parts.drain(self.device.as_mut())?;
+        Ok(std::mem::take(&mut self.parts.done))
+    }
+
+    /// See [`crate::backend::Backend::evaluate`].
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+        let Self { parts, device } = self;
+        let dev = device.as_mut();
+        let operands = parts.operands(dev, weights)?;
+        parts.shared.quality.zero(dev, 1)?;
+        parts.shared.fired_rows.zero(dev, parts.sizes.m)?;
+        let room = parts.work.as_ref().map_or(LEAST_ROWS, |w| w.capacity);
+        for chunk in rows.chunks(room) {
+            parts.evaluate(dev, chunk, &operands)?;
+        }
+        let sums = parts.shared.quality.read(dev, 1)?[0];
+        let counts = parts.shared.fired_rows.read(dev, parts.sizes.m)?;
+        fired.iter_mut().zip(counts).for_each(|(f, c)| *f += u64::from(c));
+        Ok(EvalSums {
+            rows: rows.len() as u64,
+            squared: sums.squared,
+            absolute: sums.absolute,
+            cosine: sums.cosine,
+            active: sums.active,
+        })
+    }
+
+    /// The whole state, from the device.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn state(&mut self) -> Result<TrainState> {
+        self.parts.tensors.state(self.device.as_mut())
+    }
+}
+
+impl Parts {
+    /// Puts the rows on the device if they leave room for the work; else they travel batch by batch.
+    fn upload_data(&mut self, dev: &mut dyn Device) -> Result<()> {
+        let (n, width) = (self.data.n_rows(), self.sizes.d * self.sizes.input.size());
+        let bytes = n * width;
+        let free = dev.facts()?.free;
+        let work = work::bytes(&self.sizes, &self.spec, LEAST_ROWS.max(4096));
+        if bytes as u64 + work > free / 10 * 9 {
+            return Ok(());
+        }
+        let mut memory = dev.allocate(bytes.max(1), "the data")?;
+        // In runs of some 64 MiB: float64 rows are rounded on the way.
+        let run = (64 << 20) / width.max(1) + 1;
+        let mut scratch = vec![];
+        let mut bytes = vec![0u8; run.min(n) * width];
+        for first in (0..n).step_by(run) {
+            let rows = run.min(n - first);
+            for (i, out) in bytes[..rows * width].chunks_exact_mut(width).enumerate() {
+                work::row_bytes(&self.data, first + i, &mut scratch, out);
+            }
+            dev.write(&mut memory, first * width, &bytes[..rows * width])?;
+        }
+        self.resident = Some(memory);
+        Ok(())
+    }
+
+    /// What follows from the weights and idle counts after they were written: rounded copies, dead latents.
+    fn refresh(&mut self, dev: &mut dyn Device) -> Result<()> {
+        let t = &mut self.tensors;
+        if let Some(copy) = &mut t.enc_copy {
+            launch::narrow_copy(dev, &t.enc.w, copy)?;
+        }
+        if let (Some(copy), Some(dec)) = (&mut t.dec_copy, &t.dec) {
+            launch::narrow_copy(dev, &dec.w, copy)?;
+        }
+        launch::count_idle(dev, &self.sizes, 0, self.spec.dead_after, &mut t.idle, &mut self.shared)
+    }
+
+    /// Makes sure that the buffers hold `n` rows.
+    fn need_rows(&mut self, dev: &mut dyn Device, n: usize) -> Result<()> {
+        if self.work.as_ref().is_some_and(|w| w.capacity >= n) {
+            return Ok(());
+        }
+        // Records name the buffers that go now.
+        dev.forget();
+        self.work = None;
+        let staged = self.resident.is_none();
+        self.work = Some(Work::new(dev, &self.sizes, n.max(LEAST_ROWS.min(self.data.n_rows())), staged)?);
+        Ok(())
+    }
+
+    /// Sends a batch and its numbers; makes the buffers that the step needs.
+    fn send(
+        &mut self,
+        dev: &mut dyn Device,
+        rows: &[u32],
+        plan: &StepPlan<'_>,
+        slot: usize,
+    ) -> Result<Batch> {
+        let (n, m) = (rows.len(), self.sizes.m);
+        self.need_rows(dev, n)?;
+        let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
+        if plan.soft() {
+            work.need_soft(dev, sizes)?;
+        }
+        if spec.clip_norm.is_some() {
+            work.need_kept(dev, sizes)?;
+        }
+        let given = match plan.noise {
+            Noise::Given(u) if plan.soft() => {
+                let mut buffer = Buffer::zeros(dev, n * m, "given noise")?;
+                buffer.write(dev, u)?;
+                self.given.insert(buffer).address()
+            }
+            _ => 0,
+        };
+        let params = StepParams::new(&self.spec, plan, n, m, slot as u32);
+        let batch = self.send_rows(dev, rows, &params)?;
+        Ok(Batch { given, ..batch })
+    }
+
+    /// Sends row numbers (and rows) with a step's numbers.
+    fn send_rows(&mut self, dev: &mut dyn Device, rows: &[u32], params: &StepParams) -> Result<Batch> {
+        let n_data = self.data.n_rows();
+        if let Some(bad) = rows.iter().find(|&&row| row as usize >= n_data) {
+            return Err(Error::Failed(format!(
+                "row {bad} is not among the {n_data} rows; please report this"
+            )));
+        }
+        let Self { work: Some(work), data, resident, .. } = self else { return Err(no_buffers()) };
+        let (n, width) = (rows.len(), work.row_bytes);
+        let len = work::message_bytes(n, width);
+        work.message.holds(len)?;
+        let base = work.message.address();
+        let staged = resident.is_none();
+        let mut scratch = vec![];
+        dev.send(work.message.memory(), len, &mut |out| {
+            out[..size_of::<StepParams>()].copy_from_slice(bytemuck::bytes_of(params));
+            for (i, &row) in rows.iter().enumerate() {
+                // Rows that travel with the batch are numbered by their place in it.
+                let number = if staged { i as u32 } else { row };
+                let at = ROWS_AT + 4 * i;
+                out[at..at + 4].copy_from_slice(&number.to_ne_bytes());
+            }
+            if staged {
+                for (row, out) in rows.iter().zip(out[work::staged_at(n)..].chunks_exact_mut(width)) {
+                    work::row_bytes(data, *row as usize, &mut scratch, out);
+                }
+            }
+        })?;
+        let data = resident.as_ref().map_or(base + work::staged_at(n) as u64, Memory::address);
+        Ok(Batch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
+    }
+
+    /// Everything of a step after its message.
+    pub(super) fn queue(
+        &mut self,
+        dev: &mut dyn Device,
+        batch: &Batch,
+        soft: bool,
+        aim: Aim,
+        after_tile: AfterTile<'_>,
+    ) -> Result<()> {
+        let operands = self.tensors.operands()?;
+        self.forward(dev, batch, soft, &operands)?;
+        self.backward(dev, batch, soft, aim, &operands, after_tile)
+    }
+
+    fn forward(&mut self, dev: &mut dyn Device, batch: &Batch, soft: bool, w: &Operands) -> Result<()> {
+        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
+            return Err(no_buffers());
+        };
+        launch::gather_norm(dev, s, batch, spec.normalize, w.b_pre, work)?;
+        launch::encode(dev, s, batch.n, w.enc, work)?;
+        launch::topk(dev, s, batch, w.b_lat, shared, true, soft, work)?;
+        launch::topk_dead(dev, s, batch, tensors, shared, work)?;
+        if soft && let Some(mut half) = work.soft.take() {
+            for tile in s.tiles() {
+                launch::soft_weights(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
+            }
+            work.soft = Some(half);
+        }
+        launch::decode(dev, s, batch, w, shared, soft, work)?;
+        launch::finish_loss(dev, s, batch, work, shared)
+    }
+
+    fn backward(
+        &mut self,
+        dev: &mut dyn Device,
+        batch: &Batch,
+        soft: bool,
+        aim: Aim,
+        w: &Operands,
+        after_tile: AfterTile<'_>,
+    ) -> Result<()> {
+        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
+            return Err(no_buffers());
+        };
+        let Work { main, aux, totals, cursor, unordered, .. } = work;
+        if !soft {
+            launch::index(dev, s, batch.n, main, totals, cursor, unordered)?;
+        }
+        if let Some(aux) = aux {
+            launch::index(dev, s, batch.n, aux, totals, cursor, unordered)?;
+        }
+        work.partial.zero(dev, work::BLOCKS * s.pitch)?;
+        let keep = aim == Aim::Look || spec.clip_norm.is_some();
+        if keep {
+            work.squares.zero(dev, work::BLOCKS)?;
+        }
+        // A look shows the gradient itself; the constraint is part of the update.
+        let unit = spec.unit_norm_decoder && aim == Aim::Train;
+        let view = &tensors.view;
+        let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
+        let base =
+            Update { latents: (0, s.m), main: None, aux, dense: None, kept: None, unit, partial: true };
+        let kept = if keep { work.kept.as_ref() } else { None };
+        if soft {
+            let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
+            for tile in s.tiles() {
+                launch::backward_tile(dev, s, batch.n, w.dec, tile, work, &mut half)?;
+                launch::soft_gradients(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                launch::tile_gradients(dev, s, batch.n, tile, work, &mut half)?;
+                after_tile(dev, tile, &half)?;
+                let dense =
+                    (half.enc.holds(tile.1 * s.pitch)?, dec_part(s, &half)?, half.bias.holds(tile.1)?);
+                let up = Update {
+                    latents: tile,
+                    dense: Some(dense),
+                    kept: if keep { work.kept.as_ref() } else { None },
+                    aux: work.aux.as_ref().zip(work.aux_recon.as_ref()),
+                    ..base
+                };
+                launch::latent_update(dev, s, batch, view, shared, work, &up)?;
+            }
+            work.soft = Some(half);
+        } else {
+            let up = Update { main: Some(&work.main), kept, ..base };
+            launch::latent_update(dev, s, batch, view, shared, work, &up)?;
+        }
+        launch::pre_bias_gradient(dev, s, batch.n, spec.train_pre_bias, work)?;
+        if aim == Aim::Look {
+            return Ok(());
+        }
+        if keep {
+            launch::clip_factor(dev, s, batch, work, shared)?;
+            apply_kept(dev, s, batch, tensors, shared, work, unit)?;
+        }
+        if spec.train_pre_bias {
+            launch::update_pre_bias(dev, s, batch, view, work, shared)?;
+        }
+        launch::count_idle(dev, s, batch.n, spec.dead_after, &mut tensors.idle, shared)
+    }
+
+    /// Fetches the outcomes of all queued steps.
+    fn drain(&mut self, dev: &mut dyn Device) -> Result<()> {
+        if self.pending > 0 {
+            let outcomes = self.shared.outcomes.read(dev, self.pending)?;
+            self.done.extend(outcomes.iter().map(stats));
+            self.pending = 0;
+        }
+        Ok(())
+    }
+
+    /// The weights that an evaluation reads.
+    fn operands(&mut self, dev: &mut dyn Device, weights: Weights) -> Result<Operands> {
+        let own = self.tensors.operands()?;
+        let t = &self.tensors;
+        let (Weights::Averaged, Some(enc)) = (weights, &t.enc.e) else { return Ok(own) };
+        let (m, pitch) = (self.sizes.m, self.sizes.pitch);
+        let dec = t.dec.as_ref().and_then(|d| d.e.as_ref());
+        let (b_lat, b_pre) = (t.lat.weights(weights).address(), t.pre.weights(weights).address());
+        if self.tensors.enc_copy.is_none() {
+            let enc = enc.matrix(0, m, pitch, pitch)?;
+            let dec = dec.map_or(Ok(enc), |dec| dec.matrix(0, m, pitch, pitch))?;
+            return Ok(Operands { enc, dec, b_lat, b_pre });
+        }
+        let element = self.sizes.element;
+        let what = "a bfloat16 copy of averages";
+        if self.averages.is_none() {
+            let dec = dec.map(|_| Values::zeros(dev, element, m * pitch, what)).transpose()?;
+            self.averages = Some(Averages { enc: Values::zeros(dev, element, m * pitch, what)?, dec });
+        }
+        let Some(copies) = &mut self.averages else { return Ok(own) };
+        launch::narrow_copy(dev, enc, &mut copies.enc)?;
+        let enc = copies.enc.matrix(m, pitch, pitch)?;
+        let dec = match (dec, &mut copies.dec) {
+            (Some(from), Some(to)) => {
+                launch::narrow_copy(dev, from, to)?;
+                to.matrix(m, pitch, pitch)?
+            }
+            _ => enc,
+        };
+        Ok(Operands { enc, dec, b_lat, b_pre })
+    }
+
+    fn evaluate(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<()> {
+        let noise = Noise::Philox { seed: 0 };
+        let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise };
+        self.need_rows(dev, rows.len())?;
+        let params = StepParams::new(&self.spec, &plan, rows.len(), self.sizes.m, RING as u32);
+        let batch = self.send_rows(dev, rows, &params)?;
+        let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
+        let relu = spec.inference == Inference::Relu;
+        launch::gather_norm(dev, s, &batch, spec.normalize, w.b_pre, work)?;
+        launch::encode(dev, s, batch.n, w.enc, work)?;
+        launch::topk(dev, s, &batch, w.b_lat, shared, false, false, work)?;
+        if relu {
+            work.need_soft(dev, s)?;
+            work.main.count.zero(dev, batch.n)?;
+            let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
+            for tile in s.tiles() {
+                launch::relu_tile(dev, s, &batch, w.b_lat, tile, work, &mut half, shared)?;
+                launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
+            }
+            work.soft = Some(half);
+        }
+        launch::evaluate(dev, s, &batch, w, relu, work, shared)
+    }
+
+    /// The pass of a look inside, into `kept` and the batch's buffers; returns the batch and its statistics.
+    pub(super) fn look(
+        &mut self,
+        dev: &mut dyn Device,
+        rows: &[u32],
+        plan: &StepPlan<'_>,
+        after_tile: AfterTile<'_>,
+    ) -> Result<(Batch, StepStats)> {
+        self.drain(dev)?;
+        let before = self.shared.control.read(dev, 1)?[0];
+        self.need_rows(dev, rows.len())?;
+        let Some(work) = &mut self.work else { return Err(no_buffers()) };
+        work.need_kept(dev, &self.sizes)?;
+        work.recon = Some(Buffer::zeros(dev, work.capacity * self.sizes.pitch, "reconstruction")?);
+        let batch = self.send(dev, rows, plan, RING)?;
+        let result = self.queue(dev, &batch, plan.soft(), Aim::Look, after_tile);
+        result?;
+        let outcomes = self.shared.outcomes.read(dev, RING + 1)?;
+        // A look leaves no trace: neither a stop nor a latent that fired.
+        self.shared.fired.zero(dev, self.sizes.m)?;
+        self.shared.control.write(dev, &[Control { clip: 1.0, ..before }])?;
+        Ok((batch, stats(&outcomes[RING])))
+    }
+}
+
+fn no_buffers() -> Error {
+    Error::Failed("buffers of a batch are missing on the GPU; please report this".into())
+}
+
+fn stats(o: &super::params::Outcome) -> StepStats {
+    StepStats { loss: o.loss, mse: o.mse, l1: o.l1, aux: o.aux, grad_norm: o.grad_norm }
+}
+
+/// The decoder's part of a tile's gradients; a tied model has none of its own.
+fn dec_part(s: &Sizes, half: &work::Soft) -> Result<super::device::Arg> {
+    if s.tied { half.enc.holds(0) } else { half.dec.holds(s.tile.min(s.m) * s.pitch) }
+}
+
+/// Adam from kept gradients, once the clip factor is known.
+fn apply_kept(
+    dev: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    tensors: &Tensors,
+    shared: &Shared,
+    work: &Work,
+    unit: bool,
+) -> Result<()> {
+    let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };
+    let all = s.m * s.pitch;
+    let dec = if s.tied { enc.holds(0)? } else { dec.holds(all)? };
+    let up = Update {
+        latents: (0, s.m),
+        main: None,
+        aux: None,
+        dense: Some((enc.holds(all)?, dec, bias.holds(s.m)?)),
+        kept: None,
+        unit,
+        partial: false,
+    };
+    launch::latent_update(dev, s, batch, &tensors.view, shared, work, &up)
+}

@@ -1,0 +1,190 @@
+//! What host and kernels tell each other: plain structs, field by field as in `kernels/common.cuh`.
+
+use crate::backend::{ModelSpec, StepPlan, ema_decay};
+use crate::noise::Noise;
+use bytemuck::{Pod, Zeroable};
+
+/// `Step`: all numbers of one step.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct StepParams {
+    /// Key of the noise.
+    pub seed: u64,
+    /// Step from 0.
+    pub step: u64,
+    /// Weight of the mean absolute code.
+    pub l1: f64,
+    /// Weight of the auxiliary loss.
+    pub aux_coef: f64,
+    /// Largest gradient norm; 0 is none.
+    pub clip_norm: f64,
+    /// Share of the hard code.
+    pub alpha: f32,
+    /// `1 - alpha`.
+    pub rest: f32,
+    /// Temperature.
+    pub tau: f32,
+    /// `l1 / (N M)`.
+    pub sparsity: f32,
+    /// Adam's decay of the first moment.
+    pub beta1: f32,
+    /// Adam's decay of the second moment.
+    pub beta2: f32,
+    /// `1 - beta1`, rounded once.
+    pub one_minus_beta1: f32,
+    /// `1 - beta2`, rounded once.
+    pub one_minus_beta2: f32,
+    /// `lr / (1 - beta1^t)`.
+    pub rate: f32,
+    /// `1 / (1 - beta2^t)`.
+    pub fix2: f32,
+    /// Outside the root.
+    pub adam_eps: f32,
+    /// `1 - lr * weight_decay`.
+    pub keep: f32,
+    /// Decay of the moving average at this step.
+    pub ema_keep: f32,
+    /// `1 / tau`.
+    pub inv_tau: f32,
+    /// N.
+    pub n_rows: u32,
+    /// Rows without firing after which a latent is dead.
+    pub dead_after: u32,
+    /// Place in the ring of outcomes.
+    pub slot: u32,
+    /// Fills the struct to a multiple of 8 bytes.
+    pub unused: u32,
+}
+
+impl StepParams {
+    /// The numbers of `plan` for a batch of `n_rows` rows and `n_latents` latents; its outcome goes to `slot`.
+    pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, n_rows: usize, n_latents: usize, slot: u32) -> Self {
+        // As on the CPU: powers and quotients in float64, rounded once.
+        let t = (plan.step + 1) as i32;
+        let seed = if let Noise::Philox { seed } = plan.noise { seed } else { 0 };
+        let alpha = plan.alpha.min(1.0);
+        Self {
+            seed,
+            step: plan.step,
+            l1: plan.l1,
+            aux_coef: spec.aux_coef,
+            clip_norm: spec.clip_norm.unwrap_or(0.0),
+            alpha: alpha as f32,
+            rest: (1.0 - alpha) as f32,
+            tau: plan.tau as f32,
+            sparsity: (plan.l1 / (n_rows * n_latents) as f64) as f32,
+            beta1: spec.beta1 as f32,
+            beta2: spec.beta2 as f32,
+            one_minus_beta1: (1.0 - spec.beta1) as f32,
+            one_minus_beta2: (1.0 - spec.beta2) as f32,
+            rate: (plan.lr / (1.0 - spec.beta1.powi(t))) as f32,
+            fix2: (1.0 / (1.0 - spec.beta2.powi(t))) as f32,
+            adam_eps: spec.adam_eps as f32,
+            keep: (1.0 - plan.lr * spec.weight_decay) as f32,
+            ema_keep: spec.ema.map_or(0.0, |decay| ema_decay(decay, plan.step)) as f32,
+            inv_tau: (1.0 / plan.tau) as f32,
+            n_rows: n_rows as u32,
+            dead_after: spec.dead_after,
+            slot,
+            unused: 0,
+        }
+    }
+}
+
+/// `Outcome`: what a step reports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Outcome {
+    /// The whole loss.
+    pub loss: f64,
+    /// Mean squared error.
+    pub mse: f64,
+    /// Mean absolute code.
+    pub l1: f64,
+    /// Auxiliary loss before its weight.
+    pub aux: f64,
+    /// Global gradient norm; NaN where it was not needed.
+    pub grad_norm: f64,
+}
+
+/// `Control`: facts that kernels of a step hand to later ones.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Control {
+    /// Not 0 once a loss was not finite.
+    pub stopped: u32,
+    /// Latents that the auxiliary loss may use.
+    pub n_dead: u32,
+    /// The gradient's factor from clipping.
+    pub clip: f32,
+    /// Fills the struct.
+    pub unused: u32,
+}
+
+/// Bytes of `Control::n_dead` in [`Control`].
+pub const N_DEAD: std::ops::Range<usize> = 4..8;
+
+/// `SoftRow`: the softmax of a row.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct SoftRow {
+    /// Largest perturbed score.
+    pub max: f32,
+    /// `1 / total`.
+    pub inv_total: f32,
+    /// `S`.
+    pub sum: f32,
+    /// The constant `c`.
+    pub c: f32,
+}
+
+/// `RowLoss` and `RowQuality` as the host sees them: bytes of one row.
+pub const ROW_LOSS: usize = 24;
+/// See [`ROW_LOSS`].
+pub const ROW_QUALITY: usize = 32;
+
+/// `Quality`: running sums of an evaluation.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Quality {
+    /// Squared errors.
+    pub squared: f64,
+    /// Absolute errors.
+    pub absolute: f64,
+    /// Cosines.
+    pub cosine: f64,
+    /// Active latents.
+    pub active: u64,
+}
+
+/// `Tensor`: addresses of weights, moments and average; 0 where there is none.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct TensorView {
+    /// Weights.
+    pub w: u64,
+    /// First moment.
+    pub m: u64,
+    /// Second moment.
+    pub v: u64,
+    /// Moving average.
+    pub e: u64,
+}
+
+/// `Model`: addresses of all tensors.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct ModelView {
+    /// (M, pitch).
+    pub enc: TensorView,
+    /// (M, pitch); all 0 when tied.
+    pub dec: TensorView,
+    /// (M).
+    pub lat: TensorView,
+    /// (pitch).
+    pub pre: TensorView,
+    /// bfloat16 copy of the encoder, or 0.
+    pub enc_copy: u64,
+    /// bfloat16 copy of the decoder, or 0.
+    pub dec_copy: u64,
+}

@@ -1,0 +1,354 @@
+//! Sizes of a run on the device, and the buffers that a batch needs.
+
+use super::buffer::{Buffer, Values};
+use super::device::{Device, Element};
+use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
+use super::tensors::pitch;
+use crate::backend::ModelSpec;
+use crate::config::Precision;
+use crate::data::{Dtype, Embeddings};
+use crate::error::{Error, Result};
+
+/// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
+pub const MOST_ACTIVE: usize = 1024;
+/// Most latents of a tile in the warm-up.
+const TILE: usize = 2048;
+/// Blocks that share out the latents; fixed, so that sums over them have the same order on every card.
+pub const BLOCKS: usize = 1024;
+/// Runs of rows in column sums.
+pub const CHUNKS: usize = 64;
+/// Where the row numbers start in the message of a step.
+pub const ROWS_AT: usize = 128;
+
+/// What stays the same for all batches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sizes {
+    /// D.
+    pub d: usize,
+    /// Values of a stored row of D.
+    pub pitch: usize,
+    /// M.
+    pub m: usize,
+    /// Values of a stored row of scores.
+    pub score_pitch: usize,
+    /// k.
+    pub k: usize,
+    /// Dead latents used by the auxiliary loss a row; 0 is none.
+    pub aux_k: usize,
+    /// Latents of a tile: a multiple of 128.
+    pub tile: usize,
+    /// True where encoder and decoder are one.
+    pub tied: bool,
+    /// Type of operands and scores.
+    pub element: Element,
+    /// Type of the rows on the device (float64 rows are rounded to float32 on the way).
+    pub input: Dtype,
+}
+
+impl Sizes {
+    /// Sizes of a run; checks what the kernels cannot do.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the flag and the limit.
+    pub fn new(
+        spec: &ModelSpec,
+        d: usize,
+        m: usize,
+        tied: bool,
+        precision: Precision,
+        data: Dtype,
+    ) -> Result<Self> {
+        for (flag, value) in [("--k", spec.k), ("--aux-k", spec.aux_k)] {
+            if value > MOST_ACTIVE {
+                return Err(Error::Usage(format!(
+                    "{flag} {value} is above {MOST_ACTIVE}, the most that the GPU kernels select: lower it, or add --device cpu"
+                )));
+            }
+        }
+        let element = if precision == Precision::Bf16 { Element::Bf16 } else { Element::F32 };
+        Ok(Self {
+            d,
+            pitch: pitch(d),
+            m,
+            score_pitch: m.next_multiple_of(8),
+            k: spec.k,
+            aux_k: spec.aux_k,
+            tile: m.next_multiple_of(128).min(TILE),
+            tied,
+            element,
+            input: if data == Dtype::F64 { Dtype::F32 } else { data },
+        })
+    }
+
+    /// Checks that a row's gradients fit in a block's shared memory of `most` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: rows too wide.
+    pub fn check_row(&self, most: u32) -> Result<()> {
+        let need = 12 * self.pitch + 8 * self.k.max(self.aux_k);
+        if need > most as usize {
+            return Err(Error::Usage(format!(
+                "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
+                self.d
+            )));
+        }
+        Ok(())
+    }
+
+    /// Tiles of latents: first latent and count of each.
+    pub fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (m, tile) = (self.m, self.tile);
+        (0..m).step_by(tile).map(move |first| (first, tile.min(m - first)))
+    }
+}
+
+/// Sparse entries of a batch: up to `k` a row.
+#[derive(Debug)]
+pub struct Entries {
+    /// Entries a row at most.
+    pub k: usize,
+    /// (N, k) latents, ascending in each row.
+    pub index: Buffer<u32>,
+    /// (N, k) values.
+    pub value: Buffer<f32>,
+    /// (N, k) gradients of the scores.
+    pub grad: Buffer<f32>,
+    /// (N) entries of each row.
+    pub count: Buffer<u32>,
+    /// (M + 1) where each latent's entries start in `slots`.
+    pub offsets: Buffer<u32>,
+    /// (N k) entry numbers by latent, ascending.
+    pub slots: Buffer<u32>,
+}
+
+impl Entries {
+    fn new(device: &mut dyn Device, n: usize, k: usize, m: usize) -> Result<Self> {
+        if n * k > u32::MAX as usize {
+            return Err(Error::Usage(format!(
+                "{n} rows of {k} active latents are more than the GPU kernels can number: lower --batch-size or --k"
+            )));
+        }
+        Ok(Self {
+            k,
+            index: Buffer::zeros(device, n * k, "active latents")?,
+            value: Buffer::zeros(device, n * k, "their values")?,
+            grad: Buffer::zeros(device, n * k, "their gradients")?,
+            count: Buffer::zeros(device, n, "their counts")?,
+            offsets: Buffer::zeros(device, m + 1, "entries by latent")?,
+            slots: Buffer::zeros(device, n * k, "entries by latent")?,
+        })
+    }
+}
+
+/// What the warm-up (and inference with relu) needs besides.
+#[derive(Debug)]
+pub struct Soft {
+    /// (N) the softmax of each row.
+    pub rows: Buffer<SoftRow>,
+    /// (N) key of the k-th largest score.
+    pub kth: Buffer<u64>,
+    /// (N, pitch) dense part of the reconstruction.
+    pub recon: Buffer<f32>,
+    /// (N, tile) softmax weights, or dh and then dz.
+    pub grad: Values,
+    /// (N, tile) code.
+    pub code: Values,
+    /// (tile, pitch) gradients of a tile of latents.
+    pub enc: Buffer<f32>,
+    /// (tile, pitch); unused when tied.
+    pub dec: Buffer<f32>,
+    /// (tile).
+    pub bias: Buffer<f32>,
+    /// (CHUNKS, tile).
+    pub sums: Buffer<f64>,
+}
+
+/// Gradients of all parameters, where they are kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// (M, pitch).
+    pub enc: Buffer<f32>,
+    /// (M, pitch); empty when tied.
+    pub dec: Buffer<f32>,
+    /// (M).
+    pub bias: Buffer<f32>,
+}
+
+/// Buffers for batches of up to `capacity` rows.
+#[derive(Debug)]
+pub struct Work {
+    /// N at most.
+    pub capacity: usize,
+    /// A step's numbers, its row numbers, and its rows where the data are not on the device.
+    pub message: Buffer<u8>,
+    /// Bytes of one row of data.
+    pub row_bytes: usize,
+    /// (N, pitch) `x' - b_pre`.
+    pub input: Values,
+    /// (N).
+    pub mean: Buffer<f64>,
+    /// (N).
+    pub std: Buffer<f32>,
+    /// (N, score_pitch): the one buffer of this size.
+    pub scores: Values,
+    /// (N) whether a score is not finite.
+    pub bad: Buffer<u32>,
+    /// The top k.
+    pub main: Entries,
+    /// Of the auxiliary loss.
+    pub aux: Option<Entries>,
+    /// (M) scratch of the inverted index.
+    pub totals: Buffer<u32>,
+    /// (M) scratch of the inverted index.
+    pub cursor: Buffer<u32>,
+    /// (N k) scratch of the inverted index.
+    pub unordered: Buffer<u32>,
+    /// (N, pitch) dy'.
+    pub grad_recon: Values,
+    /// (N, pitch) gradient of the auxiliary reconstruction.
+    pub aux_recon: Option<Values>,
+    /// (N) loss parts.
+    pub loss: Buffer<u8>,
+    /// (N) quality of rows.
+    pub quality: Buffer<u8>,
+    /// (BLOCKS, pitch) what each block of latents adds to b_pre's gradient.
+    pub partial: Buffer<f32>,
+    /// (BLOCKS) sums of squares of gradients.
+    pub squares: Buffer<f64>,
+    /// (CHUNKS, pitch) column sums of dy'.
+    pub sums: Buffer<f64>,
+    /// (CHUNKS, pitch) column sums of `partial`.
+    pub less: Buffer<f64>,
+    /// (pitch) gradient of b_pre.
+    pub pre_grad: Buffer<f32>,
+    /// The dense half; made when first needed.
+    pub soft: Option<Soft>,
+    /// Gradients; made when first needed.
+    pub kept: Option<Kept>,
+    /// (N, pitch) reconstruction, for a look inside.
+    pub recon: Option<Buffer<f32>>,
+}
+
+/// Bytes of a step's message: numbers, row numbers, and (at a multiple of 256) rows.
+pub fn message_bytes(n: usize, staged_row_bytes: usize) -> usize {
+    staged_at(n) + n * staged_row_bytes
+}
+
+/// Where staged rows start in a message.
+pub fn staged_at(n: usize) -> usize {
+    (ROWS_AT + 4 * n).next_multiple_of(256)
+}
+
+impl Work {
+    /// Buffers for `n` rows; `staged` where rows travel with each step.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(device: &mut dyn Device, s: &Sizes, n: usize, staged: bool) -> Result<Self> {
+        const { assert!(size_of::<StepParams>() <= ROWS_AT) };
+        let row_bytes = if staged { s.d * s.input.size() } else { 0 };
+        let rows = |device: &mut dyn Device, what| Values::zeros(device, s.element, n * s.pitch, what);
+        let aux = s.aux_k > 0;
+        Ok(Self {
+            capacity: n,
+            message: Buffer::zeros(device, message_bytes(n, row_bytes), "row numbers and rows of a batch")?,
+            row_bytes,
+            input: rows(device, "normalised rows")?,
+            mean: Buffer::zeros(device, n, "means of rows")?,
+            std: Buffer::zeros(device, n, "deviations of rows")?,
+            scores: Values::zeros(device, s.element, n * s.score_pitch, "scores")?,
+            bad: Buffer::zeros(device, n, "flags of rows")?,
+            main: Entries::new(device, n, s.k, s.m)?,
+            aux: if aux { Some(Entries::new(device, n, s.aux_k, s.m)?) } else { None },
+            totals: Buffer::zeros(device, s.m, "entries by latent")?,
+            cursor: Buffer::zeros(device, s.m, "entries by latent")?,
+            unordered: Buffer::zeros(device, n * s.k.max(s.aux_k), "entries by latent")?,
+            grad_recon: rows(device, "gradients of the reconstruction")?,
+            aux_recon: if aux {
+                Some(rows(device, "gradients of the auxiliary reconstruction")?)
+            } else {
+                None
+            },
+            loss: Buffer::zeros(device, n * ROW_LOSS, "loss of rows")?,
+            quality: Buffer::zeros(device, n * ROW_QUALITY, "quality of rows")?,
+            partial: Buffer::zeros(device, BLOCKS * s.pitch, "parts of the pre-bias gradient")?,
+            squares: Buffer::zeros(device, BLOCKS, "sums of squares")?,
+            sums: Buffer::zeros(device, CHUNKS * s.pitch, "column sums")?,
+            less: Buffer::zeros(device, CHUNKS * s.pitch, "column sums")?,
+            pre_grad: Buffer::zeros(device, s.pitch, "gradient of the pre-bias")?,
+            soft: None,
+            kept: None,
+            recon: None,
+        })
+    }
+
+    /// Makes the dense half if it is not there.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn need_soft(&mut self, device: &mut dyn Device, s: &Sizes) -> Result<()> {
+        if self.soft.is_some() {
+            return Ok(());
+        }
+        let n = self.capacity;
+        let dec = if s.tied { 0 } else { s.tile * s.pitch };
+        self.soft = Some(Soft {
+            rows: Buffer::zeros(device, n, "softmax of rows")?,
+            kth: Buffer::zeros(device, n, "k-th scores")?,
+            recon: Buffer::zeros(device, n * s.pitch, "dense reconstruction")?,
+            grad: Values::zeros(device, s.element, n * s.tile, "a tile of score gradients")?,
+            code: Values::zeros(device, s.element, n * s.tile, "a tile of the code")?,
+            enc: Buffer::zeros(device, s.tile * s.pitch, "gradients of a tile of latents")?,
+            dec: Buffer::zeros(device, dec, "gradients of a tile of latents")?,
+            bias: Buffer::zeros(device, s.tile, "gradients of a tile of latents")?,
+            sums: Buffer::zeros(device, CHUNKS * s.tile, "column sums of a tile")?,
+        });
+        Ok(())
+    }
+
+    /// Makes room for all gradients if it is not there.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn need_kept(&mut self, device: &mut dyn Device, s: &Sizes) -> Result<()> {
+        if self.kept.is_some() {
+            return Ok(());
+        }
+        let dec = if s.tied { 0 } else { s.m * s.pitch };
+        self.kept = Some(Kept {
+            enc: Buffer::zeros(device, s.m * s.pitch, "gradients")?,
+            dec: Buffer::zeros(device, dec, "gradients")?,
+            bias: Buffer::zeros(device, s.m, "gradients")?,
+        });
+        Ok(())
+    }
+}
+
+/// Bytes of device memory for batches of `n` rows, without the model: what [`Work::new`] and the buffers made later
+/// take where `spec` needs them.
+pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
+    let e = s.element.size();
+    let lists = |k: usize| n * k * 16 + 4 * n + 4 * s.m;
+    let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
+    let rows = n * (s.pitch * 2 * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20);
+    let index = 8 * s.m + 4 * n * s.k.max(s.aux_k);
+    let sums = BLOCKS * (4 * s.pitch + 8) + 2 * CHUNKS * s.pitch * 8 + 4 * s.pitch;
+    let dense = 2 * n * s.tile * e
+        + n * (4 * s.pitch + 24)
+        + s.tile * (if s.tied { 4 } else { 8 } * s.pitch + 4 + 8 * CHUNKS);
+    let kept =
+        if spec.clip_norm.is_some() { 4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + 1) } else { 0 };
+    (rows + lists(s.k) + aux + index + sums + dense + kept) as u64
+}
+
+/// Rows of the data in the type that the device holds: as stored, float64 rounded to float32.
+pub fn row_bytes(data: &Embeddings, row: usize, scratch: &mut Vec<f32>, out: &mut [u8]) {
+    match data.stored_row(row) {
+        Some(bytes) => out.copy_from_slice(bytes),
+        None => {
+            scratch.resize(data.d_in(), 0.0);
+            data.row_into(row, scratch);
+            out.copy_from_slice(bytemuck::cast_slice(scratch));
+        }
+    }
+}
