@@ -11,10 +11,12 @@ typedef unsigned long long u64;
 
 #define WARP 32u
 #define FULL 0xffffffffu
+#define F32_INF __uint_as_float(0x7f800000u)
+#define F64_NAN __longlong_as_double(0x7ff8000000000000ll)
 
 #ifndef SAE_EMULATED
 // Dynamic shared memory of a block, aligned to 16 bytes.
-#define DYNAMIC_SHARED(name) extern __shared__ alignas(16) unsigned char name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
 // Integers that name a type of stored values.

@@ -193,32 +193,32 @@ __device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *m
     xx = block_sum(xx, scratch);
     yy = block_sum(yy, scratch);
     if (threadIdx.x == 0) {
-        quality[n].squared = bad[n] != 0 ? NAN : squared;
+        quality[n].squared = bad[n] != 0 ? F64_NAN : squared;
         quality[n].absolute = absolute;
         quality[n].cosine = xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : 0.0;
         quality[n].active = dense_recon != 0 ? row_active[n] : held;
     }
 }
 
-#define DECODE(In, in, T, t)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        decode_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,               \
-                          const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,        \
-                          const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,      \
-                          const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                  \
-                          const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,          \
-                          float *recon, RowLoss *loss) {                                                              \
-        decode<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,        \
-                      aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad,   \
-                      recon, loss);                                                                                   \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        evaluate_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,             \
-                            const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,      \
-                            const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,                 \
-                            const u32 *bad, u32 *fired, RowQuality *quality) {                                                                    \
-        evaluate<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,           \
-                        row_active, bad, fired, quality);                                                                  \
+#define DECODE(In, in, T, t)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
+        decode_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,                \
+                          const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,         \
+                          const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,       \
+                          const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                   \
+                          const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,           \
+                          float *recon, RowLoss *loss) {                                                               \
+        decode<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,         \
+                      aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad,    \
+                      recon, loss);                                                                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
+        evaluate_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,              \
+                            const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,       \
+                            const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,                  \
+                            const u32 *bad, u32 *fired, RowQuality *quality) {                                         \
+        evaluate<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,            \
+                        row_active, bad, fired, quality);                                                              \
     }
 DECODE(float, f32, float, f32)
 DECODE(f16, f16, float, f32)

@@ -40,11 +40,11 @@ __device__ void gather_norm(const In *data, const u32 *rows, const float *b_pre,
     }
 }
 
-#define GATHER_NORM(In, in, T, t)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        gather_norm_##in##_##t(const In *data, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,  \
-                               T *input, double *mean, float *std) {                                                  \
-        gather_norm<In, T>(data, rows, b_pre, d, pitch, normalize, input, mean, std);                                 \
+#define GATHER_NORM(In, in, T, t)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        gather_norm_##in##_##t(const In *data, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,   \
+                               T *input, double *mean, float *std) {                                                   \
+        gather_norm<In, T>(data, rows, b_pre, d, pitch, normalize, input, mean, std);                                  \
     }
 GATHER_NORM(float, f32, float, f32)
 GATHER_NORM(f16, f16, float, f32)

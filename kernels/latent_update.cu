@@ -201,19 +201,19 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
     }
 }
 
-#define LATENT_UPDATE(T, t, TIED, tied)                                                                               \
-    extern "C" __global__ void __launch_bounds__(256) latent_update_##t##_##tied(                                     \
-        u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,                 \
-        const u32 *offsets, const u32 *slots, const float *value, const float *grad, u32 k, const u32 *aux_offsets,   \
-        const u32 *aux_slots, const float *aux_value, const float *aux_grad, u32 aux_k, const float *dense_enc,       \
-        const float *dense_dec, const float *dense_bias, float *kept_enc, float *kept_dec, float *kept_bias,          \
-        double *squares, u32 unit, const Model *model, const Step *step, const Control *control, float *partial) {    \
-        Entries main = {offsets, slots, value, grad, k};                                                              \
-        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_k};                                           \
-        Dense dense = {dense_enc, dense_dec, dense_bias};                                                             \
-        Kept kept = {kept_enc, kept_dec, kept_bias, squares};                                                         \
-        latent_update<T, TIED>(first, latents, d, pitch, input, recon, aux_recon, main, aux, dense, kept, unit,       \
-                               model, step, control, partial);                                                        \
+#define LATENT_UPDATE(T, t, TIED, tied)                                                                                \
+    extern "C" __global__ void __launch_bounds__(256, 3) latent_update_##t##_##tied(                                   \
+        u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,                  \
+        const u32 *offsets, const u32 *slots, const float *value, const float *grad, u32 k, const u32 *aux_offsets,    \
+        const u32 *aux_slots, const float *aux_value, const float *aux_grad, u32 aux_k, const float *dense_enc,        \
+        const float *dense_dec, const float *dense_bias, float *kept_enc, float *kept_dec, float *kept_bias,           \
+        double *squares, u32 unit, const Model *model, const Step *step, const Control *control, float *partial) {     \
+        Entries main = {offsets, slots, value, grad, k};                                                               \
+        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_k};                                            \
+        Dense dense = {dense_enc, dense_dec, dense_bias};                                                              \
+        Kept kept = {kept_enc, kept_dec, kept_bias, squares};                                                          \
+        latent_update<T, TIED>(first, latents, d, pitch, input, recon, aux_recon, main, aux, dense, kept, unit,        \
+                               model, step, control, partial);                                                         \
     }
 LATENT_UPDATE(float, f32, true, tied)
 LATENT_UPDATE(float, f32, false, untied)

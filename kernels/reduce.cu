@@ -62,16 +62,17 @@ extern "C" __global__ void __launch_bounds__(1024)
     worst = block_sum(worst, scratch);
     if (threadIdx.x != 0) return;
     double values = (double)n_rows * d;
-    Outcome out;
-    out.mse = squared / values;
-    out.l1 = code / ((double)n_rows * m);
-    out.aux = aux / values;
-    out.loss = out.mse + step->l1 * out.l1 + step->aux_coef * out.aux;
-    out.grad_norm = NAN;
-    if (worst > 0.0 || control->stopped) out.loss = NAN;
-    if (!isfinite(out.loss)) control->stopped = 1;
+    double mse = squared / values, l1 = code / ((double)n_rows * m), part = aux / values;
+    double loss = mse + step->l1 * l1 + step->aux_coef * part;
+    if (worst > 0.0 || control->stopped) loss = F64_NAN;
+    if (!isfinite(loss)) control->stopped = 1;
     control->clip = 1.0f;
-    outcomes[step->slot] = out;
+    Outcome *out = &outcomes[step->slot];
+    out->loss = loss;
+    out->mse = mse;
+    out->l1 = l1;
+    out->aux = part;
+    out->grad_norm = F64_NAN;
 }
 
 // The gradient's factor min(1, clip / (norm + 1e-6)) from the blocks' sums of squares and the gradient of b_pre.

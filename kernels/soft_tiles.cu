@@ -99,22 +99,22 @@ __device__ void relu_tile(const T *scores, const float *b_lat, u32 m, u32 pitch,
     if (lane == 0 && active > 0) atomicAdd(&row_active[n], active);
 }
 
-#define SOFT_TILES(T, t)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        soft_weights_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,  \
-                         const Step *step, const SoftRow *soft, const float *given, T *weights) {                     \
-        soft_weights<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, given, weights);                \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        soft_gradients_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,                \
-                           u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth, const float *given, \
-                           T *grad, T *code) {                                                                        \
-        soft_gradients<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, kth, given, grad, code);      \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        relu_tile_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,     \
-                      u32 *row_active, u32 *fired, T *code) {                                                         \
-        relu_tile<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, row_active, fired, code);                      \
+#define SOFT_TILES(T, t)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        soft_weights_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,   \
+                         const Step *step, const SoftRow *soft, const float *given, T *weights) {                      \
+        soft_weights<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, given, weights);                 \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        soft_gradients_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols,                 \
+                           u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth, const float *given,  \
+                           T *grad, T *code) {                                                                         \
+        soft_gradients<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, kth, given, grad, code);       \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        relu_tile_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,      \
+                      u32 *row_active, u32 *fired, T *code) {                                                          \
+        relu_tile<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, row_active, fired, code);                       \
     }
 SOFT_TILES(float, f32)
 SOFT_TILES(bf16, bf16)

@@ -170,7 +170,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 dead_after = step->dead_after;
     float inv_tau = step->inv_tau;
-    Running running = {-INFINITY, 0.0f, 0.0f};
+    Running running = {-F32_INF, 0.0f, 0.0f};
     u64 threshold = 0;
     u32 infinite = 0, held = 0;
     if (threadIdx.x == 0) s.held = 0;
@@ -238,20 +238,20 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     }
 }
 
-#define TOPK_STREAM(T, t)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        topk_stream_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,                \
-                        const Step *step, const Control *control, u32 *index, float *value, u32 *count, u32 *bad,     \
-                        u32 *fired) {                                                                                 \
-        topk_stream<T, false>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad, fired, 0, \
-                              0);                                                                                     \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,              \
-                         const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,            \
-                         u32 *fired, const float *given, SoftRow *soft) {                                             \
-        topk_stream<T, true>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad, fired,      \
-                             given, soft);                                                                            \
+#define TOPK_STREAM(T, t)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, 3)                                                               \
+        topk_stream_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,                 \
+                        const Step *step, const Control *control, u32 *index, float *value, u32 *count, u32 *bad,      \
+                        u32 *fired) {                                                                                  \
+        topk_stream<T, false>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad, fired, 0,  \
+                              0);                                                                                      \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 3)                                                               \
+        topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,               \
+                         const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,             \
+                         u32 *fired, const float *given, SoftRow *soft) {                                              \
+        topk_stream<T, true>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad, fired,       \
+                             given, soft);                                                                             \
     }
 TOPK_STREAM(float, f32)
 TOPK_STREAM(bf16, bf16)
