@@ -31,14 +31,14 @@ extern "C" __global__ void __launch_bounds__(256)
     column_sums<bf16>(matrix, n, cols, pitch, out);
 }
 
-// out_i = sum of `chunks` runs of column sums, less that of others (null: none); 0 everywhere where `keep` is 0.
+// out_i = sum of `chunks` runs of column sums, less `fewer` runs of others; 0 everywhere where `keep` is 0.
 extern "C" __global__ void __launch_bounds__(256)
-    add_chunks(const double *sums, const double *less, u32 chunks, u32 cols, u32 keep, float *out) {
+    add_chunks(const double *sums, u32 chunks, const double *less, u32 fewer, u32 cols, u32 keep, float *out) {
     u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= cols) return;
     double sum = 0.0;
     for (u32 c = 0; c < chunks; c++) sum += sums[(u64)c * cols + i];
-    for (u32 c = 0; less != 0 && c < chunks; c++) sum -= less[(u64)c * cols + i];
+    for (u32 c = 0; c < fewer; c++) sum -= less[(u64)c * cols + i];
     out[i] = keep ? (float)sum : 0.0f;
 }
 

@@ -156,6 +156,21 @@ impl Values {
         Ok(Matrix { address: self.memory.address(), element: self.element, rows, cols, stride })
     }
 
+    /// Copies `values` to the front, rounded to the type.
+    ///
+    /// # Errors
+    /// Fewer values are held, or the device fails.
+    pub fn write(&mut self, device: &mut dyn Device, values: &[f32]) -> Result<()> {
+        self.holds(values.len())?;
+        match self.element {
+            Element::F32 => device.write(&mut self.memory, 0, bytemuck::cast_slice(values)),
+            Element::Bf16 => {
+                let rounded: Vec<half::bf16> = values.iter().map(|&v| half::bf16::from_f32(v)).collect();
+                device.write(&mut self.memory, 0, bytemuck::cast_slice(&rounded))
+            }
+        }
+    }
+
     /// The first `len` values as float32.
     ///
     /// # Errors

@@ -88,13 +88,7 @@ impl Engine {
         sizes.check_row(device.facts()?.shared)?;
         let dev = device.as_mut();
         let tensors = Tensors::load(dev, state, sizes.element)?;
-        let shared = Shared {
-            control: Buffer::zeros(dev, 1, "facts of a step")?,
-            outcomes: Buffer::zeros(dev, RING + 1, "statistics of steps")?,
-            fired: Buffer::zeros(dev, m, "flags of latents")?,
-            fired_rows: Buffer::zeros(dev, m, "counts of latents")?,
-            quality: Buffer::zeros(dev, 1, "sums of an evaluation")?,
-        };
+        let shared = Shared::new(dev, m, RING + 1)?;
         let mut parts = Parts {
             data,
             spec,

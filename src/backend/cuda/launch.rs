@@ -42,6 +42,22 @@ pub struct Shared {
     pub quality: Buffer<Quality>,
 }
 
+impl Shared {
+    /// Room for `outcomes` steps of a model of `m` latents.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn new(device: &mut dyn Device, m: usize, outcomes: usize) -> Result<Self> {
+        Ok(Self {
+            control: Buffer::zeros(device, 1, "facts of a step")?,
+            outcomes: Buffer::zeros(device, outcomes, "statistics of steps")?,
+            fired: Buffer::zeros(device, m, "flags of latents")?,
+            fired_rows: Buffer::zeros(device, m, "counts of latents")?,
+            quality: Buffer::zeros(device, 1, "sums of an evaluation")?,
+        })
+    }
+}
+
 fn count(n: usize) -> Result<u32> {
     u32::try_from(n)
         .map_err(|_| Error::Failed(format!("{n} is more than a kernel counts; please report this")))
@@ -370,11 +386,11 @@ pub fn tile_gradients(
         device.product(&decoder)?;
     }
     let Soft { grad, sums, bias, .. } = soft;
-    column_sums(device, grad.element(), grad.holds(n * s.tile)?, n, tile.1, s.tile, sums)?;
-    add_chunks(device, sums, None, tile.1, true, bias)
+    let chunks = column_sums(device, grad.element(), grad.holds(n * s.tile)?, n, tile.1, s.tile, sums)?;
+    add_chunks(device, (sums, chunks), None, tile.1, true, bias)
 }
 
-/// Column sums of (n, pitch) values in [`CHUNKS`] runs of rows.
+/// Column sums of (n, pitch) values in runs of rows; returns how many runs. Their number follows from `n` alone.
 fn column_sums(
     device: &mut dyn Device,
     element: Element,
@@ -383,26 +399,31 @@ fn column_sums(
     cols: usize,
     pitch: usize,
     out: &mut Buffer<f64>,
-) -> Result<()> {
-    let args = [matrix, u(n)?, u(cols)?, u(pitch)?, out.holds(CHUNKS * cols)?];
+) -> Result<usize> {
+    let chunks = n.div_ceil(32).clamp(1, CHUNKS);
+    let args = [matrix, u(n)?, u(cols)?, u(pitch)?, out.holds(chunks * cols)?];
     let name = if element == Element::Bf16 { "column_sums_bf16" } else { "column_sums_f32" };
-    let blocks = (count(cols.div_ceil(WARP as usize))?, CHUNKS as u32);
+    let blocks = (count(cols.div_ceil(WARP as usize))?, chunks as u32);
     // SAFETY: the caller checked (n, pitch) values; the output was checked.
-    unsafe { device.launch(name, Launch { grid: blocks, block: BLOCK, shared: 0 }, &args) }
+    unsafe { device.launch(name, Launch { grid: blocks, block: BLOCK, shared: 0 }, &args)? };
+    Ok(chunks)
 }
 
 /// Sums of all runs, less those of `less`.
 fn add_chunks(
     device: &mut dyn Device,
-    sums: &Buffer<f64>,
-    less: Option<&Buffer<f64>>,
+    sums: (&Buffer<f64>, usize),
+    less: Option<(&Buffer<f64>, usize)>,
     cols: usize,
     keep: bool,
     out: &mut Buffer<f32>,
 ) -> Result<()> {
-    let less = less.map_or(Ok(NULL), |less| less.holds(CHUNKS * cols))?;
-    let args =
-        [sums.holds(CHUNKS * cols)?, less, u(CHUNKS)?, u(cols)?, Arg::U32(u32::from(keep)), out.holds(cols)?];
+    let runs = |(sums, chunks): (&Buffer<f64>, usize)| -> Result<[Arg; 2]> {
+        Ok([sums.holds(chunks * cols)?, u(chunks)?])
+    };
+    let [sums, chunks] = runs(sums)?;
+    let [less, fewer] = less.map_or(Ok([NULL, Arg::U32(0)]), runs)?;
+    let args = [sums, chunks, less, fewer, u(cols)?, Arg::U32(u32::from(keep)), out.holds(cols)?];
     // SAFETY: all three were checked.
     unsafe { device.launch("add_chunks", per_value(cols)?, &args) }
 }
@@ -617,10 +638,12 @@ pub fn pre_bias_gradient(
 ) -> Result<()> {
     let Work { grad_recon, partial, sums, less, pre_grad, .. } = work;
     let dy = grad_recon.holds(n * s.pitch)?;
-    column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, sums)?;
-    let parts = partial.holds(BLOCKS * s.pitch)?;
-    column_sums(device, Element::F32, parts, BLOCKS, s.pitch, s.pitch, less)?;
-    add_chunks(device, sums, Some(less), s.pitch, train, pre_grad)
+    let chunks = column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, sums)?;
+    // Latents, or the tiles of them, were shared out to this many blocks.
+    let blocks = s.m.min(BLOCKS);
+    let parts = partial.holds(blocks * s.pitch)?;
+    let fewer = column_sums(device, Element::F32, parts, blocks, s.pitch, s.pitch, less)?;
+    add_chunks(device, (sums, chunks), Some((less, fewer)), s.pitch, train, pre_grad)
 }
 
 /// The gradient norm and the factor of clipping.

@@ -1,0 +1,62 @@
+//! The inverted index against a sort.
+
+use crate::common::emulator::Emulator;
+use topk_sae::backend::ModelSpec;
+use topk_sae::backend::cuda::buffer::Buffer;
+use topk_sae::backend::cuda::device::Device;
+use topk_sae::backend::cuda::launch;
+use topk_sae::backend::cuda::work::{Sizes, Work};
+use topk_sae::config::Precision;
+use topk_sae::data::Dtype;
+use topk_sae::noise::philox4x32;
+
+/// Fails unless each latent's entries come back in order of rows. `latent` names the e-th latent of row n; a row
+/// must not name one twice.
+pub fn check(
+    device: &mut dyn Device,
+    n: usize,
+    m: usize,
+    k: usize,
+    latent: &dyn Fn(usize, usize) -> u32,
+    held: &dyn Fn(usize) -> u32,
+) {
+    let spec = ModelSpec::plain(k);
+    let sizes = Sizes::new(&spec, 2, m, true, Precision::F32, Dtype::F32).unwrap();
+    let mut work = Work::new(device, &sizes, n, true).unwrap();
+    // Places that hold no entry name a latent that is not there.
+    let entry = |at: usize| if ((at % k) as u32) < held(at / k) { latent(at / k, at % k) } else { u32::MAX };
+    let index: Vec<u32> = (0..n * k).map(entry).collect();
+    let counts: Vec<u32> = (0..n).map(held).collect();
+    work.main.index.write(device, &index).unwrap();
+    work.main.count.write(device, &counts).unwrap();
+    let Work { main, totals, cursor, unordered, .. } = &mut work;
+    launch::index(device, &sizes, n, main, totals, cursor, unordered).unwrap();
+    let mut want: Vec<(u32, u32)> =
+        index.iter().enumerate().filter(|e| *e.1 != u32::MAX).map(|(at, &j)| (j, at as u32)).collect();
+    want.sort_unstable();
+    let read = |b: &Buffer<u32>, len: usize, device: &mut dyn Device| b.read(device, len).unwrap();
+    let offsets = read(&work.main.offsets, m + 1, device);
+    let slots = read(&work.main.slots, want.len(), device);
+    assert_eq!(slots, want.iter().map(|e| e.1).collect::<Vec<u32>>(), "N {n} M {m} k {k}");
+    for j in 0..=m as u32 {
+        assert_eq!(offsets[j as usize] as usize, want.iter().filter(|e| e.0 < j).count(), "latent {j}");
+    }
+}
+
+#[test]
+fn entries_come_back_by_latent_and_row() {
+    for (n, m, k) in [(1, 1, 1), (5, 7, 3), (33, 64, 32), (40, 33, 33), (300, 100, 7), (64, 4097, 5)] {
+        let latent = |row: usize, e: usize| {
+            let start = philox4x32([row as u32, 9, 9, 9], [1, 1])[0] as usize % m;
+            ((start + e) % m) as u32
+        };
+        let held = |row: usize| (row % (k + 1)) as u32;
+        check(&mut Emulator::new(), n, m, k, &latent, &held);
+    }
+}
+
+#[test]
+fn a_latent_of_every_row_is_ordered_beyond_one_map_of_rows() {
+    let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
+    check(&mut Emulator::new(), 9000, 8, 2, &latent, &|_| 2);
+}
