@@ -7,7 +7,7 @@ pub mod outputs;
 mod queue;
 mod trainer;
 
-use crate::backend::{DeviceChoice, Selected};
+use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options, PreBias};
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
@@ -98,11 +98,12 @@ pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
 pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
     RunFolder::check_free(out, overwrite)?;
     let prepared = prepare(options, session)?;
+    // Before the folder, which may replace a run: a device may not have the memory.
+    let backend = open_backend(&prepared, start_state(&prepared))?;
     let splits = prepared.split.to_tsv(&prepared.data);
     let folder = RunFolder::create(out, &prepared.config.to_toml()?, &splits)?;
-    let state = start_state(&prepared);
     let progress = Progress::start(fingerprint(&prepared.config)?, prepared.data.fingerprint());
-    Trainer::new(prepared, folder, state, progress)?.run(session)
+    Trainer::new(prepared, folder, backend, progress).run(session)
 }
 
 /// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet.
@@ -132,15 +133,15 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
             root.display()
         )));
     }
-    let before = progress.device.clone();
-    let trainer = Trainer::new(prepared, folder, state, progress)?;
-    trainer.folder_split_unchanged()?;
-    if !before.is_empty() && !same_card(&before, trainer.device()) && !session.quiet {
-        let now = trainer.device();
+    let backend = open_backend(&prepared, state)?;
+    let (before, now) = (&progress.device, backend.device());
+    if !before.is_empty() && !same_card(before, &now) && !session.quiet {
         eprintln!(
             "warning: the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
         );
     }
+    let trainer = Trainer::new(prepared, folder, backend, progress);
+    trainer.folder_split_unchanged()?;
     trainer.run(session)
 }
 
@@ -170,6 +171,11 @@ fn fingerprint(config: &Config) -> Result<String> {
 fn same_card(a: &str, b: &str) -> bool {
     let card = |device: &str| device.split_once(' ').map_or(device.to_owned(), |(_, name)| name.to_owned());
     card(a) == card(b)
+}
+
+fn open_backend(prepared: &Prepared, state: TrainState) -> Result<Box<dyn Backend>> {
+    let Prepared { data, config, device, .. } = prepared;
+    backend::open(*device, data.clone(), config.spec.clone(), config.precision, state)
 }
 
 /// Weights before the first step.

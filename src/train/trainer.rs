@@ -11,7 +11,6 @@ use crate::config::Config;
 use crate::data::{BatchOrder, Embeddings, Split};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::TrainState;
 use crate::model_file::{self, ModelMeta};
 use crate::noise::Noise;
 use crate::report::progress::Progress as Display;
@@ -38,13 +37,12 @@ impl Trainer {
     pub(super) fn new(
         prepared: Prepared,
         folder: RunFolder,
-        state: TrainState,
+        backend: Box<dyn Backend>,
         mut progress: Progress,
-    ) -> Result<Self> {
+    ) -> Self {
         let Prepared { data, split, config, device } = prepared;
-        let backend = backend::open(device, data.clone(), config.spec.clone(), config.precision, state)?;
         progress.device = backend.device();
-        Ok(Self {
+        Self {
             order: BatchOrder::new(split.train.clone(), config.batch_size, config.seed),
             mean: mean_row(&data, &split.train),
             device,
@@ -55,12 +53,7 @@ impl Trainer {
             folder,
             progress,
             queue: Queue::default(),
-        })
-    }
-
-    /// What computes.
-    pub(super) fn device(&self) -> &str {
-        &self.progress.device
+        }
     }
 
     /// The run's table of splits must be the one that its seed gives: a resumed run may not mix them.
