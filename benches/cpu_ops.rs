@@ -222,7 +222,7 @@ fn step(c: &mut Criterion) {
             let plan =
                 StepPlan { step: number, alpha: t, tau, lr: 1e-4, l1: 0.0, noise: Noise::Philox { seed: 0 } };
             number += 1;
-            black_box(backend.step(&rows, &plan).map(|stats| stats.loss)).is_ok()
+            black_box(backend.step_now(&rows, &plan).map(|stats| stats.loss)).is_ok()
         };
         one();
         let weights = if tied { "tied" } else { "untied" };

@@ -70,8 +70,9 @@ impl ModelMeta {
     /// # Errors
     /// Options that do not make sense together: the file was altered.
     pub fn spec(&self) -> Result<ModelSpec> {
-        let n_train = self.options.batch_size.map_or(1, |_| usize::MAX / 4);
-        Ok(Config::resolve(&self.options, self.d_in, n_train)?.spec)
+        // The number of training rows is not known here. It bounds the batch, which evaluation has no use for.
+        let options = Options { batch_size: None, ..self.options.clone() };
+        Ok(Config::resolve(&options, self.d_in, 1)?.spec)
     }
 }
 

@@ -197,7 +197,8 @@ fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
         (vec!["--steps=0"], vec!["--steps 0"]),
         (vec!["--lr=-1"], vec!["--lr -1"]),
         (vec!["--tau-end=0"], vec!["--tau-end 0"]),
-        (vec!["--precision=bf16"], vec!["--precision bf16", "f32"]),
+        (vec!["--device=cpu", "--precision=bf16"], vec!["--precision bf16", "f32"]),
+        (vec!["--device=cpu", "--precision=tf32", "--dry-run"], vec!["--precision tf32", "f32"]),
         (vec!["--epochs=-2"], vec!["--epochs -2"]),
     ] {
         let (status, message) = place.fails(&args);
@@ -206,8 +207,68 @@ fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
     }
     let unknown = sae(["train", "--no-such-flag"]);
     assert_eq!(unknown.status.code(), Some(2));
-    let (status, _) = place.fails(&["--device=cuda"]);
-    assert_eq!(status, 1);
+    assert_eq!(sae(["devices", "--device=gpu"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_before_anything_is_made() {
+    let place = Place::with_data(300);
+    // No machine has as many; one without a driver says that instead.
+    for more in [vec!["--device=cuda:99"], vec!["--device=cuda:99", "--dry-run"]] {
+        let (status, message) = place.fails(&more);
+        assert!(status == 1 && message.contains("--device cuda:99"), "{message}");
+    }
+    place.train("run", &["--device=cpu"]);
+    let (status, message) =
+        sae_fails(["eval", &place.name("run"), &place.name("data.h5"), "--device=cuda:99"]);
+    assert!(status == 1 && message.contains("--device cuda:99"), "{message}");
+    assert_eq!(json(&place.path("run/summary.json"))["device"], "cpu");
+}
+
+#[test]
+fn the_bits_do_not_depend_on_when_steps_are_waited_for() {
+    let place = Place::with_data(300);
+    place.train("seldom", &[]);
+    place.train("often", &["--checkpoint-every=1"]);
+    let (seldom, often) = (place.path("seldom"), place.path("often"));
+    assert_eq!(runs::metrics(&seldom), runs::metrics(&often));
+    let last = |run: &Path| runs::tensors(runs::checkpoints(run).last().unwrap());
+    assert!(last(&seldom) == last(&often));
+}
+
+#[test]
+fn eval_tells_the_rows_that_it_skipped() {
+    let place = Place::with_data(300);
+    place.train("run", &[]);
+    write_data(&place.path("more.h5"), 310, 16);
+    // Ids are those of the first file: 300 of them are seen twice.
+    let args =
+        ["eval", &place.name("run"), &place.name("data.h5"), &place.name("more.h5"), "--skip-bad-rows"];
+    let output = sae(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("warning: 300 rows skipped"), "{text}");
+}
+
+#[test]
+fn a_model_of_the_gpu_s_precision_is_evaluated_and_its_run_not_resumed_on_the_cpu() {
+    let place = Place::with_data(300);
+    place.train("run", &["--device=cpu"]);
+    // What a run in bf16 leaves, as far as the command line looks at it.
+    let config = place.path("run/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("precision = \"f32\"", "precision = \"bf16\"")).unwrap();
+    let (status, message) = sae_fails(["train", "--resume", &place.name("run"), "--device=cpu"]);
+    assert!(status == 2 && message.contains("--precision bf16"), "{message}");
+    // The first eight bytes are the length of the header, which gets one longer.
+    let model = place.path("run/model.safetensors");
+    let mut bytes = std::fs::read(&model).unwrap();
+    let (from, to) = (br#"\"precision\":\"f32\""#, br#"\"precision\":\"bf16\""#);
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+    bytes.splice(at..at + from.len(), to.iter().copied());
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) + 1;
+    bytes[..8].copy_from_slice(&length.to_le_bytes());
+    std::fs::write(&model, bytes).unwrap();
+    sae_ok(["eval", &place.name("run"), &place.name("data.h5"), "--device=cpu"]);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What is asked of a trained model.
 
-use crate::backend::cpu::fast::FastCpu;
-use crate::data::{Embeddings, LoadOptions, Part, Split};
+use crate::backend::{self, DeviceChoice};
+use crate::config::Precision;
+use crate::data::{LoadOptions, Part, Split};
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
+use crate::train;
 use crate::train::folder::names;
 use crate::train::metrics::{EvalSet, Quality, dead_fraction};
 use serde::Serialize;
@@ -42,6 +44,10 @@ pub struct EvalRequest {
     pub dataset: Option<String>,
     /// Drop bad rows.
     pub skip_bad_rows: bool,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// No progress, no warnings.
+    pub quiet: bool,
 }
 
 /// Quality on some rows.
@@ -58,14 +64,16 @@ pub struct EvalResult {
 
 /// Measures a model on the named splits (`None` is all rows) of the data; splits without rows are left out.
 ///
-/// The split is the one that the model was trained with: it depends on id and seed alone.
+/// The split is the one that the model was trained with: it depends on id and seed alone. The arithmetic is
+/// float32 whatever the model was trained in: its weights are float32.
 ///
 /// # Errors
-/// Data of another width than the model's; no rows in any split asked for.
+/// A device that cannot be used; data of another width than the model's; no rows in any split asked for.
 pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
+    let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
-    let data = Arc::new(Embeddings::load(&request.data, &options)?);
+    let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
     if data.d_in() != meta.d_in {
         let what = format!(
             "has rows of {} values, the model {} takes {}; evaluate on embeddings of the same kind",
@@ -79,14 +87,15 @@ pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<Ev
     let split = Split::new(&data, meta.seed);
     let mean: Vec<f64> = meta.train_mean.iter().map(|&v| f64::from(v)).collect();
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
-    let spec = crate::backend::ModelSpec { ema: None, ..meta.spec()? };
-    let mut backend = FastCpu::new(data.clone(), spec, TrainState::start(params, false));
+    let spec = backend::ModelSpec { ema: None, ..meta.spec()? };
+    let state = TrainState::start(params, false);
+    let mut backend = backend::open(device, data.clone(), spec, Precision::F32, state)?;
     let mut results = vec![];
     for part in splits {
         let rows = part.map_or(all.as_slice(), |part| split.rows(part));
         let mut fired = vec![0u64; m];
         let set = EvalSet::new(&data, rows, usize::MAX, &mean);
-        if let Some(quality) = set.measure(&mut backend, d, &mut fired)? {
+        if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired)? {
             let split = part.map_or("all".to_owned(), |part| part.to_string());
             results.push(EvalResult { split, quality, dead_fraction: dead_fraction(&fired) });
         }

@@ -37,10 +37,13 @@
 //! `min(1, clip / (norm + 1e-6))`; Adam (Kingma & Ba 2015) with bias correction; decoupled weight decay on the
 //! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average.
 
+mod choice;
 pub mod cpu;
 pub mod cuda;
 
-use crate::error::Result;
+pub use choice::{DeviceChoice, Selected, memory, open};
+
+use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::noise::Noise;
 
@@ -195,14 +198,42 @@ pub struct Pass {
 }
 
 /// The arithmetic of training and evaluation. Rows are row numbers of the data the backend was made with.
+///
+/// Everything happens in the order of the calls: [`Backend::evaluate`], [`Backend::inspect`] and
+/// [`Backend::state`] see what all steps before them have done, collected or not.
 pub trait Backend {
-    /// One training step on `rows` (N row numbers).
+    /// What computes: `cpu`, or a device's number and name, as in `cuda:0 NVIDIA H100`.
+    fn device(&self) -> String;
+
+    /// Queues one training step on `rows` (N row numbers); a device may do it later, the CPU does it at once.
+    /// What is borrowed is not looked at after the call.
     ///
-    /// A loss that is not finite is reported in the statistics, and the weights are then left as they were.
+    /// From a step on whose loss is not finite, the weights stay as they were: that step and all that follow are
+    /// computed and reported, and change nothing. The first such loss tells; going on needs a new backend.
     ///
     /// # Errors
     /// Only what the device itself refuses; the CPU never fails here.
-    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats>;
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()>;
+
+    /// Waits for all queued steps; the statistics of each since the last call, in order.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn collect(&mut self) -> Result<Vec<StepStats>>;
+
+    /// A step and its statistics at once, where nothing else is queued: for tests and measurements.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`]; other steps were not collected before.
+    fn step_now(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
+        self.step(rows, plan)?;
+        match self.collect()?.as_slice() {
+            [stats] => Ok(*stats),
+            all => {
+                Err(Error::Failed(format!("{} steps were waiting, not one; please report this", all.len())))
+            }
+        }
+    }
 
     /// Reconstructs `rows` with the inference code. Adds to `fired[j]` the number of rows on which latent `j`
     /// is active (M values).

@@ -31,6 +31,8 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         data: args.data,
         dataset: args.how.dataset,
         skip_bad_rows: args.how.skip_bad_rows,
+        device: global.device,
+        quiet: global.quiet,
     };
     let parts = match args.split {
         None => vec![Some(Part::Train), Some(Part::Val), Some(Part::Test), None],

@@ -6,6 +6,7 @@ mod eval;
 mod inspect;
 mod train;
 
+use crate::backend::DeviceChoice;
 use crate::error::{Error, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -24,9 +25,9 @@ pub struct Cli {
 /// Flags of every command.
 #[derive(Debug, clap::Args)]
 pub struct Global {
-    /// Where to compute: auto, cpu, cuda or cuda:N. This version computes on the CPU
+    /// Where to compute: auto (the first GPU that can be used, else the CPU), cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    device: String,
+    device: DeviceChoice,
     /// Threads to compute with [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
@@ -81,7 +82,6 @@ impl Cli {
     /// Whatever the command meets; `main` prints it and exits with its status.
     pub fn run(self, stop: &AtomicBool) -> Result<()> {
         let Self { global, command } = self;
-        check_device(&global.device)?;
         if let Some(threads) = global.threads {
             if threads == 0 {
                 return Err(Error::Usage("--threads 0: give at least 1".into()));
@@ -98,22 +98,6 @@ impl Cli {
             Command::Devices => devices::run(&global),
         }
     }
-}
-
-fn check_device(device: &str) -> Result<()> {
-    let number = device.strip_prefix("cuda:").map(|n| n.parse::<usize>().is_ok());
-    match device {
-        "auto" | "cpu" => Ok(()),
-        "cuda" => no_cuda(device),
-        _ if number == Some(true) => no_cuda(device),
-        _ => Err(Error::Usage(format!("--device {device} is not auto, cpu, cuda or cuda:N"))),
-    }
-}
-
-fn no_cuda(device: &str) -> Result<()> {
-    Err(Error::Failed(format!(
-        "--device {device}: this version computes on the CPU only; leave the flag out, or see `sae devices`"
-    )))
 }
 
 /// Writes a result to standard output; a reader that has gone away (`| head`) is no error.

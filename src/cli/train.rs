@@ -1,7 +1,7 @@
 //! `sae train`.
 
 use super::{Global, print, print_json};
-use crate::backend::cpu::fast;
+use crate::backend;
 use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::report::table::{bytes, table, thousands};
@@ -67,7 +67,7 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let session = Session { quiet: global.quiet, stop };
+    let session = Session { device: global.device, quiet: global.quiet, stop };
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.options != Options::default()
             || args.tied
@@ -105,7 +105,8 @@ fn plan(prepared: &Prepared) -> Result<String> {
     let c: &Config = &prepared.config;
     let matrices = if c.tied { 1 } else { 2 };
     let params = (matrices * c.n_latents * c.d_in + c.n_latents + c.d_in) as u64;
-    let memory = fast::memory(&c.spec, c.d_in, c.n_latents, c.tied, c.batch_size);
+    let device = prepared.device;
+    let memory = backend::memory(device, &c.spec, c.d_in, c.n_latents, c.tied, c.batch_size, c.precision);
     let split = &prepared.split;
     let data = prepared.data.bytes() as u64;
     let rows: Vec<Vec<String>> = [
@@ -125,6 +126,7 @@ fn plan(prepared: &Prepared) -> Result<String> {
             "steps, epochs",
             format!("{}, {:.1}", c.steps, c.steps as f64 * c.batch_size as f64 / c.n_train as f64),
         ),
+        ("device, precision", format!("{device}, {}", c.precision)),
         ("memory of the data", bytes(data)),
         ("memory of training, about", bytes(memory)),
     ]

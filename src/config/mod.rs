@@ -101,7 +101,8 @@ fn usage<T>(message: String) -> Result<T> {
 }
 
 impl Config {
-    /// Settles `o` for data of width `d_in` with `n_train` training rows.
+    /// Settles `o` for data of width `d_in` with `n_train` training rows. Whether the device has the precision is
+    /// asked of [`crate::backend::Selected::check`].
     ///
     /// # Errors
     /// [`Error::Usage`] naming the flag, its value and what would do.
@@ -260,9 +261,6 @@ impl Config {
         }
         if matches!(self.init, Init::Xavier { gain } if !(gain > 0.0 && gain.is_finite())) {
             return usage("--init-gain must be above 0".into());
-        }
-        if self.precision != Precision::F32 {
-            return usage(format!("--precision {} needs a GPU; the CPU computes in f32", self.precision));
         }
         Ok(())
     }

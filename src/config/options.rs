@@ -229,7 +229,7 @@ pub struct Options {
     /// Checkpoints kept beside the best one [default: 2]
     #[arg(long, value_name = "COUNT")]
     pub keep_checkpoints: Option<usize>,
-    /// Arithmetic of the dense products [default: f32]
+    /// Arithmetic of the dense products; tf32 and bf16 on a GPU only. Weights and moments are float32 always [default: f32]
     #[arg(long)]
     pub precision: Option<Precision>,
 }

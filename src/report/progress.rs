@@ -84,7 +84,7 @@ impl Progress {
         }
     }
 
-    /// `step` steps are done. Call it every step: most calls only read the clock.
+    /// `step` steps are done. Call it as often as is known: most calls only read the clock.
     /// `note` is shown at the end, for instance the phase.
     pub fn step(&mut self, step: u64, loss: f64, rows_per_second: f64, note: &str) {
         if matches!(self.sink, Sink::Quiet) {

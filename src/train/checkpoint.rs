@@ -37,6 +37,9 @@ pub struct Progress {
     pub best: Option<(u64, f64)>,
     /// Evaluations since the best one.
     pub waited: u64,
+    /// What computed, as [`crate::backend::Backend::device`] names it; empty where it is not known.
+    #[serde(default)]
+    pub device: String,
 }
 
 impl Progress {
@@ -52,6 +55,7 @@ impl Progress {
             seconds: (0.0, 0.0),
             best: None,
             waited: 0,
+            device: String::new(),
         }
     }
 }

@@ -1,9 +1,10 @@
-//! The same bits for any number of threads, and no harm from a batch whose loss is not finite.
+//! The same bits for any number of threads and however steps are collected; no harm from a batch whose loss is
+//! not finite.
 
 use crate::case::Case;
 use crate::common;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, ModelSpec, StepPlan, Weights};
+use topk_sae::backend::{Backend, ModelSpec, StepPlan, StepStats, Weights};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 
@@ -45,7 +46,7 @@ fn the_same_seed_gives_the_same_bits_whatever_the_number_of_threads() {
                     for step in 0..3 {
                         let noise = Noise::Philox { seed: noise_seed };
                         let stats =
-                            fast.step(&case.rows(), &StepPlan { noise, ..case.plan(step, &[]) }).unwrap();
+                            fast.step_now(&case.rows(), &StepPlan { noise, ..case.plan(step, &[]) }).unwrap();
                         losses.push((stats.loss.to_bits(), stats.grad_norm.to_bits()));
                         assert_eq!(fast.last_mode(), Some(mode));
                     }
@@ -87,7 +88,7 @@ fn a_loss_that_is_not_finite_leaves_the_state_as_it_was() {
                     let data = common::embeddings(case.d, x);
                     for (name, mut backend) in common::backends(&data, &spec, &state) {
                         let what = format!("{name}, {mode:?}: {bad} in {place}, normalize {normalize}");
-                        let stats = backend.step(&case.rows(), &case.plan(0, &[])).unwrap();
+                        let stats = backend.step_now(&case.rows(), &case.plan(0, &[])).unwrap();
                         assert!(!stats.loss.is_finite(), "{what}: loss {}", stats.loss);
                         assert!(state_bits(&backend.state().unwrap()) == state_bits(&state), "{what}: state");
                     }
@@ -98,22 +99,52 @@ fn a_loss_that_is_not_finite_leaves_the_state_as_it_was() {
 }
 
 #[test]
-fn a_refused_step_leaves_no_trace_in_the_next_one() {
+fn after_a_loss_that_is_not_finite_steps_are_reported_and_change_nothing() {
+    let stats_bits = |s: &StepStats| [s.loss, s.mse, s.l1, s.aux].map(f64::to_bits);
     for (mode, case) in all_modes() {
         let (_, state) = case.start();
         let mut x = common::values(case.n * case.d, 16);
         x.extend(vec![f32::NAN; case.d]);
         let data = common::embeddings(case.d, x);
-        let run = |bad_rows: &[u32]| {
-            let mut fast = FastCpu::new(data.clone(), case.spec.clone(), state.clone());
-            if !bad_rows.is_empty() {
-                let stats = fast.step(bad_rows, &case.plan(0, &[])).unwrap();
-                assert!(stats.loss.is_nan());
-            }
-            fast.step(&case.rows(), &case.plan(0, &[])).unwrap();
-            state_bits(&fast.state().unwrap())
-        };
         let with_the_bad_row: Vec<u32> = (0..=case.n as u32).collect();
-        assert!(run(&[]) == run(&with_the_bad_row), "{mode:?}");
+        let good = case.plan(0, &[]);
+        let fresh = common::backends(&data, &case.spec, &state);
+        for ((name, mut backend), (_, mut fresh)) in
+            common::backends(&data, &case.spec, &state).into_iter().zip(fresh)
+        {
+            let what = format!("{name}, {mode:?}");
+            backend.step(&with_the_bad_row, &good).unwrap();
+            backend.step(&case.rows(), &good).unwrap();
+            let all = backend.collect().unwrap();
+            assert!(all.len() == 2 && all[0].loss.is_nan(), "{what}: {all:?}");
+            // The bad row left nothing behind in the buffers, and being collected is no new start.
+            let want = stats_bits(&fresh.step_now(&case.rows(), &good).unwrap());
+            assert_eq!(stats_bits(&all[1]), want, "{what}");
+            assert_eq!(stats_bits(&backend.step_now(&case.rows(), &good).unwrap()), want, "{what}");
+            assert!(state_bits(&backend.state().unwrap()) == state_bits(&state), "{what}");
+            assert!(state_bits(&fresh.state().unwrap()) != state_bits(&state), "{what}: a control");
+        }
+    }
+}
+
+#[test]
+fn steps_that_wait_report_the_same_as_steps_collected_one_by_one() {
+    for (mode, case) in all_modes() {
+        let (data, state) = case.start();
+        let one_by_one = common::backends(&data, &case.spec, &state);
+        let waiting = common::backends(&data, &case.spec, &state);
+        for ((name, mut a), (_, mut b)) in one_by_one.into_iter().zip(waiting) {
+            let plan = |step| StepPlan { noise: Noise::Philox { seed: 3 }, ..case.plan(step, &[]) };
+            let want: Vec<u64> =
+                (0..3).map(|s| a.step_now(&case.rows(), &plan(s)).unwrap().loss.to_bits()).collect();
+            (0..3).for_each(|s| b.step(&case.rows(), &plan(s)).unwrap());
+            // Looked at before they are collected, all steps are done.
+            assert!(state_bits(&a.state().unwrap()) == state_bits(&b.state().unwrap()), "{name}, {mode:?}");
+            let got: Vec<u64> = b.collect().unwrap().iter().map(|s| s.loss.to_bits()).collect();
+            assert_eq!(got, want, "{name}, {mode:?}");
+            assert!(want[0] != want[1] && b.collect().unwrap().is_empty(), "{name}, {mode:?}");
+            b.step(&case.rows(), &plan(3)).unwrap();
+            assert!(b.step_now(&case.rows(), &plan(4)).is_err(), "{name}: two steps are not one");
+        }
     }
 }

@@ -145,9 +145,9 @@ fn two_steps_of_adam_are_as_worked_on_paper() {
     //   b_pre = (0.1 + 0.09958776, -0.1 - 0.09989729)
     let data = embeddings(2, vec![1.0, -3.0]);
     for (name, mut backend) in backends(&data, &raw(1), &silent()) {
-        let first = backend.step(&[0], &plan(1.0, 0.05, SILENT)).unwrap();
+        let first = backend.step_now(&[0], &plan(1.0, 0.05, SILENT)).unwrap();
         assert_eq!(first.loss, 5.0, "{name}");
-        backend.step(&[0], &StepPlan { step: 1, ..plan(1.0, 0.05, SILENT) }).unwrap();
+        backend.step_now(&[0], &StepPlan { step: 1, ..plan(1.0, 0.05, SILENT) }).unwrap();
         let state = backend.state().unwrap();
         let close = |what: &str, got: &[f32], want: &[f32]| {
             crate::common::close32(&format!("{name}: {what}"), got, want, 3e-7);
@@ -176,7 +176,7 @@ fn clipping_decay_unit_rows_and_the_average_are_as_worked_on_paper() {
     let data = embeddings(2, vec![1.0, -3.0]);
     let start = TrainState::start(silent().params, true);
     for (name, mut backend) in backends(&data, &spec, &start) {
-        let stats = backend.step(&[0], &plan(1.0, 0.05, SILENT)).unwrap();
+        let stats = backend.step_now(&[0], &plan(1.0, 0.05, SILENT)).unwrap();
         assert!((stats.grad_norm - 10f64.sqrt()).abs() < 1e-6, "{name}: {}", stats.grad_norm);
         let state = backend.state().unwrap();
         let close = |what: &str, got: &[f32], want: &[f32]| {

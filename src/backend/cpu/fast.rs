@@ -34,6 +34,10 @@ pub struct FastCpu {
     pub(super) spec: ModelSpec,
     pub(super) state: TrainState,
     pub(super) work: Work,
+    /// Statistics of steps that were not collected yet.
+    done: Vec<StepStats>,
+    /// A loss was not finite: nothing is changed any more.
+    stopped: bool,
 }
 
 /// Buffers kept from step to step.
@@ -71,7 +75,7 @@ pub(super) struct Forward {
 impl FastCpu {
     /// A backend over `data` that goes on from `state`.
     pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
-        Self { data, spec, state, work: Work::default() }
+        Self { data, spec, state, work: Work::default(), done: vec![], stopped: false }
     }
 
     /// How the last training pass held its code; `None` before the first.
@@ -370,15 +374,25 @@ fn global_norm(grads: &Params) -> f64 {
 }
 
 impl Backend for FastCpu {
-    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
+    fn device(&self) -> String {
+        "cpu".into()
+    }
+
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
         let forward = self.forward(rows, plan);
         let mut stats = forward.stats;
-        if stats.loss.is_finite() {
+        self.stopped |= !stats.loss.is_finite();
+        if !self.stopped {
             stats.grad_norm = self.backward(rows, plan, &forward, false);
             self.count_idle(rows.len());
             self.state.step = plan.step + 1;
         }
-        Ok(stats)
+        self.done.push(stats);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<StepStats>> {
+        Ok(std::mem::take(&mut self.done))
     }
 
     fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {

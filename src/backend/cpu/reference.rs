@@ -17,6 +17,10 @@ pub struct Reference {
     data: Arc<Embeddings>,
     spec: ModelSpec,
     state: TrainState,
+    /// Statistics of steps that were not collected yet.
+    done: Vec<StepStats>,
+    /// A loss was not finite: nothing is changed any more.
+    stopped: bool,
 }
 
 /// A float64 copy of the weights, decoder always written out.
@@ -63,7 +67,7 @@ fn relu(z: f64) -> f64 {
 impl Reference {
     /// A backend over `data` that goes on from `state`.
     pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
-        Self { data, spec, state }
+        Self { data, spec, state, done: vec![], stopped: false }
     }
 
     fn wide(params: &Params) -> Wide {
@@ -370,15 +374,25 @@ impl Reference {
 }
 
 impl Backend for Reference {
-    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
+    fn device(&self) -> String {
+        "cpu".into()
+    }
+
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
         let pass = self.pass(rows, plan);
         let mut stats = pass.stats;
-        if stats.loss.is_finite() {
+        self.stopped |= !stats.loss.is_finite();
+        if !self.stopped {
             stats.grad_norm = self.update(&pass, plan);
             self.count_idle(&pass, rows.len());
             self.state.step = plan.step + 1;
         }
-        Ok(stats)
+        self.done.push(stats);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<StepStats>> {
+        Ok(std::mem::take(&mut self.done))
     }
 
     fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {

@@ -1,0 +1,208 @@
+//! Which device computes, and the one place that makes backends.
+
+use super::cpu::fast::{self, FastCpu};
+use super::cuda::{self, Unavailable};
+use super::{Backend, ModelSpec};
+use crate::config::Precision;
+use crate::data::Embeddings;
+use crate::error::{Error, Result};
+use crate::model::TrainState;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// What `--device` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first CUDA device where there is one that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number; the first where none is given.
+    Cuda(Option<usize>),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(None)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(|n| Self::Cuda(Some(n)))
+                .ok_or_else(|| "it is not auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// The device that computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selected {
+    /// The CPU.
+    Cpu,
+    /// A CUDA device by number.
+    Cuda(usize),
+}
+
+impl fmt::Display for Selected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Settles the choice on this machine. Where `auto` passes over a GPU that something is missing for, one
+    /// warning line says so, unless `quiet`.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] if a CUDA device is asked for that cannot be used, with the reason.
+    pub fn select(self, quiet: bool) -> Result<Selected> {
+        if self == Self::Cpu {
+            return Ok(Selected::Cpu);
+        }
+        let (selected, warning) = self.settle(cuda::available())?;
+        if let Some(text) = warning.filter(|_| !quiet) {
+            eprintln!("warning: {text}");
+        }
+        Ok(selected)
+    }
+
+    /// The device, and the warning that comes with it, where `found` devices can be used.
+    fn settle(self, found: std::result::Result<usize, Unavailable>) -> Result<(Selected, Option<String>)> {
+        let (flag, wanted) = match self {
+            Self::Cpu => return Ok((Selected::Cpu, None)),
+            Self::Auto => ("--device auto".to_owned(), 0),
+            Self::Cuda(None) => ("--device cuda".to_owned(), 0),
+            Self::Cuda(Some(n)) => (format!("--device cuda:{n}"), n),
+        };
+        match (self, found) {
+            (_, Ok(n)) if wanted < n => Ok((Selected::Cuda(wanted), None)),
+            (Self::Auto, Ok(_)) => Ok((Selected::Cpu, None)),
+            (Self::Auto, Err(Unavailable { driver, reason })) => Ok((
+                Selected::Cpu,
+                driver.then(|| {
+                    format!("the CPU computes, the GPU is not used: {reason}; `sae devices` tells more")
+                }),
+            )),
+            (_, Ok(n)) => Err(Error::Failed(format!(
+                "{flag}: CUDA devices that can be used here: {n}, counted from cuda:0; `sae devices` lists them"
+            ))),
+            (_, Err(Unavailable { reason, .. })) => {
+                Err(Error::Failed(format!("{flag}: {reason}; `sae devices` tells what was looked for")))
+            }
+        }
+    }
+}
+
+impl Selected {
+    /// Whether this device can compute in `precision`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if not: the CPU has float32 alone.
+    pub fn check(self, precision: Precision) -> Result<()> {
+        if self == Self::Cpu && precision != Precision::F32 {
+            return Err(Error::Usage(format!(
+                "--precision {precision} needs a GPU, and the CPU would compute, which has f32 alone; `sae devices` shows what was found"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A backend on `device` over `data` that goes on from `state`.
+///
+/// # Errors
+/// [`Error::Usage`] for a precision that the device does not have; what the device refuses, such as memory.
+pub fn open(
+    device: Selected,
+    data: Arc<Embeddings>,
+    spec: ModelSpec,
+    precision: Precision,
+    state: TrainState,
+) -> Result<Box<dyn Backend>> {
+    device.check(precision)?;
+    match device {
+        Selected::Cpu => Ok(Box::new(FastCpu::new(data, spec, state))),
+        Selected::Cuda(ordinal) => cuda::open(ordinal, data, spec, precision, state),
+    }
+}
+
+/// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves:
+/// D inputs, M latents, batches of `n_rows`.
+pub fn memory(
+    device: Selected,
+    spec: &ModelSpec,
+    d_in: usize,
+    n_latents: usize,
+    tied: bool,
+    n_rows: usize,
+    precision: Precision,
+) -> u64 {
+    match device {
+        Selected::Cpu => fast::memory(spec, d_in, n_latents, tied, n_rows),
+        Selected::Cuda(_) => cuda::memory(spec, d_in, n_latents, tied, n_rows, precision),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn missing(driver: bool) -> std::result::Result<usize, Unavailable> {
+        Err(Unavailable { driver, reason: "no libnvrtc.so".into() })
+    }
+
+    #[test]
+    fn the_flag_has_four_forms() {
+        let parse = |text: &str| text.parse::<DeviceChoice>();
+        assert_eq!(parse("auto"), Ok(DeviceChoice::Auto));
+        assert_eq!(parse("cpu"), Ok(DeviceChoice::Cpu));
+        assert_eq!(parse("cuda"), Ok(DeviceChoice::Cuda(None)));
+        assert_eq!(parse("cuda:3"), Ok(DeviceChoice::Cuda(Some(3))));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn auto_takes_the_first_gpu_else_the_cpu_and_warns_only_where_there_is_a_driver() {
+        let auto = DeviceChoice::Auto;
+        assert_eq!(auto.settle(Ok(2)).unwrap(), (Selected::Cuda(0), None));
+        assert_eq!(auto.settle(Ok(0)).unwrap(), (Selected::Cpu, None));
+        assert_eq!(auto.settle(missing(false)).unwrap(), (Selected::Cpu, None));
+        let (selected, warning) = auto.settle(missing(true)).unwrap();
+        assert_eq!(selected, Selected::Cpu);
+        assert!(warning.unwrap().contains("no libnvrtc.so"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_asked_for_is_taken_or_refused_with_the_reason() {
+        assert_eq!(DeviceChoice::Cuda(None).settle(Ok(1)).unwrap(), (Selected::Cuda(0), None));
+        assert_eq!(DeviceChoice::Cuda(Some(1)).settle(Ok(2)).unwrap(), (Selected::Cuda(1), None));
+        let refused = |choice: DeviceChoice, found| choice.settle(found).unwrap_err();
+        let error = refused(DeviceChoice::Cuda(Some(7)), Ok(2));
+        assert!(error.exit_status() == 1 && error.to_string().contains("--device cuda:7"), "{error}");
+        for driver in [false, true] {
+            let error = refused(DeviceChoice::Cuda(None), missing(driver));
+            assert!(error.exit_status() == 1 && error.to_string().contains("no libnvrtc.so"), "{error}");
+        }
+        assert_eq!(DeviceChoice::Cpu.settle(Ok(1)).unwrap(), (Selected::Cpu, None));
+    }
+
+    #[test]
+    fn the_cpu_has_float32_alone() {
+        assert!(Selected::Cpu.check(Precision::F32).is_ok());
+        for precision in [Precision::Tf32, Precision::Bf16] {
+            assert_eq!(Selected::Cpu.check(precision).unwrap_err().exit_status(), 2);
+            assert!(Selected::Cuda(0).check(precision).is_ok());
+        }
+    }
+}

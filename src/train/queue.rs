@@ -1,0 +1,88 @@
+//! How many steps are queued, and when it is time to wait for them.
+
+use std::time::{Duration, Instant};
+
+/// Most steps that are queued.
+const MOST: u64 = 4096;
+/// Longest time between two collects: progress is shown, and a signal heeded, about as often.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Steps queued since the last collect.
+pub(super) struct Queue {
+    waiting: u64,
+    /// When the first of them was queued.
+    since: Option<Instant>,
+    /// As many as the device computes in an [`INTERVAL`]: it may be far behind the one who queues.
+    limit: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        // The pace is not known yet.
+        Self { waiting: 0, since: None, limit: 16 }
+    }
+}
+
+impl Queue {
+    /// Steps that wait.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// A step is about to be queued.
+    pub(super) fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// It was queued.
+    pub(super) fn add(&mut self) {
+        self.waiting += 1;
+    }
+
+    /// Whether to collect though nothing needs it.
+    pub(super) fn is_due(&self) -> bool {
+        self.waiting >= self.limit || self.since.is_some_and(|since| since.elapsed() >= INTERVAL)
+    }
+
+    /// All were collected: how many, and in how many seconds.
+    pub(super) fn finish(&mut self) -> (u64, f64) {
+        let seconds = self.since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let steps = std::mem::take(&mut self.waiting);
+        self.limit = limit(steps, seconds);
+        (steps, seconds)
+    }
+}
+
+/// Steps that take an [`INTERVAL`] at the pace of `steps` in `seconds`.
+fn limit(steps: u64, seconds: f64) -> u64 {
+    // Rounded towards zero, and 0 / 0 is 0: at least one.
+    ((steps as f64 / seconds * INTERVAL.as_secs_f64()) as u64).clamp(1, MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_takes_about_an_interval() {
+        assert_eq!(limit(16, 0.016), 250);
+        assert_eq!(limit(1, 10.0), 1);
+        assert_eq!(limit(100, 1e-6), MOST);
+        assert_eq!(limit(5, 0.0), MOST);
+        assert_eq!(limit(0, 0.0), 1);
+    }
+
+    #[test]
+    fn a_full_queue_is_due_and_an_empty_one_is_not() {
+        let mut queue = Queue::default();
+        assert!(!queue.is_due());
+        for _ in 0..queue.limit {
+            queue.begin();
+            queue.add();
+        }
+        assert!(queue.is_due());
+        let (steps, seconds) = queue.finish();
+        assert!(steps == 16 && seconds >= 0.0);
+        assert!(queue.waiting() == 0 && !queue.is_due());
+    }
+}

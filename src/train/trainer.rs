@@ -1,0 +1,288 @@
+//! The training loop: it queues steps, and waits for them only where their results are needed.
+
+use super::checkpoint::{self, Progress};
+use super::folder::{RunFolder, names};
+use super::metrics::{self, EvalSet, MetricRow, dead_fraction, mean_row};
+use super::outputs::{self, Summary};
+use super::queue::Queue;
+use super::{Prepared, Session};
+use crate::backend::{self, Backend, Selected, StepPlan, Weights};
+use crate::config::Config;
+use crate::data::{BatchOrder, Embeddings, Split};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model_file::{self, ModelMeta};
+use crate::noise::Noise;
+use crate::report::progress::Progress as Display;
+use crate::schedule::{anneal_fraction, l1_share, learning_rate, temperature};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A run under way.
+pub(super) struct Trainer {
+    config: Config,
+    data: Arc<Embeddings>,
+    split: Split,
+    folder: RunFolder,
+    device: Selected,
+    backend: Box<dyn Backend>,
+    order: BatchOrder,
+    mean: Vec<f64>,
+    /// Where the run is, without the steps that are queued.
+    progress: Progress,
+    queue: Queue,
+}
+
+impl Trainer {
+    pub(super) fn new(
+        prepared: Prepared,
+        folder: RunFolder,
+        backend: Box<dyn Backend>,
+        mut progress: Progress,
+    ) -> Self {
+        let Prepared { data, split, config, device } = prepared;
+        progress.device = backend.device();
+        Self {
+            order: BatchOrder::new(split.train.clone(), config.batch_size, config.seed),
+            mean: mean_row(&data, &split.train),
+            device,
+            backend,
+            config,
+            data,
+            split,
+            folder,
+            progress,
+            queue: Queue::default(),
+        }
+    }
+
+    /// The run's table of splits must be the one that its seed gives: a resumed run may not mix them.
+    pub(super) fn folder_split_unchanged(&self) -> Result<()> {
+        let path = self.folder.path(names::SPLITS);
+        let stored = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        if stored != self.split.to_tsv(&self.data) {
+            return Err(Error::data(
+                &path,
+                "",
+                "was changed since the run was started; put it back to resume",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn run(mut self, session: &Session<'_>) -> Result<Summary> {
+        // A run killed between a save and its link goes on without the link; see `link_best`.
+        self.link_best()?;
+        let sets = self.eval_sets();
+        let steps = self.config.steps;
+        let mut display = Display::new(steps, self.progress.step, session.quiet);
+        while self.progress.step < steps && !self.stopped_early() {
+            if session.stop.load(Ordering::Relaxed) {
+                self.collect(&mut display)?;
+                self.save_checkpoint()?;
+                display.finish();
+                let (step, root) = (self.progress.step, self.folder.root().display());
+                return Err(Error::Interrupted(format!(
+                    "interrupted at step {step}; a checkpoint is on disk: go on with `sae train --resume {root}`"
+                )));
+            }
+            let done = self.queue_step()?;
+            let last = done == steps;
+            let measure = last || done.is_multiple_of(self.config.eval_every);
+            let save = last || done.is_multiple_of(self.config.checkpoint_every);
+            if measure || save || self.queue.is_due() {
+                self.collect(&mut display)?;
+            }
+            let improved = measure && self.evaluate(&sets)?;
+            if improved || save || self.stopped_early() {
+                self.save_checkpoint()?;
+            }
+        }
+        display.finish();
+        self.finish()
+    }
+
+    fn stopped_early(&self) -> bool {
+        self.config.early_stop > 0 && self.progress.waited >= self.config.early_stop
+    }
+
+    fn eval_sets(&self) -> [EvalSet; 3] {
+        let parts = [&self.split.train, &self.split.val, &self.split.test];
+        parts.map(|rows| EvalSet::new(&self.data, rows, self.config.eval_rows, &self.mean))
+    }
+
+    /// Temperature, share of the hard code, learning rate and L1 weight of a step.
+    fn plan(&self, step: u64) -> StepPlan<'static> {
+        let c = &self.config;
+        let alpha = anneal_fraction(step, c.anneal_steps);
+        let epoch = self.order.epoch_of(step) as u64;
+        StepPlan {
+            step,
+            alpha,
+            tau: temperature(alpha, c.tau_start, c.tau_end),
+            lr: learning_rate(step, c.steps, c.lr, c.lr_warmup, c.lr_schedule),
+            l1: c.l1 * l1_share(epoch, c.l1_warmup),
+            noise: Noise::Philox { seed: c.seed },
+        }
+    }
+
+    /// Queues the next step; returns the number of steps done once it is.
+    fn queue_step(&mut self) -> Result<u64> {
+        self.queue.begin();
+        let step = self.progress.step + self.queue.waiting();
+        let plan = self.plan(step);
+        self.backend.step(self.order.batch(step), &plan)?;
+        self.queue.add();
+        Ok(step + 1)
+    }
+
+    /// Waits for the queued steps and takes their losses up, one by one in their order, so that no bit of the
+    /// sum depends on when this is called.
+    fn collect(&mut self, display: &mut Display) -> Result<()> {
+        if self.queue.waiting() == 0 {
+            return Ok(());
+        }
+        let all = self.backend.collect()?;
+        let (steps, seconds) = self.queue.finish();
+        if all.len() as u64 != steps {
+            let n = all.len();
+            return Err(Error::Failed(format!("{n} of {steps} steps were reported; please report this")));
+        }
+        for stats in &all {
+            if !stats.loss.is_finite() {
+                let step = self.progress.step;
+                return Err(Error::NonFinite { step, loss: stats.loss, kept: self.kept() });
+            }
+            let p = &mut self.progress;
+            p.step += 1;
+            p.loss = (p.loss.0 + stats.loss, p.loss.1 + 1);
+        }
+        let p = &mut self.progress;
+        p.seconds = (p.seconds.0 + seconds, p.seconds.1 + seconds);
+        let rate = (steps * self.config.batch_size as u64) as f64 / seconds.max(1e-9);
+        let done = p.step;
+        if let Some(stats) = all.last() {
+            let note = if self.plan(done - 1).soft() { "annealing" } else { "" };
+            display.step(done, stats.loss, rate, note);
+        }
+        Ok(())
+    }
+
+    fn kept(&self) -> String {
+        match checkpoint::list(&self.folder.checkpoints()).ok().and_then(|all| all.last().cloned()) {
+            Some((step, path)) => format!("the checkpoint of step {step} is kept ({})", path.display()),
+            None => "there was no checkpoint yet".into(),
+        }
+    }
+
+    /// Adds a line to the metrics; true where validation is the best so far.
+    fn evaluate(&mut self, sets: &[EvalSet; 3]) -> Result<bool> {
+        let (d, m) = (self.config.d_in, self.config.n_latents);
+        let mut fired = vec![0u64; m];
+        let backend = self.backend.as_mut();
+        let train = sets[0].measure(backend, d, &mut fired)?;
+        let mut ignored = vec![0u64; m];
+        let val = sets[1].measure(backend, d, &mut ignored)?;
+        let test = sets[2].measure(backend, d, &mut ignored)?;
+        let plan = self.plan(self.progress.step - 1);
+        let p = &mut self.progress;
+        let rows = p.loss.1 as f64 * self.config.batch_size as f64;
+        p.metrics.push(MetricRow {
+            step: p.step,
+            epoch: self.order.epoch_of(p.step),
+            tau: plan.tau,
+            alpha: plan.alpha,
+            lr: plan.lr,
+            rows_per_second: if p.seconds.0 > 0.0 { rows / p.seconds.0 } else { 0.0 },
+            train_loss: (p.loss.1 > 0).then(|| p.loss.0 / p.loss.1 as f64),
+            train,
+            val,
+            test,
+            dead_fraction: dead_fraction(&fired),
+        });
+        p.loss = (0.0, 0);
+        p.seconds.0 = 0.0;
+        let mut improved = false;
+        // Before the warm-up ends the model is not yet the one that is trained for.
+        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.config.anneal_steps) {
+            improved = p.best.is_none_or(|(_, best)| fvu < best);
+            if improved {
+                p.best = Some((p.step, fvu));
+                p.waited = 0;
+            } else {
+                p.waited += 1;
+            }
+        }
+        files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
+        Ok(improved)
+    }
+
+    fn save_checkpoint(&mut self) -> Result<()> {
+        let path = self.folder.checkpoints().join(checkpoint::name(self.progress.step));
+        let state = self.backend.state()?;
+        checkpoint::save(&path, &state, &self.progress)?;
+        drop(state);
+        self.link_best()?;
+        self.folder.prune(self.config.keep_checkpoints)
+    }
+
+    /// Gives the checkpoint of the best step its second name. Done after every save, and once more when a run
+    /// goes on, which may have been killed between the two.
+    fn link_best(&self) -> Result<()> {
+        match self.progress.best {
+            Some((best, _)) if best == self.progress.step => {
+                let from = self.folder.checkpoints().join(checkpoint::name(best));
+                files::link_whole(&from, &self.folder.best())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Final figures, model, curves; the summary comes last.
+    fn finish(mut self) -> Result<Summary> {
+        let mut steps = self.progress.step;
+        let best = self.progress.best.map(|(step, _)| step);
+        if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
+            let state = self.backend.state()?.into_owned();
+            let (state, progress) = checkpoint::load(&self.folder.best(), &state)?;
+            steps = progress.step;
+            // The old one first: a device may not have room for both.
+            drop(self.backend);
+            let (spec, precision) = (self.config.spec.clone(), self.config.precision);
+            self.backend = backend::open(self.device, self.data.clone(), spec, precision, state)?;
+        }
+        let (d, m) = (self.config.d_in, self.config.n_latents);
+        let mut fired = vec![0u64; m];
+        let mut measure = |rows: &[u32], fired: &mut [u64]| {
+            EvalSet::new(&self.data, rows, usize::MAX, &self.mean).measure(self.backend.as_mut(), d, fired)
+        };
+        let mut ignored = vec![0u64; m];
+        let train = measure(&self.split.train, &mut fired)?;
+        let val = measure(&self.split.val, &mut ignored)?;
+        let test = measure(&self.split.test, &mut ignored)?;
+        let state = self.backend.state()?;
+        let params = state.weights(Weights::Averaged);
+        let meta = ModelMeta::new(&self.config, steps, &self.mean);
+        model_file::save(&self.folder.path(names::MODEL), params, &meta)?;
+        files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
+        outputs::write_plots(&self.folder, &self.config, &self.progress.metrics)?;
+        let done = self.progress.step as f64 * self.config.batch_size as f64;
+        let summary = Summary {
+            train,
+            val,
+            test,
+            dead_fraction: dead_fraction(&fired),
+            rows_per_second: done / self.progress.seconds.1.max(1e-9),
+            steps,
+            device: self.progress.device.clone(),
+            precision: self.config.precision.to_string(),
+            seed: self.config.seed,
+            version: env!("CARGO_PKG_VERSION").into(),
+            n_latents: m,
+            k: self.config.spec.k,
+            best_step: best,
+        };
+        outputs::write_summary(&self.folder, &summary)?;
+        Ok(summary)
+    }
+}
