@@ -6,7 +6,7 @@
 //   db_lat_j = sum_e dz_e + sum_a dza_a + dense_bias_j
 //   partial += db_lat_j W_enc_j                                      the part of db_pre that goes through the encoder
 // A tied model has one matrix and adds both. With unit-norm rows the gradient is freed of its part along the decoder
-// row, and the row is scaled back to length 1 after the step.
+// row, and the row is scaled back to length 1 after the step (unit 1; with unit 2 the gradient was freed before).
 //
 // input, grad_recon, aux_recon (N, pitch); an entry's row is its number over k; dense rows count from `first`.
 // A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
@@ -169,7 +169,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         // Columns of the rows belong to other threads from here on.
         __syncthreads();
         const Tensor *decoder = TIED ? &model->enc : &model->dec;
-        if (unit) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
+        if (unit == 1) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
         for (u32 i = threadIdx.x; i < d; i += blockDim.x) part[i] += bias * model->enc.w[row + i];
         if (kept.enc != 0) {
             squares += store_row(kept.enc + (u64)at * pitch, enc_row, d);
@@ -180,7 +180,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             }
         } else {
             float clip = control->clip;
-            update_row(step, clip, model->enc, row, enc_row, d, TIED && unit, model->enc_copy, scratch);
+            update_row(step, clip, model->enc, row, enc_row, d, TIED && unit != 0, model->enc_copy, scratch);
             if (!TIED) update_row(step, clip, model->dec, row, dec_row, d, unit != 0, model->dec_copy, scratch);
             if (threadIdx.x == 0) {
                 Tensor b = model->lat;

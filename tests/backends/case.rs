@@ -143,8 +143,19 @@ impl Case {
         Some(records)
     }
 
-    /// Runs both backends side by side; returns how the fast one held its codes.
-    pub fn agree(mut self) -> Vec<Mode> {
+    /// The fast backend beside the reference; returns how it held its codes.
+    pub fn agree(self) -> Vec<Mode> {
+        let mut modes = vec![];
+        self.agree_with(FastCpu::new, |fast| modes.extend(fast.last_mode()));
+        modes
+    }
+
+    /// A backend beside the reference; `after` sees it after each step.
+    pub fn agree_with<B: Backend>(
+        mut self,
+        make: impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> B,
+        mut after: impl FnMut(&B),
+    ) {
         let first = self.seed;
         let records = loop {
             if let Some(records) = self.reference() {
@@ -154,23 +165,21 @@ impl Case {
             assert!(self.seed < first + 40, "{}: no draw without a near tie", self.name());
         };
         let (data, state) = self.start();
-        let mut fast = FastCpu::new(data, self.spec.clone(), state);
-        let mut modes = vec![];
+        let mut backend = make(data, self.spec.clone(), state);
         for (step, want) in records.iter().enumerate() {
             let uniform = self.uniform(step as u64);
             let plan = self.plan(step as u64, &uniform);
             let sharpness = if plan.soft() { ROUNDED_SCORE / plan.tau } else { 0.0 };
             let check = Check { what: format!("{} step {step}", self.name()), c: ROUNDINGS + sharpness };
-            check.pass(&fast.inspect(&self.rows(), &plan).unwrap(), &want.pass);
+            check.pass(&backend.inspect(&self.rows(), &plan).unwrap(), &want.pass);
             check.stats(
-                &fast.step_now(&self.rows(), &plan).unwrap(),
+                &backend.step_now(&self.rows(), &plan).unwrap(),
                 &want.stats,
                 self.spec.clip_norm.is_some(),
             );
-            check.state(&fast.state().unwrap(), &want.state, self.spec.adam_eps);
-            modes.extend(fast.last_mode());
+            check.state(&backend.state().unwrap(), &want.state, self.spec.adam_eps);
+            after(&backend);
         }
-        modes
     }
 }
 

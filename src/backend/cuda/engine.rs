@@ -13,16 +13,17 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
-use super::launch::{self, Batch, Shared, Update};
+use super::launch::{self, Batch, Shared, Unit, Update};
 use super::params::{Control, StepParams};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, Kept, ROWS_AT, Sizes, Work};
-use crate::backend::{EvalSums, Inference, ModelSpec, StepPlan, StepStats, Weights};
+use crate::backend::{Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights};
 use crate::config::Precision;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
 use crate::noise::Noise;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Steps whose outcomes the device keeps until they are collected.
@@ -32,6 +33,7 @@ const LEAST_ROWS: usize = 256;
 
 /// A backend on a device.
 pub struct Engine {
+    name: String,
     pub(super) parts: Parts,
     // Last, so that all memory is freed before the device goes.
     pub(super) device: Box<dyn Device>,
@@ -71,11 +73,12 @@ pub(super) enum Aim {
 type AfterTile<'a> = &'a mut dyn FnMut(&mut dyn Device, (usize, usize), &work::Soft) -> Result<()>;
 
 impl Engine {
-    /// A backend over `data` that goes on from `state`.
+    /// A backend over `data` that goes on from `state`, on a device called `name`.
     ///
     /// # Errors
     /// Options that the kernels cannot serve; not enough memory.
     pub fn new(
+        name: String,
         mut device: Box<dyn Device>,
         data: Arc<Embeddings>,
         spec: ModelSpec,
@@ -104,15 +107,17 @@ impl Engine {
         };
         parts.upload_data(dev)?;
         parts.refresh(dev)?;
-        Ok(Self { parts, device })
+        Ok(Self { name, parts, device })
+    }
+}
+
+impl Backend for Engine {
+    fn device(&self) -> String {
+        self.name.clone()
     }
 
-    /// Queues one step; see [`crate::backend::Backend::step`].
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
-        let Self { parts, device } = self;
+    fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
+        let Self { parts, device, .. } = self;
         let dev = device.as_mut();
         if parts.pending == RING {
             parts.drain(dev)?;
@@ -134,21 +139,13 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits, and gives the statistics of all steps since the last time.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn collect(&mut self) -> Result<Vec<StepStats>> {
+    fn collect(&mut self) -> Result<Vec<StepStats>> {
         self.parts.drain(self.device.as_mut())?;
         Ok(std::mem::take(&mut self.parts.done))
     }
 
-    /// See [`crate::backend::Backend::evaluate`].
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
-        let Self { parts, device } = self;
+    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+        let Self { parts, device, .. } = self;
         let dev = device.as_mut();
         let operands = parts.operands(dev, weights)?;
         parts.shared.quality.zero(dev, 1)?;
@@ -169,12 +166,12 @@ impl Engine {
         })
     }
 
-    /// The whole state, from the device.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn state(&mut self) -> Result<TrainState> {
-        self.parts.tensors.state(self.device.as_mut())
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        self.look(rows, plan)
+    }
+
+    fn state(&mut self) -> Result<Cow<'_, TrainState>> {
+        Ok(Cow::Owned(self.parts.tensors.state(self.device.as_mut())?))
     }
 }
 
@@ -350,7 +347,7 @@ impl Parts {
             work.squares.zero(dev, work::BLOCKS)?;
         }
         // A look shows the gradient itself; the constraint is part of the update.
-        let unit = spec.unit_norm_decoder && aim == Aim::Train;
+        let unit = if spec.unit_norm_decoder && aim == Aim::Train { Unit::Both } else { Unit::Free };
         let view = &tensors.view;
         let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
         let base =
@@ -385,6 +382,7 @@ impl Parts {
         }
         if keep {
             launch::clip_factor(dev, s, batch, work, shared)?;
+            let unit = if unit == Unit::Both { Unit::Scale } else { Unit::Free };
             apply_kept(dev, s, batch, tensors, shared, work, unit)?;
         }
         if spec.train_pre_bias {
@@ -505,7 +503,7 @@ fn apply_kept(
     tensors: &Tensors,
     shared: &Shared,
     work: &Work,
-    unit: bool,
+    unit: Unit,
 ) -> Result<()> {
     let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };
     let all = s.m * s.pitch;

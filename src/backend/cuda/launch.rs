@@ -548,6 +548,17 @@ pub fn index(
     }
 }
 
+/// What [`latent_update`] does so that rows of the decoder keep length 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// Nothing.
+    Free = 0,
+    /// Frees the gradient of its part along the row, and scales the row after the step.
+    Both = 1,
+    /// Scales the row after the step.
+    Scale = 2,
+}
+
 /// Where [`latent_update`] finds its parts.
 #[derive(Debug, Clone, Copy)]
 pub struct Update<'a> {
@@ -561,8 +572,8 @@ pub struct Update<'a> {
     pub dense: Option<(Arg, Arg, Arg)>,
     /// Keep the gradients instead of using them.
     pub kept: Option<&'a Kept>,
-    /// Rows of the decoder at length 1: free the gradient, and scale the row.
-    pub unit: bool,
+    /// What keeps rows of the decoder at length 1.
+    pub unit: Unit,
     /// Add to `partial`.
     pub partial: bool,
 }
@@ -609,7 +620,7 @@ pub fn latent_update(
         None => args.extend([NULL, NULL, NULL, NULL]),
     }
     args.extend([
-        Arg::U32(u32::from(up.unit)),
+        Arg::U32(up.unit as u32),
         view.holds(1)?,
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,

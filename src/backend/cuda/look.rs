@@ -13,8 +13,8 @@ impl Engine {
     ///
     /// # Errors
     /// The device fails.
-    pub fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        let Self { parts, device } = self;
+    pub(super) fn look(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        let Self { parts, device, .. } = self;
         let dev = device.as_mut();
         let s = parts.sizes;
         let (n, m) = (rows.len(), s.m);

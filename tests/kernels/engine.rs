@@ -1,0 +1,184 @@
+//! The whole engine beside the reference: passes, steps, evaluations, over shapes, phases, options, bad input.
+
+use crate::case::Case;
+use crate::common::emulator::Emulator;
+use std::sync::Arc;
+use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::backend::{Backend, ModelSpec};
+use topk_sae::config::Precision;
+use topk_sae::data::Embeddings;
+use topk_sae::model::TrainState;
+
+/// The engine in float32 on the emulation, with another order of blocks and threads for each `seed`.
+pub fn emulated(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
+    move |data, spec, state| {
+        let mut device = Emulator::new();
+        device.seed = seed;
+        Engine::new("emulation".into(), Box::new(device), data, spec, Precision::F32, &state).unwrap()
+    }
+}
+
+const PHASES: [f64; 4] = [1.0, 0.0, 0.7, 0.97];
+
+#[test]
+fn the_engine_agrees_with_the_reference_at_awkward_shapes_in_every_phase() {
+    let mut i = 0;
+    for m in [1, 7, 31, 32, 33, 129, 257, 1000] {
+        for k in [1, 2, 31, 32, 33, m] {
+            if k > m {
+                continue;
+            }
+            let mut case = Case::new([1, 15, 16, 17, 33][i % 5], [2, 3, 31, 32, 33, 100][i % 6], m, k);
+            (case.t, case.tied, case.philox) = (PHASES[i % 4], i / 4 % 2 == 0, i % 3 > 0);
+            case.spec.normalize = i % 7 > 1;
+            case.agree_with(emulated(i as u64), |_| ());
+            i += 1;
+        }
+    }
+    assert!(i > 30, "{i}");
+}
+
+#[test]
+fn the_engine_agrees_with_the_reference_over_several_tiles_and_beyond_32768_latents() {
+    for (n, d, m, k, t) in [(3, 17, 4200, 65, 0.5), (2, 3, 32_773, 33, 1.0), (2, 3, 32_773, 600, 0.9)] {
+        let mut case = Case::new(n, d, m, k);
+        (case.t, case.steps, case.l1) = (t, 1, 0.3);
+        case.agree_with(emulated(m as u64), |_| ());
+    }
+}
+
+#[test]
+fn rows_wider_than_a_block_of_threads_agree() {
+    for (i, t) in [1.0, 0.4, 1.0].into_iter().enumerate() {
+        let mut case = Case::new(5, 1100 + i, 40, 7);
+        (case.t, case.tied, case.steps) = (t, i == 0, 1);
+        (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (3, Some(4), i == 2);
+        case.agree_with(emulated(i as u64), |_| ());
+    }
+}
+
+#[test]
+fn every_option_agrees_alone_and_with_the_others() {
+    type Option = fn(&mut Case);
+    let options: [Option; 8] = [
+        |c| c.l1 = 0.4,
+        |c| (c.spec.aux_k, c.dead_every) = (3, Some(4)),
+        |c| (c.spec.aux_k, c.dead_every) = (200, Some(9)),
+        |c| c.spec.unit_norm_decoder = true,
+        |c| c.spec.weight_decay = 0.5,
+        |c| c.spec.clip_norm = Some(1e-3),
+        |c| c.spec.ema = Some(0.99),
+        |c| c.spec.train_pre_bias = false,
+    ];
+    let mut seed = 0;
+    for t in PHASES {
+        for tied in [false, true] {
+            let base = || {
+                let mut case = Case::new(17, 33, 257, 5);
+                (case.t, case.tied, case.steps) = (t, tied, 2);
+                case
+            };
+            seed += 1;
+            // One option alone each time, so that all meet some phase, and all together.
+            let mut alone = base();
+            options[seed as usize % 8](&mut alone);
+            alone.agree_with(emulated(seed), |_| ());
+            let mut all = base();
+            options.iter().for_each(|set| set(&mut all));
+            (all.spec.aux_k, all.steps) = (3, 3);
+            all.agree_with(emulated(seed), |_| ());
+        }
+    }
+}
+
+fn in_every_phase(base: &Case) {
+    for (i, t) in PHASES.into_iter().enumerate() {
+        let mut case = base.clone();
+        (case.t, case.tied, case.l1) = (t, i % 2 == 0, 0.1);
+        (case.spec.aux_k, case.dead_every) = (4, Some(3));
+        case.agree_with(emulated(i as u64), |_| ());
+    }
+}
+
+#[test]
+fn constant_rows_zero_rows_and_huge_offsets_agree() {
+    let mut case = Case::new(18, 33, 65, 6);
+    case.edit = |_, x| {
+        for (n, row) in x.chunks_exact_mut(33).enumerate() {
+            match n % 4 {
+                0 => row.fill(0.1 * n as f32),
+                1 => row.fill(0.0),
+                2 => row.iter_mut().for_each(|v| *v += 1e5),
+                _ => {}
+            }
+        }
+    };
+    in_every_phase(&case);
+}
+
+#[test]
+fn rows_on_which_every_score_is_negative_agree() {
+    let mut case = Case::new(17, 31, 65, 6);
+    case.edit = |params, _| params.b_lat.fill(-100.0);
+    in_every_phase(&case);
+}
+
+#[test]
+fn one_latent_active_on_every_row_agrees() {
+    let mut case = Case::new(70, 32, 257, 4);
+    case.edit = |params, _| params.b_lat[200] = 6.0;
+    in_every_phase(&case);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_all_later_steps() {
+    let mut case = Case::new(9, 8, 33, 3);
+    case.spec.normalize = false;
+    case.edit = |_, x| x[3 * 8..4 * 8].fill(3e38);
+    let (data, state) = case.start();
+    let mut engine = emulated(1)(data, case.spec.clone(), state.clone());
+    let good: Vec<u32> = vec![0, 1, 2, 4];
+    for (step, rows) in [&good, &case.rows(), &good].into_iter().enumerate() {
+        engine.step(rows, &case.plan(step as u64, &[])).unwrap();
+        if step == 0 {
+            assert!(engine.collect().unwrap()[0].loss.is_finite());
+        }
+    }
+    let before = engine.state().unwrap().into_owned();
+    let after = engine.collect().unwrap();
+    assert!(after.len() == 2 && after.iter().all(|s| !s.loss.is_finite()), "{after:?}");
+    engine.step(&good, &case.plan(3, &[])).unwrap();
+    assert_eq!(engine.state().unwrap().params, before.params);
+    assert_ne!(before.params, state.params);
+}
+
+#[test]
+fn evaluation_agrees_with_the_reference() {
+    use topk_sae::backend::cpu::reference::Reference;
+    use topk_sae::backend::{Inference, Weights};
+    for (i, inference) in [Inference::Topk, Inference::Relu].into_iter().enumerate() {
+        for normalize in [true, false] {
+            let mut case = Case::new(600, 9, 150, 4);
+            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
+            let (data, mut state) = case.start();
+            let average = state.ema.as_mut().unwrap();
+            average.w_enc.iter_mut().for_each(|w| *w *= 0.5);
+            let mut engine = emulated(i as u64)(data.clone(), case.spec.clone(), state.clone());
+            let mut reference = Reference::new(data, case.spec.clone(), state);
+            for weights in [Weights::Last, Weights::Averaged] {
+                let (mut fired, mut want_fired) = (vec![7u64; 150], vec![7u64; 150]);
+                let got = engine.evaluate(&case.rows(), weights, &mut fired).unwrap();
+                let want = reference.evaluate(&case.rows(), weights, &mut want_fired).unwrap();
+                assert_eq!((got.rows, got.active), (want.rows, want.active));
+                assert_eq!(fired, want_fired);
+                for (got, want) in [
+                    (got.squared, want.squared),
+                    (got.absolute, want.absolute),
+                    (got.cosine, want.cosine),
+                ] {
+                    assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} {want}");
+                }
+            }
+        }
+    }
+}
