@@ -36,7 +36,7 @@ void fiber_main() {
     for (;;) {
         m.kernel->call(m.kernel->body, m.args);
         Fiber *me = self();
-        m.warps[me->index.x / LANES].done |= 1u << me->index.x % LANES;
+        me->warp->done |= me->bit;
         Fiber *to = m.next();
         if (to && !to->started) {
             to->started = true;
@@ -143,8 +143,13 @@ Machine *take_machine() {
     Machine *m = new Machine();
     m->stacks = static_cast<unsigned char *>(stacks);
     for (unsigned i = 0; i < MOST_THREADS; i++) {
-        m->fibers[i].index = {i, 0, 0};
-        m->fibers[i].grid = &m->grid;
+        Fiber &fiber = m->fibers[i];
+        fiber.index = {i, 0, 0};
+        fiber.grid = &m->grid;
+        fiber.lane = i % LANES;
+        fiber.bit = 1u << fiber.lane;
+        fiber.warp = &m->warps[i / LANES];
+        fiber.warp->fibers = &m->fibers[i / LANES * LANES];
     }
     return m;
 }
@@ -166,7 +171,7 @@ void run(Machine &m, const Shared &shared, size_t dynamic) {
 
 } // namespace
 
-__thread Thread *current;
+__thread Thread *current __attribute__((tls_model("initial-exec")));
 
 unsigned barrier(bool predicate, Site site) {
     Machine &m = *machine;
@@ -176,7 +181,7 @@ unsigned barrier(bool predicate, Site site) {
                  m.barrier.file, m.barrier.line);
     m.barrier = site;
     m.holds += predicate;
-    m.warps[me->index.x / LANES].blocked |= 1u << me->index.x % LANES;
+    me->warp->blocked |= me->bit;
     m.leave(me);
     return m.held;
 }
@@ -184,18 +189,13 @@ unsigned barrier(bool predicate, Site site) {
 uint64_t collective(Kind kind, unsigned mask, uint64_t value, unsigned source, Site site) {
     Machine &m = *machine;
     Fiber *me = self();
-    unsigned lane = me->index.x % LANES;
-    Warp &warp = m.warps[me->index.x / LANES];
-    if (!(mask >> lane & 1))
+    Call call = {kind, mask, source & 31, value, 0, site};
+    if (!(mask & me->bit))
         m.refuse(me->index.x, "at %s:%d is not in its own mask %08x of lanes", site.file, site.line, mask);
-    warp.kind[lane] = kind;
-    warp.site[lane] = site;
-    warp.mask[lane] = mask;
-    warp.value[lane] = value;
-    warp.source[lane] = source & 31;
-    warp.waiting |= 1u << lane;
+    me->warp->calls[me->lane] = &call;
+    me->warp->waiting |= me->bit;
     m.leave(me);
-    return warp.result[lane];
+    return call.result;
 }
 
 void fail(const char *format, ...) {

@@ -12,10 +12,21 @@ namespace {
 
 const unsigned LANES = 32, MOST_THREADS = 1024;
 
+struct Warp;
 struct Fiber : Thread {
+    Warp *warp;
     Context context;
+    unsigned lane, bit; // bit = 1 << lane
+    unsigned stack;     // which of the machine's
     bool started;
-    unsigned stack; // which of the machine's
+};
+
+// A lane's call of a warp primitive; lies on the lane's own stack.
+struct Call {
+    Kind kind;
+    unsigned mask, source;
+    uint64_t value, result;
+    Site site;
 };
 
 struct Warp {
@@ -24,10 +35,8 @@ struct Warp {
     unsigned blocked; // lanes at the block's barrier
     unsigned done;    // lanes that returned
     unsigned cursor, factor, shift, flip; // turn i is of lane ((factor i + shift) % 32) ^ flip
-    Kind kind[LANES];
-    Site site[LANES];
-    unsigned mask[LANES], source[LANES];
-    uint64_t value[LANES], result[LANES];
+    Fiber *fibers;
+    Call *calls[LANES]; // of the lanes that wait
 };
 
 struct Machine {
@@ -63,6 +72,7 @@ struct Machine {
     Fiber *next();
     bool settle(Warp &warp);
     bool release_warp(Warp &warp);
+    void refuse_warp(const Warp &warp);
     bool release_block();
     void combine(Warp &warp, unsigned mask);
     void leave(Fiber *self);
@@ -73,7 +83,7 @@ struct Machine {
     void refuse(unsigned thread, const char *format, va_list list);
 };
 
-__thread Machine *machine;
+__thread Machine *machine __attribute__((tls_model("initial-exec")));
 
 Fiber *self() { return static_cast<Fiber *>(current); }
 
@@ -105,15 +115,14 @@ void Machine::deal(Warp &warp, unsigned lanes) {
 }
 
 // Who runs next; null when all threads returned, or at an error.
-Fiber *Machine::next() {
+inline Fiber *Machine::next() {
     for (;;) {
-        unsigned number = ready[turn];
-        Warp &warp = warps[number];
+        Warp &warp = warps[ready[turn]];
         while (warp.pending) {
             unsigned lane = ((warp.cursor++ * warp.factor + warp.shift) & 31) ^ warp.flip;
             if (warp.pending >> lane & 1) {
-                warp.pending &= ~(1u << lane);
-                return &fibers[number * LANES + lane];
+                warp.pending ^= 1u << lane;
+                return &warp.fibers[lane];
             }
         }
         if (!settle(warp)) return nullptr;
@@ -135,76 +144,85 @@ bool Machine::settle(Warp &warp) {
 }
 
 bool Machine::release_warp(Warp &warp) {
-    unsigned released = 0, first = (unsigned)(&warp - warps) * LANES;
+    unsigned released = 0;
     for (unsigned left = warp.waiting; left;) {
-        unsigned lane = (unsigned)__builtin_ctz(left), mask = warp.mask[lane];
+        unsigned lane = (unsigned)__builtin_ctz(left);
+        const Call &call = *warp.calls[lane];
         left &= left - 1;
-        if (mask & ~warp.waiting) continue;
+        if (call.mask & ~warp.waiting) continue;
         bool same = true;
-        for (unsigned other = mask; other; other &= other - 1) {
-            unsigned o = (unsigned)__builtin_ctz(other);
-            if (warp.mask[o] != mask) same = false;
-            else if (warp.site[o].line != warp.site[lane].line || warp.kind[o] != warp.kind[lane]) {
-                refuse(first + lane, "is at %s:%d, but thread %u is at %s:%d, with the same mask %08x of lanes",
-                       warp.site[lane].file, warp.site[lane].line, first + o, warp.site[o].file, warp.site[o].line, mask);
+        for (unsigned others = call.mask; others; others &= others - 1) {
+            unsigned o = (unsigned)__builtin_ctz(others);
+            const Call &other = *warp.calls[o];
+            same &= other.mask == call.mask;
+            if (same && (other.site.line != call.site.line || other.kind != call.kind)) {
+                refuse(warp.fibers[lane].index.x, "is at %s:%d, but thread %u is at %s:%d, with the same mask %08x of lanes",
+                       call.site.file, call.site.line, warp.fibers[o].index.x, other.site.file, other.site.line, call.mask);
                 return false;
             }
         }
         if (!same) continue;
-        combine(warp, mask);
+        combine(warp, call.mask);
         if (failed) return false;
-        left &= ~mask;
-        released |= mask;
+        left &= ~call.mask;
+        released |= call.mask;
     }
-    if (released) {
-        warp.waiting &= ~released;
-        deal(warp, released);
-        return true;
-    }
-    unsigned lane = (unsigned)__builtin_ctz(warp.waiting), missing = warp.mask[lane] & ~warp.waiting;
-    if (!missing) {
-        refuse(first + lane, "waits at %s:%d for lanes %08x, but they name other masks", warp.site[lane].file,
-               warp.site[lane].line, warp.mask[lane]);
+    if (!released) {
+        refuse_warp(warp);
         return false;
     }
+    warp.waiting &= ~released;
+    deal(warp, released);
+    return true;
+}
+
+// Tells why no lane of the warp can go on.
+void Machine::refuse_warp(const Warp &warp) {
+    unsigned lane = (unsigned)__builtin_ctz(warp.waiting);
+    const Call &call = *warp.calls[lane];
+    unsigned missing = call.mask & ~warp.waiting, thread = warp.fibers[lane].index.x;
+    if (!missing) {
+        refuse(thread, "waits at %s:%d for lanes %08x, but some of them wait with other masks", call.site.file,
+               call.site.line, call.mask);
+        return;
+    }
     unsigned absent = (unsigned)__builtin_ctz(missing);
-    refuse(first + lane, "waits at %s:%d for lanes %08x, but thread %u %s", warp.site[lane].file, warp.site[lane].line,
-           warp.mask[lane], first + absent, warp.done >> absent & 1 ? "has returned" : "waits at __syncthreads");
-    return false;
+    refuse(thread, "waits at %s:%d for lanes %08x, but thread %u %s", call.site.file, call.site.line, call.mask,
+           warp.fibers[absent].index.x, warp.done >> absent & 1 ? "has returned" : "waits at __syncthreads");
 }
 
 // Works out what the primitive gives each lane of the mask.
 void Machine::combine(Warp &warp, unsigned mask) {
-    Kind kind = warp.kind[__builtin_ctz(mask)];
+    Kind kind = warp.calls[__builtin_ctz(mask)]->kind;
     uint64_t all = kind == AND ? 0xffffffffu : kind == MIN ? ~0ull : 0;
     for (unsigned left = mask; left; left &= left - 1) {
         unsigned lane = (unsigned)__builtin_ctz(left);
-        uint64_t v = warp.value[lane];
+        Call &call = *warp.calls[lane];
         switch (kind) {
         case SHUFFLE:
-            if (!(mask >> warp.source[lane] & 1)) {
-                refuse((unsigned)(&warp - warps) * LANES + lane, "at %s:%d reads lane %u, which is not in the mask %08x",
-                       warp.site[lane].file, warp.site[lane].line, warp.source[lane], mask);
+            if (!(mask >> call.source & 1)) {
+                refuse(warp.fibers[lane].index.x, "at %s:%d reads lane %u, which is not in the mask %08x",
+                       call.site.file, call.site.line, call.source, mask);
                 return;
             }
-            warp.result[lane] = warp.value[warp.source[lane]];
+            call.result = warp.calls[call.source]->value;
             break;
         case MATCH:
-            warp.result[lane] = 0;
+            call.result = 0;
             for (unsigned o = 0; o < LANES; o++)
-                if (mask >> o & 1 && warp.value[o] == v) warp.result[lane] |= 1u << o;
+                if (mask >> o & 1 && warp.calls[o]->value == call.value) call.result |= 1u << o;
             break;
-        case BALLOT: all |= (uint64_t)(v != 0) << lane; break;
-        case ADD: all = (uint32_t)(all + v); break;
-        case MIN: all = v < all ? v : all; break;
-        case MAX: all = v > all ? v : all; break;
-        case AND: all &= v; break;
-        case OR: all |= v; break;
-        case XOR: all ^= v; break;
+        case BALLOT: all |= (uint64_t)(call.value != 0) << lane; break;
+        case ADD: all = (uint32_t)(all + call.value); break;
+        case MIN: all = call.value < all ? call.value : all; break;
+        case MAX: all = call.value > all ? call.value : all; break;
+        case AND: all &= call.value; break;
+        case OR: all |= call.value; break;
+        case XOR: all ^= call.value; break;
         }
     }
     if (kind == SHUFFLE || kind == MATCH) return;
-    for (unsigned left = mask; left; left &= left - 1) warp.result[__builtin_ctz(left)] = all;
+    for (unsigned left = mask; left; left &= left - 1) warp.calls[__builtin_ctz(left)]->result = all;
 }
 
 // All warps wait or returned: false if this was the end of the block.
