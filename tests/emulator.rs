@@ -271,7 +271,7 @@ fn recorded_work_must_be_the_same_until_it_is_forgotten() {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 32]);
     let key = RecordKey { kind: "test", n_rows: 32 };
-    let mut queue = |device: &mut Emulator, n: u32| {
+    let queue = |device: &mut Emulator, n: u32| {
         device.record(key, &mut |d| {
             let launch = Launch { grid: (1, 1), block: 32, shared: 0 };
             // SAFETY: `out` holds 32 values and n is at most 32.
@@ -286,7 +286,7 @@ fn recorded_work_must_be_the_same_until_it_is_forgotten() {
     queue(&mut device, 31).unwrap();
 }
 
-fn matrix<T: Copy>(memory: &Memory, element: Element, rows: usize, cols: usize, stride: usize) -> Matrix {
+fn matrix(memory: &Memory, element: Element, rows: usize, cols: usize, stride: usize) -> Matrix {
     Matrix { address: memory.address(), element, rows, cols, stride }
 }
 
@@ -305,11 +305,11 @@ fn dense_products_take_strides_transposes_and_sums() {
         let (a, b) = (put(&mut device, &stored(ra, ca)), put(&mut device, &stored(rb, cb)));
         let out = put(&mut device, &vec![1.0f32; m * (n + 1)]);
         let product = Product {
-            a: matrix::<bf16>(&a, Element::Bf16, ra, ca, ca + 2),
+            a: matrix(&a, Element::Bf16, ra, ca, ca + 2),
             a_transposed: turn_a,
-            b: matrix::<bf16>(&b, Element::Bf16, rb, cb, cb + 2),
+            b: matrix(&b, Element::Bf16, rb, cb, cb + 2),
             b_transposed: turn_b,
-            out: matrix::<f32>(&out, Element::F32, m, n, n + 1),
+            out: matrix(&out, Element::F32, m, n, n + 1),
             add: turn > 1,
         };
         // SAFETY: the matrices have the sizes of their memory.
@@ -353,10 +353,8 @@ fn writes_past_the_end_are_stopped_by_the_sanitizer_which_names_the_line() {
             "{text}"
         );
         let line = text.lines().find(|l| l.contains("#0 ")).unwrap_or_default();
-        assert!(
-            text.contains("AddressSanitizer") && line.contains(kernel) && line.contains("toy.cu:"),
-            "{text}"
-        );
+        let found = text.contains("AddressSanitizer: ") || text.contains("runtime error: ");
+        assert!(found && line.contains(kernel) && line.contains("toy.cu:"), "{text}");
     }
 }
 

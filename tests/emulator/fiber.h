@@ -1,8 +1,10 @@
 // Stacks, and switching between them. swapcontext makes system calls, so x86-64 has a switch of its own.
 #pragma once
 #include <stddef.h>
-#if !defined(__x86_64__) || defined(EMULATOR_UCONTEXT)
+#if !defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)
 #define EMULATOR_UCONTEXT
+#endif
+#ifdef EMULATOR_UCONTEXT
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__

@@ -77,15 +77,17 @@ pub type LaunchFn = unsafe extern "C" fn(
 
 /// Whether this process runs with AddressSanitizer, as [`super::sanitizer`] starts it.
 pub fn sanitized() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
     // SAFETY: only asks whether the symbol exists; it is not called.
-    unsafe { Library::this().get::<unsafe extern "C" fn()>(b"__asan_init\0") }.is_ok()
+    *ANSWER.get_or_init(|| unsafe { Library::this().get::<unsafe extern "C" fn()>(b"__asan_init\0") }.is_ok())
 }
 
 /// The part of the emulation that all kernels share.
 pub fn runtime() -> LaunchFn {
     static RUNTIME_FN: OnceLock<LaunchFn> = OnceLock::new();
     *RUNTIME_FN.get_or_init(|| {
-        let files = [("emulator.h", HEADER), ("fiber.h", FIBER), ("turns.h", TURNS), ("emulator.cpp", RUNTIME)];
+        let files =
+            [("emulator.h", HEADER), ("fiber.h", FIBER), ("turns.h", TURNS), ("emulator.cpp", RUNTIME)];
         let folder = cached(&files, |folder| compile(folder, "emulator.cpp", &["-o", "out.so"]));
         // Kernels find its symbols, so it is opened for all.
         let library = open(&folder.join("out.so"), RTLD_GLOBAL);
@@ -194,6 +196,11 @@ fn cached(files: &[(&str, &str)], make: impl FnOnce(&Path)) -> PathBuf {
 fn compile(folder: &Path, file: &str, more: &[&str]) {
     let language = if file.ends_with(".ii") { "c++-cpp-output" } else { "c++" };
     let mut command = compiler();
+    // The folder gets another name once it is complete.
+    let mut rename = std::ffi::OsString::from("-ffile-prefix-map=");
+    rename.push(folder);
+    rename.push("=.");
+    command.arg(rename);
     command.current_dir(folder).args(flags()).args(["-I", ".", "-x", language, file]).args(more);
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(

@@ -32,7 +32,7 @@ pub fn run(args: &[&str], env: &[(&str, &str)]) -> Output {
 
 /// Runs every other test of this binary with the sanitizers; `me` is the calling test's name.
 pub fn run_all_but(me: &str) {
-    if std::env::var_os(INSIDE).is_some() {
+    if inside() {
         return;
     }
     let out = run(&["--exact", "--skip", me], &[]);
