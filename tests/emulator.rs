@@ -267,6 +267,17 @@ fn wrong_arguments_and_launches_are_errors() {
 }
 
 #[test]
+fn new_memory_is_zero_or_on_request_nan() {
+    let mut device = toy();
+    let memory = device.allocate(64, "test").unwrap();
+    assert_eq!(get::<f32>(&mut device, &memory), [0.0; 16]);
+    device.poison = true;
+    let memory = device.allocate(64, "test").unwrap();
+    assert!(get::<f32>(&mut device, &memory).iter().all(|v| v.is_nan()));
+    assert!(get::<bf16>(&mut device, &memory).iter().all(|v| v.is_nan()));
+}
+
+#[test]
 fn recorded_work_must_be_the_same_until_it_is_forgotten() {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 32]);
@@ -391,5 +402,21 @@ fn times() {
         &[pointer(&out), Arg::U32(1 << 20)],
         f64::from(1 << 20),
     );
+    let (n_rows, d_in, n_latents) = (33, 100, 1000);
+    let product = Product {
+        a: matrix(&out, Element::F32, n_rows, d_in, d_in),
+        a_transposed: false,
+        b: Matrix { address: out.address() + (1 << 14), ..matrix(&out, Element::F32, n_latents, d_in, d_in) },
+        b_transposed: true,
+        out: Matrix {
+            address: out.address() + (1 << 20),
+            ..matrix(&out, Element::F32, n_rows, n_latents, n_latents)
+        },
+        add: false,
+    };
     time("a launch of one block of 32", "no_turns", 1, 32, &[pointer(&out), Arg::U32(32)], 1.0);
+    let start = std::time::Instant::now();
+    // SAFETY: the three parts lie in the 4 MiB of `out`.
+    unsafe { device.product(&product) }.unwrap();
+    println!("a product of {n_rows} x {d_in} x {n_latents}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
 }

@@ -157,7 +157,7 @@ fn kernel_names(file: &str, text: &str) -> Vec<String> {
             }
             _ => panic!(
                 "{file}: a kernel must read `extern \"C\" __global__ void NAME(`: {}",
-                &pair[1][..60.min(pair[1].len())]
+                pair[1].chars().take(60).collect::<String>()
             ),
         }
     });
