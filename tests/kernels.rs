@@ -1,4 +1,4 @@
-//! The kernels and the engine, executed on the CPU.
+//! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`tests/emulator/`).
 #![allow(clippy::unwrap_used)]
 
 #[path = "backends/case.rs"]
@@ -10,3 +10,10 @@ mod engine;
 mod index;
 #[path = "kernels/topk.rs"]
 mod topk;
+
+use common::emulator::sanitizer;
+
+#[test]
+fn all_of_this_holds_with_the_sanitizers() {
+    sanitizer::run_all_but("all_of_this_holds_with_the_sanitizers");
+}

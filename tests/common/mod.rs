@@ -1,6 +1,8 @@
 //! What several tests need: golden files, a comparator that can fail, data made from a counter.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod emulator;
+
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,319 @@
+//! A [`Device`] that runs the CUDA kernels on the CPU, so that launches, sizes and results are checked without a card.
+//!
+//! Beyond running them it checks: parameters against the kernel's signature, that every pointer lies in live memory,
+//! shared memory against a card's limit, divergent barriers, and that recorded work is the same each time.
+
+pub mod build;
+mod product;
+pub mod sanitizer;
+
+use std::alloc::Layout;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::{CStr, c_char};
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Mutex;
+use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
+use topk_sae::backend::cuda::sources::SOURCES;
+use topk_sae::error::{Error, Result};
+
+/// What a block may have of dynamic shared memory on every card since 2017 (sm_70 has 96 KiB, sm_86 99 KiB).
+const SHARED: u32 = 99 << 10;
+
+pub struct Emulator {
+    kernels: BTreeMap<&'static str, &'static build::Kernel>,
+    launch: build::LaunchFn,
+    live: Rc<RefCell<BTreeMap<u64, usize>>>,
+    records: HashMap<RecordKey, Vec<String>>,
+    recording: Option<Vec<String>>,
+    launches: u64,
+    launched: BTreeSet<&'static str>,
+    /// Chooses the order of blocks, warps and lanes. Each launch draws another order from it.
+    pub seed: u64,
+    /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
+    pub poison: bool,
+}
+
+/// `from` replaced by `to` in the text of `file`, where it must occur exactly once.
+pub fn mutate(sources: &[(&str, &str)], file: &str, from: &str, to: &str) -> Vec<(String, String)> {
+    let found: usize = sources.iter().filter(|s| s.0 == file).map(|s| s.1.matches(from).count()).sum();
+    assert_eq!(found, 1, "{file}: `{from}` must occur once");
+    let change = |&(name, text): &(&str, &str)| {
+        (name.to_owned(), if name == file { text.replace(from, to) } else { text.to_owned() })
+    };
+    sources.iter().map(change).collect()
+}
+
+impl Emulator {
+    /// A device with the project's kernels.
+    pub fn new() -> Self {
+        Self::with_sources(SOURCES)
+    }
+
+    /// A device with the kernels of other sources: names and texts, as in [`SOURCES`].
+    pub fn with_sources<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
+        let sources: Vec<(String, String)> =
+            sources.iter().map(|(n, t)| (n.as_ref().to_owned(), t.as_ref().to_owned())).collect();
+        let names: Vec<&str> = sources.iter().map(|s| s.0.as_str()).filter(|n| n.ends_with(".cu")).collect();
+        let mut kernels = BTreeMap::new();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        for some in names.chunks(threads) {
+            std::thread::scope(|scope| {
+                let all: Vec<_> = some.iter().map(|n| scope.spawn(|| build::kernels(&sources, n))).collect();
+                for kernel in
+                    all.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+                {
+                    let again = kernels.insert(kernel.name(), kernel);
+                    assert!(again.is_none(), "two kernels are named {}", kernel.name());
+                }
+            });
+        }
+        Self {
+            kernels,
+            launch: build::runtime(),
+            live: Rc::default(),
+            records: HashMap::new(),
+            recording: None,
+            launches: 0,
+            launched: BTreeSet::new(),
+            seed: 0,
+            poison: false,
+        }
+    }
+
+    /// Names of all kernels.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        self.kernels.keys().copied()
+    }
+
+    /// Names of the kernels that have been launched.
+    pub fn launched(&self) -> &BTreeSet<&'static str> {
+        &self.launched
+    }
+
+    /// Number of launches so far.
+    pub fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    fn kernel(&self, name: &str) -> Result<&'static build::Kernel> {
+        self.kernels.get(name).copied().ok_or_else(|| Error::Failed(format!("there is no kernel {name}")))
+    }
+
+    /// Fails unless `len` bytes from `address` lie in one live block.
+    fn inside(&self, what: &str, address: u64, len: usize) -> Result<()> {
+        let live = self.live.borrow();
+        let block = live.range(..=address).next_back();
+        if block.is_some_and(|(&start, &bytes)| address + len as u64 <= start + bytes as u64) {
+            return Ok(());
+        }
+        Err(Error::Failed(format!("{what}: {len} bytes from {address:#x} do not lie in live memory")))
+    }
+
+    /// Arguments as the emulation takes them, checked against the kernel's parameters.
+    fn pack(&self, kernel: &build::Kernel, args: &[Arg]) -> Result<Vec<u64>> {
+        let (name, kinds) = (kernel.name(), kernel.kinds());
+        if kinds.len() != args.len() {
+            let (wants, got) = (kinds.len(), args.len());
+            return Err(Error::Failed(format!("kernel {name} takes {wants} arguments, not {got}")));
+        }
+        let pack_one = |(i, (&kind, &arg)): (usize, (&u8, &Arg))| {
+            let (letter, bits) = match arg {
+                Arg::Pointer(p) => (b'p', p),
+                Arg::U32(v) => (b'u', u64::from(v)),
+                Arg::U64(v) => (b'l', v),
+                Arg::F32(v) => (b'f', u64::from(v.to_bits())),
+            };
+            if kind != letter {
+                let wants = match kind {
+                    b'p' => "a pointer",
+                    b'u' => "a u32",
+                    b'l' => "a u64",
+                    _ => "a float",
+                };
+                return Err(Error::Failed(format!("kernel {name}: argument {i} is {arg:?}, not {wants}")));
+            }
+            if kind == b'p' && bits != 0 {
+                self.inside(&format!("kernel {name}: argument {i}"), bits, 0)?;
+            }
+            Ok(bits)
+        };
+        kinds.iter().zip(args).enumerate().map(pack_one).collect()
+    }
+
+    /// Notes what is queued while recording.
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(list) = &mut self.recording {
+            list.push(text());
+        }
+    }
+
+    fn not_recording(&self, what: &str) -> Result<()> {
+        if self.recording.is_some() {
+            return Err(Error::Failed(format!("{what} inside recorded work")));
+        }
+        Ok(())
+    }
+}
+
+/// What memory is filled with to show reads of it: NaN as float32, float64 and bfloat16.
+fn poison(bytes: &mut [u8]) {
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = [0xf5, 0xff][i % 2];
+    }
+}
+
+/// Runs a launch of a kernel whose arguments have been checked.
+///
+/// # Safety
+/// As [`Device::launch`].
+unsafe fn run(
+    run: build::LaunchFn,
+    kernel: &build::Kernel,
+    l: Launch,
+    args: &[u64],
+    seed: u64,
+) -> Result<()> {
+    // With the sanitizers `__shared__` is static: one launch at a time.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = build::sanitized().then(|| ONE.lock().unwrap_or_else(|e| e.into_inner()));
+    let mut message = [0 as c_char; 512];
+    // SAFETY: `args` are as many as the kernel's parameters and of their kinds; the caller promises that what the
+    // kernel does with them is sound; the message has the length that is told.
+    let failed = unsafe {
+        let (text, size) = (message.as_mut_ptr(), message.len());
+        run(kernel, args.as_ptr(), l.grid.0, l.grid.1, l.block, l.shared, seed, text, size)
+    };
+    if failed == 0 {
+        return Ok(());
+    }
+    // SAFETY: the emulation ends its messages with a zero byte inside the buffer.
+    let message = unsafe { CStr::from_ptr(message.as_ptr()) };
+    Err(Error::Failed(message.to_string_lossy().into_owned()))
+}
+
+impl Device for Emulator {
+    fn facts(&self) -> Result<Facts> {
+        let used: u64 = self.live.borrow().values().map(|&bytes| bytes as u64).sum();
+        let total = 8 << 30;
+        Ok(Facts {
+            name: "emulation on the CPU".into(),
+            free: total - used,
+            total,
+            multiprocessors: 4,
+            shared: SHARED,
+        })
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
+        self.not_recording("an allocation")?;
+        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|e| Error::Failed(e.to_string()))?;
+        // SAFETY: the layout is not empty.
+        let start = unsafe { std::alloc::alloc_zeroed(layout) };
+        if start.is_null() {
+            return Err(Error::Failed(format!("not enough memory for {bytes} bytes of {what}")));
+        }
+        if self.poison {
+            // SAFETY: `bytes` bytes were just allocated.
+            poison(unsafe { std::slice::from_raw_parts_mut(start, bytes) });
+        }
+        self.live.borrow_mut().insert(start as u64, bytes);
+        let live = self.live.clone();
+        let release = move |address: u64| {
+            live.borrow_mut().remove(&address);
+            // SAFETY: allocated above with this layout; a `Memory` releases once.
+            unsafe { std::alloc::dealloc(address as *mut u8, layout) };
+        };
+        Ok(Memory::new(start as u64, bytes, what, Box::new(release)))
+    }
+
+    fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.not_recording("a write")?;
+        let address = to.part(offset..offset + bytes.len())?;
+        // SAFETY: `part` checked the range; `to` is live and borrowed for writing.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.not_recording("a read")?;
+        let address = from.part(offset..offset + bytes.len())?;
+        // SAFETY: `part` checked the range; `from` is live.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        self.not_recording("a send")?;
+        to.part(0..len)?;
+        let mut staging = vec![0; len];
+        poison(&mut staging); // as pinned memory, it holds something else before
+        fill(&mut staging);
+        self.write(to, 0, &staging)
+    }
+
+    fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
+        let address = memory.part(range.clone())?;
+        self.note(|| format!("zero {address:#x} {}", range.len()));
+        // SAFETY: `part` checked the range; `memory` is live and borrowed for writing.
+        unsafe { std::ptr::write_bytes(address as *mut u8, 0, range.len()) };
+        Ok(())
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
+        let found = self.kernel(kernel)?;
+        if launch.shared > SHARED {
+            let bytes = launch.shared;
+            return Err(Error::Failed(format!(
+                "kernel {kernel}: {bytes} bytes of shared memory, more than a card has"
+            )));
+        }
+        let packed = self.pack(found, args)?;
+        self.note(|| format!("{kernel} {launch:?} {args:?}"));
+        self.launches += 1;
+        self.launched.insert(kernel);
+        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
+        // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
+        unsafe { run(self.launch, found, launch, &packed, seed) }
+    }
+
+    unsafe fn product(&mut self, product: &Product) -> Result<()> {
+        for (what, m) in [("a", &product.a), ("b", &product.b), ("out", &product.out)] {
+            self.inside(&format!("a dense product's {what}"), m.address, product::extent(m))?;
+            if m.address % m.element.size() as u64 != 0 {
+                return Err(Error::Failed(format!("a dense product's {what} is not aligned: {m:?}")));
+            }
+        }
+        self.note(|| format!("{product:?}"));
+        // SAFETY: all three matrices were found to lie in live memory.
+        unsafe { product::product(product) }
+    }
+
+    fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()> {
+        self.not_recording("a record")?;
+        self.recording = Some(Vec::new());
+        let result = work(self);
+        let queued = self.recording.take().unwrap_or_default();
+        result?;
+        let first = self.records.entry(key).or_insert_with(|| queued.clone());
+        if *first == queued {
+            return Ok(());
+        }
+        let at = first.iter().zip(&queued).take_while(|(a, b)| a == b).count();
+        let show = |list: &[String]| list.get(at).cloned().unwrap_or("nothing".into());
+        Err(Error::Failed(format!(
+            "the work recorded for {key:?} differs at place {at}: first `{}`, now `{}`",
+            show(first),
+            show(&queued)
+        )))
+    }
+
+    fn forget(&mut self) {
+        self.records.clear();
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.not_recording("a wait")
+    }
+}

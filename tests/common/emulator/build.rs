@@ -1,0 +1,236 @@
+//! Compiles kernels with the C++ compiler (`CXX`, or `c++`) into shared objects and loads them.
+//!
+//! A file is preprocessed, its `extern "C" __global__ void NAME(` are listed, and a table of them is added to its
+//! end: names that macros make are found like any other. Results are kept in a folder named by a hash of all that
+//! went into them.
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use xxhash_rust::xxh3::xxh3_128;
+
+const HEADER: &str = include_str!("../../emulator/emulator.h");
+const FIBER: &str = include_str!("../../emulator/fiber.h");
+const TURNS: &str = include_str!("../../emulator/turns.h");
+const RUNTIME: &str = include_str!("../../emulator/emulator.cpp");
+
+// -fno-gnu-unique: shared variables of templates must not be merged between two versions of a file.
+// -fno-strict-aliasing: as NVRTC, which lets a kernel read floats as packs.
+const FLAGS: &[&str] = &[
+    "-fPIC",
+    "-shared",
+    "-std=c++17",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-gnu-unique",
+    "-fvisibility=hidden",
+];
+const PLAIN: &[&str] = &["-O2"];
+const SANITIZED: &[&str] =
+    &["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+
+/// One kernel, as emulator.h lays it out.
+#[repr(C)]
+pub struct Kernel {
+    name: *const c_char,
+    kinds: *const c_char,
+    call: *const c_void,
+    body: *const c_void,
+}
+
+// SAFETY: the table and what it points to are constants of a shared object that is never unloaded.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    pub fn name(&self) -> &'static str {
+        // SAFETY: a string literal of the shared object, ASCII, never unloaded.
+        unsafe { CStr::from_ptr(self.name) }.to_str().unwrap()
+    }
+
+    /// A letter a parameter: p(ointer), u(32), l (u64), f(loat).
+    pub fn kinds(&self) -> &'static [u8] {
+        // SAFETY: as in `name`.
+        unsafe { CStr::from_ptr(self.kinds) }.to_bytes()
+    }
+}
+
+/// `emulator_launch` of emulator.cpp.
+pub type LaunchFn = unsafe extern "C" fn(
+    kernel: *const Kernel,
+    args: *const u64,
+    grid_x: u32,
+    grid_y: u32,
+    block: u32,
+    shared: u32,
+    seed: u64,
+    message: *mut c_char,
+    message_size: usize,
+) -> c_int;
+
+/// Whether this process runs with AddressSanitizer, as [`super::sanitizer`] starts it.
+pub fn sanitized() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    // SAFETY: only asks whether the symbol exists; it is not called.
+    *ANSWER.get_or_init(|| unsafe { Library::this().get::<unsafe extern "C" fn()>(b"__asan_init\0") }.is_ok())
+}
+
+/// The part of the emulation that all kernels share.
+pub fn runtime() -> LaunchFn {
+    static RUNTIME_FN: OnceLock<LaunchFn> = OnceLock::new();
+    *RUNTIME_FN.get_or_init(|| {
+        let files =
+            [("emulator.h", HEADER), ("fiber.h", FIBER), ("turns.h", TURNS), ("emulator.cpp", RUNTIME)];
+        let folder = cached(&files, |folder| compile(folder, "emulator.cpp", &["-o", "out.so"]));
+        // Kernels find its symbols, so it is opened for all.
+        let library = open(&folder.join("out.so"), RTLD_GLOBAL);
+        // SAFETY: emulator.cpp defines it with these parameters; the library is never unloaded.
+        unsafe { *library.get::<LaunchFn>(b"emulator_launch\0").unwrap() }
+    })
+}
+
+/// The kernels of `file`, one of `sources`.
+pub fn kernels(sources: &[(String, String)], file: &str) -> &'static [Kernel] {
+    type Slot = Arc<OnceLock<&'static [Kernel]>>;
+    static LOADED: Mutex<Option<HashMap<PathBuf, Slot>>> = Mutex::new(None);
+    runtime();
+    let used = sources.iter().filter(|(name, _)| name == file || name.ends_with(".cuh"));
+    let mut files: Vec<(&str, &str)> = used.map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    files.push(("emulator.h", HEADER));
+    files.push(("name", file));
+    let folder = cached(&files, |folder| build(folder, file));
+    let slot = LOADED.lock().unwrap().get_or_insert_default().entry(folder.clone()).or_default().clone();
+    slot.get_or_init(|| {
+        let library = open(&folder.join("out.so"), RTLD_LOCAL);
+        // SAFETY: `build` adds both symbols with these types; the library is never unloaded.
+        unsafe {
+            let count = **library.get::<*const usize>(b"emulator_kernel_count\0").unwrap();
+            let table = *library.get::<*const Kernel>(b"emulator_kernels\0").unwrap();
+            std::slice::from_raw_parts(table, count)
+        }
+    })
+}
+
+fn open(path: &Path, scope: c_int) -> &'static Library {
+    // SAFETY: its only initializer fills the table of kernels.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | scope) };
+    Box::leak(Box::new(library.unwrap_or_else(|e| panic!("{}: cannot load: {e}", path.display()))))
+}
+
+fn build(folder: &Path, file: &str) {
+    compile(folder, file, &["-E", "-include", "emulator.h", "-o", "unit.ii"]);
+    let text = std::fs::read_to_string(folder.join("unit.ii")).unwrap();
+    let names = kernel_names(file, &text);
+    let entries: String = names.iter().map(|n| format!("emulator::kernel(\"{n}\", {n}),\n")).collect();
+    let table = format!(
+        "\n# 1 \"table of kernels\"\n#pragma GCC visibility push(default)\n\
+         extern \"C\" {{ extern const emulator::Kernel emulator_kernels[]; extern const size_t emulator_kernel_count; }}\n\
+         const emulator::Kernel emulator_kernels[] = {{\n{entries}}};\n\
+         const size_t emulator_kernel_count = {};\n",
+        names.len()
+    );
+    std::fs::write(folder.join("unit.ii"), text.replace("__global__", "") + &table).unwrap();
+    compile(folder, "unit.ii", &["-o", "out.so"]);
+}
+
+/// Names after `extern "C" __global__ void` in preprocessed text.
+fn kernel_names(file: &str, text: &str) -> Vec<String> {
+    let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    let code = code.join(" ");
+    let parts: Vec<&str> = code.split("__global__").collect();
+    assert!(parts.len() > 1, "{file}: no kernels in it");
+    let names = parts.windows(2).map(|pair| {
+        let mut words = pair[1].split('(').next().unwrap_or_default().split_whitespace();
+        let (void, name, rest) = (words.next(), words.next(), words.next());
+        match name {
+            Some(name)
+                if pair[0].trim_end().ends_with("extern \"C\"") && void == Some("void") && rest.is_none() =>
+            {
+                name.to_owned()
+            }
+            _ => panic!(
+                "{file}: a kernel must read `extern \"C\" __global__ void NAME(`: {}",
+                pair[1].chars().take(60).collect::<String>()
+            ),
+        }
+    });
+    names.collect()
+}
+
+/// The folder in which `make` has built something from `files`; built at most once by this process, and renamed
+/// into its place as a whole, so that processes beside each other may build the same.
+fn cached(files: &[(&str, &str)], make: impl FnOnce(&Path)) -> PathBuf {
+    type Slot = Arc<OnceLock<()>>;
+    static BUILT: Mutex<Option<HashMap<u128, Slot>>> = Mutex::new(None);
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let hash = xxh3_128(format!("{files:?} {:?} {}", flags(), compiler_version()).as_bytes());
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    let folder = root.join(format!("{hash:032x}"));
+    let slot = BUILT.lock().unwrap().get_or_insert_default().entry(hash).or_default().clone();
+    slot.get_or_init(|| {
+        if folder.exists() {
+            return;
+        }
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let draft = root.join(format!("{hash:032x}.{}.{count}", std::process::id()));
+        std::fs::create_dir_all(&draft).unwrap();
+        for (name, text) in files {
+            std::fs::write(draft.join(name), text).unwrap();
+        }
+        make(&draft);
+        if std::fs::rename(&draft, &folder).is_err() {
+            assert!(folder.exists(), "{}: cannot be made", folder.display());
+            std::fs::remove_dir_all(&draft).unwrap();
+        }
+    });
+    folder
+}
+
+fn compile(folder: &Path, file: &str, more: &[&str]) {
+    let language = if file.ends_with(".ii") { "c++-cpp-output" } else { "c++" };
+    let mut command = compiler();
+    // The folder gets another name once it is complete.
+    let mut rename = std::ffi::OsString::from("-ffile-prefix-map=");
+    rename.push(folder);
+    rename.push("=.");
+    command.arg(rename);
+    command.current_dir(folder).args(flags()).args(["-I", ".", "-x", language, file]).args(more);
+    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(
+        out.status.success(),
+        "{file}: the C++ compiler refuses it:\n{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
+fn flags() -> Vec<&'static str> {
+    [FLAGS, if sanitized() { SANITIZED } else { PLAIN }].concat()
+}
+
+/// The C++ compiler, itself without the sanitizer that this process may have.
+pub fn compiler() -> Command {
+    let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+    command.env_remove("LD_PRELOAD");
+    command
+}
+
+fn compiler_version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let out = compiler().arg("--version").output();
+        let out = out.unwrap_or_else(|e| {
+            panic!(
+                "the tests of the CUDA kernels need a C++ compiler ({:?}: {e}); install g++ or set CXX",
+                compiler()
+            )
+        });
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    })
+}
