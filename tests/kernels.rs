@@ -4,10 +4,14 @@
 #[path = "backends/case.rs"]
 mod case;
 mod common;
+#[path = "kernels/controls.rs"]
+mod controls;
 #[path = "kernels/engine.rs"]
 mod engine;
 #[path = "kernels/index.rs"]
 mod index;
+#[path = "kernels/precision.rs"]
+mod precision;
 #[path = "kernels/topk.rs"]
 mod topk;
 

@@ -102,6 +102,30 @@ impl Embeddings {
         })
     }
 
+    /// The same rows kept in another type, rounded to the nearest.
+    pub fn kept_as(mut self, dtype: Dtype) -> Self {
+        use half::slice::HalfFloatSliceExt;
+        let mut wide = vec![0.0; self.n_rows * self.d_in];
+        for (row, out) in wide.chunks_exact_mut(self.d_in).enumerate() {
+            self.row_into(row, out);
+        }
+        self.values = match dtype {
+            Dtype::F16 => {
+                let mut out = vec![half::f16::ZERO; wide.len()];
+                out.convert_from_f32_slice(&wide);
+                Values::F16(out)
+            }
+            Dtype::Bf16 => {
+                let mut out = vec![half::bf16::ZERO; wide.len()];
+                out.convert_from_f32_slice(&wide);
+                Values::Bf16(out)
+            }
+            Dtype::F32 => Values::F32(wide),
+            Dtype::F64 => Values::F64(wide.into_iter().map(f64::from).collect()),
+        };
+        self
+    }
+
     /// Number of rows, N.
     pub fn n_rows(&self) -> usize {
         self.n_rows

@@ -4,7 +4,7 @@ use crate::common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference, relax::Mode};
 use topk_sae::backend::{Backend, ModelSpec, Pass, StepPlan, StepStats};
-use topk_sae::data::Embeddings;
+use topk_sae::data::{Dtype, Embeddings};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
@@ -46,6 +46,8 @@ pub struct Case {
     pub dead_every: Option<usize>,
     /// Changes the start weights and the rows.
     pub edit: fn(&mut Params, &mut [f32]),
+    /// Type that the rows are kept in.
+    pub dtype: Dtype,
     /// Scores of this case are exact in float32, so ties and zeros need no margin.
     pub exact: bool,
 }
@@ -67,6 +69,7 @@ impl Case {
             seed: 0,
             dead_every: None,
             edit: |_, _| {},
+            dtype: Dtype::F32,
             exact: false,
         }
     }
@@ -86,7 +89,8 @@ impl Case {
         if let Some(every) = self.dead_every {
             state.idle_rows.iter_mut().step_by(every).for_each(|idle| *idle = self.spec.dead_after + 1);
         }
-        (embeddings(self.d, x), state)
+        let rows = Arc::unwrap_or_clone(embeddings(self.d, x)).kept_as(self.dtype);
+        (Arc::new(rows), state)
     }
 
     pub fn rows(&self) -> Vec<u32> {
@@ -144,6 +148,7 @@ impl Case {
     }
 
     /// The fast backend beside the reference; returns how it held its codes.
+    #[allow(dead_code)] // Each test file that takes this one as a module has backends of its own.
     pub fn agree(self) -> Vec<Mode> {
         let mut modes = vec![];
         self.agree_with(FastCpu::new, |fast| modes.extend(fast.last_mode()));

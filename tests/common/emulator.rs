@@ -28,11 +28,13 @@ pub struct Emulator {
     records: HashMap<RecordKey, Vec<String>>,
     recording: Option<Vec<String>>,
     launches: u64,
-    launched: BTreeSet<&'static str>,
+    launched: Rc<RefCell<BTreeSet<&'static str>>>,
     /// Chooses the order of blocks, warps and lanes. Each launch draws another order from it.
     pub seed: u64,
     /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
     pub poison: bool,
+    /// Memory of the device: what does not fit is told as not free.
+    pub total: u64,
 }
 
 /// `from` replaced by `to` in the text of `file`, where it must occur exactly once.
@@ -76,9 +78,10 @@ impl Emulator {
             records: HashMap::new(),
             recording: None,
             launches: 0,
-            launched: BTreeSet::new(),
+            launched: Rc::default(),
             seed: 0,
             poison: false,
+            total: 8 << 30,
         }
     }
 
@@ -87,9 +90,9 @@ impl Emulator {
         self.kernels.keys().copied()
     }
 
-    /// Names of the kernels that have been launched.
-    pub fn launched(&self) -> &BTreeSet<&'static str> {
-        &self.launched
+    /// Names of the kernels that have been launched, and will be.
+    pub fn launched(&self) -> Rc<RefCell<BTreeSet<&'static str>>> {
+        self.launched.clone()
     }
 
     /// Number of launches so far.
@@ -196,11 +199,10 @@ unsafe fn run(
 impl Device for Emulator {
     fn facts(&self) -> Result<Facts> {
         let used: u64 = self.live.borrow().values().map(|&bytes| bytes as u64).sum();
-        let total = 8 << 30;
         Ok(Facts {
             name: "emulation on the CPU".into(),
-            free: total - used,
-            total,
+            free: self.total.saturating_sub(used),
+            total: self.total,
             multiprocessors: 4,
             shared: SHARED,
         })
@@ -272,7 +274,7 @@ impl Device for Emulator {
         let packed = self.pack(found, args)?;
         self.note(|| format!("{kernel} {launch:?} {args:?}"));
         self.launches += 1;
-        self.launched.insert(kernel);
+        self.launched.borrow_mut().insert(kernel);
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
         // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
         unsafe { run(self.launch, found, launch, &packed, seed) }

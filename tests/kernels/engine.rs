@@ -3,17 +3,23 @@
 use crate::case::Case;
 use crate::common::emulator::Emulator;
 use std::sync::Arc;
+use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, ModelSpec};
+use topk_sae::backend::{Backend, Inference, ModelSpec, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::model::TrainState;
 
 /// The engine in float32 on the emulation, with another order of blocks and threads for each `seed`.
 pub fn emulated(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
+    let mut device = Emulator::new();
+    device.seed = seed;
+    on(device)
+}
+
+/// The engine in float32 on `device`.
+pub fn on(device: Emulator) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
     move |data, spec, state| {
-        let mut device = Emulator::new();
-        device.seed = seed;
         Engine::new("emulation".into(), Box::new(device), data, spec, Precision::F32, &state).unwrap()
     }
 }
@@ -154,31 +160,32 @@ fn a_loss_that_is_not_finite_stops_all_later_steps() {
 
 #[test]
 fn evaluation_agrees_with_the_reference() {
-    use topk_sae::backend::cpu::reference::Reference;
-    use topk_sae::backend::{Inference, Weights};
-    for (i, inference) in [Inference::Topk, Inference::Relu].into_iter().enumerate() {
+    for inference in [Inference::Topk, Inference::Relu] {
         for normalize in [true, false] {
-            let mut case = Case::new(600, 9, 150, 4);
-            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
-            let (data, mut state) = case.start();
-            let average = state.ema.as_mut().unwrap();
-            average.w_enc.iter_mut().for_each(|w| *w *= 0.5);
-            let mut engine = emulated(i as u64)(data.clone(), case.spec.clone(), state.clone());
-            let mut reference = Reference::new(data, case.spec.clone(), state);
-            for weights in [Weights::Last, Weights::Averaged] {
-                let (mut fired, mut want_fired) = (vec![7u64; 150], vec![7u64; 150]);
-                let got = engine.evaluate(&case.rows(), weights, &mut fired).unwrap();
-                let want = reference.evaluate(&case.rows(), weights, &mut want_fired).unwrap();
-                assert_eq!((got.rows, got.active), (want.rows, want.active));
-                assert_eq!(fired, want_fired);
-                for (got, want) in [
-                    (got.squared, want.squared),
-                    (got.absolute, want.absolute),
-                    (got.cosine, want.cosine),
-                ] {
-                    assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} {want}");
-                }
-            }
+            evaluation_agrees(Emulator::new(), inference, normalize);
+        }
+    }
+}
+
+/// Fails where an evaluation differs from the reference's.
+pub fn evaluation_agrees(device: Emulator, inference: Inference, normalize: bool) {
+    let mut case = Case::new(600, 9, 150, 4);
+    (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
+    let (data, mut state) = case.start();
+    let average = state.ema.as_mut().unwrap();
+    average.w_enc.iter_mut().for_each(|w| *w *= 0.5);
+    let mut engine = on(device)(data.clone(), case.spec.clone(), state.clone());
+    let mut reference = Reference::new(data, case.spec.clone(), state);
+    for weights in [Weights::Last, Weights::Averaged] {
+        let (mut fired, mut want_fired) = (vec![7u64; 150], vec![7u64; 150]);
+        let got = engine.evaluate(&case.rows(), weights, &mut fired).unwrap();
+        let want = reference.evaluate(&case.rows(), weights, &mut want_fired).unwrap();
+        assert_eq!((got.rows, got.active), (want.rows, want.active));
+        assert_eq!(fired, want_fired);
+        for (got, want) in
+            [(got.squared, want.squared), (got.absolute, want.absolute), (got.cosine, want.cosine)]
+        {
+            assert!((got - want).abs() <= 1e-5 * want.abs(), "{got} {want}");
         }
     }
 }

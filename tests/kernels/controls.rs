@@ -1,0 +1,145 @@
+//! Defects planted into the kernels, to see that the other tests of this folder would find them.
+
+use crate::case::Case;
+use crate::common::emulator::{Emulator, mutate, sanitizer};
+use crate::engine::on;
+use crate::{index, topk};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use topk_sae::backend::Inference;
+use topk_sae::backend::cuda::device::Element;
+use topk_sae::backend::cuda::sources::SOURCES;
+
+/// Runs what finds most defects on other kernels; true where some check fails.
+fn found(sources: &[(String, String)]) -> bool {
+    let failed = |check: &dyn Fn(Emulator)| {
+        (0..4).any(|seed| {
+            let mut device = Emulator::with_sources(sources);
+            device.seed = seed;
+            catch_unwind(AssertUnwindSafe(|| check(device))).is_err()
+        })
+    };
+    let everything = |t: f64, wide: bool| {
+        move |device: Emulator| {
+            let mut case = Case::new(70, if wide { 1100 } else { 40 }, 300, 6);
+            (case.t, case.l1, case.steps, case.tied) = (t, 0.1, 2, wide);
+            (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (4, Some(3), true);
+            (case.spec.clip_norm, case.spec.ema) = (Some(1e-2), Some(0.9));
+            case.edit = |params, _| params.b_lat[200] = 6.0;
+            case.agree_with(on(device), |_| ());
+        }
+    };
+    failed(&|mut device| topk::check(&mut device, Element::F32, 4101, 64))
+        || failed(&|mut device| {
+            let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
+            index::check(&mut device, 9000, 8, 2, &latent, &|_| 2);
+            index::check(&mut device, 40, 33, 33, &|row, e| ((row + e) % 33) as u32, &|row| {
+                (row % 34) as u32
+            });
+        })
+        || failed(&everything(1.0, false))
+        || failed(&everything(0.7, false))
+        || failed(&everything(1.0, true))
+        || failed(&|device| crate::engine::evaluation_agrees(device, Inference::Topk, true))
+}
+
+fn planted(file: &str, from: &str, to: &str) -> bool {
+    found(&mutate(SOURCES, file, from, to))
+}
+
+#[test]
+fn a_missing_barrier_is_found() {
+    for (file, barrier) in [
+        (
+            "topk_stream.cu",
+            "        // All keys must be counted before the bins are summed.\n        __syncthreads();",
+        ),
+        (
+            "decode.cu",
+            "    // All of dy' must be in shared memory before it is multiplied with rows of W_dec.\n    __syncthreads();",
+        ),
+        (
+            "latent_update.cu",
+            "        // Columns of the rows belong to other threads from here on.\n        __syncthreads();",
+        ),
+    ] {
+        assert!(planted(file, barrier, ""), "{file}: {barrier}");
+    }
+}
+
+#[test]
+fn a_wrong_tie_rule_is_found() {
+    // The highest index wins, in the key, its reading and the test of membership.
+    let text = SOURCES.iter().find(|s| s.0 == "topk_stream.cu").unwrap().1;
+    let wrong = text.replace("(u32)~j", "(u32)j").replace("~(u32)s.keys", "(u32)s.keys");
+    assert_ne!(text, wrong);
+    let sources: Vec<(String, String)> = SOURCES
+        .iter()
+        .map(|&(name, text)| {
+            (name.to_owned(), if name == "topk_stream.cu" { wrong.clone() } else { text.to_owned() })
+        })
+        .collect();
+    assert!(found(&sources));
+}
+
+#[test]
+fn wrong_arithmetic_is_found() {
+    for (file, from, to) in [
+        ("soft_tiles.cu", "+ row.c +", "+"),
+        ("latent_update.cu", "dec[l] += h * widen(out.v[l]);", "dec[l] += g * widen(out.v[l]);"),
+        ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),
+        ("reduce.cu", "rows > ~0u - n_rows ? ~0u : rows + n_rows", "rows + 1"),
+    ] {
+        assert!(planted(file, from, to), "{file}: {from}");
+    }
+}
+
+/// Not run by itself: the child of the next test, in which the sanitizers end the process.
+#[test]
+fn writes_one_place_too_far_if_asked() {
+    if std::env::var_os("SAE_PLANT_OUT_OF_BOUNDS").is_some() {
+        assert!(sanitizer::inside());
+        planted("gather_norm.cu", "i < pitch; i += blockDim.x) {", "i <= pitch; i += blockDim.x) {");
+    }
+}
+
+#[test]
+fn a_write_out_of_bounds_is_found() {
+    if sanitizer::inside() {
+        return; // once is enough: the sanitizers are brought by this test itself
+    }
+    let name = "controls::writes_one_place_too_far_if_asked";
+    let child = sanitizer::run(&["--exact", name, "--nocapture"], &[("SAE_PLANT_OUT_OF_BOUNDS", "1")]);
+    let text = String::from_utf8_lossy(&child.stderr).into_owned() + &String::from_utf8_lossy(&child.stdout);
+    assert!(!child.status.success(), "{text}");
+    assert!(text.contains("gather_norm.cu") && text.contains("heap-buffer-overflow"), "{text}");
+}
+
+#[test]
+fn the_kernels_as_they_are_pass_the_same_checks() {
+    let sources: Vec<(String, String)> = SOURCES.iter().map(|s| (s.0.to_owned(), s.1.to_owned())).collect();
+    assert!(!found(&sources));
+}
+
+/// Each barrier of each kernel, taken out alone: a quarter of an hour, so by hand.
+#[test]
+#[ignore]
+fn every_barrier_that_is_missing_is_found() {
+    let mut missed = vec![];
+    for &(name, text) in SOURCES {
+        for (i, (at, _)) in text.match_indices("__syncthreads();").enumerate() {
+            let mut wrong = text.to_owned();
+            wrong.replace_range(at..at + "__syncthreads();".len(), "");
+            let sources: Vec<(String, String)> = SOURCES
+                .iter()
+                .map(|&(n, t)| (n.to_owned(), if n == name { wrong.clone() } else { t.to_owned() }))
+                .collect();
+            let line = text[..at].lines().count() + 1;
+            let verdict = found(&sources);
+            println!("{name}:{line} barrier {i}: {}", if verdict { "found" } else { "MISSED" });
+            if !verdict {
+                missed.push(format!("{name}:{line}"));
+            }
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}

@@ -1,0 +1,159 @@
+//! Types of rows and operands, data that do not fit on the device, and the order of work: what may change the
+//! rounding, and what may not change a bit.
+
+use crate::case::Case;
+use crate::common::emulator::Emulator;
+use crate::common::relative_error;
+use crate::engine::emulated;
+use std::collections::BTreeSet;
+use topk_sae::backend::cpu::reference::Reference;
+use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::backend::{Backend, Inference, Weights};
+use topk_sae::config::Precision;
+use topk_sae::data::Dtype;
+use topk_sae::model::TrainState;
+
+const TYPES: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
+
+fn engine(case: &Case, device: Emulator, precision: Precision) -> Engine {
+    let (data, state) = case.start();
+    Engine::new("emulation".into(), Box::new(device), data, case.spec.clone(), precision, &state).unwrap()
+}
+
+#[test]
+fn rows_of_every_stored_type_agree() {
+    for (i, dtype) in TYPES.into_iter().enumerate() {
+        for t in [1.0, 0.6] {
+            let mut case = Case::new(17, 33, 129, 5);
+            (case.dtype, case.t, case.tied) = (dtype, t, i % 2 == 0);
+            case.agree_with(emulated(i as u64), |_| ());
+        }
+    }
+}
+
+#[test]
+fn rows_that_travel_with_each_batch_give_the_bits_of_rows_on_the_device() {
+    for dtype in TYPES {
+        let mut case = Case::new(19, 33, 65, 5);
+        case.dtype = dtype;
+        let train = |total: u64| {
+            let mut device = Emulator::new();
+            device.total = total;
+            let mut engine = engine(&case, device, Precision::F32);
+            for step in 0..3u64 {
+                let rows: Vec<u32> = (0..7).map(|i| (5 * i + step as u32) % 19).collect();
+                engine.step(&rows, &case.plan(step, &[])).unwrap();
+            }
+            engine.state().unwrap().into_owned()
+        };
+        // With a byte of memory told, the data are not put on the device.
+        assert_eq!(train(8 << 30), train(1), "{dtype}");
+    }
+}
+
+/// Values that bfloat16 operands move by at most some of their eight bits.
+#[test]
+fn bfloat16_operands_stay_within_their_rounding() {
+    for (i, t) in [1.0, 1.0, 0.5, 0.9].into_iter().enumerate() {
+        // All positive scores are selected, so that no decision hangs on rounding.
+        let mut case = Case::new(33, 48, 96, 96);
+        (case.t, case.tied, case.l1, case.dtype) = (t, i % 2 == 0, 0.1, TYPES[i % 3]);
+        (case.spec.aux_k, case.dead_every) = (96, Some(3));
+        let (data, state) = case.start();
+        let mut reference = Reference::new(data, case.spec.clone(), state);
+        let want = reference.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
+        let got = engine(&case, Emulator::new(), Precision::Bf16)
+            .inspect(&case.rows(), &case.plan(0, &[]))
+            .unwrap();
+        // Operands of 8 bits, three roundings after one another; the softmax turns a score's error into e^(error / tau).
+        let allowed = if t < 1.0 { 0.1 } else { 0.02 };
+        assert!(
+            (got.stats.loss / want.stats.loss - 1.0).abs() < allowed,
+            "{} {}",
+            got.stats.loss,
+            want.stats.loss
+        );
+        let close = |name: &str, got: &[f32], want: &[f32]| {
+            let wide: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
+            let error = relative_error(got, &wide);
+            assert!(error < allowed, "t {t} {name}: {error}");
+        };
+        close("z", &got.pre_acts, &want.pre_acts);
+        close("y", &got.recon, &want.recon);
+        for ((name, _, got), (_, _, want)) in got.grads.tensors().iter().zip(want.grads.tensors()) {
+            close(name, got, want);
+        }
+    }
+}
+
+#[test]
+fn a_step_in_bfloat16_learns_as_one_in_float32() {
+    for (tied, t) in [(true, 1.0), (false, 1.0), (false, 0.95)] {
+        let mut case = Case::new(64, 32, 128, 8);
+        (case.tied, case.t) = (tied, t);
+        let loss = |precision| {
+            let mut engine = engine(&case, Emulator::new(), precision);
+            for step in 0..12 {
+                engine.step(&case.rows(), &case.plan(step, &[])).unwrap();
+            }
+            let mut fired = vec![0; 128];
+            let sums = engine.evaluate(&case.rows(), Weights::Last, &mut fired).unwrap();
+            assert!(fired.iter().any(|&f| f > 0));
+            sums.squared
+        };
+        let (single, rounded) = (loss(Precision::F32), loss(Precision::Bf16));
+        assert!((rounded / single - 1.0).abs() < 0.01, "tied {tied} t {t}: {rounded} {single}");
+    }
+}
+
+/// Everything that training may use at once, a few steps.
+fn train(case: &Case, seed: u64, precision: Precision) -> (TrainState, Vec<u64>, BTreeSet<&'static str>) {
+    let mut device = Emulator::new();
+    device.seed = seed;
+    let launched = device.launched();
+    let mut engine = engine(case, device, precision);
+    for step in 0..3 {
+        engine.step(&case.rows(), &case.plan(step, &[])).unwrap();
+    }
+    let mut bits: Vec<u64> = engine.collect().unwrap().iter().map(|s| s.loss.to_bits()).collect();
+    let mut fired = vec![0; case.m];
+    for weights in [Weights::Last, Weights::Averaged] {
+        let sums = engine.evaluate(&case.rows(), weights, &mut fired).unwrap();
+        bits.extend([sums.squared.to_bits(), sums.cosine.to_bits(), sums.active]);
+    }
+    bits.extend(fired);
+    let state = engine.state().unwrap().into_owned();
+    let launched = launched.borrow().clone();
+    (state, bits, launched)
+}
+
+#[test]
+fn no_bit_depends_on_the_order_of_blocks_and_threads_and_every_kernel_is_launched() {
+    let mut launched = BTreeSet::new();
+    for (i, precision) in [Precision::F32, Precision::Bf16].into_iter().enumerate() {
+        for dtype in TYPES {
+            for t in [1.0, 0.8] {
+                let mut case = Case::new(70, 40, 300, 6);
+                (case.t, case.dtype, case.l1, case.tied) = (t, dtype, 0.1, dtype == Dtype::F16);
+                (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
+                (case.spec.clip_norm, case.spec.unit_norm_decoder) = (Some(1e-2), i == 0);
+                if dtype == Dtype::F32 {
+                    case.spec.inference = Inference::Relu;
+                }
+                // A latent of every row makes long lists in the inverted index.
+                case.edit = |params, _| params.b_lat[200] = 6.0;
+                let first = train(&case, 1, precision);
+                for seed in [2, 3] {
+                    let again = train(&case, seed, precision);
+                    assert!(
+                        first.1 == again.1 && first.0 == again.0,
+                        "{precision} {dtype} t {t} seed {seed}"
+                    );
+                }
+                launched.extend(first.2);
+            }
+        }
+    }
+    let all: BTreeSet<&str> = Emulator::new().kernels().collect();
+    assert_eq!(launched, all);
+}
