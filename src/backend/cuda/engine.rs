@@ -13,10 +13,11 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
-use super::launch::{self, Batch, Shared, Unit, Update};
-use super::params::{Control, StepParams};
+use super::launch::{self, Batch, Shared};
+use super::params::{Control, Outcome, StepParams};
+use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
-use super::work::{self, Kept, ROWS_AT, Sizes, Work};
+use super::work::{self, ROWS_AT, Sizes, Work};
 use crate::backend::{Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights};
 use crate::config::Precision;
 use crate::data::Embeddings;
@@ -30,6 +31,11 @@ use std::sync::Arc;
 const RING: usize = 4096;
 /// Rows of the buffers at least, so that evaluations are not made row by row.
 const LEAST_ROWS: usize = 256;
+
+/// Bytes of what steps leave for each other, for M latents.
+pub(super) fn shared_bytes(n_latents: usize) -> u64 {
+    (8 * n_latents + RING * size_of::<Outcome>()) as u64
+}
 
 /// A backend on a device.
 pub struct Engine {
@@ -59,18 +65,6 @@ struct Averages {
     enc: Values,
     dec: Option<Values>,
 }
-
-/// What is queued of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Aim {
-    /// The whole step.
-    Train,
-    /// Gradients into `kept`, and no update.
-    Look,
-}
-
-/// Called after each tile of the warm-up's backward pass.
-type AfterTile<'a> = &'a mut dyn FnMut(&mut dyn Device, (usize, usize), &work::Soft) -> Result<()>;
 
 impl Engine {
     /// A backend over `data` that goes on from `state`, on a device called `name`.
@@ -289,108 +283,6 @@ impl Parts {
         Ok(Batch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
     }
 
-    /// Everything of a step after its message.
-    pub(super) fn queue(
-        &mut self,
-        dev: &mut dyn Device,
-        batch: &Batch,
-        soft: bool,
-        aim: Aim,
-        after_tile: AfterTile<'_>,
-    ) -> Result<()> {
-        let operands = self.tensors.operands()?;
-        self.forward(dev, batch, soft, &operands)?;
-        self.backward(dev, batch, soft, aim, &operands, after_tile)
-    }
-
-    fn forward(&mut self, dev: &mut dyn Device, batch: &Batch, soft: bool, w: &Operands) -> Result<()> {
-        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
-            return Err(no_buffers());
-        };
-        launch::gather_norm(dev, s, batch, spec.normalize, w.b_pre, work)?;
-        launch::encode(dev, s, batch.n, w.enc, work)?;
-        launch::topk(dev, s, batch, w.b_lat, shared, true, soft, work)?;
-        launch::topk_dead(dev, s, batch, tensors, shared, work)?;
-        if soft && let Some(mut half) = work.soft.take() {
-            for tile in s.tiles() {
-                launch::soft_weights(dev, s, batch, w.b_lat, tile, work, &mut half)?;
-                launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
-            }
-            work.soft = Some(half);
-        }
-        launch::decode(dev, s, batch, w, shared, soft, work)?;
-        launch::finish_loss(dev, s, batch, work, shared)
-    }
-
-    fn backward(
-        &mut self,
-        dev: &mut dyn Device,
-        batch: &Batch,
-        soft: bool,
-        aim: Aim,
-        w: &Operands,
-        after_tile: AfterTile<'_>,
-    ) -> Result<()> {
-        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
-            return Err(no_buffers());
-        };
-        let Work { main, aux, totals, cursor, unordered, .. } = work;
-        if !soft {
-            launch::index(dev, s, batch.n, main, totals, cursor, unordered)?;
-        }
-        if let Some(aux) = aux {
-            launch::index(dev, s, batch.n, aux, totals, cursor, unordered)?;
-        }
-        work.partial.zero(dev, work::BLOCKS * s.pitch)?;
-        let keep = aim == Aim::Look || spec.clip_norm.is_some();
-        if keep {
-            work.squares.zero(dev, work::BLOCKS)?;
-        }
-        // A look shows the gradient itself; the constraint is part of the update.
-        let unit = if spec.unit_norm_decoder && aim == Aim::Train { Unit::Both } else { Unit::Free };
-        let view = &tensors.view;
-        let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
-        let base =
-            Update { latents: (0, s.m), main: None, aux, dense: None, kept: None, unit, partial: true };
-        let kept = if keep { work.kept.as_ref() } else { None };
-        if soft {
-            let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
-            for tile in s.tiles() {
-                launch::backward_tile(dev, s, batch.n, w.dec, tile, work, &mut half)?;
-                launch::soft_gradients(dev, s, batch, w.b_lat, tile, work, &mut half)?;
-                launch::tile_gradients(dev, s, batch.n, tile, work, &mut half)?;
-                after_tile(dev, tile, &half)?;
-                let dense =
-                    (half.enc.holds(tile.1 * s.pitch)?, dec_part(s, &half)?, half.bias.holds(tile.1)?);
-                let up = Update {
-                    latents: tile,
-                    dense: Some(dense),
-                    kept: if keep { work.kept.as_ref() } else { None },
-                    aux: work.aux.as_ref().zip(work.aux_recon.as_ref()),
-                    ..base
-                };
-                launch::latent_update(dev, s, batch, view, shared, work, &up)?;
-            }
-            work.soft = Some(half);
-        } else {
-            let up = Update { main: Some(&work.main), kept, ..base };
-            launch::latent_update(dev, s, batch, view, shared, work, &up)?;
-        }
-        launch::pre_bias_gradient(dev, s, batch.n, spec.train_pre_bias, work)?;
-        if aim == Aim::Look {
-            return Ok(());
-        }
-        if keep {
-            launch::clip_factor(dev, s, batch, work, shared)?;
-            let unit = if unit == Unit::Both { Unit::Scale } else { Unit::Free };
-            apply_kept(dev, s, batch, tensors, shared, work, unit)?;
-        }
-        if spec.train_pre_bias {
-            launch::update_pre_bias(dev, s, batch, view, work, shared)?;
-        }
-        launch::count_idle(dev, s, batch.n, spec.dead_after, &mut tensors.idle, shared)
-    }
-
     /// Fetches the outcomes of all queued steps.
     fn drain(&mut self, dev: &mut dyn Device) -> Result<()> {
         if self.pending > 0 {
@@ -482,40 +374,10 @@ impl Parts {
     }
 }
 
-fn no_buffers() -> Error {
+pub(super) fn no_buffers() -> Error {
     Error::Failed("buffers of a batch are missing on the GPU; please report this".into())
 }
 
-fn stats(o: &super::params::Outcome) -> StepStats {
+fn stats(o: &Outcome) -> StepStats {
     StepStats { loss: o.loss, mse: o.mse, l1: o.l1, aux: o.aux, grad_norm: o.grad_norm }
-}
-
-/// The decoder's part of a tile's gradients; a tied model has none of its own.
-fn dec_part(s: &Sizes, half: &work::Soft) -> Result<super::device::Arg> {
-    if s.tied { half.enc.holds(0) } else { half.dec.holds(s.tile.min(s.m) * s.pitch) }
-}
-
-/// Adam from kept gradients, once the clip factor is known.
-fn apply_kept(
-    dev: &mut dyn Device,
-    s: &Sizes,
-    batch: &Batch,
-    tensors: &Tensors,
-    shared: &Shared,
-    work: &Work,
-    unit: Unit,
-) -> Result<()> {
-    let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };
-    let all = s.m * s.pitch;
-    let dec = if s.tied { enc.holds(0)? } else { dec.holds(all)? };
-    let up = Update {
-        latents: (0, s.m),
-        main: None,
-        aux: None,
-        dense: Some((enc.holds(all)?, dec, bias.holds(s.m)?)),
-        kept: None,
-        unit,
-        partial: false,
-    };
-    launch::latent_update(dev, s, batch, &tensors.view, shared, work, &up)
 }

@@ -8,7 +8,8 @@
 //! | [`tensors`] | the training state on the device |
 //! | [`work`] | sizes of a run, and the buffers of a batch |
 //! | [`launch`] | one launcher a kernel |
-//! | [`engine`] | what is queued for a step and an evaluation |
+//! | [`engine`] | the backend: data, evaluations, statistics |
+//! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
 
 pub mod buffer;
@@ -17,6 +18,7 @@ pub mod engine;
 pub mod launch;
 mod look;
 pub mod params;
+mod step;
 pub mod tensors;
 pub mod work;
 
@@ -66,14 +68,20 @@ pub fn open(
     Err(Error::Failed(format!("cuda:{ordinal}: {NO_ENGINE}")))
 }
 
-/// Bytes of device memory that training takes beside the data: D inputs, M latents, batches of `n_rows`.
+/// Bytes of device memory that training takes beside the data: D inputs, M latents, batches of `n_rows`, warm-up
+/// included.
 pub fn memory(
-    _spec: &ModelSpec,
-    _d_in: usize,
-    _n_latents: usize,
-    _tied: bool,
-    _n_rows: usize,
-    _precision: Precision,
+    spec: &ModelSpec,
+    d_in: usize,
+    n_latents: usize,
+    tied: bool,
+    n_rows: usize,
+    precision: Precision,
 ) -> u64 {
-    0
+    // Refused sizes are told when the device is opened.
+    let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::data::Dtype::F32) else {
+        return 0;
+    };
+    let state = tensors::bytes(d_in, n_latents, tied, spec.ema.is_some(), sizes.element);
+    state + engine::shared_bytes(n_latents) + work::bytes(&sizes, spec, n_rows)
 }

@@ -15,6 +15,15 @@ pub fn pitch(d_in: usize) -> usize {
     d_in.next_multiple_of(8)
 }
 
+/// Bytes of the state of a model of D inputs and M latents on the device.
+pub fn bytes(d_in: usize, n_latents: usize, tied: bool, ema: bool, element: Element) -> u64 {
+    let row = pitch(d_in);
+    let matrices = n_latents * row * if tied { 1 } else { 2 };
+    let copies = if element == Element::Bf16 { 2 * matrices } else { 0 };
+    let sets = if ema { 4 } else { 3 };
+    (4 * sets * (matrices + n_latents + row) + copies + 4 * n_latents) as u64
+}
+
 /// One tensor with all that belongs to it.
 #[derive(Debug)]
 pub struct Tensor {

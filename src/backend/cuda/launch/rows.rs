@@ -1,0 +1,272 @@
+//! Kernels that visit rows: gather and normalise, select, decode, evaluate.
+
+use super::super::device::{Arg, Device, Launch, Matrix, Product};
+use super::super::params::{ROW_LOSS, ROW_QUALITY};
+use super::super::tensors::{Operands, Tensors};
+use super::super::work::{Sizes, Work};
+use super::{BLOCK, Batch, NULL, Shared, by_element, by_types, count, grid, row_block, u};
+use crate::error::Result;
+
+/// Normalised rows into `work.input`, with their means and deviations.
+pub fn gather_norm(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    normalize: bool,
+    b_pre: u64,
+    work: &mut Work,
+) -> Result<()> {
+    let names = [
+        "gather_norm_f32_f32",
+        "gather_norm_f16_f32",
+        "gather_norm_bf16_f32",
+        "gather_norm_f32_bf16",
+        "gather_norm_f16_bf16",
+        "gather_norm_bf16_bf16",
+    ];
+    let args = [
+        Arg::Pointer(batch.data),
+        Arg::Pointer(batch.rows),
+        Arg::Pointer(b_pre),
+        u(s.d)?,
+        u(s.pitch)?,
+        Arg::U32(u32::from(normalize)),
+        work.input.holds(batch.n * s.pitch)?,
+        work.mean.holds(batch.n)?,
+        work.std.holds(batch.n)?,
+    ];
+    let launch = Launch { grid: grid(batch.n)?, block: BLOCK, shared: 0 };
+    // SAFETY: outputs were checked for N rows; b_pre holds `pitch` values (`Tensors`); row numbers were checked
+    // against the data by the engine.
+    unsafe { device.launch(by_types(s, names), launch, &args) }
+}
+
+/// `scores = input W_enc^T`.
+pub fn encode(device: &mut dyn Device, s: &Sizes, n: usize, enc: Matrix, work: &mut Work) -> Result<()> {
+    let a = work.input.matrix(n, s.pitch, s.pitch)?;
+    let out = work.scores.matrix(n, s.m, s.score_pitch)?;
+    // SAFETY: `matrix` checked both buffers; `enc` comes from `Tensors::operands`; they are different memory.
+    unsafe {
+        device.product(&Product { a, a_transposed: false, b: enc, b_transposed: true, out, add: false })
+    }
+}
+
+/// The top k of each row into `work.main`; with the softmax of each row where `soft`.
+#[allow(clippy::too_many_arguments)]
+pub fn topk(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    b_lat: u64,
+    shared: &mut Shared,
+    count_fired: bool,
+    soft: bool,
+    work: &mut Work,
+) -> Result<()> {
+    let n = batch.n;
+    let e = &work.main;
+    let scores = work.scores.holds(n * s.score_pitch)?;
+    let fired = if count_fired { shared.fired.holds(s.m)? } else { NULL };
+    let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(s.k)?];
+    let name = if soft {
+        by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
+    } else {
+        args.push(NULL);
+        by_element(s, ["topk_stream_f32", "topk_stream_bf16"])
+    };
+    args.extend([
+        Arg::Pointer(batch.step),
+        shared.control.holds(1)?,
+        e.index.holds(n * s.k)?,
+        e.value.holds(n * s.k)?,
+        e.count.holds(n)?,
+    ]);
+    match (&work.soft, soft) {
+        (Some(half), true) => args.extend([
+            half.kth.holds(n)?,
+            work.bad.holds(n)?,
+            fired,
+            Arg::Pointer(batch.given),
+            half.rows.holds(n)?,
+        ]),
+        _ => args.extend([work.bad.holds(n)?, fired]),
+    }
+    let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
+    // SAFETY: scores and outputs were checked for N rows, flags for M; b_lat holds M (`Tensors`); k is at most
+    // `MOST_ACTIVE` (`Sizes::new`); `given` holds N M where it is not null (engine).
+    unsafe { device.launch(name, launch, &args) }
+}
+
+/// The top `aux_k` of dead latents into `work.aux`.
+pub fn topk_dead(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    tensors: &Tensors,
+    shared: &Shared,
+    work: &mut Work,
+) -> Result<()> {
+    let Some(e) = &work.aux else { return Ok(()) };
+    let n = batch.n;
+    let args = [
+        work.scores.holds(n * s.score_pitch)?,
+        Arg::Pointer(tensors.lat.w.address()),
+        u(s.m)?,
+        u(s.score_pitch)?,
+        u(s.aux_k)?,
+        tensors.idle.holds(s.m)?,
+        Arg::Pointer(batch.step),
+        shared.control.holds(1)?,
+        e.index.holds(n * s.aux_k)?,
+        e.value.holds(n * s.aux_k)?,
+        e.count.holds(n)?,
+        NULL,
+        NULL,
+    ];
+    let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
+    // SAFETY: as in `topk`; idle counts hold M.
+    unsafe { device.launch(by_element(s, ["topk_stream_f32", "topk_stream_bf16"]), launch, &args) }
+}
+
+/// Reconstruction, loss, dy', and the gradients of sparse entries.
+pub fn decode(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    w: &Operands,
+    shared: &Shared,
+    soft: bool,
+    work: &mut Work,
+) -> Result<()> {
+    let n = batch.n;
+    let names = [
+        "decode_f32_f32",
+        "decode_f16_f32",
+        "decode_bf16_f32",
+        "decode_f32_bf16",
+        "decode_f16_bf16",
+        "decode_bf16_bf16",
+    ];
+    let (soft_recon, soft_rows) = match (&work.soft, soft) {
+        (Some(half), true) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
+        _ => (NULL, NULL),
+    };
+    let (aux, aux_recon, aux_grad) = match (&work.aux, &work.aux_recon) {
+        (Some(e), Some(recon)) => {
+            let k = s.aux_k;
+            let entries = [e.index.holds(n * k)?, e.value.holds(n * k)?, e.count.holds(n)?, u(k)?];
+            (entries, recon.holds(n * s.pitch)?, e.grad.holds(n * k)?)
+        }
+        _ => ([NULL, NULL, NULL, Arg::U32(0)], NULL, NULL),
+    };
+    let e = &work.main;
+    let recon = work.recon.as_ref().map_or(Ok(NULL), |recon| recon.holds(n * s.pitch))?;
+    let mut args = vec![
+        Arg::Pointer(batch.data),
+        Arg::Pointer(batch.rows),
+        u(s.d)?,
+        work.mean.holds(n)?,
+        work.std.holds(n)?,
+        Arg::Pointer(w.dec.address),
+        Arg::Pointer(w.b_pre),
+        u(s.pitch)?,
+        e.index.holds(n * s.k)?,
+        e.value.holds(n * s.k)?,
+        e.count.holds(n)?,
+        u(s.k)?,
+        soft_recon,
+        soft_rows,
+    ];
+    args.extend(aux);
+    args.extend([
+        Arg::Pointer(batch.step),
+        shared.control.holds(1)?,
+        work.grad_recon.holds(n * s.pitch)?,
+        e.grad.holds(n * s.k)?,
+        aux_recon,
+        aux_grad,
+        recon,
+        work.loss.holds(n * ROW_LOSS)?,
+    ]);
+    let rows = if s.aux_k > 0 { 2 } else { 1 };
+    let bytes = 4 * rows * s.pitch + 8 * s.k.max(s.aux_k);
+    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
+    // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
+    // indices are below M (`topk`); row numbers were checked against the data by the engine.
+    unsafe { device.launch(by_types(s, names), launch, &args) }
+}
+
+/// Loss of the step from its rows, into the ring of outcomes.
+pub fn finish_loss(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    work: &Work,
+    shared: &mut Shared,
+) -> Result<()> {
+    let args = [
+        work.loss.holds(batch.n * ROW_LOSS)?,
+        work.bad.holds(batch.n)?,
+        u(s.d)?,
+        u(s.m)?,
+        Arg::Pointer(batch.step),
+        shared.control.holds(1)?,
+        shared.outcomes.holds(1)?,
+    ];
+    let launch = Launch { grid: (1, 1), block: 1024, shared: 0 };
+    // SAFETY: rows were checked; the slot in the step's numbers is below the ring's length (engine).
+    unsafe { device.launch("finish_loss", launch, &args) }
+}
+
+/// Quality of the rows of a batch, added to the running sums. `dense` where `soft.recon` holds the code's part.
+pub fn evaluate(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    w: &Operands,
+    dense: bool,
+    work: &mut Work,
+    shared: &mut Shared,
+) -> Result<()> {
+    let n = batch.n;
+    let names = [
+        "evaluate_f32_f32",
+        "evaluate_f16_f32",
+        "evaluate_bf16_f32",
+        "evaluate_f32_bf16",
+        "evaluate_f16_bf16",
+        "evaluate_bf16_bf16",
+    ];
+    let recon = match (&work.soft, dense) {
+        (Some(half), true) => half.recon.holds(n * s.pitch)?,
+        _ => NULL,
+    };
+    let e = &work.main;
+    let quality = work.quality.holds(n * ROW_QUALITY)?;
+    let args = [
+        Arg::Pointer(batch.data),
+        Arg::Pointer(batch.rows),
+        u(s.d)?,
+        work.mean.holds(n)?,
+        work.std.holds(n)?,
+        Arg::Pointer(w.dec.address),
+        Arg::Pointer(w.b_pre),
+        u(s.pitch)?,
+        e.index.holds(n * s.k)?,
+        e.value.holds(n * s.k)?,
+        e.count.holds(n)?,
+        u(s.k)?,
+        recon,
+        e.count.holds(n)?,
+        work.bad.holds(n)?,
+        shared.fired_rows.holds(s.m)?,
+        quality,
+    ];
+    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * s.k)? };
+    // SAFETY: as in `decode`; counts of latents hold M.
+    unsafe {
+        device.launch(by_types(s, names), launch, &args)?;
+        let sum = Launch { grid: (1, 1), block: 1024, shared: 0 };
+        device.launch("add_quality", sum, &[quality, u(n)?, shared.quality.holds(1)?])
+    }
+}

@@ -1,0 +1,180 @@
+//! The dense half of the warm-up, tile of latents by tile.
+
+use super::super::device::{Arg, Device, Launch, Matrix, Product};
+use super::super::work::{Sizes, Soft, Work};
+use super::sums::{add_chunks, column_sums};
+use super::{BLOCK, Batch, Shared, by_element, count, u};
+use crate::error::Result;
+
+/// The arguments that all kernels on a tile of scores begin with.
+fn tile_args(s: &Sizes, batch: &Batch, b_lat: u64, tile: (usize, usize), work: &Work) -> Result<Vec<Arg>> {
+    Ok(vec![
+        work.scores.holds(batch.n * s.score_pitch)?,
+        Arg::Pointer(b_lat),
+        u(s.m)?,
+        u(s.score_pitch)?,
+        u(tile.0)?,
+        u(tile.1)?,
+        u(s.tile)?,
+    ])
+}
+
+fn tile_launch(n: usize, cols: usize) -> Result<Launch> {
+    Ok(Launch { grid: (count(n)?, count(cols.div_ceil(1024))?), block: BLOCK, shared: 0 })
+}
+
+/// Softmax weights of a tile into `soft.code`.
+pub fn soft_weights(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    b_lat: u64,
+    tile: (usize, usize),
+    work: &Work,
+    soft: &mut Soft,
+) -> Result<()> {
+    let mut args = tile_args(s, batch, b_lat, tile, work)?;
+    args.extend([
+        Arg::Pointer(batch.step),
+        soft.rows.holds(batch.n)?,
+        Arg::Pointer(batch.given),
+        soft.code.holds(batch.n * s.tile)?,
+    ]);
+    let name = by_element(s, ["soft_weights_f32", "soft_weights_bf16"]);
+    // SAFETY: scores and tile were checked for N rows; the tile lies within M (`Sizes::tiles`).
+    unsafe { device.launch(name, tile_launch(batch.n, tile.1)?, &args) }
+}
+
+/// dh in `soft.grad` becomes dz; the code goes to `soft.code`.
+pub fn soft_gradients(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    b_lat: u64,
+    tile: (usize, usize),
+    work: &Work,
+    soft: &mut Soft,
+) -> Result<()> {
+    let mut args = tile_args(s, batch, b_lat, tile, work)?;
+    args.extend([
+        Arg::Pointer(batch.step),
+        soft.rows.holds(batch.n)?,
+        soft.kth.holds(batch.n)?,
+        Arg::Pointer(batch.given),
+        soft.grad.holds(batch.n * s.tile)?,
+        soft.code.holds(batch.n * s.tile)?,
+    ]);
+    let name = by_element(s, ["soft_gradients_f32", "soft_gradients_bf16"]);
+    // SAFETY: as in `soft_weights`.
+    unsafe { device.launch(name, tile_launch(batch.n, tile.1)?, &args) }
+}
+
+/// `relu(z)` of a tile into `soft.code`; active latents of a row are counted into `work.main.count`, active rows of a
+/// latent into `shared.fired_rows`.
+#[allow(clippy::too_many_arguments)]
+pub fn relu_tile(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &Batch,
+    b_lat: u64,
+    tile: (usize, usize),
+    work: &Work,
+    soft: &mut Soft,
+    shared: &mut Shared,
+) -> Result<()> {
+    let mut args = tile_args(s, batch, b_lat, tile, work)?;
+    args.extend([
+        work.main.count.holds(batch.n)?,
+        shared.fired_rows.holds(s.m)?,
+        soft.code.holds(batch.n * s.tile)?,
+    ]);
+    let name = by_element(s, ["relu_tile_f32", "relu_tile_bf16"]);
+    // SAFETY: as in `soft_weights`; the counts hold N and M.
+    unsafe { device.launch(name, tile_launch(batch.n, tile.1)?, &args) }
+}
+
+/// `soft.recon = code W_dec` of a tile, added to the tiles before.
+pub fn decode_tile(
+    device: &mut dyn Device,
+    s: &Sizes,
+    n: usize,
+    dec: Matrix,
+    tile: (usize, usize),
+    soft: &mut Soft,
+) -> Result<()> {
+    let product = Product {
+        a: soft.code.matrix(n, tile.1, s.tile)?,
+        a_transposed: false,
+        b: rows_of(dec, tile),
+        b_transposed: false,
+        out: soft.recon.matrix(0, n, s.pitch, s.pitch)?,
+        add: tile.0 > 0,
+    };
+    // SAFETY: `matrix` checked the buffers; the tile's rows lie within the decoder (`Sizes::tiles`).
+    unsafe { device.product(&product) }
+}
+
+/// Rows `tile.0 .. tile.0 + tile.1` of a matrix.
+fn rows_of(m: Matrix, tile: (usize, usize)) -> Matrix {
+    let address = m.address + (tile.0 * m.stride * m.element.size()) as u64;
+    Matrix { address, rows: tile.1, ..m }
+}
+
+/// `soft.grad = dy' W_dec^T` of a tile.
+pub fn backward_tile(
+    device: &mut dyn Device,
+    s: &Sizes,
+    n: usize,
+    dec: Matrix,
+    tile: (usize, usize),
+    work: &Work,
+    soft: &mut Soft,
+) -> Result<()> {
+    let product = Product {
+        a: work.grad_recon.matrix(n, s.pitch, s.pitch)?,
+        a_transposed: false,
+        b: rows_of(dec, tile),
+        b_transposed: true,
+        out: soft.grad.matrix(n, tile.1, s.tile)?,
+        add: false,
+    };
+    // SAFETY: as in `decode_tile`.
+    unsafe { device.product(&product) }
+}
+
+/// Gradients of a tile of latents: `enc = dz^T input`, `dec = code^T dy'` (added to `enc` when tied), and the sums
+/// of dz into `bias`.
+pub fn tile_gradients(
+    device: &mut dyn Device,
+    s: &Sizes,
+    n: usize,
+    tile: (usize, usize),
+    work: &Work,
+    soft: &mut Soft,
+) -> Result<()> {
+    let grad = soft.grad.matrix(n, tile.1, s.tile)?;
+    let encoder = Product {
+        a: grad,
+        a_transposed: true,
+        b: work.input.matrix(n, s.pitch, s.pitch)?,
+        b_transposed: false,
+        out: soft.enc.matrix(0, tile.1, s.pitch, s.pitch)?,
+        add: false,
+    };
+    let out = if s.tied { &soft.enc } else { &soft.dec };
+    let decoder = Product {
+        a: soft.code.matrix(n, tile.1, s.tile)?,
+        b: work.grad_recon.matrix(n, s.pitch, s.pitch)?,
+        out: out.matrix(0, tile.1, s.pitch, s.pitch)?,
+        add: s.tied,
+        ..encoder
+    };
+    // SAFETY: `matrix` checked all buffers; outputs are different memory from the operands.
+    unsafe {
+        device.product(&encoder)?;
+        device.product(&decoder)?;
+    }
+    let Soft { grad, sums, bias, .. } = soft;
+    let chunks = column_sums(device, grad.element(), grad.holds(n * s.tile)?, n, tile.1, s.tile, sums)?;
+    add_chunks(device, (sums, chunks), None, tile.1, true, bias)
+}
