@@ -311,6 +311,12 @@ impl Device for Emulator {
         )))
     }
 
+    fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64> {
+        let began = std::time::Instant::now();
+        work(self)?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
     fn forget(&mut self) {
         self.records.clear();
     }

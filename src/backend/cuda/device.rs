@@ -253,6 +253,12 @@ pub trait Device {
     /// As from `work`.
     fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()>;
 
+    /// Seconds that the device takes for what `work` queues, once everything before it is done.
+    ///
+    /// # Errors
+    /// As from `work`, or the device fails.
+    fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64>;
+
     /// Drops all records: memory that they name is about to be freed.
     fn forget(&mut self);
 

@@ -11,6 +11,7 @@
 //! | [`engine`] | the backend: data, evaluations, statistics |
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
+//! | [`timed`] | a device that times each launch of another |
 
 pub mod buffer;
 pub mod device;
@@ -20,6 +21,7 @@ mod look;
 pub mod params;
 mod step;
 pub mod tensors;
+pub mod timed;
 pub mod work;
 
 use super::{Backend, ModelSpec};
