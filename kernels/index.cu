@@ -110,6 +110,7 @@ extern "C" __global__ void __launch_bounds__(32)
             if (lane >= step) up_to += left;
         }
         for (u32 w = lane * run; w < (lane + 1) * run; w++) below[w] += up_to - sum;
+        u32 here = __shfl_sync(FULL, up_to, WARP - 1);
         // Counts of all words must be there before ranks are read from them.
         __syncthreads();
         for (u32 e = lane; e < held; e += WARP) {
@@ -119,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(32)
                 slots[begin + placed + rank] = own;
             }
         }
-        placed += __shfl_sync(FULL, up_to, 31);
+        placed += here;
         // Ranks of all entries are read before the map is emptied for the next rows.
         __syncthreads();
     }

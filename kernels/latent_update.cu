@@ -74,14 +74,12 @@ __device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T 
     }
 }
 
-// Frees `grad` of its part along the row `w`.
+// Frees `grad` of its part along the row `w`. A thread owns every blockDim-th column, here and in what follows.
 __device__ inline void project(float *grad, const float *w, u32 d, double *scratch) {
     double along = 0.0;
     for (u32 i = threadIdx.x; i < d; i += blockDim.x) along += (double)grad[i] * w[i];
     along = block_sum(along, scratch);
     for (u32 i = threadIdx.x; i < d; i += blockDim.x) grad[i] = (float)((double)grad[i] - along * w[i]);
-    // Columns of the gradient belong to other threads from here on.
-    __syncthreads();
 }
 
 // Adam on one row, whose gradient lies in shared memory; `unit` scales it back to length 1.

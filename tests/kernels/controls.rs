@@ -28,13 +28,20 @@ fn found(sources: &[(String, String)]) -> bool {
             case.agree_with(on(device), |_| ());
         }
     };
-    failed(&|mut device| topk::check(&mut device, Element::F32, 4101, 64))
+    failed(&|mut device| topk::check(&mut device, Element::F32, 6200, 64))
         || failed(&|mut device| {
             let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
             index::check(&mut device, 9000, 8, 2, &latent, &|_| 2);
+            index::check(&mut device, 30, 9000, 2, &|row, e| (300 * row + e) as u32, &|_| 2);
             index::check(&mut device, 40, 33, 33, &|row, e| ((row + e) % 33) as u32, &|row| {
                 (row % 34) as u32
             });
+        })
+        || failed(&|device| {
+            // More latents than blocks: a block takes one after the other.
+            let mut case = Case::new(20, 70, 2100, 6);
+            (case.steps, case.spec.unit_norm_decoder) = (1, true);
+            case.agree_with(on(device), |_| ());
         })
         || failed(&everything(1.0, false))
         || failed(&everything(0.7, false))

@@ -25,6 +25,8 @@ fn rows(m: usize) -> Vec<Vec<f32>> {
         make(&|j| (j % 10) as f32),
         make(&|j| if j + 100 > m { 2.0 } else { 1.0 }),
         make(&|j| (1.0 + random(2, j).abs() * 1e-6).max(1.0)),
+        make(&|j| if j < 2048 && j % 300 > 0 { -1.0 } else { random(5, j) }),
+        make(&|j| if j < 4096 && j % 99 > 0 { -1.0 } else { random(6, j).abs() }),
         make(&|j| random(3, j) * 1e-40),
         make(&|j| f32::MAX * random(4, j)),
         make(&|j| 1.0 + ((j * 7919) % 13) as f32 * f32::EPSILON),
