@@ -49,12 +49,51 @@ fn found(sources: &[(String, String)]) -> bool {
         || failed(&|device| crate::engine::evaluation_agrees(device, Inference::Topk, true))
 }
 
+/// True where the checks fail, or end the process, with these sources: in a child, since a wrong kernel may write
+/// anywhere.
+fn found_by_a_child(sources: &[(String, String)]) -> bool {
+    assert!(!sanitizer::inside(), "skipped there: a planted defect is looked for once");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), serde_json::to_vec(sources).unwrap()).unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "controls::runs_planted_sources_if_asked"])
+        .env(PLANTED, file.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    // One test ran, or the process was ended by a signal in the middle of it.
+    assert!(child.status.code().is_none() || text.contains("running 1 test"), "{text}");
+    !child.status.success()
+}
+
+const PLANTED: &str = "SAE_PLANTED_SOURCES";
+
+/// Nothing by itself: the child of other tests of this file.
+#[test]
+fn runs_planted_sources_if_asked() {
+    if let Some(path) = std::env::var_os(PLANTED) {
+        let sources: Vec<(String, String)> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert!(!found(&sources));
+    }
+}
+
 fn planted(file: &str, from: &str, to: &str) -> bool {
-    found(&mutate(SOURCES, file, from, to))
+    found_by_a_child(&mutate(SOURCES, file, from, to))
+}
+
+/// All sources, with the text of `file` changed.
+fn changed(file: &str, change: impl Fn(&str) -> String) -> Vec<(String, String)> {
+    let one = |&(name, text): &(&str, &str)| {
+        (name.to_owned(), if name == file { change(text) } else { text.to_owned() })
+    };
+    SOURCES.iter().map(one).collect()
 }
 
 #[test]
 fn a_missing_barrier_is_found() {
+    if sanitizer::inside() {
+        return; // Once is enough.
+    }
     for (file, barrier) in [
         (
             "topk_stream.cu",
@@ -75,21 +114,21 @@ fn a_missing_barrier_is_found() {
 
 #[test]
 fn a_wrong_tie_rule_is_found() {
-    // The highest index wins, in the key, its reading and the test of membership.
-    let text = SOURCES.iter().find(|s| s.0 == "topk_stream.cu").unwrap().1;
-    let wrong = text.replace("(u32)~j", "(u32)j").replace("~(u32)s.keys", "(u32)s.keys");
-    assert_ne!(text, wrong);
-    let sources: Vec<(String, String)> = SOURCES
-        .iter()
-        .map(|&(name, text)| {
-            (name.to_owned(), if name == "topk_stream.cu" { wrong.clone() } else { text.to_owned() })
-        })
-        .collect();
-    assert!(found(&sources));
+    if sanitizer::inside() {
+        return; // Once is enough.
+    }
+    // The highest index wins: in the key and in its reading.
+    let wrong = |text: &str| text.replace("(u32)~j", "(u32)j").replace("~(u32)s.keys", "(u32)s.keys");
+    let sources = changed("topk_stream.cu", wrong);
+    assert!(SOURCES.iter().zip(&sources).any(|(a, b)| a.1 != b.1));
+    assert!(found_by_a_child(&sources));
 }
 
 #[test]
 fn wrong_arithmetic_is_found() {
+    if sanitizer::inside() {
+        return; // Once is enough.
+    }
     for (file, from, to) in [
         ("soft_tiles.cu", "+ row.c +", "+"),
         ("latent_update.cu", "dec[l] += h * widen(out.v[l]);", "dec[l] += g * widen(out.v[l]);"),
@@ -100,19 +139,20 @@ fn wrong_arithmetic_is_found() {
     }
 }
 
-/// Not run by itself: the child of the next test, in which the sanitizers end the process.
+/// Nothing by itself: the child of the next test, in which the sanitizers end the process.
 #[test]
 fn writes_one_place_too_far_if_asked() {
     if std::env::var_os("SAE_PLANT_OUT_OF_BOUNDS").is_some() {
         assert!(sanitizer::inside());
-        planted("gather_norm.cu", "i < pitch; i += blockDim.x) {", "i <= pitch; i += blockDim.x) {");
+        let far = "i <= pitch; i += blockDim.x) {";
+        found(&mutate(SOURCES, "gather_norm.cu", "i < pitch; i += blockDim.x) {", far));
     }
 }
 
 #[test]
 fn a_write_out_of_bounds_is_found() {
     if sanitizer::inside() {
-        return; // once is enough: the sanitizers are brought by this test itself
+        return; // Once is enough: this test brings the sanitizers itself.
     }
     let name = "controls::writes_one_place_too_far_if_asked";
     let child = sanitizer::run(&["--exact", name, "--nocapture"], &[("SAE_PLANT_OUT_OF_BOUNDS", "1")]);
@@ -123,43 +163,29 @@ fn a_write_out_of_bounds_is_found() {
 
 #[test]
 fn the_kernels_as_they_are_pass_the_same_checks() {
-    let sources: Vec<(String, String)> = SOURCES.iter().map(|s| (s.0.to_owned(), s.1.to_owned())).collect();
-    assert!(!found(&sources));
+    if sanitizer::inside() {
+        return; // Once is enough.
+    }
+    assert!(!found_by_a_child(&changed("", str::to_owned)));
 }
 
-/// Not run by itself: a child of the next test. A wrong kernel may end the process.
+/// Each barrier of each kernel, taken out alone.
 #[test]
-fn misses_a_barrier_if_asked() {
-    let Ok(place) = std::env::var("SAE_PLANT_MISSING_BARRIER") else { return };
-    let (file, at) = place.split_once(':').unwrap();
-    let at: usize = at.parse().unwrap();
-    let change = |&(name, text): &(&str, &str)| {
-        let mut text = text.to_owned();
-        if name == file {
-            text.replace_range(at..at + BARRIER.len(), "");
-        }
-        (name.to_owned(), text)
-    };
-    assert!(!found(&SOURCES.iter().map(change).collect::<Vec<_>>()));
-}
-
-const BARRIER: &str = "__syncthreads();";
-
-/// Each barrier of each kernel, taken out alone: some ten minutes, so by hand.
-#[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes five minutes"]
 fn every_barrier_that_is_missing_is_found() {
+    const BARRIER: &str = "__syncthreads();";
     let mut missed = vec![];
     for &(name, text) in SOURCES {
         for (at, _) in text.match_indices(BARRIER) {
-            let child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "controls::misses_a_barrier_if_asked"])
-                .env("SAE_PLANT_MISSING_BARRIER", format!("{name}:{at}"))
-                .output()
-                .unwrap();
+            let without = |text: &str| {
+                let mut text = text.to_owned();
+                text.replace_range(at..at + BARRIER.len(), "");
+                text
+            };
+            let verdict = found_by_a_child(&changed(name, without));
             let line = text[..at].lines().count();
-            println!("{name}:{line}: {}", if child.status.success() { "MISSED" } else { "found" });
-            if child.status.success() {
+            println!("{name}:{line}: {}", if verdict { "found" } else { "MISSED" });
+            if !verdict {
                 missed.push(format!("{name}:{line}"));
             }
         }
