@@ -34,7 +34,7 @@ const SUMS: &str = r#"
 #include "common.cuh"
 extern "C" __global__ void row_sums(const bf16 *x, float *out, u32 D) {
     __shared__ float scratch[32];
-    DYNAMIC_SHARED(extra);
+    extern __shared__ __align__(16) unsigned char extra[];
     float sum = 0;
     for (u32 j = threadIdx.x; j < D; j += blockDim.x) sum += widen(x[(u64)blockIdx.x * D + j]);
     sum = block_sum(sum, scratch);

@@ -21,6 +21,10 @@ pub const OLDEST_CARD: (u32, u32) = (8, 0);
 /// The oldest CUDA that a driver must serve, as the driver counts: 1000 major + 10 minor.
 const OLDEST_DRIVER: u32 = 12_000;
 
+/// The oldest CUDA whose NVRTC and cuBLAS have all the functions that are called; a call of one that is not there
+/// panics.
+pub const OLDEST_LIBRARY: u32 = 12;
+
 /// A library of CUDA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
@@ -99,10 +103,16 @@ pub fn open(library: Library, major: Option<u32>) -> Outcome<()> {
         return Ok(());
     }
     let places = places::places(&|name| std::env::var(name).ok());
-    open_from(library, major, &places)
+    open_from(library, major, &places, &|| library.opens())
 }
 
-fn open_from(library: Library, major: Option<u32>, places: &[Place]) -> Outcome<()> {
+/// `opens` tells whether the library can be opened by its name now.
+fn open_from(
+    library: Library,
+    major: Option<u32>,
+    places: &[Place],
+    opens: &dyn Fn() -> bool,
+) -> Outcome<()> {
     let name = library.name();
     let mut refused = None;
     for file in library.files() {
@@ -117,7 +127,7 @@ fn open_from(library: Library, major: Option<u32>, places: &[Place]) -> Outcome<
             }
         }
     }
-    if library.opens() {
+    if opens() {
         return Ok(());
     }
     let install = library.install(major);
@@ -225,9 +235,9 @@ pub struct Driver {
 /// No driver, a driver that is too old, or one without a device.
 pub fn driver() -> Outcome<Driver> {
     open(Library::Driver, None)?;
-    init().map_err(|e| refusal(e.0))?;
     let mut version = 0;
-    // SAFETY: the driver is open, and writes one int to the address it is given.
+    // SAFETY: the driver is open, and writes one int to the address it is given; this may come before `init`, at
+    // which a driver that is too old may fail in its own way.
     let status = unsafe { driver_sys::cuDriverGetVersion(&mut version) };
     status.result().map_err(|e| refusal(e.0))?;
     let version = version.unsigned_abs();
@@ -238,6 +248,7 @@ pub fn driver() -> Outcome<Driver> {
             serves.0, serves.1
         ));
     }
+    init().map_err(|e| refusal(e.0))?;
     let cards = cards().map_err(|e| refusal(e.0))?;
     if cards.is_empty() {
         return Err(refusal(CUresult::CUDA_ERROR_NO_DEVICE));
@@ -286,16 +297,22 @@ fn refusal(code: CUresult) -> String {
     format!("the NVIDIA driver does not start ({code:?}): {advice}")
 }
 
-/// Whether a library of version `has` can run on a driver.
+/// Whether a library of version `has` can be used on a driver.
 ///
 /// # Errors
-/// A library of a newer major version than the driver serves.
+/// A library of a newer major version than the driver serves, or older than [`OLDEST_LIBRARY`].
 pub fn served(library: Library, has: Version, driver: &Driver) -> Outcome<()> {
     let (major, minor) = driver.serves;
+    let (name, install) = (library.name(), library.install(Some(major)));
+    if has.0 < OLDEST_LIBRARY {
+        return Err(format!(
+            "{name} {}.{} is too old, {OLDEST_LIBRARY}.0 or newer is needed: {install}",
+            has.0, has.1
+        ));
+    }
     if has.0 <= major {
         return Ok(());
     }
-    let (name, install) = (library.name(), library.install(Some(major)));
     Err(format!(
         "the NVIDIA driver is too old for {name} {}.{}: it serves CUDA up to {major}.{minor}; update the driver, or {install}",
         has.0, has.1
@@ -326,92 +343,4 @@ pub fn available() -> Outcome<usize> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn place(folder: &Path) -> Place {
-        Place { reason: "test".into(), folder: folder.to_owned() }
-    }
-
-    #[test]
-    fn a_library_that_is_nowhere_is_told_with_its_file_and_what_to_install() {
-        let folder = tempfile::tempdir().unwrap();
-        for (library, file, install) in [
-            (Library::Driver, "libcuda.so", "--gpus all"),
-            (Library::Nvrtc, "libnvrtc.so", "pip install nvidia-cuda-nvrtc "),
-            (Library::Cublas, "libcublas.so", "nvidia-cublas`"),
-        ] {
-            if library.opens() {
-                eprintln!("SKIPPED: the system loader opens {file}");
-                continue;
-            }
-            let text = open_from(library, Some(13), &[place(folder.path())]).unwrap_err();
-            assert!(text.contains(file) && text.contains("1 folders") && text.contains(install), "{text}");
-            assert!(!text.contains('\n'), "{text}");
-        }
-        if !Library::Nvrtc.opens() {
-            let text = open_from(Library::Nvrtc, Some(12), &[]).unwrap_err();
-            assert!(text.contains("nvidia-cuda-nvrtc-cu12"), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_no_library_is_told_with_its_path_and_the_loaders_words() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("libcublas.so.13");
-        std::fs::write(&path, "not a library").unwrap();
-        if Library::Cublas.opens() {
-            eprintln!("SKIPPED: the system loader opens libcublas.so");
-            return;
-        }
-        let text = open_from(Library::Cublas, None, &[place(folder.path())]).unwrap_err();
-        assert!(text.contains(&path.display().to_string()) && text.contains("does not open"), "{text}");
-        assert!(!text.contains('\n'), "{text}");
-    }
-
-    #[test]
-    fn the_version_is_read_through_a_link() {
-        let folder = tempfile::tempdir().unwrap();
-        let real = folder.path().join("libnvrtc.so.12.4.127");
-        std::fs::write(&real, "").unwrap();
-        let link = folder.path().join("libnvrtc.so");
-        std::os::unix::fs::symlink(&real, &link).unwrap();
-        assert_eq!(version_of(&link), Some(12));
-        assert_eq!(version_of(Path::new("/nowhere/libcublas.so.13")), Some(13));
-        assert_eq!(version_of(Path::new("/nowhere/libcuda.so")), None);
-    }
-
-    #[test]
-    fn a_library_newer_than_the_driver_is_told_with_both_versions() {
-        let driver = Driver { serves: (12, 4), cards: Vec::new() };
-        assert_eq!(
-            served(Library::Nvrtc, (12, 9), &driver),
-            Ok(()),
-            "minor versions of one major go together"
-        );
-        let text = served(Library::Cublas, (13, 5), &driver).unwrap_err();
-        assert!(text.contains("too old for cuBLAS 13.5") && text.contains("up to 12.4"), "{text}");
-        assert!(text.contains("nvidia-cublas-cu12"), "{text}");
-    }
-
-    #[test]
-    fn a_card_too_old_is_told_with_its_name_and_capability() {
-        let card = Listed { name: "Tesla V100".into(), capability: (7, 0), memory: 1 << 34 };
-        let text = card.check(2).unwrap_err();
-        assert!(
-            text.contains("cuda:2 (Tesla V100)") && text.contains("7.0") && text.contains("8.0"),
-            "{text}"
-        );
-        assert_eq!(Listed { capability: (8, 0), ..card.clone() }.check(0), Ok(()));
-        assert_eq!(Listed { capability: (12, 0), ..card }.check(0), Ok(()));
-    }
-
-    #[test]
-    fn a_driver_without_a_device_points_at_what_can_hide_one() {
-        let text = refusal(CUresult::CUDA_ERROR_NO_DEVICE);
-        assert!(text.contains("no device") && text.contains("CUDA_VISIBLE_DEVICES"), "{text}");
-        assert!(refusal(CUresult::CUDA_ERROR_STUB_LIBRARY).contains("stub"));
-        assert!(refusal(CUresult::CUDA_ERROR_UNKNOWN).contains("CUDA_ERROR_UNKNOWN"));
-    }
-}
+mod tests;
