@@ -8,13 +8,12 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::backend::cuda::compile;
+use crate::backend::cuda::libraries::{self, Version};
 use crate::report::table::bytes;
 pub use places::Place;
 
-mod places;
-
-/// Shown with every report, so that nobody waits for a GPU that is not used.
-const NOTE: &str = "training runs on the CPU in this version";
+pub(crate) mod places;
 
 /// Everything found, for a person (`Display`) or a program (`Serialize`).
 #[derive(Debug, Clone, Serialize)]
@@ -33,8 +32,12 @@ pub struct DevicesReport {
     pub gpus: Vec<Gpu>,
     /// Why a driver that is there lists no devices.
     pub gpu_problem: Option<String>,
-    /// What this version does with all that.
-    pub note: &'static str,
+    /// Compute capabilities that the kernels can be compiled for here, as in `9.0`.
+    pub compiles_for: Vec<String>,
+    /// Number of GPUs that training can use.
+    pub usable_gpus: usize,
+    /// What `--device auto` takes, and why.
+    pub note: String,
 }
 
 /// The processor.
@@ -67,6 +70,8 @@ pub struct Library {
     pub path: Option<PathBuf>,
     /// Whether the system loader opens it by name.
     pub loader_opens: bool,
+    /// Its version, as in `13.0`, if it opens and tells.
+    pub version: Option<String>,
 }
 
 /// One NVIDIA GPU.
@@ -78,6 +83,8 @@ pub struct Gpu {
     pub name: String,
     /// As in `9.0`.
     pub compute_capability: String,
+    /// Why it cannot be used; none if it can.
+    pub refused: Option<String>,
     /// Memory in bytes.
     pub memory_bytes: u64,
 }
@@ -85,7 +92,7 @@ pub struct Gpu {
 /// Looks at this machine.
 pub fn find() -> DevicesReport {
     let places = places::places(&|name| std::env::var(name).ok());
-    let libraries = vec![
+    let mut libraries = vec![
         // SAFETY: the four questions open and close a library by its name and call nothing in it;
         // opening runs the initialisers of NVIDIA's own libraries, which are made to be opened so.
         unsafe { library("NVIDIA driver", "libcuda.so", &places, cudarc::driver::sys::is_culib_present) },
@@ -96,28 +103,50 @@ pub fn find() -> DevicesReport {
         // SAFETY: as above.
         unsafe { library("cuBLASLt", "libcublasLt.so", &places, cudarc::cublaslt::sys::is_culib_present) },
     ];
-    let mut report = DevicesReport {
+    // From here on libraries stay open, as training opens them; what the loader finds alone is settled above.
+    let driver = libraries::driver();
+    let major = driver.as_ref().ok().map(|d| d.serves.0);
+    let version = |told: libraries::Outcome<Version>| told.ok().map(dotted);
+    if libraries[1].found {
+        libraries[1].version = version(libraries::nvrtc(major));
+    }
+    if libraries[2].found {
+        libraries[2].version = version(libraries::cublas(major));
+    }
+    let (usable_gpus, note) = match libraries::available() {
+        Ok(n) => (n, "`--device auto` takes cuda:0".to_owned()),
+        Err(reason) => (0, format!("`--device auto` takes the CPU: {reason}")),
+    };
+    let supported = libraries[1].version.as_ref().and_then(|_| compile::supported().ok()).unwrap_or_default();
+    let compiles_for =
+        supported.into_iter().map(|arch| (arch / 10, arch % 10)).filter(|c| *c >= libraries::OLDEST_CARD);
+    DevicesReport {
         cpu: cpu(),
         kernel_driver: kernel_driver(),
-        driver_cuda: None,
-        gpus: Vec::new(),
-        gpu_problem: None,
-        note: NOTE,
+        driver_cuda: driver.as_ref().ok().map(|d| dotted(d.serves)),
+        gpu_problem: driver.as_ref().err().filter(|_| libraries[0].found).cloned(),
+        gpus: driver.map(|d| gpus(&d)).unwrap_or_default(),
+        compiles_for: compiles_for.map(dotted).collect(),
+        usable_gpus,
+        note,
         libraries,
         looked_in: places,
-    };
-    // Any call of cudarc's driver module panics where the loader does not open the driver.
-    if report.libraries[0].loader_opens {
-        match ask_driver() {
-            Ok((cuda, gpus)) => {
-                report.driver_cuda = cuda;
-                report.gpus = gpus;
-            }
-            // The code alone: the driver's words for it would take another call of a driver in trouble.
-            Err(e) => report.gpu_problem = Some(format!("the NVIDIA driver answers {:?}", e.0)),
-        }
     }
-    report
+}
+
+fn dotted((major, minor): Version) -> String {
+    format!("{major}.{minor}")
+}
+
+fn gpus(driver: &libraries::Driver) -> Vec<Gpu> {
+    let gpu = |(n, card): (usize, &libraries::Listed)| Gpu {
+        ordinal: n as i32,
+        name: card.name.clone(),
+        compute_capability: dotted(card.capability),
+        refused: card.check(n).err(),
+        memory_bytes: card.memory,
+    };
+    driver.cards.iter().enumerate().map(gpu).collect()
 }
 
 /// # Safety
@@ -131,45 +160,13 @@ unsafe fn library(
     // SAFETY: promised by the caller.
     let loader_opens = unsafe { opens() };
     let path = places.iter().find_map(|p| places::file_in(&p.folder, file));
-    Library { name, file, found: loader_opens || path.is_some(), path, loader_opens }
+    Library { name, file, found: loader_opens || path.is_some(), path, loader_opens, version: None }
 }
 
 /// The version of the loaded kernel module.
 fn kernel_driver() -> Option<String> {
     let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
     Some(text.trim().to_owned())
-}
-
-/// CUDA version and devices. Call only where the loader opens the driver.
-fn ask_driver() -> Result<(Option<String>, Vec<Gpu>), cudarc::driver::DriverError> {
-    use cudarc::driver::result::{device, init};
-    use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
-
-    init()?;
-    let mut version = 0;
-    // SAFETY: the driver is open, and writes one int to the address it is given.
-    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    let known = status == sys::CUresult::CUDA_SUCCESS && version > 0;
-    let cuda = known.then(|| format!("{}.{}", version / 1000, version % 1000 / 10));
-    let mut gpus = Vec::new();
-    for ordinal in 0..device::get_count()? {
-        let handle = device::get(ordinal)?;
-        // SAFETY: `handle` comes from the driver just now; devices stay valid while the process lives.
-        let (major, minor, memory) = unsafe {
-            (
-                device::get_attribute(handle, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                device::get_attribute(handle, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-                device::total_mem(handle)?,
-            )
-        };
-        gpus.push(Gpu {
-            ordinal,
-            name: device::get_name(handle)?,
-            compute_capability: format!("{major}.{minor}"),
-            memory_bytes: memory as u64,
-        });
-    }
-    Ok((cuda, gpus))
 }
 
 fn cpu() -> Cpu {
@@ -240,7 +237,11 @@ impl fmt::Display for DevicesReport {
                 for gpu in gpus {
                     let memory = bytes(gpu.memory_bytes);
                     let (n, name, capability) = (gpu.ordinal, &gpu.name, &gpu.compute_capability);
-                    writeln!(f, "GPU        cuda:{n}  {name}, compute capability {capability}, {memory}")?;
+                    let old = if gpu.refused.is_some() { " (too old: 8.0 or newer is needed)" } else { "" };
+                    writeln!(
+                        f,
+                        "GPU        cuda:{n}  {name}, compute capability {capability}{old}, {memory}"
+                    )?;
                 }
             }
         }
@@ -257,7 +258,12 @@ impl fmt::Display for DevicesReport {
                 (None, true) => "found by the system loader".to_owned(),
                 (None, false) => "not found".to_owned(),
             };
-            writeln!(f, "  {:<14} {:<15} {place}", library.name, library.file)?;
+            let version = library.version.as_deref().map_or(String::new(), |v| format!(" ({v})"));
+            writeln!(f, "  {:<14} {:<15} {place}{version}", library.name, library.file)?;
+        }
+        if !self.compiles_for.is_empty() {
+            let all = self.compiles_for.join(", ");
+            writeln!(f, "  the kernels can be compiled for compute capability {all}")?;
         }
         writeln!(f, "looked in, in this order (a dash: no such folder)")?;
         for place in &self.looked_in {

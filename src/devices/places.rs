@@ -14,7 +14,7 @@ pub struct Place {
 }
 
 /// `file` or `file.VERSION` in `folder`; the unversioned name if both are there.
-pub(super) fn file_in(folder: &Path, file: &str) -> Option<PathBuf> {
+pub(crate) fn file_in(folder: &Path, file: &str) -> Option<PathBuf> {
     let entries = std::fs::read_dir(folder).ok()?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -28,7 +28,7 @@ pub(super) fn file_in(folder: &Path, file: &str) -> Option<PathBuf> {
 }
 
 /// The folders where CUDA's libraries may lie, given the environment; each once, in order of precedence.
-pub(super) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
+pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
     let mut found: Vec<Place> = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut add = |reason: &str, folder: PathBuf| {

@@ -23,7 +23,12 @@ fn this_machine_is_described_whatever_it_has() {
         assert_eq!(library.found, library.loader_opens || library.path.is_some());
     }
     let text = report.to_string();
-    assert!(text.contains("training runs on the CPU in this version"), "{text}");
+    let device = if report.usable_gpus > 0 { "cuda:0" } else { "the CPU: " };
+    let note = text.lines().last().unwrap();
+    assert!(note.starts_with("`--device auto` takes ") && note.contains(device), "{text}");
+    let nvrtc = &report.libraries[1];
+    assert_eq!(nvrtc.version.is_some(), !report.compiles_for.is_empty(), "{text}");
+    assert!(!report.compiles_for.contains(&"7.5".to_owned()), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["libraries"][0]["file"], "libcuda.so");
 }

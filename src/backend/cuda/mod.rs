@@ -11,14 +11,25 @@
 //! | [`engine`] | the backend: data, evaluations, statistics |
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
+//! | [`libraries`] | the driver, NVRTC and cuBLAS: found, opened, and told where they are missing |
+//! | [`compile`] | the kernels by NVRTC, kept on disk; what each of them takes of the card |
+//! | [`card`] | a device that is a CUDA card |
+//! | [`gemm`] | a row-major product as a call of cuBLAS |
+//! | [`fault`] | errors of the driver in one line |
 //! | [`timed`] | a device that times each launch of another |
 
 pub mod buffer;
+pub mod card;
+pub mod compile;
 pub mod device;
 pub mod engine;
+pub mod fault;
+pub mod gemm;
 pub mod launch;
+pub mod libraries;
 mod look;
 pub mod params;
+mod pinned;
 mod step;
 pub mod tensors;
 pub mod timed;
@@ -27,8 +38,10 @@ pub mod work;
 use super::{Backend, ModelSpec};
 use crate::config::Precision;
 use crate::data::Embeddings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::TrainState;
+use device::Device;
+use gemm::Math;
 use std::sync::Arc;
 
 /// The kernels' sources, carried by the binary.
@@ -45,15 +58,21 @@ pub struct Unavailable {
     pub reason: String,
 }
 
-// TO BE REPLACED by the engine, with these signatures: `available`, `open`, `memory`.
-const NO_ENGINE: &str = "this build has no CUDA engine yet";
-
 /// Number of devices that can be used (at least 1).
 ///
 /// # Errors
 /// Why there is none.
 pub fn available() -> std::result::Result<usize, Unavailable> {
-    Err(Unavailable { driver: false, reason: NO_ENGINE.into() })
+    libraries::available().map_err(|reason| Unavailable { driver: libraries::driver_is_there(), reason })
+}
+
+/// How dense products compute in a precision.
+pub fn math(precision: Precision) -> Math {
+    match precision {
+        Precision::F32 => Math::F32,
+        Precision::Tf32 => Math::Tf32,
+        Precision::Bf16 => Math::Bf16,
+    }
 }
 
 /// A backend on device `ordinal` over `data` that goes on from `state`.
@@ -62,12 +81,14 @@ pub fn available() -> std::result::Result<usize, Unavailable> {
 /// What is missing on this machine, or what the device refuses.
 pub fn open(
     ordinal: usize,
-    _data: Arc<Embeddings>,
-    _spec: ModelSpec,
-    _precision: Precision,
-    _state: TrainState,
+    data: Arc<Embeddings>,
+    spec: ModelSpec,
+    precision: Precision,
+    state: TrainState,
 ) -> Result<Box<dyn Backend>> {
-    Err(Error::Failed(format!("cuda:{ordinal}: {NO_ENGINE}")))
+    let card = card::open(ordinal, math(precision))?;
+    let name = format!("cuda:{ordinal} {}", card.facts()?.name);
+    Ok(Box::new(engine::Engine::new(name, Box::new(card), data, spec, precision, &state)?))
 }
 
 /// Bytes of device memory that training takes beside the data: D inputs, M latents, batches of `n_rows`, warm-up

@@ -1,0 +1,401 @@
+//! A CUDA card as a [`Device`], by the driver's interface and cuBLAS.
+//!
+//! All work is queued on one stream of its own: the default stream cannot be recorded.
+
+use super::compile::{Arch, cache};
+use super::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
+use super::gemm::{Math, gemm_call};
+use super::pinned::Ring;
+use super::{fault, libraries, sources};
+use crate::error::{Error, Result};
+use blas::Blas;
+use cudarc::driver::result;
+use cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute as FunctionAttribute,
+    CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
+};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::Arc;
+
+mod blas;
+
+pub use super::libraries::available;
+
+const WAITING: &str = "waiting for the GPU";
+
+/// A CUDA card with its kernels and one stream.
+// Fields are dropped in this order: what uses the stream before the stream.
+pub struct Card {
+    records: HashMap<RecordKey, Record>,
+    blas: Blas,
+    kernels: HashMap<&'static str, Kernel>,
+    module: Arc<CudaModule>,
+    ring: Ring,
+    math: Math,
+    recording: bool,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
+
+/// What became of a sequence of launches.
+enum Record {
+    /// It ran once, unrecorded: by then all its kernels are loaded, cuBLAS's among them, which cannot be done
+    /// safely while a stream is recorded.
+    Ran,
+    /// It is replayed.
+    Graph(CudaGraph),
+}
+
+/// A kernel that was launched before.
+struct Kernel {
+    function: CudaFunction,
+    /// Most dynamic shared memory that it may have so far, in bytes.
+    shared: u32,
+}
+
+/// Opens the libraries and card `ordinal`, and compiles its kernels or takes them from the disk.
+///
+/// # Errors
+/// One line each: no driver, no such card, a driver or card too old, NVRTC or cuBLAS missing, kernels that do not
+/// compile or load.
+pub fn open(ordinal: usize, math: Math) -> Result<Card> {
+    let (driver, _) = libraries::open_all().map_err(Error::Failed)?;
+    let Some(listed) = driver.cards.get(ordinal) else {
+        let count = driver.cards.len();
+        return Err(Error::Usage(format!(
+            "--device cuda:{ordinal}: the driver lists {count} GPU{}, from cuda:0 to cuda:{}; see `sae devices`",
+            if count == 1 { "" } else { "s" },
+            count - 1
+        )));
+    };
+    listed.check(ordinal).map_err(Error::Failed)?;
+    let arch = Arch::of(listed.capability)?;
+    let kept = cache::compiled(sources::SOURCES, arch, cache::folder().as_deref())?;
+    let opening = format!("opening cuda:{ordinal} ({})", listed.name);
+    let failed = |e| fault::driver(&opening, e);
+    let context = CudaContext::new(ordinal).map_err(failed)?;
+    let stream = context.new_stream().map_err(failed)?;
+    let loading = format!("loading the kernels for {arch} on cuda:{ordinal} ({})", listed.name);
+    let module = context.load_module(Ptx::from_binary(kept.cubin)).map_err(|e| fault::driver(&loading, e))?;
+    let blas = Blas::new(&stream, listed.capability)?;
+    Ok(Card {
+        records: HashMap::new(),
+        blas,
+        kernels: HashMap::new(),
+        module,
+        ring: Ring::new(),
+        math,
+        recording: false,
+        stream,
+        context,
+    })
+}
+
+/// `bytes` of device memory whose content is not set, freed after all work queued by then.
+///
+/// The context of `stream` must be current.
+fn take(stream: &Arc<CudaStream>, bytes: usize, what: &'static str) -> Result<Memory> {
+    // The driver gives no memory of no bytes, and every block has an address.
+    // SAFETY: the context is current; the content is set before it is read (by the callers).
+    let address = match unsafe { result::malloc_sync(bytes.max(1)) } {
+        Ok(address) => address,
+        Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+            let free = result::mem_get_info().ok().map(|(free, total)| (free as u64, total as u64));
+            return Err(fault::no_memory(what, bytes as u64, free));
+        }
+        Err(e) => return Err(fault::driver(&format!("taking GPU memory for {what} ({bytes} bytes)"), e)),
+    };
+    let stream = stream.clone();
+    let release = move |address| {
+        // Errors leave nothing to do: the memory of a card that failed goes with the process.
+        // SAFETY: `stream` keeps its context alive.
+        let _ = unsafe { result::ctx::set_current(stream.context().cu_ctx()) };
+        // SAFETY: as above; queued work may still use the memory.
+        let _ = unsafe { result::stream::synchronize(stream.cu_stream()) };
+        // SAFETY: `address` came from the driver, and `Memory` calls this once.
+        let _ = unsafe { result::free_sync(address) };
+    };
+    Ok(Memory::new(address, bytes, what, Box::new(release)))
+}
+
+impl Card {
+    /// Makes the context current for this thread, before anything else is asked of the driver.
+    fn bind(&self, doing: &str) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| fault::driver(doing, e))
+    }
+
+    /// Refuses what would wait or allocate while a sequence is recorded, and makes the context current.
+    fn bind_outside(&self, doing: &str) -> Result<()> {
+        if self.recording {
+            return Err(Error::Failed(format!(
+                "{doing}: not while launches are recorded; please report this"
+            )));
+        }
+        self.bind(doing)
+    }
+
+    fn attribute(&self, attribute: Attribute) -> Result<u32> {
+        let value =
+            self.context.attribute(attribute).map_err(|e| fault::driver("asking the GPU what it is", e))?;
+        Ok(value.unsigned_abs())
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| fault::driver(WAITING, e))
+    }
+
+    /// A kernel by name, allowed to have `shared` bytes of dynamic shared memory.
+    fn kernel(&mut self, name: &'static str, shared: u32) -> Result<&CudaFunction> {
+        let failed = |e| fault::driver(&format!("loading the kernel {name}"), e);
+        let kernel = match self.kernels.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let function = self.module.load_function(name).map_err(failed)?;
+                let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function came from a module that lives as long as it does.
+                let most =
+                    unsafe { result::function::get_function_attribute(function.cu_function(), attribute) }
+                        .map_err(failed)?;
+                entry.insert(Kernel { function, shared: most.unsigned_abs() })
+            }
+        };
+        if shared > kernel.shared {
+            let doing = format!("giving the kernel {name} {shared} bytes of shared memory");
+            kernel
+                .function
+                .set_attribute(
+                    FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                    shared as i32,
+                )
+                .map_err(|e| fault::driver(&doing, e))?;
+            kernel.shared = shared;
+        }
+        Ok(&kernel.function)
+    }
+
+    /// Records what `work` queues.
+    fn capture(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<CudaGraph> {
+        let failed = |e| fault::driver("recording launches", e);
+        // Other threads' calls of CUDA do not spoil the record in this mode.
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed)?;
+        self.recording = true;
+        let worked = work(self);
+        self.recording = false;
+        // In any case, or the stream would stay in this state.
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        worked?;
+        graph
+            .map_err(failed)?
+            .ok_or_else(|| Error::Failed("recording launches gave no graph; please report this".to_owned()))
+    }
+}
+
+impl Device for Card {
+    fn facts(&self) -> Result<Facts> {
+        const ASKING: &str = "asking the GPU what it is";
+        self.bind(ASKING)?;
+        let failed = |e| fault::driver(ASKING, e);
+        let (free, total) = self.context.mem_get_info().map_err(failed)?;
+        Ok(Facts {
+            name: self.context.name().map_err(failed)?,
+            free: free as u64,
+            total: total as u64,
+            multiprocessors: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared: self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        })
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
+        let doing = "taking GPU memory";
+        self.bind_outside(doing)?;
+        let memory = take(&self.stream, bytes, what)?;
+        if bytes > 0 {
+            // SAFETY: the block has `bytes` bytes, all inside.
+            unsafe { result::memset_d8_async(memory.address(), 0, bytes, self.stream.cu_stream()) }
+                .map_err(|e| fault::driver(doing, e))?;
+        }
+        Ok(memory)
+    }
+
+    fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()> {
+        let doing = "copying to the GPU";
+        let address = to.part(range(offset, bytes.len()))?;
+        self.bind_outside(doing)?;
+        if !bytes.is_empty() {
+            // SAFETY: `part` has checked the target range; the source lives until the wait below is over.
+            let copied = unsafe { result::memcpy_htod_async(address, bytes, self.stream.cu_stream()) };
+            copied.map_err(|e| fault::driver(doing, e))?;
+        }
+        self.wait()
+    }
+
+    fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let doing = "copying from the GPU";
+        let address = from.part(range(offset, bytes.len()))?;
+        self.bind_outside(doing)?;
+        if !bytes.is_empty() {
+            // SAFETY: `part` has checked the source range; the target lives until the wait below is over.
+            let copied = unsafe { result::memcpy_dtoh_async(bytes, address, self.stream.cu_stream()) };
+            copied.map_err(|e| fault::driver(doing, e))?;
+        }
+        self.wait()
+    }
+
+    fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        let address = to.part(0..len)?;
+        self.bind_outside("sending to the GPU")?;
+        if len == 0 {
+            fill(&mut []);
+            return Ok(());
+        }
+        // SAFETY: `part` has checked the target range; the context is current.
+        unsafe { self.ring.send(&self.stream, address, len, fill) }
+    }
+
+    fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
+        let doing = "setting GPU memory to zero";
+        let bytes = range.len();
+        let address = memory.part(range)?;
+        self.bind(doing)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: `part` has checked the range.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+            .map_err(|e| fault::driver(doing, e))
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
+        self.bind("launching a kernel")?;
+        let function = self.kernel(kernel, launch.shared)?.cu_function();
+        // The driver reads as many bytes of each value as its parameter has: the low ones come first.
+        let mut values: Vec<u64> = args.iter().map(|arg| bits(*arg)).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        // SAFETY: the caller vouches for the arguments; `values` outlives the call, which copies them.
+        let launched = unsafe {
+            result::launch_kernel(
+                function,
+                (launch.grid.0, launch.grid.1, 1),
+                (launch.block, 1, 1),
+                launch.shared,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        };
+        launched.map_err(|e| fault::driver(&format!("launching the kernel {kernel} {launch:?}"), e))
+    }
+
+    unsafe fn product(&mut self, product: &Product) -> Result<()> {
+        let call = gemm_call(product, self.math)?;
+        self.bind("a dense product")?;
+        // SAFETY: the caller vouches for the memory, and `gemm_call` has checked the sizes.
+        unsafe { self.blas.gemm(&call) }
+    }
+
+    fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()> {
+        self.bind_outside("recording launches")?;
+        match self.records.get(&key) {
+            None => {
+                work(self)?;
+                self.records.insert(key, Record::Ran);
+                return Ok(());
+            }
+            Some(Record::Ran) => {
+                let graph = self.capture(work)?;
+                self.records.insert(key, Record::Graph(graph));
+            }
+            Some(Record::Graph(_)) => {}
+        }
+        match self.records.get(&key) {
+            Some(Record::Graph(graph)) => {
+                graph.launch().map_err(|e| fault::driver("replaying recorded launches", e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64> {
+        let doing = "timing work on the GPU";
+        self.bind_outside(doing)?;
+        let failed = |e| fault::driver(doing, e);
+        // Events with the time in them, which is not cudarc's default.
+        let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        let began = self.stream.record_event(flags).map_err(failed)?;
+        work(self)?;
+        let ended = self.stream.record_event(flags).map_err(failed)?;
+        ended.synchronize().map_err(failed)?;
+        Ok(f64::from(began.elapsed_ms(&ended).map_err(failed)?) * 1e-3)
+    }
+
+    fn forget(&mut self) {
+        // A graph may still be running. An error shows up again at the next call.
+        let _ = self.stream.synchronize();
+        self.records.clear();
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.bind_outside(WAITING)?;
+        self.wait()
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // Pinned memory, graphs and the workspace may be in use until then. There is nobody to tell of an error.
+        let _ = self.stream.synchronize();
+    }
+}
+
+fn range(offset: usize, len: usize) -> Range<usize> {
+    // An end that overflows lies outside of any memory, which `part` then says.
+    offset..offset.saturating_add(len)
+}
+
+/// An argument's bytes as they lie in memory, low ones first.
+fn bits(arg: Arg) -> u64 {
+    let mut bytes = [0; 8];
+    match arg {
+        Arg::Pointer(v) | Arg::U64(v) => bytes = v.to_ne_bytes(),
+        Arg::U32(v) => bytes[..4].copy_from_slice(&v.to_ne_bytes()),
+        Arg::F32(v) => bytes[..4].copy_from_slice(&v.to_ne_bytes()),
+    }
+    u64::from_ne_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_lie_in_memory_as_the_driver_reads_them() {
+        let first_four = |arg| {
+            let [a, b, c, d, ..] = bits(arg).to_ne_bytes();
+            [a, b, c, d]
+        };
+        assert_eq!(first_four(Arg::U32(0x0102_0304)), 0x0102_0304u32.to_ne_bytes());
+        assert_eq!(first_four(Arg::F32(1.5)), 1.5f32.to_ne_bytes());
+        assert_eq!(bits(Arg::U64(u64::MAX - 1)), u64::MAX - 1);
+        assert_eq!(bits(Arg::Pointer(0)), 0);
+    }
+
+    #[test]
+    fn without_a_usable_gpu_opening_says_why_in_one_line() {
+        let reason = match available() {
+            Ok(_) => {
+                eprintln!("SKIPPED: this machine has a usable GPU");
+                return;
+            }
+            Err(reason) => reason,
+        };
+        let told = open(0, Math::F32).err().map(|e| e.to_string());
+        assert_eq!(told.as_deref(), Some(reason.as_str()));
+        assert!(!reason.contains('\n'), "{reason}");
+    }
+}
