@@ -109,8 +109,8 @@ extern "C" __global__ void __launch_bounds__(32)
             u32 left = __shfl_up_sync(FULL, up_to, step);
             if (lane >= step) up_to += left;
         }
-        for (u32 w = lane * run; w < (lane + 1) * run; w++) below[w] += up_to - sum;
         u32 here = __shfl_sync(FULL, up_to, WARP - 1);
+        for (u32 w = lane * run; w < (lane + 1) * run; w++) below[w] += up_to - sum;
         // Counts of all words must be there before ranks are read from them.
         __syncthreads();
         for (u32 e = lane; e < held; e += WARP) {
