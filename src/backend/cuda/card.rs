@@ -303,7 +303,11 @@ impl Device for Card {
         self.bind_outside("recording launches")?;
         match self.records.get(&key) {
             None => {
-                work(self)?;
+                // What cannot be recorded is refused at the first time already.
+                self.recording = true;
+                let worked = work(self);
+                self.recording = false;
+                worked?;
                 self.records.insert(key, Record::Ran);
                 return Ok(());
             }

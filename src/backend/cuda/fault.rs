@@ -83,7 +83,7 @@ pub fn no_memory(what: &str, bytes: u64, free: Option<(u64, u64)>) -> Error {
     let left = free.map_or("the driver does not tell how much is free".to_owned(), |(free, total)| {
         format!("{} of {} are free", size(free), size(total))
     });
-    Error::Failed(format!("not enough GPU memory: {what} needs {}, and {left}; {LESS}", size(bytes)))
+    Error::Failed(format!("not enough GPU memory for {what}: {} asked, and {left}; {LESS}", size(bytes)))
 }
 
 /// Text of several lines as one.
