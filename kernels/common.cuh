@@ -47,6 +47,12 @@ __device__ inline void narrow(float v, bf16 *out) {
     out->bits = v != v ? 0x7fc0 : (u16)rounded;
 }
 
+// Value `at` of rows stored as float32 (kind 0), float16 (1) or bfloat16 (2). All threads take the same branch.
+__device__ inline float stored(const void *data, u32 kind, u64 at) {
+    if (kind == 0) return ((const float *)data)[at];
+    return kind == 1 ? widen(((const f16 *)data)[at]) : widen(((const bf16 *)data)[at]);
+}
+
 // Sixteen bytes of values: what one thread moves at a time.
 template <typename T> struct Pack;
 template <> struct alignas(16) Pack<float> {

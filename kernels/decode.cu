@@ -62,8 +62,8 @@ __device__ inline u32 stage(const u32 *index, const float *value, const u32 *cou
     return held;
 }
 
-template <typename In, typename T>
-__device__ void decode(const In *data, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
+template <typename T>
+__device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                        const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
                        const float *soft_recon, SoftRow *soft, const u32 *aux_index, const float *aux_value,
                        const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,
@@ -78,7 +78,7 @@ __device__ void decode(const In *data, const u32 *rows, u32 d, const double *mea
     float *miss = dy + pitch;
     u32 *entry = (u32 *)(dy + (aux_k > 0 ? 2 : 1) * (u64)pitch);
     float *scale = (float *)(entry + most);
-    const In *x = data + (u64)rows[n] * d;
+    u64 x = (u64)rows[n] * d;
     double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d);
     float sigma = std[n];
     float factor = (float)(sigma * per_value);
@@ -95,7 +95,7 @@ __device__ void decode(const In *data, const u32 *rows, u32 d, const double *mea
             float y = step->alpha * acc[l] + b_pre[i + l];
             float soft_y = soft != 0 ? soft_recon[n * pitch + i + l] : 0.0f;
             y += soft_scale * soft_y;
-            float x_centered = i + l < d ? (float)((double)widen(x[i + l]) - mu) : 0.0f;
+            float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
             float off = i + l < d ? y * sigma - x_centered : 0.0f;
             float g = off * factor;
             squared += (double)off * off;
@@ -150,8 +150,8 @@ __device__ void decode(const In *data, const u32 *rows, u32 d, const double *mea
 
 // Quality of the reconstruction with the inference code: entries, or a dense part made before (soft_recon).
 // `row_active` counts the active latents of the dense part; `fired` the rows on which a latent is active.
-template <typename In, typename T>
-__device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
+template <typename T>
+__device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                          const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
                          const float *dense_recon, const u32 *row_active, const u32 *bad, u32 *fired,
                          RowQuality *quality) {
@@ -161,7 +161,7 @@ __device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *m
     u64 n = blockIdx.x;
     u32 *entry = (u32 *)shared;
     float *scale = (float *)(entry + k);
-    const In *x = data + (u64)rows[n] * d;
+    u64 x = (u64)rows[n] * d;
     double mu = mean[n];
     float sigma = std[n];
     u32 held = 0;
@@ -176,7 +176,7 @@ __device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *m
         for (u32 l = 0; l < P; l++) acc[l] = dense_recon != 0 ? dense_recon[n * pitch + i + l] : 0.0f;
         gather_columns(w_dec, pitch, i, entry, scale, held, acc);
         for (u32 l = 0; l < P && i + l < d; l++) {
-            double value_x = (double)widen(x[i + l]);
+            double value_x = (double)stored(data, kind, x + i + l);
             double scaled = (double)(acc[l] + b_pre[i + l]) * sigma;
             double off = scaled - (double)(float)(value_x - mu);
             double y = scaled + mu;
@@ -200,29 +200,25 @@ __device__ void evaluate(const In *data, const u32 *rows, u32 d, const double *m
     }
 }
 
-#define DECODE(In, in, T, t)                                                                                           \
+#define DECODE(T, t)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
-        decode_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,                \
-                          const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,         \
-                          const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,       \
-                          const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                   \
-                          const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,           \
-                          float *recon, RowLoss *loss) {                                                               \
-        decode<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,         \
-                      aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad,    \
-                      recon, loss);                                                                                    \
+        decode_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,           \
+                   const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,                \
+                   const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,              \
+                   const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                          \
+                   const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad, float *recon,    \
+                   RowLoss *loss) {                                                                                    \
+        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,       \
+                  aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad, recon, \
+                  loss);                                                                                               \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
-        evaluate_##in##_##t(const In *data, const u32 *rows, u32 d, const double *mean, const float *std,              \
-                            const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,       \
-                            const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,                  \
-                            const u32 *bad, u32 *fired, RowQuality *quality) {                                         \
-        evaluate<In, T>(data, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,            \
-                        row_active, bad, fired, quality);                                                              \
+        evaluate_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,         \
+                     const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,              \
+                     const u32 *count, u32 k, const float *dense_recon, const u32 *row_active, const u32 *bad,         \
+                     u32 *fired, RowQuality *quality) {                                                                \
+        evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,          \
+                    row_active, bad, fired, quality);                                                                  \
     }
-DECODE(float, f32, float, f32)
-DECODE(f16, f16, float, f32)
-DECODE(bf16, bf16, float, f32)
-DECODE(float, f32, bf16, bf16)
-DECODE(f16, f16, bf16, bf16)
-DECODE(bf16, bf16, bf16, bf16)
+DECODE(float, f32)
+DECODE(bf16, bf16)

@@ -3,35 +3,35 @@
 //   mu = mean_j x_j,  std = sqrt(sum_j (x_j - mu)^2 / (D - 1)),  input = (x - mu) / (std + 1e-5) - b_pre
 //   without normalisation: mu = 0, std = 1, input = x - b_pre
 //
-// data (rows of the data set, D) in its stored type, b_pre (pitch), input (N, pitch) with zeros beyond D.
+// data (rows of the data set, D) in its stored type (kind), b_pre (pitch), input (N, pitch) with zeros beyond D.
 // One block a row; a thread takes every blockDim-th column.
 // 1. mean, 2. squares about the mean, 3. the operand. Sums in float64, in a fixed order: rows whose offset is far
 // larger than their spread keep their digits. Moves N D stored values (from cache after the first of three reads)
 // and N pitch operands. Formula: per-sample LayerNorm with unbiased deviation and epsilon outside the root.
 #include "common.cuh"
 
-template <typename In, typename T>
-__device__ void gather_norm(const In *data, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,
+template <typename T>
+__device__ void gather_norm(const void *data, u32 kind, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,
                             T *input, double *mean, float *std) {
     __shared__ double scratch[32];
     u64 n = blockIdx.x;
-    const In *x = data + (u64)rows[n] * d;
+    u64 x = (u64)rows[n] * d;
     double mu = 0.0;
     float sigma = 1.0f, scale = 1.0f;
     if (normalize) {
         double sum = 0.0;
-        for (u32 i = threadIdx.x; i < d; i += blockDim.x) sum += (double)widen(x[i]);
+        for (u32 i = threadIdx.x; i < d; i += blockDim.x) sum += (double)stored(data, kind, x + i);
         mu = block_sum(sum, scratch) / d;
         double squares = 0.0;
         for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
-            double centered = (double)widen(x[i]) - mu;
+            double centered = (double)stored(data, kind, x + i) - mu;
             squares += centered * centered;
         }
         sigma = (float)sqrt(block_sum(squares, scratch) / (d - 1.0));
         scale = (float)(1.0 / ((double)sigma + 1e-5));
     }
     for (u32 i = threadIdx.x; i < pitch; i += blockDim.x) {
-        float v = i < d ? (float)((double)widen(x[i]) - mu) * scale - b_pre[i] : 0.0f;
+        float v = i < d ? (float)((double)stored(data, kind, x + i) - mu) * scale - b_pre[i] : 0.0f;
         narrow(v, &input[n * pitch + i]);
     }
     if (threadIdx.x == 0) {
@@ -40,18 +40,14 @@ __device__ void gather_norm(const In *data, const u32 *rows, const float *b_pre,
     }
 }
 
-#define GATHER_NORM(In, in, T, t)                                                                                      \
+#define GATHER_NORM(T, t)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        gather_norm_##in##_##t(const In *data, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,   \
-                               T *input, double *mean, float *std) {                                                   \
-        gather_norm<In, T>(data, rows, b_pre, d, pitch, normalize, input, mean, std);                                  \
+        gather_norm_##t(const void *data, u32 kind, const u32 *rows, const float *b_pre, u32 d, u32 pitch,             \
+                        u32 normalize, T *input, double *mean, float *std) {                                           \
+        gather_norm<T>(data, kind, rows, b_pre, d, pitch, normalize, input, mean, std);                                \
     }
-GATHER_NORM(float, f32, float, f32)
-GATHER_NORM(f16, f16, float, f32)
-GATHER_NORM(bf16, bf16, float, f32)
-GATHER_NORM(float, f32, bf16, bf16)
-GATHER_NORM(f16, f16, bf16, bf16)
-GATHER_NORM(bf16, bf16, bf16, bf16)
+GATHER_NORM(float, f32)
+GATHER_NORM(bf16, bf16)
 
 // Weights rounded to bfloat16: the operands' copy, `count` values.
 extern "C" __global__ void __launch_bounds__(256) narrow_copy_bf16(const float *from, bf16 *to, u64 count) {

@@ -171,7 +171,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     u32 dead_after = step->dead_after;
     float inv_tau = step->inv_tau;
     Running running = {-F32_INF, 0.0f, 0.0f};
-    u64 threshold = 0;
+    u64 threshold = 0, least = 0;
     u32 infinite = 0, held = 0;
     if (threadIdx.x == 0) s.held = 0;
     // The counter must be 0 before the first key is appended.
@@ -209,15 +209,12 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         bool more = first + TOPK_CHUNK < m;
         // ... and all threads have looked before the next chunk adds to it.
         __syncthreads();
-        if (more && held >= k && (threshold == 0 || held > TOPK_CAPACITY - TOPK_CHUNK)) {
+        bool full = threshold == 0 || held > TOPK_CAPACITY - TOPK_CHUNK;
+        if (more ? held >= k && full : held > k) {
             threshold = keep_largest(&s, held, k);
             held = k;
+            if (!more) least = threshold;
         }
-    }
-    u64 least = 0;
-    if (held > k) {
-        least = keep_largest(&s, held, k);
-        held = k;
     }
     for (u32 e = threadIdx.x; e < held; e += TOPK_THREADS) {
         u32 j = ~(u32)s.keys[e], rank = 0;

@@ -92,16 +92,16 @@ fn row_block(s: &Sizes) -> u32 {
     packs.next_multiple_of(WARP).clamp(WARP, BLOCK)
 }
 
-/// The kernel's name for a type of rows and of operands.
-fn by_types(s: &Sizes, names: [&'static str; 6]) -> &'static str {
-    let input = match s.input {
+/// How kernels are told the type of the rows (`stored` in `kernels/common.cuh`).
+fn kind(s: &Sizes) -> Arg {
+    Arg::U32(match s.input {
         Dtype::F32 | Dtype::F64 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
-    };
-    names[input + 3 * usize::from(s.element == Element::Bf16)]
+    })
 }
 
+/// The kernel's name for a type of operands.
 fn by_element(s: &Sizes, names: [&'static str; 2]) -> &'static str {
     names[usize::from(s.element == Element::Bf16)]
 }

@@ -4,7 +4,7 @@ use super::super::device::{Arg, Device, Launch, Matrix, Product};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
 use super::super::work::{Sizes, Work};
-use super::{BLOCK, Batch, NULL, Shared, by_element, by_types, count, grid, row_block, u};
+use super::{BLOCK, Batch, NULL, Shared, by_element, count, grid, kind, row_block, u};
 use crate::error::Result;
 
 /// Normalised rows into `work.input`, with their means and deviations.
@@ -16,16 +16,10 @@ pub fn gather_norm(
     b_pre: u64,
     work: &mut Work,
 ) -> Result<()> {
-    let names = [
-        "gather_norm_f32_f32",
-        "gather_norm_f16_f32",
-        "gather_norm_bf16_f32",
-        "gather_norm_f32_bf16",
-        "gather_norm_f16_bf16",
-        "gather_norm_bf16_bf16",
-    ];
+    let name = by_element(s, ["gather_norm_f32", "gather_norm_bf16"]);
     let args = [
         Arg::Pointer(batch.data),
+        kind(s),
         Arg::Pointer(batch.rows),
         Arg::Pointer(b_pre),
         u(s.d)?,
@@ -38,7 +32,7 @@ pub fn gather_norm(
     let launch = Launch { grid: grid(batch.n)?, block: BLOCK, shared: 0 };
     // SAFETY: outputs were checked for N rows; b_pre holds `pitch` values (`Tensors`); row numbers were checked
     // against the data by the engine.
-    unsafe { device.launch(by_types(s, names), launch, &args) }
+    unsafe { device.launch(name, launch, &args) }
 }
 
 /// `scores = input W_enc^T`.
@@ -139,14 +133,7 @@ pub fn decode(
     work: &mut Work,
 ) -> Result<()> {
     let n = batch.n;
-    let names = [
-        "decode_f32_f32",
-        "decode_f16_f32",
-        "decode_bf16_f32",
-        "decode_f32_bf16",
-        "decode_f16_bf16",
-        "decode_bf16_bf16",
-    ];
+    let name = by_element(s, ["decode_f32", "decode_bf16"]);
     let (soft_recon, soft_rows) = match (&work.soft, soft) {
         (Some(half), true) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
         _ => (NULL, NULL),
@@ -163,6 +150,7 @@ pub fn decode(
     let recon = work.recon.as_ref().map_or(Ok(NULL), |recon| recon.holds(n * s.pitch))?;
     let mut args = vec![
         Arg::Pointer(batch.data),
+        kind(s),
         Arg::Pointer(batch.rows),
         u(s.d)?,
         work.mean.holds(n)?,
@@ -193,7 +181,7 @@ pub fn decode(
     let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
     // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
     // indices are below M (`topk`); row numbers were checked against the data by the engine.
-    unsafe { device.launch(by_types(s, names), launch, &args) }
+    unsafe { device.launch(name, launch, &args) }
 }
 
 /// Loss of the step from its rows, into the ring of outcomes.
@@ -229,14 +217,7 @@ pub fn evaluate(
     shared: &mut Shared,
 ) -> Result<()> {
     let n = batch.n;
-    let names = [
-        "evaluate_f32_f32",
-        "evaluate_f16_f32",
-        "evaluate_bf16_f32",
-        "evaluate_f32_bf16",
-        "evaluate_f16_bf16",
-        "evaluate_bf16_bf16",
-    ];
+    let name = by_element(s, ["evaluate_f32", "evaluate_bf16"]);
     let recon = match (&work.soft, dense) {
         (Some(half), true) => half.recon.holds(n * s.pitch)?,
         _ => NULL,
@@ -245,6 +226,7 @@ pub fn evaluate(
     let quality = work.quality.holds(n * ROW_QUALITY)?;
     let args = [
         Arg::Pointer(batch.data),
+        kind(s),
         Arg::Pointer(batch.rows),
         u(s.d)?,
         work.mean.holds(n)?,
@@ -265,7 +247,7 @@ pub fn evaluate(
     let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * s.k)? };
     // SAFETY: as in `decode`; counts of latents hold M.
     unsafe {
-        device.launch(by_types(s, names), launch, &args)?;
+        device.launch(name, launch, &args)?;
         let sum = Launch { grid: (1, 1), block: 1024, shared: 0 };
         device.launch("add_quality", sum, &[quality, u(n)?, shared.quality.holds(1)?])
     }
