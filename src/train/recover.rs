@@ -4,6 +4,7 @@ use super::Loaded;
 use super::checkpoint::{self, Progress};
 use super::folder::{RunFolder, names};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::TrainState;
 use std::path::PathBuf;
 
@@ -48,9 +49,13 @@ pub(super) fn last_good_checkpoint(
     for path in candidates(folder)? {
         match checkpoint::load(&path, like) {
             Ok((state, progress)) => {
+                let step = progress.step;
                 if damage.is_some() && !quiet {
-                    let step = progress.step;
                     eprintln!("warning: going on from step {step}, with {}", path.display());
+                }
+                if path == folder.best() {
+                    // The checkpoint that it is the second name of is gone or damaged.
+                    files::link_whole(&path, &folder.checkpoints().join(checkpoint::name(step)))?;
                 }
                 return Ok(Some((state, progress)));
             }
