@@ -225,3 +225,47 @@ fn put_in_place(fresh: &Path, root: &Path, old: &Path, overwrite: bool) -> Resul
     let _ = fs::remove_dir_all(old);
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn pruning_keeps_the_last_checkpoints_and_drops_those_that_were_passed_over() {
+        let place = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(&place.path().join("run"), false, "", "").unwrap();
+        for step in [3, 5, 7, 9] {
+            fs::write(run.checkpoints().join(checkpoint::name(step)), "").unwrap();
+        }
+        run.prune(2, 7).unwrap();
+        assert_eq!(names_in(&run.checkpoints()), [checkpoint::name(5), checkpoint::name(7)]);
+    }
+
+    #[test]
+    fn a_run_that_came_meanwhile_is_not_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("run");
+        let live = RunFolder::create(&root, false, "one", "").unwrap();
+        // As by processes that asked before the first made its folder.
+        for overwrite in [false, true] {
+            assert_eq!(RunFolder::create(&root, overwrite, "two", "").unwrap_err().exit_status(), 1);
+        }
+        drop(live);
+        assert_eq!(RunFolder::create(&root, false, "two", "").unwrap_err().exit_status(), 2);
+        assert_eq!(fs::read_to_string(root.join(names::CONFIG)).unwrap(), "one");
+        assert_eq!(names_in(&root), [names::CHECKPOINTS, names::CONFIG, names::SPLITS]);
+        drop(RunFolder::create(&root, true, "two", "").unwrap());
+        assert_eq!(fs::read_to_string(root.join(names::CONFIG)).unwrap(), "two");
+        assert_eq!(names_in(place.path()), ["run"]);
+    }
+}

@@ -14,9 +14,10 @@ pub(super) fn check(prepared: &Prepared) -> Result<()> {
     let needed = host_bytes(prepared);
     match available(&|path| std::fs::read_to_string(path).ok()) {
         Some(there) if needed > there => Err(Error::Failed(format!(
-            "training needs about {} of memory and there are {} here; lower --latents or --batch-size, or use --tied",
+            "training needs about {} of memory and there are {} here; lower --latents or --batch-size{}",
             bytes(needed),
-            bytes(there)
+            bytes(there),
+            if prepared.config.tied { "" } else { ", or use --tied" }
         ))),
         _ => Ok(()),
     }
