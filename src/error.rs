@@ -71,6 +71,9 @@ fn io_hint(action: &str, source: &std::io::Error) -> &'static str {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             "; free some space, then go on with `sae train --resume RUN`"
         }
+        std::io::ErrorKind::FileTooLarge => {
+            "; raise the limit on the size of files (`ulimit -f`), then go on with `sae train --resume RUN`"
+        }
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
             "; choose a folder you may write with --out"
         }

@@ -124,6 +124,12 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// Whether a file of this name was never finished.
+pub fn is_unfinished(name: &str) -> bool {
+    // The second kind is safetensors' own temporary file.
+    name.ends_with(UNFINISHED) || name.starts_with(".tmp")
+}
+
 /// Deletes files in `folder` that a killed process left unfinished.
 ///
 /// # Errors
@@ -132,8 +138,7 @@ pub fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
         let path = entry.map_err(Error::io(folder, "list"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        // The second kind is safetensors' own temporary file.
-        if name.ends_with(UNFINISHED) || name.starts_with(".tmp") {
+        if is_unfinished(&name) {
             let _ = fs::remove_file(&path);
         }
     }

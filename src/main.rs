@@ -17,6 +17,11 @@ fn main() -> ExitCode {
             eprintln!("warning: signal {signal} will stop sae without a checkpoint: {e}");
         }
     }
+    // Where files may not grow (`ulimit -f`) the write is to fail, which is told in one line, and not the process.
+    // The handler does nothing; that there is one is enough.
+    if let Err(e) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        eprintln!("warning: a limit on the size of files will end sae without a message: {e}");
+    }
     match cli.run(&stop) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

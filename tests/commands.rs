@@ -171,6 +171,49 @@ fn a_dry_run_prints_a_configuration_that_trains_and_makes_nothing() {
 }
 
 #[test]
+fn a_dry_run_speaks_json() {
+    let place = Place::with_data(300);
+    let args = ["train", &place.name("data.h5"), "--dry-run", "--json", "--latents=64", "--k=4"];
+    let plan: Value = serde_json::from_str(&sae_ok(args)).unwrap();
+    assert_eq!(plan["config"]["latents"], 64);
+    assert_eq!(plan["config"]["lr"], 0.001);
+    assert_eq!(plan["rows"]["all"], 300);
+    assert_eq!(plan["parameters"], 2 * 64 * 16 + 64 + 16);
+    assert_eq!(plan["memory_bytes"]["data"], 300 * 16 * 4);
+    assert!(plan["memory_bytes"]["training"].as_u64().unwrap() > 12 * (2 * 64 * 16));
+}
+
+#[test]
+fn a_model_that_no_memory_holds_is_refused_before_anything_is_made() {
+    let place = Place::with_data(300);
+    for more in [["--latents=4000000000", "--k=4"], ["--latents=4294967295", "--aux-k=18446744073709551615"]]
+    {
+        let (status, message) = place.fails(&more);
+        assert_eq!(status, 1, "{message}");
+        assert!(message.contains("memory") && message.contains("--latents"), "{message}");
+        // A dry run is how one finds sizes that fit.
+        let out = sae_ok([&["train", &place.name("data.h5"), "--dry-run"][..], &more].concat());
+        assert!(out.contains("# memory of training"), "{out}");
+    }
+}
+
+#[test]
+fn many_dead_latents_are_told_once_and_not_to_quiet_or_json() {
+    let place = Place::with_data(300);
+    // A latent a row and 240 training rows: most of 1024 cannot fire.
+    let dead = |out: &str, more: &[&str]| {
+        let (data, out) = (place.name("data.h5"), place.name(out));
+        let args = ["train", &data, "--out", &out, "--latents=1024", "--k=1", "--steps=20"];
+        String::from_utf8(sae([&args[..], more].concat()).stderr).unwrap()
+    };
+    let text = dead("a", &[]);
+    let told: Vec<&str> = text.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert!(told.len() == 1 && told[0].contains("--preset topk") && told[0].contains("--aux-k"), "{text}");
+    assert_eq!(dead("b", &["--quiet"]), "");
+    assert!(!dead("c", &["--json"]).contains("dead"));
+}
+
+#[test]
 fn a_folder_in_use_is_not_written_into() {
     let place = Place::with_data(300);
     place.train("run", &[]);
@@ -196,6 +239,8 @@ fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
         (vec!["--k=0"], vec!["--k 0"]),
         (vec!["--steps=0"], vec!["--steps 0"]),
         (vec!["--lr=-1"], vec!["--lr -1"]),
+        (vec!["--lr", "-1e-3"], vec!["--lr -0.001", "at least 0"]),
+        (vec!["--ema", "-0.5"], vec!["--ema -0.5"]),
         (vec!["--tau-end=0"], vec!["--tau-end 0"]),
         (vec!["--device=cpu", "--precision=bf16"], vec!["--precision bf16", "f32"]),
         (vec!["--device=cpu", "--precision=tf32", "--dry-run"], vec!["--precision tf32", "f32"]),

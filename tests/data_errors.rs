@@ -47,6 +47,29 @@ fn files_of_another_kind_are_named_with_the_way_out() {
 }
 
 #[test]
+fn a_file_of_a_newer_hdf5_says_so() {
+    let folder = Folder::new();
+    let path = folder.file("new.h5", |file| matrix(file, "x", 0, 40, 16, false, |v| v));
+    // The version of the layout message: then follow its class (contiguous), an address, and the size.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let size = (40u64 * 16 * 4).to_le_bytes();
+    let layout = |w: &[u8]| matches!(w[..2], [3 | 4, 1]) && w[10..18] == size;
+    let at = bytes.windows(18).position(layout).unwrap();
+    bytes[at] = 5;
+    std::fs::write(&path, bytes).unwrap();
+    message(load(&[&path]), &path, &["\"/x\"", "newer HDF5", "h5repack", "v110"]);
+}
+
+#[test]
+fn a_filter_that_is_not_there_is_named() {
+    let folder = Folder::new();
+    for (id, word) in [(32001, "32001, blosc"), (40123, "40123")] {
+        let path = folder.file("filter.h5", |file| filtered(file, "x", id));
+        message(load(&[&path]), &path, &["\"/x\"", word, "gzip"]);
+    }
+}
+
+#[test]
 fn files_without_rows_say_so() {
     let folder = Folder::new();
     let empty = folder.file("empty.h5", |_| {});

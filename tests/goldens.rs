@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Golden, backends, close, embeddings, goldens, spec};
-use topk_sae::backend::{Backend, ModelSpec, Pass, StepPlan};
+use common::{Golden, Kind, backends, close, embeddings, goldens, spec};
+use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, StepPlan};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::{anneal_fraction, temperature};
@@ -26,7 +26,7 @@ fn start(golden: &Golden, d: usize, m: usize, tied: bool) -> TrainState {
     TrainState::start(params, false)
 }
 
-fn compare(what: &str, golden: &Golden, pass: &Pass) {
+fn compare(what: &str, golden: &Golden, plan: &StepPlan<'_>, pass: &Pass) {
     let check = |key: &str, got: &[f32]| {
         if let Some(want) = golden.tensors.get(key) {
             close(&format!("{what}: {key}"), got, want, PASS_TOLERANCE);
@@ -34,6 +34,10 @@ fn compare(what: &str, golden: &Golden, pass: &Pass) {
     };
     check("loss", &[pass.stats.loss as f32]);
     check("mse", &[pass.stats.mse as f32]);
+    if plan.l1 > 0.0 {
+        // Where no weight is on it, no backend forms it.
+        check("l1", &[pass.stats.l1 as f32]);
+    }
     check("z", &pass.pre_acts);
     check("h", &pass.code);
     check("y", &pass.recon);
@@ -51,18 +55,21 @@ fn compare(what: &str, golden: &Golden, pass: &Pass) {
 
 fn one_pass(golden: &Golden, spec: ModelSpec, plan: &StepPlan<'_>) {
     let (n, d, m): (usize, usize, usize) = (golden.num("N"), golden.num("D"), golden.num("M"));
+    if golden.meta.contains_key("eps") {
+        assert_eq!(golden.num::<f64>("eps"), NORM_EPS, "{}: `eps` is another", golden.name);
+    }
     let data = embeddings(d, golden.f32("x"));
     let state = start(golden, d, m, golden.flag("tied"));
     let rows: Vec<u32> = (0..n as u32).collect();
     for (name, mut backend) in backends(&data, &spec, &state) {
         let pass = backend.inspect(&rows, plan).unwrap();
-        compare(&format!("{} ({name})", golden.name), golden, &pass);
+        compare(&format!("{} ({name})", golden.name), golden, plan, &pass);
     }
 }
 
 #[test]
 fn relaxed_top_k_agrees_with_the_golden_tensors() {
-    for golden in goldens("relaxed_") {
+    for golden in goldens(Kind::Relaxed) {
         let t: f64 = golden.num("t");
         let uniform = golden.f32("uniform");
         let spec = ModelSpec { normalize: golden.flag("normalize"), ..spec(golden.num("k")) };
@@ -74,7 +81,7 @@ fn relaxed_top_k_agrees_with_the_golden_tensors() {
 
 #[test]
 fn sparse_l1_agrees_with_the_golden_tensors() {
-    for golden in goldens("sparse_l1_") {
+    for golden in goldens(Kind::SparseL1) {
         let l1 = golden.num::<f64>("beta") * golden.num::<f64>("l1");
         let spec = ModelSpec { normalize: false, train_pre_bias: false, ..spec(golden.num("k")) };
         let noise = Noise::Given(&[]);
@@ -85,7 +92,7 @@ fn sparse_l1_agrees_with_the_golden_tensors() {
 
 #[test]
 fn eight_steps_of_adam_follow_the_golden_trajectories() {
-    for golden in goldens("trajectory_") {
+    for golden in goldens(Kind::Trajectory) {
         let (n, d, m): (usize, usize, usize) = (golden.num("N"), golden.num("D"), golden.num("M"));
         let (steps, warmup): (u64, u64) = (golden.num("steps"), golden.num("warmup"));
         let clip_norm = (golden.meta["clip"] != "None").then(|| golden.num("clip"));
@@ -107,9 +114,9 @@ fn eight_steps_of_adam_follow_the_golden_trajectories() {
                 losses.push(stats.loss as f32);
                 norms.push(stats.grad_norm as f32);
             }
-            close(&what("losses"), &losses, &golden.tensors["losses"], TRAJECTORY_TOLERANCE);
+            close(&what("losses"), &losses, golden.tensor("losses"), TRAJECTORY_TOLERANCE);
             if norms.iter().all(|norm| !norm.is_nan()) {
-                close(&what("grad_norms"), &norms, &golden.tensors["grad_norms"], TRAJECTORY_TOLERANCE);
+                close(&what("grad_norms"), &norms, golden.tensor("grad_norms"), TRAJECTORY_TOLERANCE);
             }
             check_final(&golden, backend.as_mut(), &what);
         }
@@ -120,7 +127,23 @@ fn check_final(golden: &Golden, backend: &mut dyn Backend, what: &dyn Fn(&str) -
     let state = backend.state().unwrap();
     for (key, _, values) in state.params.tensors() {
         let key = format!("final_{key}");
-        close(&what(&key), values, &golden.tensors[&key], TRAJECTORY_TOLERANCE);
+        close(&what(&key), values, golden.tensor(&key), TRAJECTORY_TOLERANCE);
+    }
+}
+
+#[test]
+fn the_kind_of_a_case_comes_from_its_metadata_and_one_that_is_not_known_fails() {
+    let golden = |model: &str, tensor: &str| Golden {
+        name: "relaxed_misleading.safetensors".into(),
+        meta: [("model".to_owned(), model.to_owned())].into(),
+        tensors: [(tensor.to_owned(), vec![1.0])].into(),
+    };
+    assert_eq!(golden("sparse-l1", "loss").kind(), Kind::SparseL1);
+    assert_eq!(golden("relaxed-topk", "loss").kind(), Kind::Relaxed);
+    assert_eq!(golden("relaxed-topk", "losses").kind(), Kind::Trajectory);
+    for (model, tensor) in [("gated", "loss"), ("relaxed-topk", "y"), ("sparse-l1", "losses")] {
+        let panic = std::panic::catch_unwind(|| golden(model, tensor).kind()).unwrap_err();
+        assert!(panic.downcast_ref::<String>().unwrap().starts_with("relaxed_misleading"));
     }
 }
 

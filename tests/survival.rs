@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "survival/folders.rs"]
+mod folders;
 #[path = "common/runs.rs"]
 mod runs;
 
 use common::values;
-use runs::{SAE, checkpoints, sae, sae_fails, sae_ok, same_run, start, write_data};
+use runs::{checkpoints, command, sae, sae_fails, sae_ok, same_run, start, write_data};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ const SPARSE: &[&str] =
     &["--preset=sparse-l1", "--latents=80", "--k=6", "--epochs=150", "--checkpoint-every=9"];
 
 fn spawn(args: &[&str]) -> Child {
-    start(Command::new(SAE).args(args).stdout(Stdio::null()).stderr(Stdio::null()))
+    start(command(args).stdout(Stdio::null()).stderr(Stdio::null()))
 }
 
 fn train_args<'a>(data: &'a str, out: &'a str, options: &[&'a str]) -> Vec<&'a str> {
@@ -125,8 +127,7 @@ fn interrupt_and_terminate_leave_a_checkpoint_and_status_130() {
         let out = path(signal);
         // No checkpoint is due before the end: the one on disk is the signal's.
         let long = ["--latents=64", "--k=4", "--steps=100000000", "--eval-every=100000000", "--quiet"];
-        let mut command = Command::new(SAE);
-        let child = start(command.args(train_args(&data, &out, &long)).stderr(Stdio::piped()));
+        let child = start(command(train_args(&data, &out, &long)).stderr(Stdio::piped()));
         while !Path::new(&out).exists() {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -185,30 +186,65 @@ fn a_full_disk_stops_the_run_with_one_line_and_it_resumes_once_there_is_room() {
     assert!(checked.is_ok() && unmounted);
 }
 
+/// Cuts a file in half; its other names keep the whole one.
+fn cut(path: &Path) {
+    let bytes = std::fs::read(path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+}
+
 #[test]
-fn a_damaged_last_checkpoint_is_passed_over_and_the_bits_are_the_same() {
+fn damaged_checkpoints_are_passed_over_and_the_bits_are_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (data, whole, hurt) = (path("data.h5"), path("whole"), path("hurt"));
     write_data(Path::new(&data), 400, 24);
     sae_ok(train_args(&data, &whole, RELAXED));
     sae_ok(train_args(&data, &hurt, RELAXED));
-    let last = checkpoints(Path::new(&hurt)).pop().unwrap();
-    let bytes = std::fs::read(&last).unwrap();
-    std::fs::write(&last, &bytes[..bytes.len() / 2]).unwrap();
-    let output = sae(["train", "--resume", &hurt]);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && text.contains("warning") && text.contains("damaged"), "{text}");
+    let config = Path::new(&hurt).join("config.toml");
+    let damage = |output: std::process::Output| {
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        let warned = text.lines().filter(|l| l.contains("damaged") && l.ends_with("passed over")).count();
+        (warned, text)
+    };
+    let best = Path::new(&hurt).join("checkpoints/best.safetensors");
+    cut(checkpoints(Path::new(&hurt)).last().unwrap());
+    let (warned, text) = damage(sae(["train", "--resume", &hurt]));
+    assert!(warned == 1 && text.contains("going on from step 238"), "{text}");
+    // Nothing but the best is whole: it is enough.
+    checkpoints(Path::new(&hurt)).iter().for_each(|path| cut(path));
+    let (warned, text) = damage(sae(["train", "--resume", &hurt]));
+    assert!(warned == 2 && text.contains("best.safetensors"), "{text}");
+    checkpoints(Path::new(&hurt)).iter().for_each(|path| cut(path));
+    let (_, text) = damage(sae(["train", "--quiet", "--resume", &hurt]));
+    assert_eq!(text, "");
     same_run(Path::new(&whole), Path::new(&hurt));
-    for checkpoint in checkpoints(Path::new(&hurt)) {
-        std::fs::write(checkpoint, b"not a checkpoint").unwrap();
-    }
+    // Nothing is whole.
+    checkpoints(Path::new(&hurt)).iter().for_each(|path| cut(path));
+    cut(&best);
     let before = std::fs::read(Path::new(&hurt).join("model.safetensors")).unwrap();
-    let output = sae(["--quiet", "train", "--resume", &hurt]);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text.lines().last().unwrap().starts_with("error: ") && text.contains("damaged"), "{text}");
+    let (status, text) = sae_fails(["train", "--resume", &hurt]);
+    assert!(status == 1 && text.contains("damaged") && text.contains("no checkpoint is whole"), "{text}");
     assert!(before == std::fs::read(Path::new(&hurt).join("model.safetensors")).unwrap());
+    // The way out that the message names.
+    let config = config.to_str().unwrap();
+    assert!(text.contains(&format!("sae train --config {config} --out {hurt} --overwrite")), "{text}");
+    sae_ok(["train", "--config", config, "--out", &hurt, "--overwrite"]);
+}
+
+#[test]
+fn where_one_checkpoint_is_kept_the_best_stands_in_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, whole, hurt) = (path("data.h5"), path("whole"), path("hurt"));
+    write_data(Path::new(&data), 400, 24);
+    let options = [RELAXED, &["--keep-checkpoints=1"]].concat();
+    sae_ok(train_args(&data, &whole, &options));
+    sae_ok(train_args(&data, &hurt, &options));
+    checkpoints(Path::new(&hurt)).iter().for_each(|path| cut(path));
+    sae_ok(["train", "--resume", &hurt]);
+    same_run(Path::new(&whole), Path::new(&hurt));
 }
 
 #[test]
@@ -255,9 +291,16 @@ fn data_or_options_that_changed_are_refused_on_resume() {
     let (status, message) = sae_fails(["train", "--resume", &out]);
     assert!(status == 2 && message.contains("config.toml"), "{message}");
     std::fs::write(&config, text).unwrap();
-    write_data(Path::new(&data), 401, 24);
+    // Also where there are too few rows for the batches of the run.
+    for rows in [401, 40] {
+        write_data(Path::new(&data), rows, 24);
+        let (status, message) = sae_fails(["train", "--resume", &out]);
+        assert!(status == 2 && message.contains("the data of"), "{message}");
+    }
+    // A run without a checkpoint has its table of splits to compare with.
+    std::fs::remove_dir_all(Path::new(&out).join("checkpoints")).unwrap();
     let (status, message) = sae_fails(["train", "--resume", &out]);
-    assert!(status == 2 && message.contains("data"), "{message}");
+    assert!(status == 2 && message.contains("splits.tsv"), "{message}");
 }
 
 #[test]

@@ -6,12 +6,13 @@ use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::report::table::{bytes, table, thousands};
 use crate::train::{self, Prepared, Session};
+use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// Arguments of `sae train`. A flag given twice counts as given last, so that scripts can be overridden.
 #[derive(Debug, clap::Args)]
-#[command(args_override_self = true)]
+#[command(args_override_self = true, allow_negative_numbers = true)]
 pub struct Args {
     /// HDF5 files of embeddings; several are one data set
     #[arg(value_name = "DATA", conflicts_with = "resume")]
@@ -25,7 +26,7 @@ pub struct Args {
     /// Options from a TOML file, such as a run's config.toml; flags win
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     config: Option<PathBuf>,
-    /// Print the resolved configuration, sizes and memory, and stop
+    /// Print the resolved configuration, sizes and memory, and stop (TOML; JSON with --json)
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
     /// Replace a run that is in the folder already
@@ -89,7 +90,8 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         }
         if args.dry_run {
             let prepared = train::prepare(&options, &session)?;
-            return print(&plan(&prepared)?);
+            let plan = Plan::new(&prepared);
+            return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
         let out = args.out.unwrap_or_else(|| train::default_out(&data));
         (train::start(&options, &out, args.overwrite, &session)?, out)
@@ -97,41 +99,84 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     if global.json {
         return print_json(&summary);
     }
-    print(&format!("{}run folder: {}\n", summary.table(), folder.display()))
+    print(&format!("{}run folder: {}\n", summary.table(), folder.display()))?;
+    if let Some(warning) = summary.dead_warning().filter(|_| !global.quiet) {
+        eprintln!("warning: {warning}");
+    }
+    Ok(())
 }
 
-/// What `--dry-run` prints: TOML, with the sizes as comments, so that it can be used as a configuration.
-fn plan(prepared: &Prepared) -> Result<String> {
-    let c: &Config = &prepared.config;
-    let matrices = if c.tied { 1 } else { 2 };
-    let params = (matrices * c.n_latents * c.d_in + c.n_latents + c.d_in) as u64;
-    let device = prepared.device;
-    let memory = backend::memory(device, &c.spec, c.d_in, c.n_latents, c.tied, c.batch_size, c.precision);
-    let split = &prepared.split;
-    let data = prepared.data.bytes() as u64;
-    let rows: Vec<Vec<String>> = [
-        (
-            "rows (train, val, test)",
-            format!(
-                "{} ({}, {}, {})",
-                prepared.data.n_rows(),
-                split.train.len(),
-                split.val.len(),
-                split.test.len()
-            ),
-        ),
-        ("inputs D, latents M, active k", format!("{}, {}, {}", c.d_in, c.n_latents, c.spec.k)),
-        ("parameters", thousands(params)),
-        (
-            "steps, epochs",
-            format!("{}, {:.1}", c.steps, c.steps as f64 * c.batch_size as f64 / c.n_train as f64),
-        ),
-        ("device, precision", format!("{device}, {}", c.precision)),
-        ("memory of the data", bytes(data)),
-        ("memory of training, about", bytes(memory)),
-    ]
-    .map(|(name, value)| vec![name.to_owned(), value])
-    .to_vec();
-    let sizes: String = table(&["size", ""], &rows).lines().map(|line| format!("# {line}\n")).collect();
-    Ok(format!("{}\n{sizes}", c.to_toml()?))
+/// What `--dry-run` prints.
+#[derive(Debug, Serialize)]
+struct Plan {
+    config: Options,
+    device: String,
+    rows: Rows,
+    d_in: usize,
+    parameters: u64,
+    epochs: f64,
+    memory_bytes: Memory,
+}
+
+#[derive(Debug, Serialize)]
+struct Rows {
+    all: usize,
+    train: usize,
+    val: usize,
+    test: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    data: u64,
+    training: u64,
+}
+
+impl Plan {
+    fn new(prepared: &Prepared) -> Self {
+        let Prepared { data, split, config: c, device } = prepared;
+        Self {
+            config: c.to_options(),
+            device: device.to_string(),
+            rows: Rows {
+                all: data.n_rows(),
+                train: split.train.len(),
+                val: split.val.len(),
+                test: split.test.len(),
+            },
+            d_in: c.d_in,
+            parameters: c.n_params(),
+            epochs: c.steps as f64 * c.batch_size as f64 / c.n_train as f64,
+            memory_bytes: Memory {
+                data: data.bytes() as u64,
+                training: backend::memory(
+                    *device,
+                    &c.spec,
+                    c.d_in,
+                    c.n_latents,
+                    c.tied,
+                    c.batch_size,
+                    c.precision,
+                ),
+            },
+        }
+    }
+
+    /// As TOML, with the sizes as comments, so that it can be used as a configuration.
+    fn toml(&self, c: &Config) -> Result<String> {
+        let Rows { all, train, val, test } = self.rows;
+        let rows: Vec<Vec<String>> = [
+            ("rows (train, val, test)", format!("{all} ({train}, {val}, {test})")),
+            ("inputs D, latents M, active k", format!("{}, {}, {}", c.d_in, c.n_latents, c.spec.k)),
+            ("parameters", thousands(self.parameters)),
+            ("steps, epochs", format!("{}, {:.1}", c.steps, self.epochs)),
+            ("device, precision", format!("{}, {}", self.device, c.precision)),
+            ("memory of the data", bytes(self.memory_bytes.data)),
+            ("memory of training, about", bytes(self.memory_bytes.training)),
+        ]
+        .map(|(name, value)| vec![name.to_owned(), value])
+        .to_vec();
+        let sizes: String = table(&["size", ""], &rows).lines().map(|line| format!("# {line}\n")).collect();
+        Ok(format!("{}\n{sizes}", c.to_toml()?))
+    }
 }

@@ -101,6 +101,9 @@ fn usage<T>(message: String) -> Result<T> {
 }
 
 impl Config {
+    /// How the file of a run's configuration begins.
+    pub const FIRST_WORDS: &str = "# Resolved by sae";
+
     /// Settles `o` for data of width `d_in` with `n_train` training rows. Whether the device has the precision is
     /// asked of [`crate::backend::Selected::check`].
     ///
@@ -265,6 +268,13 @@ impl Config {
         Ok(())
     }
 
+    /// Number of weights and biases.
+    pub fn n_params(&self) -> u64 {
+        // `check` keeps the product far below the limit.
+        let matrices = if self.tied { 1 } else { 2 };
+        (matrices * self.n_latents * self.d_in + self.n_latents + self.d_in) as u64
+    }
+
     /// The options that resolve to this configuration again.
     pub fn to_options(&self) -> Options {
         let s = &self.spec;
@@ -325,7 +335,8 @@ impl Config {
         let body = toml::to_string(&self.to_options())
             .map_err(|e| Error::Failed(format!("the configuration cannot be written as TOML: {e}")))?;
         Ok(format!(
-            "# Resolved by sae {}; `sae train --config` with this file gives the same run.\n{body}",
+            "{} {}; `sae train --config` with this file gives the same run.\n{body}",
+            Self::FIRST_WORDS,
             env!("CARGO_PKG_VERSION")
         ))
     }

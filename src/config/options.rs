@@ -105,6 +105,7 @@ impl<T: FromStr> FromStr for NumberOr<T> {
 }
 
 /// What a person may set; the same keys in a configuration file (`latents = 4096`, `lr-schedule = "cosine"`).
+/// Real numbers take hyphens, as clap does not see that -1e-3 is one; what is out of range is told by [`super::Config`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Options {
@@ -141,7 +142,7 @@ pub struct Options {
     #[arg(long)]
     pub init: Option<InitKind>,
     /// Gain of --init xavier [default: 1; sparse-l1: 0.1]
-    #[arg(long, value_name = "GAIN")]
+    #[arg(long, value_name = "GAIN", allow_hyphen_values = true)]
     pub init_gain: Option<f64>,
     /// The pre-bias [default: zero; topk: median; sparse-l1: none]
     #[arg(long)]
@@ -151,14 +152,14 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// Passes over the training rows, instead of --steps
-    #[arg(long, value_name = "E")]
+    #[arg(long, value_name = "E", allow_hyphen_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
     /// Rows a step, N, or `full` [default: 512 or all rows if fewer; sparse-l1: full]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<NumberOr<usize>>,
     /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.001; topk: auto; sparse-l1: 0.0005]
-    #[arg(long, value_name = "LR")]
+    #[arg(long, value_name = "LR", allow_hyphen_values = true)]
     pub lr: Option<NumberOr<f64>>,
     /// Learning rate after its warm-up [default: constant; sparse-l1: cosine]
     #[arg(long)]
@@ -170,37 +171,37 @@ pub struct Options {
     #[arg(long, value_name = "T")]
     pub anneal_steps: Option<u64>,
     /// Softmax temperature at the first step [default: 1]
-    #[arg(long, value_name = "TAU")]
+    #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_start: Option<f64>,
     /// Softmax temperature at the end of the warm-up [default: 0.05]
-    #[arg(long, value_name = "TAU")]
+    #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_end: Option<f64>,
     /// Weight of the mean absolute code in the loss [default: 0; sparse-l1: 0.1]
-    #[arg(long, value_name = "LAMBDA")]
+    #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true)]
     pub l1: Option<f64>,
     /// Epochs over which the L1 weight rises from 0 [default: 0; sparse-l1: 50]
     #[arg(long, value_name = "EPOCHS")]
     pub l1_warmup: Option<u64>,
     /// Largest global gradient norm; 0 is no clipping [default: 0; topk, sparse-l1: 1]
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
     pub clip_norm: Option<f64>,
     /// Decoupled weight decay of the matrices [default: 0]
-    #[arg(long, value_name = "WD")]
+    #[arg(long, value_name = "WD", allow_hyphen_values = true)]
     pub weight_decay: Option<f64>,
     /// Adam's decay of the first moment [default: 0.9]
-    #[arg(long, value_name = "B1")]
+    #[arg(long, value_name = "B1", allow_hyphen_values = true)]
     pub adam_b1: Option<f64>,
     /// Adam's decay of the second moment [default: 0.999]
-    #[arg(long, value_name = "B2")]
+    #[arg(long, value_name = "B2", allow_hyphen_values = true)]
     pub adam_b2: Option<f64>,
     /// Added to the root of Adam's second moment [default: 1e-8; topk: 6.25e-10]
-    #[arg(long, value_name = "EPS")]
+    #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
     pub adam_eps: Option<f64>,
     /// Dead latents a row that the auxiliary loss uses; 0 is none [default: 0; topk: D/2]
     #[arg(long, value_name = "K")]
     pub aux_k: Option<usize>,
     /// Weight of the auxiliary loss [default: 1/32]
-    #[arg(long, value_name = "COEF")]
+    #[arg(long, value_name = "COEF", allow_hyphen_values = true)]
     pub aux_coef: Option<f64>,
     /// Rows without firing after which a latent is dead to the auxiliary loss [default: two epochs, at most 10 million]
     #[arg(long, value_name = "ROWS")]
@@ -209,7 +210,7 @@ pub struct Options {
     #[arg(long, value_name = "BOOL")]
     pub unit_norm_decoder: Option<bool>,
     /// Decay of a moving average of the weights, used for evaluation and export; 0 is none [default: 0; topk: 0.999]
-    #[arg(long, value_name = "DECAY")]
+    #[arg(long, value_name = "DECAY", allow_hyphen_values = true)]
     pub ema: Option<f64>,
     /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 0]
     #[arg(long, value_name = "EVALS")]

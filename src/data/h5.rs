@@ -12,6 +12,7 @@ use hdf5::file::SizeofInfo;
 use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
 
+use super::advice::{missing_filter, unreadable};
 use super::kind::{Dtype, Stored};
 use crate::error::{Error, Result};
 
@@ -103,7 +104,7 @@ impl File {
             } else if why.contains("lock") {
                 "another program has it open for writing; wait for that program to finish".to_owned()
             } else {
-                format!("HDF5 cannot open it ({why}); it is damaged: download or copy it again")
+                format!("HDF5 cannot open it ({}", unreadable(&error))
             };
             Error::data(path, "", what)
         })?;
@@ -117,14 +118,16 @@ impl File {
 
     /// A damaged-file error at `place`.
     pub fn damaged(&self, place: &str, error: &hdf5::Error) -> Error {
-        Error::data(
-            &self.path,
-            place,
-            format!(
-                "HDF5 cannot read it ({}); if the file is damaged, download or copy it again",
-                brief(error)
-            ),
-        )
+        Error::data(&self.path, place, format!("HDF5 cannot read it ({}", unreadable(error)))
+    }
+
+    /// The error for a dataset whose values cannot be read.
+    pub fn damaged_values(&self, dataset: &str, error: &hdf5::Error) -> Error {
+        let place = format!("dataset \"/{dataset}\"");
+        match missing_filter(&self.hdf, dataset) {
+            Some(what) => Error::data(&self.path, place, what),
+            None => self.damaged(&place, error),
+        }
     }
 
     /// The names in `group` ("" is the root), in no particular order.
@@ -199,7 +202,7 @@ impl File {
                 .map(|_| ())
             }
         });
-        read.map_err(|error| self.damaged(&format!("dataset \"/{}\"", dataset.path), &error))
+        read.map_err(|error| self.damaged_values(&dataset.path, &error))
     }
 
     /// Whether `path` is a group.

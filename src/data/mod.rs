@@ -1,10 +1,11 @@
 //! Embeddings from HDF5: loading, the split by id, shuffled batches, and what a file holds.
 //!
 //! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
-//! small datasets) or unsafe (damaged strings); `scan` lists datasets, `layout` and `ids` decide what
-//! the rows are, `read` brings the bytes, `load` checks every row; [`Split`] and [`BatchOrder`] say
-//! which rows are used when.
+//! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` lists
+//! datasets, `layout` and `ids` decide what the rows are, `read` brings the bytes, `load` checks every
+//! row; [`Split`] and [`BatchOrder`] say which rows are used when.
 
+mod advice;
 mod batches;
 mod embeddings;
 mod h5;

@@ -33,7 +33,7 @@ impl File {
                 read_fixed(&object, &kind, n, size)
             }
         });
-        read.map_err(|error| self.damaged(&format!("dataset \"/{}\"", dataset.path), &error))
+        read.map_err(|error| self.damaged_values(&dataset.path, &error))
     }
 }
 

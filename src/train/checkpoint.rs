@@ -98,16 +98,23 @@ pub fn save(path: &Path, state: &TrainState, progress: &Progress) -> Result<()> 
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
-    Error::Model {
-        path: path.to_owned(),
-        what: format!("is damaged ({what}); delete it to go on from the checkpoint before it"),
-    }
+    Error::Model { path: path.to_owned(), what: format!("is damaged ({what})") }
+}
+
+/// Where the run was, of a checkpoint whose tensors are not looked at.
+///
+/// # Errors
+/// As [`load`].
+pub fn progress(path: &Path) -> Result<Progress> {
+    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    Ok(read_header(path, &bytes)?.progress)
 }
 
 /// Reads a checkpoint into a state of the shapes of `like`.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off, altered or of another run.
+/// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off, altered or of another run: what is
+/// wrong alone, for what to do next depends on what else there is.
 pub fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let header = read_header(path, &bytes)?;

@@ -2,9 +2,12 @@
 
 pub mod checkpoint;
 pub mod folder;
+mod lock;
+mod memory;
 pub mod metrics;
 pub mod outputs;
 mod queue;
+mod recover;
 mod trainer;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
@@ -66,29 +69,48 @@ pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Emb
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    let mut options = options.clone();
-    let paths = options.data.clone().unwrap_or_default();
-    if paths.is_empty() {
-        return Err(Error::Usage("no data: name one or more HDF5 files".into()));
+    Loaded::new(options, session)?.settle()
+}
+
+/// Data whose configuration is not settled yet.
+struct Loaded {
+    options: Options,
+    data: Embeddings,
+    split: Split,
+    device: Selected,
+}
+
+impl Loaded {
+    fn new(options: &Options, session: &Session<'_>) -> Result<Self> {
+        let mut options = options.clone();
+        let paths = options.data.clone().unwrap_or_default();
+        if paths.is_empty() {
+            return Err(Error::Usage("no data: name one or more HDF5 files".into()));
+        }
+        let device = session.device.select(session.quiet)?;
+        let how = LoadOptions {
+            dataset: options.dataset.clone(),
+            skip_bad_rows: options.skip_bad_rows.unwrap_or(false),
+        };
+        let data = load(&paths, &how, session.quiet)?;
+        // Absolute, so that the run can be resumed from anywhere.
+        let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
+        options.data = Some(absolute.collect::<Result<_>>()?);
+        let split = Split::new(&data, options.seed.unwrap_or(0));
+        Ok(Self { options, data, split, device })
     }
-    let device = session.device.select(session.quiet)?;
-    let how = LoadOptions {
-        dataset: options.dataset.clone(),
-        skip_bad_rows: options.skip_bad_rows.unwrap_or(false),
-    };
-    let data = load(&paths, &how, session.quiet)?;
-    // Absolute, so that the run can be resumed from anywhere.
-    let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
-    options.data = Some(absolute.collect::<Result<_>>()?);
-    let split = Split::new(&data, options.seed.unwrap_or(0));
-    let config = Config::resolve(&options, data.d_in(), split.train.len())?;
-    device.check(config.precision)?;
-    if config.early_stop > 0 && split.val.is_empty() {
-        return Err(Error::Usage(
-            "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
-        ));
+
+    fn settle(self) -> Result<Prepared> {
+        let Self { options, data, split, device } = self;
+        let config = Config::resolve(&options, data.d_in(), split.train.len())?;
+        device.check(config.precision)?;
+        if config.early_stop > 0 && split.val.is_empty() {
+            return Err(Error::Usage(
+                "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
+            ));
+        }
+        Ok(Prepared { data: Arc::new(data), split, config, device })
     }
-    Ok(Prepared { data: Arc::new(data), split, config, device })
 }
 
 /// Trains from the start into the folder `out`.
@@ -98,10 +120,12 @@ pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
 pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
     RunFolder::check_free(out, overwrite)?;
     let prepared = prepare(options, session)?;
+    memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let backend = open_backend(&prepared, start_state(&prepared))?;
     let splits = prepared.split.to_tsv(&prepared.data);
-    let folder = RunFolder::create(out, &prepared.config.to_toml()?, &splits)?;
+    let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
+    warn_if_unlocked(&folder, session);
     let progress = Progress::start(fingerprint(&prepared.config)?, prepared.data.fingerprint());
     Trainer::new(prepared, folder, backend, progress).run(session)
 }
@@ -112,12 +136,17 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
 /// As [`start`]; also data or options that are no longer those of the run.
 pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let folder = RunFolder::open(root)?;
+    warn_if_unlocked(&folder, session);
     let options = Options::from_toml(&folder.path(names::CONFIG))?;
-    let prepared = prepare(&options, session)?;
+    let loaded = Loaded::new(&options, session)?;
+    let data = loaded.data.fingerprint();
+    // First, for data of other sizes make every other check speak of something else.
+    recover::same_data(&folder, &loaded, data)?;
+    let prepared = loaded.settle()?;
+    memory::check(&prepared)?;
     let config = fingerprint(&prepared.config)?;
-    let data = prepared.data.fingerprint();
     let like = start_state(&prepared);
-    let (state, progress) = match last_good_checkpoint(&folder, &like)? {
+    let (state, progress) = match recover::last_good_checkpoint(&folder, &like, session.quiet)? {
         Some(good) => good,
         None => (like, Progress::start(config.clone(), data)),
     };
@@ -127,12 +156,6 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
             "{path} was changed since the run's checkpoints were made; put it back, or train anew with `sae train --config {path}`"
         )));
     }
-    if progress.data != data {
-        return Err(Error::Usage(format!(
-            "the data of {} are not those the run was started with (ids or values differ); put them back, or train anew",
-            root.display()
-        )));
-    }
     let backend = open_backend(&prepared, state)?;
     let (before, now) = (&progress.device, backend.device());
     if !before.is_empty() && !same_card(before, &now) && !session.quiet {
@@ -140,26 +163,16 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
             "warning: the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
         );
     }
-    let trainer = Trainer::new(prepared, folder, backend, progress);
-    trainer.folder_split_unchanged()?;
-    trainer.run(session)
+    Trainer::new(prepared, folder, backend, progress).run(session)
 }
 
-/// The newest checkpoint that is whole; `None` if the run was stopped before its first. A damaged one is
-/// passed over with a warning, but if all are damaged that is the error: starting over is not for us to decide.
-fn last_good_checkpoint(folder: &RunFolder, like: &TrainState) -> Result<Option<(TrainState, Progress)>> {
-    let mut damage = None;
-    for (_, path) in checkpoint::list(&folder.checkpoints())?.into_iter().rev() {
-        match checkpoint::load(&path, like) {
-            Ok(good) => return Ok(Some(good)),
-            Err(error @ Error::Model { .. }) => {
-                eprintln!("warning: {error}");
-                damage = Some(error);
-            }
-            Err(other) => return Err(other),
-        }
+fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
+    if !folder.locked() && !session.quiet {
+        let root = folder.root().display();
+        eprintln!(
+            "warning: the file system of {root} has no locks: see to it that no second process trains there"
+        );
     }
-    damage.map_or(Ok(None), Err)
 }
 
 /// The configuration without the place of the data, which may move.

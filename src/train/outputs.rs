@@ -60,6 +60,22 @@ impl Summary {
     }
 }
 
+/// Share of dead latents from which on a person is told what helps.
+const MANY_DEAD: f64 = 0.1;
+
+impl Summary {
+    /// A line for a model of which a good part does nothing.
+    pub fn dead_warning(&self) -> Option<String> {
+        (self.dead_fraction > MANY_DEAD).then(|| {
+            format!(
+                "{} % of the latents are dead: compare --preset topk, --aux-k {}, --anneal-steps 0 or another --lr",
+                number(100.0 * self.dead_fraction),
+                (self.n_latents / 8).max(1)
+            )
+        })
+    }
+}
+
 /// A line of the table of metrics.
 pub fn quality_row(name: &str, q: &Quality) -> Vec<String> {
     let numbers = [q.mse, q.mae, q.fvu, q.l0, q.cosine].map(number);

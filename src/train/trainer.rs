@@ -5,6 +5,7 @@ use super::folder::{RunFolder, names};
 use super::metrics::{self, EvalSet, MetricRow, dead_fraction, mean_row};
 use super::outputs::{self, Summary};
 use super::queue::Queue;
+use super::recover;
 use super::{Prepared, Session};
 use crate::backend::{self, Backend, Selected, StepPlan, Weights};
 use crate::config::Config;
@@ -54,20 +55,6 @@ impl Trainer {
             progress,
             queue: Queue::default(),
         }
-    }
-
-    /// The run's table of splits must be the one that its seed gives: a resumed run may not mix them.
-    pub(super) fn folder_split_unchanged(&self) -> Result<()> {
-        let path = self.folder.path(names::SPLITS);
-        let stored = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        if stored != self.split.to_tsv(&self.data) {
-            return Err(Error::data(
-                &path,
-                "",
-                "was changed since the run was started; put it back to resume",
-            ));
-        }
-        Ok(())
     }
 
     pub(super) fn run(mut self, session: &Session<'_>) -> Result<Summary> {
@@ -223,7 +210,7 @@ impl Trainer {
         checkpoint::save(&path, &state, &self.progress)?;
         drop(state);
         self.link_best()?;
-        self.folder.prune(self.config.keep_checkpoints)
+        self.folder.prune(self.config.keep_checkpoints, self.progress.step)
     }
 
     /// Gives the checkpoint of the best step its second name. Done after every save, and once more when a run
@@ -244,7 +231,9 @@ impl Trainer {
         let best = self.progress.best.map(|(step, _)| step);
         if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
             let state = self.backend.state()?.into_owned();
-            let (state, progress) = checkpoint::load(&self.folder.best(), &state)?;
+            let loaded = checkpoint::load(&self.folder.best(), &state);
+            let (state, progress) =
+                loaded.map_err(|e| recover::lost(&self.folder, "the best model is lost", &e))?;
             steps = progress.step;
             // The old one first: a device may not have room for both.
             drop(self.backend);

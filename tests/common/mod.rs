@@ -34,24 +34,55 @@ impl Golden {
         }
     }
 
+    pub fn tensor(&self, key: &str) -> &[f64] {
+        self.tensors.get(key).unwrap_or_else(|| panic!("{}: no tensor `{key}`", self.name))
+    }
+
     pub fn f32(&self, key: &str) -> Vec<f32> {
-        self.tensors[key].iter().map(|&v| v as f32).collect()
+        self.tensor(key).iter().map(|&v| v as f32).collect()
     }
 }
 
-/// All golden files whose name starts with `prefix`, from `SAE_GOLDENS` or the project's own copies.
-pub fn goldens(prefix: &str) -> Vec<Golden> {
+/// What a golden file is a case of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// One pass of the relaxed top-k model.
+    Relaxed,
+    /// One pass of the sparse L1 + top-k model.
+    SparseL1,
+    /// Steps of Adam with the relaxed top-k model.
+    Trajectory,
+}
+
+impl Golden {
+    /// By metadata and tensors, never by the name of the file.
+    pub fn kind(&self) -> Kind {
+        let model = self.meta.get("model").map(String::as_str);
+        let has = |key: &str| self.tensors.contains_key(key);
+        match (model, has("losses"), has("loss")) {
+            (Some("relaxed-topk"), true, _) => Kind::Trajectory,
+            (Some("relaxed-topk"), false, true) => Kind::Relaxed,
+            (Some("sparse-l1"), false, true) => Kind::SparseL1,
+            _ => panic!(
+                "{}: not understood: `model` is {model:?}, and relaxed-topk needs `loss` or `losses`, sparse-l1 `loss`",
+                self.name
+            ),
+        }
+    }
+}
+
+/// All golden files of a kind, from `SAE_GOLDENS` or the project's own copies. A file that is of no kind fails.
+pub fn goldens(kind: Kind) -> Vec<Golden> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
     let folder = std::env::var_os("SAE_GOLDENS").map_or(own, PathBuf::from);
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|entry| entry.unwrap().path())
         .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
-        .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with(prefix))
         .collect();
     paths.sort();
-    assert!(!paths.is_empty(), "{}: no {prefix}*.safetensors", folder.display());
-    paths.iter().map(|p| read_golden(p)).collect()
+    assert!(!paths.is_empty(), "{}: no *.safetensors", folder.display());
+    paths.iter().map(|p| read_golden(p)).filter(|golden| golden.kind() == kind).collect()
 }
 
 fn read_golden(path: &Path) -> Golden {

@@ -42,9 +42,20 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
     names.write_raw(&ids).unwrap();
 }
 
+/// `sae` with these arguments, on the CPU unless they name a device: machines with a GPU test the same.
+pub fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Command {
+    let mut command = Command::new(SAE);
+    command.args(args);
+    let named = command.get_args().any(|arg| arg.to_string_lossy().starts_with("--device"));
+    if !named {
+        command.arg("--device=cpu");
+    }
+    command
+}
+
 /// Runs `sae` to its end.
 pub fn sae<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Output {
-    output(Command::new(SAE).args(args))
+    output(&mut command(args))
 }
 
 /// Runs `sae` and expects success; returns its standard output.
@@ -56,7 +67,7 @@ pub fn sae_ok<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> String {
 
 /// Runs `sae --quiet` and expects failure with one line on standard error; returns status and that line.
 pub fn sae_fails<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> (i32, String) {
-    let output = output(Command::new(SAE).arg("--quiet").args(args));
+    let output = output(command(args).arg("--quiet"));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success(), "expected a failure");
     assert_eq!(text.lines().count(), 1, "expected one line: {text}");

@@ -134,6 +134,30 @@ pub fn raw(file: &hdf5::File, name: &str, shape: &[u64], kind: &FileType, bytes:
     });
 }
 
+/// A (2, 4) float32 matrix in one chunk that says it went through the filter `id`, which is not installed.
+pub fn filtered(file: &hdf5::File, name: &str, id: i32) {
+    let name = CString::new(name).expect("no NUL");
+    let chunk = [0u8; 32];
+    // SAFETY: ids come from the calls just before; two axes are given, and 32 bytes.
+    sync(|| unsafe {
+        let space = h5s::H5Screate_simple(2, [2u64, 4].as_ptr(), std::ptr::null());
+        let create = h5p::H5Pcreate(*h5p::H5P_CLS_DATASET_CREATE);
+        assert!(h5p::H5Pset_chunk(create, 2, [2u64, 4].as_ptr()) >= 0);
+        // Optional, or the dataset could not be made without it.
+        let optional = 1;
+        assert!(h5p::H5Pset_filter(create, id, optional, 0, std::ptr::null()) >= 0);
+        let list = h5p::H5P_DEFAULT;
+        let kind = *h5t::H5T_IEEE_F32LE;
+        let set = h5d::H5Dcreate2(file.id(), name.as_ptr(), kind, space, list, create, list);
+        assert!(set > 0);
+        let written = h5d::H5Dwrite_chunk(set, list, 0, [0u64, 0].as_ptr(), 32, chunk.as_ptr().cast());
+        assert!(written >= 0);
+        h5d::H5Dclose(set);
+        h5p::H5Pclose(create);
+        h5s::H5Sclose(space);
+    });
+}
+
 pub fn load(paths: &[&Path]) -> Result<Embeddings, Error> {
     load_with(paths, &LoadOptions::default())
 }

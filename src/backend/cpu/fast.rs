@@ -415,9 +415,12 @@ impl Backend for FastCpu {
 
 /// Bytes of memory that training takes beside the data, without what libraries need for themselves: D inputs, M latents, batches of `n_rows`.
 pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
-    let params = n_latents * d_in * if tied { 1 } else { 2 } + n_latents + d_in;
-    let copies = 3 + usize::from(spec.ema.is_some()) + usize::from(spec.clip_norm.is_some());
-    let blocks = rayon::current_num_threads() * latents_in_block(Mode::Dense) * (n_rows + 2 * d_in);
-    let entries = n_rows * (spec.k.max(n_latents / DENSEST) + spec.aux_k) * 8;
-    (4 * (copies * params + n_rows * n_latents + 5 * n_rows * d_in + blocks + entries)) as u64
+    // Wide numbers: asked about sizes that no machine has, too.
+    let [d, m, n, k, aux_k] = [d_in, n_latents, n_rows, spec.k, spec.aux_k.min(n_latents)].map(|v| v as u128);
+    let params = m * d * if tied { 1 } else { 2 } + m + d;
+    let copies = 3 + u128::from(spec.ema.is_some()) + u128::from(spec.clip_norm.is_some());
+    let blocks = (rayon::current_num_threads() * latents_in_block(Mode::Dense)) as u128 * (n + 2 * d);
+    let entries = n * (k.max(m / DENSEST as u128) + aux_k) * 8;
+    let all = 4 * (copies * params + n * m + 5 * n * d + blocks + entries);
+    u64::try_from(all).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,81 @@
+//! What a run that goes on is compared with, and which checkpoint it goes on from.
+
+use super::Loaded;
+use super::checkpoint::{self, Progress};
+use super::folder::{RunFolder, names};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::TrainState;
+use std::path::PathBuf;
+
+/// All checkpoints, the newest first and the best one last: it is as old as any, or a second name of one of them.
+fn candidates(folder: &RunFolder) -> Result<Vec<PathBuf>> {
+    let steps = checkpoint::list(&folder.checkpoints())?;
+    let mut all: Vec<PathBuf> = steps.into_iter().rev().map(|(_, path)| path).collect();
+    all.extend(Some(folder.best()).filter(|best| best.is_file()));
+    Ok(all)
+}
+
+/// Data and split must be those that the run was started with: a resumed run may not mix them. `data` is the
+/// fingerprint of what was loaded.
+pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Result<()> {
+    let stored = candidates(folder)?.iter().find_map(|path| checkpoint::progress(path).ok());
+    if stored.is_some_and(|progress| progress.data != data) {
+        return Err(Error::Usage(format!(
+            "the data of {} are not those the run was started with (ids or values differ); put them back, or train anew",
+            folder.root().display()
+        )));
+    }
+    let path = folder.path(names::SPLITS);
+    let splits = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    if splits != loaded.split.to_tsv(&loaded.data) {
+        return Err(Error::Usage(format!(
+            "{} is not the split that data and seed give: one of them was changed since the run was started; put it back to resume",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The newest checkpoint that is whole, the best one where no other is; `None` if the run was stopped before its
+/// first. Damaged ones are passed over with a warning, but if all are damaged that is the error: starting over is
+/// not for us to decide.
+pub(super) fn last_good_checkpoint(
+    folder: &RunFolder,
+    like: &TrainState,
+    quiet: bool,
+) -> Result<Option<(TrainState, Progress)>> {
+    let mut damage = None;
+    for path in candidates(folder)? {
+        match checkpoint::load(&path, like) {
+            Ok((state, progress)) => {
+                let step = progress.step;
+                if damage.is_some() && !quiet {
+                    eprintln!("warning: going on from step {step}, with {}", path.display());
+                }
+                if path == folder.best() {
+                    // The checkpoint that it is the second name of is gone or damaged.
+                    files::link_whole(&path, &folder.checkpoints().join(checkpoint::name(step)))?;
+                }
+                return Ok(Some((state, progress)));
+            }
+            Err(error @ Error::Model { .. }) => {
+                if !quiet {
+                    eprintln!("warning: {error}; passed over");
+                }
+                damage.get_or_insert(error);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    damage.map_or(Ok(None), |error| Err(lost(folder, "no checkpoint is whole", &error)))
+}
+
+/// The error for what no checkpoint can give back.
+pub(super) fn lost(folder: &RunFolder, what: &str, error: &Error) -> Error {
+    let (root, config) = (folder.root().display(), folder.path(names::CONFIG));
+    Error::Failed(format!(
+        "{what}: {error}; restore a checkpoint from a copy, or train anew with `sae train --config {} --out {root} --overwrite`",
+        config.display()
+    ))
+}
