@@ -243,7 +243,7 @@ fn spread(values: &[f32], d: usize, pitch: usize) -> Vec<f32> {
     out
 }
 
-/// The inverse of [`spread`].
+/// The inverse of `spread`.
 pub fn gather(values: &[f32], d: usize, pitch: usize) -> Vec<f32> {
     values.chunks_exact(pitch).flat_map(|row| &row[..d]).copied().collect()
 }
