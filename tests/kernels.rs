@@ -10,6 +10,8 @@ mod controls;
 mod engine;
 #[path = "kernels/index.rs"]
 mod index;
+#[path = "kernels/learning.rs"]
+mod learning;
 #[path = "kernels/precision.rs"]
 mod precision;
 #[path = "kernels/topk.rs"]

@@ -95,6 +95,11 @@ impl Emulator {
         self.launched.clone()
     }
 
+    /// Addresses and sizes of the memory that is taken, now and later.
+    pub fn live(&self) -> Rc<RefCell<BTreeMap<u64, usize>>> {
+        self.live.clone()
+    }
+
     /// Number of launches so far.
     pub fn launches(&self) -> u64 {
         self.launches

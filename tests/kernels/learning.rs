@@ -1,0 +1,97 @@
+//! Runs of many steps on real data, and the memory that they take.
+
+use crate::case::Case;
+use crate::common::emulator::{Emulator, sanitizer};
+use std::path::Path;
+use std::sync::Arc;
+use topk_sae::backend::cpu::fast::FastCpu;
+use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::backend::cuda::{self, device::Device};
+use topk_sae::backend::{Backend, ModelSpec, StepPlan};
+use topk_sae::config::{Init, Precision};
+use topk_sae::data::{BatchOrder, Embeddings, LoadOptions};
+use topk_sae::model::{Params, TrainState};
+use topk_sae::noise::Noise;
+use topk_sae::schedule::{anneal_fraction, temperature};
+
+fn sample() -> Arc<Embeddings> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/prott5_uniprot_3ftx.h5");
+    Arc::new(Embeddings::load(&[path], &LoadOptions::default()).unwrap())
+}
+
+/// Losses of 200 steps with the usual learning rate, a third of them warm-up.
+fn losses(backend: &mut dyn Backend, n_rows: usize) -> Vec<f64> {
+    let mut order = BatchOrder::new((0..n_rows as u32).collect(), 32, 3);
+    let mut losses = vec![];
+    for step in 0..200 {
+        let alpha = anneal_fraction(step, 66);
+        let tau = temperature(alpha, 1.0, 0.05);
+        let plan = StepPlan { step, alpha, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 3 } };
+        losses.push(backend.step_now(order.batch(step), &plan).unwrap().loss);
+    }
+    losses
+}
+
+#[test]
+fn two_hundred_steps_on_real_data_follow_the_cpu() {
+    if sanitizer::inside() {
+        return; // Nothing new to them, and slow there.
+    }
+    let data = sample();
+    for tied in [false, true] {
+        let spec = ModelSpec::plain(8);
+        let state = TrainState::start(Params::init(data.d_in(), 96, tied, &Init::Linear, 1), false);
+        let mut cpu = FastCpu::new(data.clone(), spec.clone(), state.clone());
+        let device = Box::new(Emulator::new());
+        let mut engine =
+            Engine::new("emulation".into(), device, data.clone(), spec, Precision::F32, &state).unwrap();
+        let (got, want) = (losses(&mut engine, data.n_rows()), losses(&mut cpu, data.n_rows()));
+        for (step, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert!((got / want - 1.0).abs() < 1e-3, "tied {tied} step {step}: {got} {want}");
+        }
+        assert!(want[199] < 0.7 * want[0], "nothing was learned: {} {}", want[0], want[199]);
+    }
+}
+
+#[test]
+fn the_memory_told_beforehand_is_what_is_taken() {
+    for (tied, precision) in [(false, Precision::F32), (true, Precision::Bf16)] {
+        let mut case = Case::new(300, 64, 3000, 16);
+        (case.t, case.tied) = (0.5, tied);
+        (case.spec.aux_k, case.spec.ema, case.spec.clip_norm) = (8, Some(0.9), Some(1.0));
+        let (data, state) = case.start();
+        let device = Emulator::new();
+        let live = device.live();
+        let mut engine = Engine::new(
+            "emulation".into(),
+            Box::new(device),
+            data.clone(),
+            case.spec.clone(),
+            precision,
+            &state,
+        )
+        .unwrap();
+        engine.step(&case.rows(), &case.plan(0, &[])).unwrap();
+        let taken = live.borrow().values().sum::<usize>() as f64 - (300 * 64 * 4) as f64;
+        let told = cuda::memory(&case.spec, 64, 3000, tied, 300, precision) as f64;
+        assert!((taken / told - 1.0).abs() < 0.01, "{taken} bytes were taken, {told} told");
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_do_is_told_before_anything_is_taken() {
+    let refused = |edit: &dyn Fn(&mut Case)| {
+        let mut case = Case::new(4, 8, 3000, 5);
+        edit(&mut case);
+        let (data, state) = case.start();
+        let device = Box::new(Emulator::new());
+        Engine::new("emulation".into(), device, data, case.spec, Precision::F32, &state)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert!(refused(&|c| c.spec.k = 1025).contains("--k 1025"));
+    assert!(refused(&|c| c.spec.aux_k = 2000).contains("--aux-k 2000"));
+    assert!(refused(&|c| (c.d, c.m) = (9000, 5)).contains("shared memory"));
+    assert!(Emulator::new().facts().is_ok());
+}
