@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     }
     println!("# What the kernels take of a card\n");
     println!(
-        "By `cargo run --release --example kernel_table`, NVRTC {major}.{minor}. `tests/nvrtc.rs` allows no spill.\n"
+        "Registers of a thread, by `cargo run --release --example kernel_table`, NVRTC {major}.{minor}. `tests/nvrtc.rs` allows no spill.\n"
     );
     print!("{}", markdown(&columns));
     Ok(())

@@ -58,20 +58,32 @@ pub fn warnings(log: &str) -> Vec<&str> {
     log.lines().filter(warns).collect()
 }
 
-/// A Markdown table of what the kernels take on each architecture.
+/// A Markdown table: a row a kernel, a column an architecture; registers of a thread, with what is spilled where
+/// anything is.
 pub fn markdown(columns: &[(super::Arch, Vec<Resources>)]) -> String {
-    let mut out = String::from(
-        "| kernel | architecture | registers | static shared, bytes | spill stores | spill loads | stack, bytes |\n\
-         | --- | --- | ---: | ---: | ---: | ---: | ---: |\n",
+    let mut names: Vec<(&str, u32)> = columns
+        .iter()
+        .flat_map(|(_, kernels)| kernels.iter().map(|k| (k.kernel.as_str(), k.shared)))
+        .collect();
+    names.sort_unstable();
+    names.dedup_by_key(|name| name.0);
+    let heads: String = columns.iter().map(|(arch, _)| format!(" {arch} |")).collect();
+    let mut out = format!(
+        "| kernel | static shared, bytes |{heads}\n| --- | ---: |{}\n",
+        " ---: |".repeat(columns.len())
     );
-    let mut rows: Vec<(&Resources, super::Arch)> =
-        columns.iter().flat_map(|(arch, kernels)| kernels.iter().map(|k| (k, *arch))).collect();
-    rows.sort_by(|a, b| (&a.0.kernel, a.1).cmp(&(&b.0.kernel, b.1)));
-    for (k, arch) in rows {
-        out += &format!(
-            "| `{}` | {arch} | {} | {} | {} | {} | {} |\n",
-            k.kernel, k.registers, k.shared, k.spill_stores, k.spill_loads, k.stack
-        );
+    for (name, shared) in names {
+        out += &format!("| `{name}` | {shared} |");
+        for (_, kernels) in columns {
+            let cell = kernels.iter().find(|k| k.kernel == name).map_or("-".to_owned(), |k| {
+                match (k.spill_stores, k.spill_loads) {
+                    (0, 0) => k.registers.to_string(),
+                    (stores, loads) => format!("{} (spills {stores} + {loads} bytes)", k.registers),
+                }
+            });
+            out += &format!(" {cell} |");
+        }
+        out.push('\n');
     }
     out
 }
@@ -111,7 +123,10 @@ ptxas info    : Function properties for helper
         assert_eq!(resources(LOG), [adam, topk]);
         assert_eq!(warnings(LOG).len(), 1);
         let table = markdown(&[(super::super::Arch(90), resources(LOG))]);
-        assert!(table.ends_with("| `topk` | sm_90 | 255 | 4096 | 24 | 32 | 16 |\n"), "{table}");
+        assert!(
+            table.ends_with("| `adam` | 0 | 30 |\n| `topk` | 4096 | 255 (spills 24 + 32 bytes) |\n"),
+            "{table}"
+        );
         assert!(resources("").is_empty());
     }
 }
