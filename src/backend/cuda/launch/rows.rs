@@ -122,6 +122,26 @@ pub fn topk_dead(
     unsafe { device.launch(by_element(s, ["topk_stream_f32", "topk_stream_bf16"]), launch, &args) }
 }
 
+/// What kernels that decode a row's entries begin with: the rows, the decoder, the entries.
+fn entry_args(s: &Sizes, batch: &Batch, w: &Operands, work: &Work) -> Result<Vec<Arg>> {
+    let (n, e) = (batch.n, &work.main);
+    Ok(vec![
+        Arg::Pointer(batch.data),
+        kind(s),
+        Arg::Pointer(batch.rows),
+        u(s.d)?,
+        work.mean.holds(n)?,
+        work.std.holds(n)?,
+        Arg::Pointer(w.dec.address),
+        Arg::Pointer(w.b_pre),
+        u(s.pitch)?,
+        e.index.holds(n * s.k)?,
+        e.value.holds(n * s.k)?,
+        e.count.holds(n)?,
+        u(s.k)?,
+    ])
+}
+
 /// Reconstruction, loss, dy', and the gradients of sparse entries.
 pub fn decode(
     device: &mut dyn Device,
@@ -148,23 +168,8 @@ pub fn decode(
     };
     let e = &work.main;
     let recon = work.recon.as_ref().map_or(Ok(NULL), |recon| recon.holds(n * s.pitch))?;
-    let mut args = vec![
-        Arg::Pointer(batch.data),
-        kind(s),
-        Arg::Pointer(batch.rows),
-        u(s.d)?,
-        work.mean.holds(n)?,
-        work.std.holds(n)?,
-        Arg::Pointer(w.dec.address),
-        Arg::Pointer(w.b_pre),
-        u(s.pitch)?,
-        e.index.holds(n * s.k)?,
-        e.value.holds(n * s.k)?,
-        e.count.holds(n)?,
-        u(s.k)?,
-        soft_recon,
-        soft_rows,
-    ];
+    let mut args = entry_args(s, batch, w, work)?;
+    args.extend([soft_recon, soft_rows]);
     args.extend(aux);
     args.extend([
         Arg::Pointer(batch.step),
@@ -222,28 +227,15 @@ pub fn evaluate(
         (Some(half), true) => half.recon.holds(n * s.pitch)?,
         _ => NULL,
     };
-    let e = &work.main;
     let quality = work.quality.holds(n * ROW_QUALITY)?;
-    let args = [
-        Arg::Pointer(batch.data),
-        kind(s),
-        Arg::Pointer(batch.rows),
-        u(s.d)?,
-        work.mean.holds(n)?,
-        work.std.holds(n)?,
-        Arg::Pointer(w.dec.address),
-        Arg::Pointer(w.b_pre),
-        u(s.pitch)?,
-        e.index.holds(n * s.k)?,
-        e.value.holds(n * s.k)?,
-        e.count.holds(n)?,
-        u(s.k)?,
+    let mut args = entry_args(s, batch, w, work)?;
+    args.extend([
         recon,
-        e.count.holds(n)?,
+        work.main.count.holds(n)?,
         work.bad.holds(n)?,
         shared.fired_rows.holds(s.m)?,
         quality,
-    ];
+    ]);
     let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * s.k)? };
     // SAFETY: as in `decode`; counts of latents hold M.
     unsafe {
