@@ -50,6 +50,8 @@ pub struct CurvePlot {
     pub y_label: String,
     /// Steps `0..T` of the warm-up are shaded and labelled "annealing".
     pub annealed_until: Option<u64>,
+    /// Values that the axis must show, such as both ends of a share.
+    pub must_show: &'static [f64],
     /// Drawn in this order; colour, dashes and marker follow the position.
     pub curves: Vec<Curve>,
 }
@@ -88,7 +90,7 @@ fn draw(root: &Area, plot: &CurvePlot) -> Fallible {
     // With no point yet the phase itself is the only thing that says how long the run is.
     let annealed = plot.annealed_until.filter(|t| *t > 0).map(|t| t as f64);
     let x = Scale::steps(if values.is_empty() { annealed.unwrap_or(1.0) } else { last });
-    let y = Scale::values(&values);
+    let y = Scale::values(&values.iter().chain(plot.must_show).copied().collect::<Vec<f64>>());
 
     let (head, body) = root.split_vertically(170);
     let title = text(60).pos(Pos::new(HPos::Center, VPos::Center));

@@ -9,6 +9,7 @@ fn plot(annealed_until: Option<u64>, curves: Vec<Curve>) -> CurvePlot {
         title: "Relaxed top-k autoencoder: reconstruction error".into(),
         y_label: "MSE (mean over values, data units²)".into(),
         annealed_until,
+        must_show: &[],
         curves,
     }
 }

@@ -24,13 +24,15 @@ pub mod names {
     pub const MSE_PNG: &str = "relaxed_topk_sae_mse.png";
     /// Curve of the absolute error.
     pub const MAE_PNG: &str = "relaxed_topk_sae_mae.png";
+    /// Curve of the share of latents alive.
+    pub const ALIVE_PNG: &str = "latents_alive.png";
     /// Folder of checkpoints.
     pub const CHECKPOINTS: &str = "checkpoints";
     /// The best checkpoint by validation FVU.
     pub const BEST: &str = "best.safetensors";
 }
 
-const ALL: [&str; 9] = [
+const ALL: [&str; 10] = [
     lock::NAME,
     names::CONFIG,
     names::SPLITS,
@@ -39,6 +41,7 @@ const ALL: [&str; 9] = [
     names::SUMMARY,
     names::MSE_PNG,
     names::MAE_PNG,
+    names::ALIVE_PNG,
     names::CHECKPOINTS,
 ];
 

@@ -84,7 +84,7 @@ pub fn quality_row(name: &str, q: &Quality) -> Vec<String> {
     row
 }
 
-/// Draws both curves. A curve point is an evaluation on the way.
+/// Draws the two errors and the share of latents alive. A curve point is an evaluation on the way.
 ///
 /// # Errors
 /// A plot that cannot be drawn or written.
@@ -96,6 +96,7 @@ pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -
     };
     let sizes =
         format!("{preset} autoencoder, D = {}, M = {}, k = {}", config.d_in, config.n_latents, config.spec.k);
+    let annealed_until = (config.anneal_steps > 0).then_some(config.anneal_steps);
     type Pick = fn(&Quality) -> f64;
     let kinds: [(&str, &str, Pick); 2] = [
         (names::MSE_PNG, "MSE (mean over rows and values, squared data units)", |q| q.mse),
@@ -112,7 +113,8 @@ pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -
         let plot = CurvePlot {
             title: format!("Reconstruction error, {sizes}"),
             y_label: y_label.into(),
-            annealed_until: (config.anneal_steps > 0).then_some(config.anneal_steps),
+            annealed_until,
+            must_show: &[],
             curves: vec![
                 curve("train", |row| &row.train),
                 curve("validation", |row| &row.val),
@@ -121,7 +123,15 @@ pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -
         };
         files::write_whole(&folder.path(file), &render_png(&plot)?)?;
     }
-    Ok(())
+    let alive = |row: &MetricRow| (row.step as f64, 1.0 - row.dead_fraction);
+    let plot = CurvePlot {
+        title: format!("Latents alive, {sizes}"),
+        y_label: "share of latents active on some training row".into(),
+        annealed_until,
+        must_show: &[0.0, 1.0],
+        curves: vec![Curve { name: "alive", points: metrics.iter().map(alive).collect() }],
+    };
+    files::write_whole(&folder.path(names::ALIVE_PNG), &render_png(&plot)?)
 }
 
 /// Writes `summary.json`.
