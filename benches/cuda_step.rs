@@ -212,8 +212,8 @@ fn main() {
     kernels::selections(&mut bench, &ceilings);
     let mut criterion = Criterion::default()
         .sample_size(SAMPLES)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_millis(800))
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500))
         .without_plots()
         .configure_from_args();
     steps(&mut bench, &mut criterion);
