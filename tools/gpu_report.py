@@ -26,8 +26,8 @@ def bench(record):
     parts = []
     for c in record.get("ceilings", []):
         parts.append(
-            f"Ceilings: copy {c['copy_bytes_per_second'] / 1e12:.2f} TB/s, fill {c['fill_bytes_per_second'] / 1e12:.2f} "
-            f"TB/s, product f32 {c['f32_flops'] / 1e12:.0f}, TF32 {c['tf32_flops'] / 1e12:.0f}, "
+            f"Ceilings: copy {c['copy_bytes_per_second'] / 1e12:.2f} TB/s, "
+            f"fill {c['fill_bytes_per_second'] / 1e12:.2f} TB/s, product f32 {c['f32_flops'] / 1e12:.0f}, TF32 {c['tf32_flops'] / 1e12:.0f}, "
             f"bf16 {c['bf16_flops'] / 1e12:.0f} TFLOP/s."
         )
     rows = [
@@ -59,6 +59,7 @@ def main():
     parts = ["# topk-sae on a GPU box", "## Summary", fenced(read(folder, "summary.txt") or "nothing ran")]
     parts += ["## Machine", fenced(read(folder, "facts.log") or "not read")]
     for name, title in [
+        ("first-step", "A small step of each kind beside the reference, on the card"),
         ("parity", "Kernels and engine beside the reference, on the card"),
         ("goldens", "Golden tensors"),
         ("memcheck", "compute-sanitizer memcheck, a small step of each kind"),
@@ -73,7 +74,7 @@ def main():
         parts.append(fenced(log))
     parts.append("## Beside others")
     peers = read(folder, "gpu_vs_peers.md")
-    parts.append(peers.replace("\n## ", "\n### ").replace("# A training", "### A training", 1) if peers else "not measured")
+    parts.append(peers.replace("\n## ", "\n### ").removeprefix("# ") if peers else "not measured")
     if not peers and (log := read(folder, "peers.log")):
         parts.append(fenced(log))
     print("\n\n".join(parts))

@@ -126,9 +126,11 @@ def compare(runs):
             if precision == "f32":
                 worst = max((abs(g / w - 1) for g, w in zip(got, want)), default=float("nan"))
                 good = len(got) == len(want) and worst <= CURVE
-                runs.check(f"{preset}: loss curve beside the CPU's, {len(got)} points", good, f"{worst:.1e} (at most {CURVE})")
+                what = f"{preset}: loss curve beside the CPU's, {len(got)} points"
+                runs.check(what, good, f"{worst:.1e} (at most {CURVE})")
             off = fvu(gpu) / want_fvu - 1
-            runs.check(f"{preset} {precision}: validation FVU beside the CPU's {want_fvu:.5f}", abs(off) <= FVU, f"{off:+.2%}")
+            what = f"{preset} {precision}: validation FVU beside the CPU's {want_fvu:.5f}"
+            runs.check(what, abs(off) <= FVU, f"{off:+.2%}")
     for precision in PRECISIONS if device != "cpu" else ["f32"]:
         first = Path(runs.args.out) / f"gpu-relaxed-topk-{precision}"
         again = runs.train(f"again-{precision}", device, precision, "relaxed-topk")
@@ -137,7 +139,8 @@ def compare(runs):
         resumed, killed = kill_and_resume(runs, precision, "relaxed-topk")
         differ = same_bits(first, resumed)
         where = "killed in the middle" if killed else "it ended before it could be killed"
-        runs.check(f"{precision}: the same bits after kill and resume", killed and not differ, f"{where}; {', '.join(differ) or 'equal'}")
+        figure = f"{where}; {', '.join(differ) or 'equal'}"
+        runs.check(f"{precision}: the same bits after kill and resume", killed and not differ, figure)
 
 
 def main():

@@ -4,8 +4,9 @@
 #     [OUT=DIR] [SPARSIFY=DIR] [OPENAI=DIR] [STAGES="1 2 3 4 5"] [PEERS_SECONDS=85] ./run-on-gpu.sh
 #
 # Stages: 1 parity on the card, 2 compute-sanitizer, 3 training beside the CPU, 4 benches, 5 other implementations.
-# SPARSIFY holds that project's fused_encoder.py and xformers.py, OPENAI train.py and kernels.py. Everything is kept under OUT (default ./gpu-report): report.md, the benches' JSON, raw.tar.gz with every log.
-# A stage that fails or runs out of time does not stop the others; the whole ends within ten minutes.
+# SPARSIFY holds that project's fused_encoder.py and xformers.py, OPENAI train.py and kernels.py.
+# Kept under OUT (default ./gpu-report): report.md, the benches' JSON, raw.tar.gz with every log. A stage that fails or
+# runs out of time does not stop the others; the whole ends within ten minutes.
 set -u
 cd "$(dirname "$0")"
 here=$PWD
@@ -21,7 +22,7 @@ began=$SECONDS
 # NVRTC and cuBLAS come from a toolkit or from the wheels beside python3's torch; kernels are compiled once, here.
 python=$(command -v python3 || true)
 export SAE_GOLDENS=$here/tests/goldens
-export CRITERION_HOME=$raw/criterion XDG_CACHE_HOME=$raw/cache RUST_BACKTRACE=1 PYTHONUNBUFFERED=1
+export CRITERION_HOME=$raw/criterion SAE_CACHE=$raw/cache RUST_BACKTRACE=1 PYTHONUNBUFFERED=1
 test_on_card() { SAE_REQUIRE_GPU=1 SAE_TEST_DEVICE=cuda "$@"; }
 
 facts() {
@@ -29,11 +30,13 @@ facts() {
     echo "date: $(date -u '+%Y-%m-%d %H:%M UTC')"
     echo "kernel: $(uname -sr)"
     echo "processor: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $(nproc) cores"
-    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu --format=csv 2>&1 \
+    local fields=name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu
+    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=$fields --format=csv 2>&1 \
         || echo "nvidia-smi: not run: no GPU"
     echo "python: ${python:-none}"
     if [ -n "$python" ]; then
-        "$python" -c 'import torch; print("torch:", torch.__version__, "cuda", torch.version.cuda, torch.__file__)' 2>&1 | tail -1
+        "$python" -c 'import torch; print("torch:", torch.__version__, torch.version.cuda, torch.__file__)' 2>&1 |
+            tail -1
         "$python" -c 'import triton; print("triton:", triton.__version__)' 2>&1 | tail -1
         for part in nvrtc cublas; do
             "$python" -c "
@@ -109,13 +112,17 @@ sanitize() { # tool: its own exit status tells of errors it found
 export -f sanitize
 
 # The limits add up to 560 seconds: each stage has its turn, whatever the others do.
-each 1 parity 100 env SAE_REQUIRE_GPU=1 ./bin/kernels --exact the_same_holds_on_a_gpu --nocapture
-each 1 goldens 30 bash -c 'test_on_card ./bin/goldens --nocapture'
+# The first compiles the kernels, for all that follow.
+small=(./bin/kernels --exact engine::a_small_step_of_each_kind_agrees --test-threads 1 --nocapture)
+each 1 first-step 40 env SAE_TEST_DEVICE=cuda "${small[@]}"
+each 1 parity 90 env SAE_REQUIRE_GPU=1 ./bin/kernels --exact the_same_holds_on_a_gpu --nocapture
+each 1 goldens 20 bash -c 'test_on_card ./bin/goldens --nocapture'
 each 2 memcheck 50 bash -c 'sanitize memcheck'
 each 2 racecheck 60 bash -c 'sanitize racecheck'
-each 3 train 80 "${python:-python3}" gpu_train.py --sae bin/sae --data examples/data/prott5_uniprot_3ftx.h5 --out "$raw/train"
+data=examples/data/prott5_uniprot_3ftx.h5
+each 3 train 70 "${python:-python3}" gpu_train.py --sae bin/sae --data $data --out "$raw/train"
 [ ! -f "$raw/train/gpu_train.json" ] || cp "$raw/train/gpu_train.json" "$raw/"
-each 4 bench 120 env SAE_BENCH_OUT="$raw/cuda_step.json" ./bin/cuda_step --bench
+each 4 bench 110 env SAE_BENCH_OUT="$raw/cuda_step.json" ./bin/cuda_step --bench
 peers_seconds=${PEERS_SECONDS:-85}
 peers=(--bin bin/step_time --out "$raw" --seconds "$peers_seconds")
 [ -z "${SPARSIFY:-}" ] || peers+=(--sparsify "$SPARSIFY")
