@@ -8,10 +8,12 @@
 # Kept under OUT (default ./gpu-report): report.md, the benches' JSON, raw.tar.gz with every log. A stage that fails or
 # runs out of time does not stop the others; the whole ends within ten minutes.
 set -u
-cd "$(dirname "$0")"
-here=$PWD
-out=${OUT:-$here/gpu-report}
-mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+here=$(cd "$(dirname "$0")" && pwd)
+# Given paths count from where this was called.
+out=$(realpath -m "${OUT:-$here/gpu-report}")
+[ -z "${SPARSIFY:-}" ] || SPARSIFY=$(realpath -m "$SPARSIFY")
+[ -z "${OPENAI:-}" ] || OPENAI=$(realpath -m "$OPENAI")
+mkdir -p "$out" && cd "$here" || exit 1
 stages=${STAGES:-1 2 3 4 5}
 raw=$(mktemp -d)
 trap 'rm -rf "$raw"' EXIT
