@@ -1,5 +1,7 @@
-//! Times training steps of the fast CPU backend and prints one line of JSON:
-//! `{"ms": [...], "mode": "Hard" | "Support" | "Dense"}`. `benches/step_vs_torch.py` runs it in turns with PyTorch.
+//! Times training steps and prints one line of JSON: `{"ms": [...], "mode": "Hard" | "Support" | "Dense" | null,
+//! "device": "..."}`. On the CPU each timed step gives a figure; on a GPU `--steps` steps are queued, waited for, and
+//! give their mean, `--repeats` times. `benches/step_vs_torch.py` and `benches/gpu_vs_peers.py` run it in turns with
+//! others.
 
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
@@ -10,8 +12,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, ModelSpec, StepPlan};
-use topk_sae::config::Init;
+use topk_sae::backend::{Backend, DeviceChoice, ModelSpec, Selected, StepPlan, open};
+use topk_sae::config::{Init, Precision};
 use topk_sae::data::Embeddings;
 use topk_sae::error::{Error, Result};
 use topk_sae::model::{Params, TrainState};
@@ -21,7 +23,7 @@ use topk_sae::schedule::temperature;
 /// Steps before the timed ones: buffers are made and the clock of the processor settles.
 const UNTIMED: u64 = 2;
 
-/// Times training steps of the fast CPU backend.
+/// Times training steps.
 #[derive(Parser)]
 struct Args {
     /// Rows in a batch, N
@@ -48,9 +50,18 @@ struct Args {
     /// The phase after the warm-up
     #[arg(long)]
     hard: bool,
-    /// Timed steps
-    #[arg(long, default_value_t = 5)]
+    /// Timed steps; on a GPU, steps of each repeat
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
+    /// Repeats on a GPU
+    #[arg(long, default_value_t = 5)]
+    repeats: u64,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Arithmetic of the dense products
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Threads; 0 takes all
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -91,28 +102,48 @@ fn run(args: &Args) -> Result<serde_json::Value> {
     };
     let ids = (0..args.n).map(|n| n.to_string()).collect();
     let data = Arc::new(Embeddings::from_rows(ids, args.d as usize, rows)?);
-    let mut backend = FastCpu::new(data, ModelSpec::plain(args.k as usize), TrainState::start(params, false));
+    let (spec, state) = (ModelSpec::plain(args.k as usize), TrainState::start(params, false));
     let batch: Vec<u32> = (0..args.n).collect();
-    let ms = pool.install(|| time_steps(&mut backend, &batch, t, args.steps))?;
-    let mode = backend.last_mode().map(|mode| format!("{mode:?}"));
-    Ok(serde_json::json!({ "ms": ms, "mode": mode }))
+    let selected = args.device.select(true)?;
+    let (ms, mode, device) = if selected == Selected::Cpu {
+        selected.check(args.precision)?;
+        let mut backend = FastCpu::new(data, spec, state);
+        let ms = pool.install(|| time_steps(&mut backend, &batch, t, (args.steps, 1)))?;
+        (ms, backend.last_mode().map(|mode| format!("{mode:?}")), backend.device())
+    } else {
+        let mut backend = open(selected, data, spec, args.precision, state)?;
+        let ms = time_steps(backend.as_mut(), &batch, t, (args.repeats, args.steps))?;
+        (ms, None, backend.device())
+    };
+    Ok(serde_json::json!({ "ms": ms, "mode": mode, "device": device }))
 }
 
-/// Milliseconds of each timed step.
-fn time_steps(backend: &mut FastCpu, batch: &[u32], t: f64, steps: u64) -> Result<Vec<f64>> {
-    let mut ms = vec![];
-    for step in 0..UNTIMED + steps {
-        let tau = temperature(t, 1.0, 0.05);
-        let plan = StepPlan { step, alpha: t, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 0 } };
+/// Milliseconds a step, of each of `repeats` runs of `steps` steps that are queued before they are waited for.
+fn time_steps(
+    backend: &mut dyn Backend,
+    batch: &[u32],
+    t: f64,
+    (repeats, steps): (u64, u64),
+) -> Result<Vec<f64>> {
+    let (mut ms, mut step) = (vec![], 0);
+    // One run more than is kept: buffers are made, kernels loaded and recorded in it.
+    let runs = std::iter::once((UNTIMED.max(steps), false)).chain((0..repeats).map(|_| (steps, true)));
+    for (steps, timed) in runs {
         let began = Instant::now();
-        let stats = backend.step_now(batch, &plan)?;
-        if step >= UNTIMED {
-            ms.push(began.elapsed().as_secs_f64() * 1e3);
+        for _ in 0..steps {
+            let tau = temperature(t, 1.0, 0.05);
+            let plan = StepPlan { step, alpha: t, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 0 } };
+            backend.step(batch, &plan)?;
+            step += 1;
         }
-        if !stats.loss.is_finite() {
+        let stats = backend.collect()?;
+        if timed {
+            ms.push(began.elapsed().as_secs_f64() * 1e3 / steps as f64);
+        }
+        if let Some(bad) = stats.iter().find(|s| !s.loss.is_finite()) {
             return Err(Error::Failed(format!(
-                "the loss became {} at step {step}: nothing to time",
-                stats.loss
+                "the loss became {} before step {step}: nothing to time",
+                bad.loss
             )));
         }
     }

@@ -1,4 +1,5 @@
-//! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`tests/emulator/`).
+//! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`tests/emulator/`), and the same
+//! tests on a card where there is one.
 #![allow(clippy::unwrap_used)]
 
 #[path = "backends/case.rs"]
@@ -17,9 +18,22 @@ mod precision;
 #[path = "kernels/topk.rs"]
 mod topk;
 
+use common::device;
 use common::emulator::sanitizer;
 
 #[test]
+fn the_same_holds_on_a_gpu() {
+    if sanitizer::inside() {
+        return;
+    }
+    device::same_on_a_card("the_same_holds_on_a_gpu", &["controls::", SANITIZED]);
+}
+
+const SANITIZED: &str = "all_of_this_holds_with_the_sanitizers";
+
+#[test]
 fn all_of_this_holds_with_the_sanitizers() {
-    sanitizer::run_all_but("all_of_this_holds_with_the_sanitizers");
+    if !device::emulation_only("kernels with the sanitizers") {
+        sanitizer::run_all_but(SANITIZED);
+    }
 }

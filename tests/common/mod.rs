@@ -1,6 +1,7 @@
 //! What several tests need: golden files, a comparator that can fail, data made from a counter.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod device;
 pub mod emulator;
 
 use safetensors::{Dtype, SafeTensors};
@@ -8,7 +9,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference};
+use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, ModelSpec};
+use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::{philox4x32, unit};
@@ -162,8 +165,21 @@ pub fn random_params(d: usize, m: usize, tied: bool, seed: u32) -> Params {
     }
 }
 
-/// Both backends on the same data and state: one test body for each.
+/// All backends on the same data and state, one test body for each: the CPU's, and the engine on the test's device.
 pub fn backends(
+    data: &Arc<Embeddings>,
+    spec: &ModelSpec,
+    state: &TrainState,
+) -> Vec<(&'static str, Box<dyn Backend>)> {
+    let device = device::device(1);
+    let engine = Engine::new("device".into(), device, data.clone(), spec.clone(), Precision::F32, state);
+    let mut all = cpu_backends(data, spec, state);
+    all.push((if device::on_card() { "card" } else { "emulation" }, Box::new(engine.unwrap())));
+    all
+}
+
+/// The CPU's backends, likewise.
+pub fn cpu_backends(
     data: &Arc<Embeddings>,
     spec: &ModelSpec,
     state: &TrainState,

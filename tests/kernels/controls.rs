@@ -1,25 +1,31 @@
 //! Defects planted into the kernels, to see that the other tests of this folder would find them.
 
 use crate::case::Case;
+use crate::common::device::emulation_only;
 use crate::common::emulator::{Emulator, mutate, sanitizer};
 use crate::engine::on;
 use crate::{index, topk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::Inference;
-use topk_sae::backend::cuda::device::Element;
+use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::sources::SOURCES;
+
+/// Whether this is not the place for planted defects: once is enough, and a card is left alone.
+fn elsewhere() -> bool {
+    sanitizer::inside() || emulation_only("planted defects")
+}
 
 /// Runs what finds most defects on other kernels; true where some check fails.
 fn found(sources: &[(String, String)]) -> bool {
-    let failed = |check: &dyn Fn(Emulator)| {
+    let failed = |check: &dyn Fn(Box<dyn Device>)| {
         (0..4).any(|seed| {
             let mut device = Emulator::with_sources(sources);
             device.seed = seed;
-            catch_unwind(AssertUnwindSafe(|| check(device))).is_err()
+            catch_unwind(AssertUnwindSafe(|| check(Box::new(device)))).is_err()
         })
     };
     let everything = |t: f64, wide: bool| {
-        move |device: Emulator| {
+        move |device: Box<dyn Device>| {
             let mut case = Case::new(70, if wide { 1100 } else { 40 }, 300, 6);
             (case.t, case.l1, case.steps, case.tied) = (t, 0.1, 2, wide);
             (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (4, Some(3), true);
@@ -28,12 +34,12 @@ fn found(sources: &[(String, String)]) -> bool {
             case.agree_with(on(device), |_| ());
         }
     };
-    failed(&|mut device| topk::check(&mut device, Element::F32, 6200, 64))
+    failed(&|mut device| topk::check(device.as_mut(), Element::F32, 6200, 64))
         || failed(&|mut device| {
             let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
-            index::check(&mut device, 9000, 8, 2, &latent, &|_| 2);
-            index::check(&mut device, 30, 9000, 2, &|row, e| (300 * row + e) as u32, &|_| 2);
-            index::check(&mut device, 40, 33, 33, &|row, e| ((row + e) % 33) as u32, &|row| {
+            index::check(device.as_mut(), 9000, 8, 2, &latent, &|_| 2);
+            index::check(device.as_mut(), 30, 9000, 2, &|row, e| (300 * row + e) as u32, &|_| 2);
+            index::check(device.as_mut(), 40, 33, 33, &|row, e| ((row + e) % 33) as u32, &|row| {
                 (row % 34) as u32
             });
         })
@@ -91,8 +97,8 @@ fn changed(file: &str, change: impl Fn(&str) -> String) -> Vec<(String, String)>
 
 #[test]
 fn a_missing_barrier_is_found() {
-    if sanitizer::inside() {
-        return; // Once is enough.
+    if elsewhere() {
+        return;
     }
     for (file, barrier) in [
         (
@@ -114,8 +120,8 @@ fn a_missing_barrier_is_found() {
 
 #[test]
 fn a_wrong_tie_rule_is_found() {
-    if sanitizer::inside() {
-        return; // Once is enough.
+    if elsewhere() {
+        return;
     }
     // The highest index wins: in the key and in its reading.
     let wrong = |text: &str| text.replace("(u32)~j", "(u32)j").replace("~(u32)s.keys", "(u32)s.keys");
@@ -126,8 +132,8 @@ fn a_wrong_tie_rule_is_found() {
 
 #[test]
 fn wrong_arithmetic_is_found() {
-    if sanitizer::inside() {
-        return; // Once is enough.
+    if elsewhere() {
+        return;
     }
     for (file, from, to) in [
         ("soft_tiles.cu", "+ row.c +", "+"),
@@ -151,8 +157,8 @@ fn writes_one_place_too_far_if_asked() {
 
 #[test]
 fn a_write_out_of_bounds_is_found() {
-    if sanitizer::inside() {
-        return; // Once is enough: this test brings the sanitizers itself.
+    if elsewhere() {
+        return;
     }
     let name = "controls::writes_one_place_too_far_if_asked";
     let child = sanitizer::run(&["--exact", name, "--nocapture"], &[("SAE_PLANT_OUT_OF_BOUNDS", "1")]);
@@ -163,8 +169,8 @@ fn a_write_out_of_bounds_is_found() {
 
 #[test]
 fn the_kernels_as_they_are_pass_the_same_checks() {
-    if sanitizer::inside() {
-        return; // Once is enough.
+    if elsewhere() {
+        return;
     }
     assert!(!found_by_a_child(&changed("", str::to_owned)));
 }

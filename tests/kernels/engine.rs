@@ -1,27 +1,24 @@
 //! The whole engine beside the reference: passes, steps, evaluations, over shapes, phases, options, bad input.
 
 use crate::case::Case;
-use crate::common::emulator::Emulator;
+use crate::common::device;
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
+use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, Inference, ModelSpec, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::model::TrainState;
 
-/// The engine in float32 on the emulation, with another order of blocks and threads for each `seed`.
-pub fn emulated(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
-    let mut device = Emulator::new();
-    device.seed = seed;
-    on(device)
+/// The engine in float32; on the emulation with another order of blocks and threads for each `seed`.
+pub fn ours(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
+    on(device::device(seed))
 }
 
 /// The engine in float32 on `device`.
-pub fn on(device: Emulator) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
-    move |data, spec, state| {
-        Engine::new("emulation".into(), Box::new(device), data, spec, Precision::F32, &state).unwrap()
-    }
+pub fn on(device: Box<dyn Device>) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
+    move |data, spec, state| Engine::new("device".into(), device, data, spec, Precision::F32, &state).unwrap()
 }
 
 const PHASES: [f64; 4] = [1.0, 0.0, 0.7, 0.97];
@@ -37,7 +34,7 @@ fn the_engine_agrees_with_the_reference_at_awkward_shapes_in_every_phase() {
             let mut case = Case::new([1, 15, 16, 17, 33][i % 5], [2, 3, 31, 32, 33, 100][i % 6], m, k);
             (case.t, case.tied, case.philox) = (PHASES[i % 4], i / 4 % 2 == 0, i % 3 > 0);
             case.spec.normalize = i % 7 > 1;
-            case.agree_with(emulated(i as u64), |_| ());
+            case.agree_with(ours(i as u64), |_| ());
             i += 1;
         }
     }
@@ -49,7 +46,7 @@ fn the_engine_agrees_with_the_reference_over_several_tiles_and_beyond_32768_late
     for (n, d, m, k, t) in [(3, 17, 4200, 65, 0.5), (2, 3, 32_773, 33, 1.0), (2, 3, 32_773, 600, 0.9)] {
         let mut case = Case::new(n, d, m, k);
         (case.t, case.steps, case.l1) = (t, 1, 0.3);
-        case.agree_with(emulated(m as u64), |_| ());
+        case.agree_with(ours(m as u64), |_| ());
     }
 }
 
@@ -59,7 +56,7 @@ fn rows_wider_than_a_block_of_threads_agree() {
         let mut case = Case::new(5, 1100 + i, 40, 7);
         (case.t, case.tied, case.steps) = (t, i == 0, 1);
         (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (3, Some(4), i == 2);
-        case.agree_with(emulated(i as u64), |_| ());
+        case.agree_with(ours(i as u64), |_| ());
     }
 }
 
@@ -88,11 +85,11 @@ fn every_option_agrees_alone_and_with_the_others() {
             // One option alone each time, so that all meet some phase, and all together.
             let mut alone = base();
             options[seed as usize % 8](&mut alone);
-            alone.agree_with(emulated(seed), |_| ());
+            alone.agree_with(ours(seed), |_| ());
             let mut all = base();
             options.iter().for_each(|set| set(&mut all));
             (all.spec.aux_k, all.steps) = (3, 3);
-            all.agree_with(emulated(seed), |_| ());
+            all.agree_with(ours(seed), |_| ());
         }
     }
 }
@@ -102,7 +99,7 @@ fn in_every_phase(base: &Case) {
         let mut case = base.clone();
         (case.t, case.tied, case.l1) = (t, i % 2 == 0, 0.1);
         (case.spec.aux_k, case.dead_every) = (4, Some(3));
-        case.agree_with(emulated(i as u64), |_| ());
+        case.agree_with(ours(i as u64), |_| ());
     }
 }
 
@@ -136,13 +133,26 @@ fn one_latent_active_on_every_row_agrees() {
     in_every_phase(&case);
 }
 
+/// What a checker of memory and races is run on: small, and every kind of step in it.
+#[test]
+fn a_small_step_of_each_kind_agrees() {
+    for (i, t) in [1.0, 0.5].into_iter().enumerate() {
+        let mut case = Case::new(17, 40, 300, 6);
+        (case.t, case.tied, case.steps) = (t, i == 0, 1);
+        (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
+        (case.spec.clip_norm, case.spec.unit_norm_decoder) = (Some(1e-2), true);
+        case.edit = |params, _| params.b_lat[200] = 6.0;
+        case.agree_with(ours(i as u64), |_| ());
+    }
+}
+
 #[test]
 fn a_loss_that_is_not_finite_stops_all_later_steps() {
     let mut case = Case::new(9, 8, 33, 3);
     case.spec.normalize = false;
     case.edit = |_, x| x[3 * 8..4 * 8].fill(3e38);
     let (data, state) = case.start();
-    let mut engine = emulated(1)(data, case.spec.clone(), state.clone());
+    let mut engine = ours(1)(data, case.spec.clone(), state.clone());
     let good: Vec<u32> = vec![0, 1, 2, 4];
     for (step, rows) in [&good, &case.rows(), &good].into_iter().enumerate() {
         engine.step(rows, &case.plan(step as u64, &[])).unwrap();
@@ -162,13 +172,13 @@ fn a_loss_that_is_not_finite_stops_all_later_steps() {
 fn evaluation_agrees_with_the_reference() {
     for inference in [Inference::Topk, Inference::Relu] {
         for normalize in [true, false] {
-            evaluation_agrees(Emulator::new(), inference, normalize);
+            evaluation_agrees(device::device(0), inference, normalize);
         }
     }
 }
 
 /// Fails where an evaluation differs from the reference's.
-pub fn evaluation_agrees(device: Emulator, inference: Inference, normalize: bool) {
+pub fn evaluation_agrees(device: Box<dyn Device>, inference: Inference, normalize: bool) {
     let mut case = Case::new(600, 9, 150, 4);
     (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
     let (data, mut state) = case.start();

@@ -1,6 +1,6 @@
 //! The inverted index against a sort.
 
-use crate::common::emulator::Emulator;
+use crate::common::device::device;
 use topk_sae::backend::ModelSpec;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::Device;
@@ -51,12 +51,12 @@ fn entries_come_back_by_latent_and_row() {
             ((start + e) % m) as u32
         };
         let held = |row: usize| (row % (k + 1)) as u32;
-        check(&mut Emulator::new(), n, m, k, &latent, &held);
+        check(device(0).as_mut(), n, m, k, &latent, &held);
     }
 }
 
 #[test]
 fn a_latent_of_every_row_is_ordered_beyond_one_map_of_rows() {
     let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
-    check(&mut Emulator::new(), 9000, 8, 2, &latent, &|_| 2);
+    check(device(0).as_mut(), 9000, 8, 2, &latent, &|_| 2);
 }

@@ -1,12 +1,13 @@
 //! Runs of many steps on real data, and the memory that they take.
 
 use crate::case::Case;
+use crate::common::device::{device, emulation_only};
 use crate::common::emulator::{Emulator, sanitizer};
 use std::path::Path;
 use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
+use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::cuda::{self, device::Device};
 use topk_sae::backend::{Backend, ModelSpec, StepPlan};
 use topk_sae::config::{Init, Precision};
 use topk_sae::data::{BatchOrder, Embeddings, LoadOptions};
@@ -42,9 +43,8 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
         let spec = ModelSpec::plain(8);
         let state = TrainState::start(Params::init(data.d_in(), 96, tied, &Init::Linear, 1), false);
         let mut cpu = FastCpu::new(data.clone(), spec.clone(), state.clone());
-        let device = Box::new(Emulator::new());
         let mut engine =
-            Engine::new("emulation".into(), device, data.clone(), spec, Precision::F32, &state).unwrap();
+            Engine::new("engine".into(), device(0), data.clone(), spec, Precision::F32, &state).unwrap();
         let (got, want) = (losses(&mut engine, data.n_rows()), losses(&mut cpu, data.n_rows()));
         for (step, (got, want)) in got.iter().zip(&want).enumerate() {
             assert!((got / want - 1.0).abs() < 1e-3, "tied {tied} step {step}: {got} {want}");
@@ -55,6 +55,9 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
 
 #[test]
 fn the_memory_told_beforehand_is_what_is_taken() {
+    if emulation_only("the memory that is taken") {
+        return;
+    }
     for (tied, precision) in [(false, Precision::F32), (true, Precision::Bf16)] {
         let mut case = Case::new(300, 64, 3000, 16);
         (case.t, case.tied) = (0.5, tied);
@@ -84,14 +87,12 @@ fn what_the_kernels_cannot_do_is_told_before_anything_is_taken() {
         let mut case = Case::new(4, 8, 3000, 5);
         edit(&mut case);
         let (data, state) = case.start();
-        let device = Box::new(Emulator::new());
-        Engine::new("emulation".into(), device, data, case.spec, Precision::F32, &state)
+        Engine::new("engine".into(), device(0), data, case.spec, Precision::F32, &state)
             .err()
             .unwrap()
             .to_string()
     };
     assert!(refused(&|c| c.spec.k = 1025).contains("--k 1025"));
     assert!(refused(&|c| c.spec.aux_k = 2000).contains("--aux-k 2000"));
-    assert!(refused(&|c| (c.d, c.m) = (9000, 5)).contains("shared memory"));
-    assert!(Emulator::new().facts().is_ok());
+    assert!(refused(&|c| (c.d, c.m) = (50_000, 5)).contains("shared memory"));
 }

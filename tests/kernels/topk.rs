@@ -1,6 +1,7 @@
 //! Selection against a full sort, on rows that are meant to break it.
 
-use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::device::device;
+use crate::common::emulator::sanitizer;
 use topk_sae::backend::cpu::reference;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};
@@ -118,9 +119,7 @@ fn selection_equals_a_full_sort_at_awkward_sizes() {
             ks.sort_unstable();
             ks.dedup();
             for k in ks {
-                let mut device = Emulator::new();
-                device.seed = (m + k) as u64;
-                check(&mut device, element, m, k);
+                check(device((m + k) as u64).as_mut(), element, m, k);
             }
         }
     }
@@ -129,9 +128,9 @@ fn selection_equals_a_full_sort_at_awkward_sizes() {
 #[test]
 fn selection_equals_a_full_sort_on_long_rows() {
     for (m, k) in [(32_773, 1), (32_773, 64), (32_773, 1024), (131_072, 33), (131_072, 512)] {
-        check(&mut Emulator::new(), Element::F32, m, k);
+        check(device(0).as_mut(), Element::F32, m, k);
     }
-    check(&mut Emulator::new(), Element::Bf16, 40_001, 65);
+    check(device(0).as_mut(), Element::Bf16, 40_001, 65);
 }
 
 #[test]
@@ -142,7 +141,7 @@ fn scores_that_are_not_finite_are_told_row_by_row() {
         scores[row][2999 - row] = bad;
     }
     for element in [Element::F32, Element::Bf16] {
-        let got = select(&mut Emulator::new(), element, &scores, &vec![0.0; m], 8);
+        let got = select(device(0).as_mut(), element, &scores, &vec![0.0; m], 8);
         assert_eq!(got.bad, [0, 1, 1, 0, 1]);
     }
 }
@@ -152,7 +151,7 @@ fn the_bias_is_added_before_anything_is_compared() {
     let m = 200;
     let scores = vec![vec![-1.0f32; m]; 3];
     let bias: Vec<f32> = (0..m).map(|j| if j % 50 == 7 { 1.5 } else { 0.5 }).collect();
-    let got = select(&mut Emulator::new(), Element::F32, &scores, &bias, 3);
+    let got = select(device(0).as_mut(), Element::F32, &scores, &bias, 3);
     for row in got.rows {
         assert_eq!(row, [(7, 0.5), (57, 0.5), (107, 0.5)]);
     }

@@ -1,0 +1,156 @@
+//! The device that tests run on: the emulation, or, with `SAE_TEST_DEVICE=cuda`, the first CUDA card.
+
+use super::emulator::Emulator;
+use std::cell::RefCell;
+use std::ops::Range;
+use std::process::Command;
+use std::rc::Rc;
+use topk_sae::backend::cuda::card::{self, Card};
+use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
+use topk_sae::backend::cuda::{self, gemm::Math};
+use topk_sae::config::Precision;
+use topk_sae::error::Result;
+
+const WANTED: &str = "SAE_TEST_DEVICE";
+
+/// Whether tests run on a card.
+pub fn on_card() -> bool {
+    match std::env::var(WANTED) {
+        Ok(name) if name == "cuda" => true,
+        Ok(name) => panic!("{WANTED}={name}: it can be cuda, or not set"),
+        Err(_) => false,
+    }
+}
+
+/// True on a card, with a line that says that `what` is for the emulation alone.
+pub fn emulation_only(what: &str) -> bool {
+    let skip = on_card();
+    if skip {
+        eprintln!("NOT ON A CARD: {what}");
+    }
+    skip
+}
+
+/// The device for float32. On the emulation, `seed` chooses the order of blocks and threads; a card has its own.
+pub fn device(seed: u64) -> Box<dyn Device> {
+    device_for(Precision::F32, seed, None)
+}
+
+/// The device for `precision` that tells `free` bytes as free, where given.
+pub fn device_for(precision: Precision, seed: u64, free: Option<u64>) -> Box<dyn Device> {
+    if on_card() {
+        return Box::new(Lent { card: lend(cuda::math(precision)), free });
+    }
+    let mut device = Emulator::new();
+    device.seed = seed;
+    device.total = free.unwrap_or(device.total);
+    Box::new(device)
+}
+
+type Shared = Rc<RefCell<Card>>;
+
+/// A card that is free: opening one takes longer than most tests, so that those of a thread use one after another.
+fn lend(math: Math) -> Shared {
+    thread_local!(static CARDS: RefCell<Vec<(Math, Shared)>> = const { RefCell::new(vec![]) });
+    CARDS.with_borrow_mut(|cards| {
+        let unused = cards.iter().find(|(m, card)| *m == math && Rc::strong_count(card) == 1);
+        if let Some((_, card)) = unused {
+            return card.clone();
+        }
+        let card = Rc::new(RefCell::new(card::open(0, math).unwrap()));
+        cards.push((math, card.clone()));
+        card
+    })
+}
+
+struct Lent {
+    card: Shared,
+    free: Option<u64>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // Records name memory of the test that ends.
+        self.card.borrow_mut().forget();
+    }
+}
+
+impl Device for Lent {
+    fn facts(&self) -> Result<Facts> {
+        let facts = self.card.borrow().facts()?;
+        Ok(Facts { free: self.free.unwrap_or(facts.free), ..facts })
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
+        self.card.borrow_mut().allocate(bytes, what)
+    }
+
+    fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.card.borrow_mut().write(to, offset, bytes)
+    }
+
+    fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.card.borrow_mut().read(from, offset, bytes)
+    }
+
+    fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
+        self.card.borrow_mut().send(to, len, fill)
+    }
+
+    fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
+        self.card.borrow_mut().zero(memory, range)
+    }
+
+    unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.card.borrow_mut().launch(kernel, launch, args) }
+    }
+
+    unsafe fn product(&mut self, product: &Product) -> Result<()> {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.card.borrow_mut().product(product) }
+    }
+
+    fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()> {
+        self.card.borrow_mut().record(key, work)
+    }
+
+    fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64> {
+        self.card.borrow_mut().timed(work)
+    }
+
+    fn forget(&mut self) {
+        self.card.borrow_mut().forget();
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.card.borrow_mut().synchronize()
+    }
+}
+
+/// Runs this binary's other tests on a card; `me` is the calling test, and tests whose names contain one of `skip`
+/// are left out. Without a card it says so, and fails where `SAE_REQUIRE_GPU=1` asks for one.
+pub fn same_on_a_card(me: &str, skip: &[&str]) {
+    if on_card() {
+        return;
+    }
+    if let Err(missing) = cuda::available() {
+        eprintln!("no GPU: {}; these tests did not run on a card", missing.reason);
+        let required = std::env::var("SAE_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!required, "SAE_REQUIRE_GPU=1, and there is no GPU: {}", missing.reason);
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.env(WANTED, "cuda").args(["--nocapture", "--skip", me]);
+    for name in skip {
+        child.args(["--skip", name]);
+    }
+    let out = child.output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{:?} on a card:\n{text}", out.status);
+    assert!(!text.contains("running 0 tests"), "no tests ran on a card:\n{text}");
+    // The counts, for whoever reads the log.
+    text.lines()
+        .filter(|l| l.starts_with("test result") || l.starts_with("NOT ON"))
+        .for_each(|l| eprintln!("{l}"));
+}

@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Runs the packed tests and benches on a GPU box (made by tools/pack-gpu.sh) and writes one report.
+#
+#     [OUT=DIR] [SPARSIFY=DIR] [OPENAI=DIR] [STAGES="1 2 3 4 5"] [PEERS_SECONDS=85] ./run-on-gpu.sh
+#
+# Stages: 1 parity on the card, 2 compute-sanitizer, 3 training beside the CPU, 4 benches, 5 other implementations.
+# SPARSIFY holds that project's fused_encoder.py and xformers.py, OPENAI train.py and kernels.py.
+# Kept under OUT (default ./gpu-report): report.md, the benches' JSON, raw.tar.gz with every log. A stage that fails or
+# runs out of time does not stop the others; the whole ends within ten minutes.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+# Given paths count from where this was called.
+out=$(realpath -m "${OUT:-$here/gpu-report}")
+[ -z "${SPARSIFY:-}" ] || SPARSIFY=$(realpath -m "$SPARSIFY")
+[ -z "${OPENAI:-}" ] || OPENAI=$(realpath -m "$OPENAI")
+mkdir -p "$out" && cd "$here" || exit 1
+stages=${STAGES:-1 2 3 4 5}
+raw=$(mktemp -d)
+trap 'rm -rf "$raw"' EXIT
+summary=$raw/summary.txt
+: > "$summary"
+began=$SECONDS
+
+# NVRTC and cuBLAS come from a toolkit or from the wheels beside python3's torch; kernels are compiled once, here.
+python=$(command -v python3 || true)
+export SAE_GOLDENS=$here/tests/goldens
+export CRITERION_HOME=$raw/criterion SAE_CACHE=$raw/cache RUST_BACKTRACE=1 PYTHONUNBUFFERED=1
+test_on_card() { SAE_REQUIRE_GPU=1 SAE_TEST_DEVICE=cuda "$@"; }
+
+facts() {
+    echo "commit: $(tr '\n' ' ' < commit)"
+    echo "date: $(date -u '+%Y-%m-%d %H:%M UTC')"
+    echo "kernel: $(uname -sr)"
+    echo "processor: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $(nproc) cores"
+    local fields=name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu
+    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=$fields --format=csv 2>&1 \
+        || echo "nvidia-smi: not run: no GPU"
+    echo "python: ${python:-none}"
+    if [ -n "$python" ]; then
+        "$python" -c 'import torch; print("torch:", torch.__version__, torch.version.cuda, torch.__file__)' 2>&1 |
+            tail -1
+        "$python" -c 'import triton; print("triton:", triton.__version__)' 2>&1 | tail -1
+        for part in nvrtc cublas; do
+            "$python" -c "
+import glob, site
+found = [f for s in site.getsitepackages() for f in glob.glob(s + '/nvidia/**/lib$part*.so*', recursive=True)]
+print('$part in site-packages:', *(found or ['none']))" 2>&1 | tail -1
+        done
+    fi
+    command -v compute-sanitizer nvcc
+    ./bin/sae devices 2>&1
+}
+
+# stage NAME SECONDS COMMAND...: output to a log of that name; one line in the summary.
+stage() {
+    local name=$1 limit=$2 status
+    shift 2
+    local start=$SECONDS left=$((560 - (SECONDS - began)))
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 5 ]; then
+        echo "NOT RUN  $name: no time left" >> "$summary"
+        return
+    fi
+    timeout -k 5 "$limit" "$@" > "$raw/$name.log" 2>&1
+    status=$?
+    case $status in
+        0) echo "ok       $name ($((SECONDS - start)) s)" ;;
+        124 | 137) echo "TIME     $name: stopped after $limit s" ;;
+        *) echo "FAILED   $name: status $status ($((SECONDS - start)) s)" ;;
+    esac >> "$summary"
+    tail -1 "$summary"
+    keep
+}
+
+# After each stage, so that a run that is cut off leaves what it had.
+keep() {
+    cp "$raw"/*.json "$out" 2> /dev/null
+    find "$raw" -maxdepth 1 -type f -printf '%f\n' | tar -czf "$out/raw.tar.gz" -C "$raw" -T - 2> /dev/null
+    if [ -n "$python" ]; then
+        "$python" gpu_report.py "$raw" > "$out/report.md" || cp "$summary" "$out/report.md"
+    else
+        cp "$summary" "$out/report.md"
+    fi
+}
+
+wanted() { case " $stages " in *" $1 "*) true ;; *) false ;; esac }
+
+not_run() { echo "NOT RUN  $1: no GPU" | tee -a "$summary"; }
+
+export -f test_on_card
+facts > "$raw/facts.log" 2>&1
+have_gpu=1
+# The line that `sae` itself gives.
+why=$(./bin/sae train examples/data/prott5_uniprot_3ftx.h5 --device cuda --dry-run --quiet 2>&1 > /dev/null) || have_gpu=0
+if [ "$have_gpu" = 0 ]; then
+    why=${why#error: --device cuda: }
+    echo "no GPU: $(head -1 <<< "$why")" | tee -a "$summary"
+fi
+
+each() { # what belongs to a stage, or the line that says why not
+    local number=$1 name=$2 limit=$3
+    wanted "$number" || return 0
+    if [ "$have_gpu" = 0 ]; then not_run "$name"; else shift; stage "$@"; fi
+}
+
+sanitize() { # tool: its own exit status tells of errors it found
+    if ! command -v compute-sanitizer > /dev/null; then
+        echo "not run: compute-sanitizer is not on the PATH"
+        return 3
+    fi
+    SAE_TEST_DEVICE=cuda compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+        ./bin/kernels --exact engine::a_small_step_of_each_kind_agrees --test-threads 1 --nocapture
+}
+export -f sanitize
+
+# The limits add up to 560 seconds: each stage has its turn, whatever the others do.
+# The first compiles the kernels, for all that follow.
+small=(./bin/kernels --exact engine::a_small_step_of_each_kind_agrees --test-threads 1 --nocapture)
+each 1 first-step 40 env SAE_TEST_DEVICE=cuda "${small[@]}"
+each 1 parity 90 env SAE_REQUIRE_GPU=1 ./bin/kernels --exact the_same_holds_on_a_gpu --nocapture
+each 1 goldens 20 bash -c 'test_on_card ./bin/goldens --nocapture'
+each 2 memcheck 50 bash -c 'sanitize memcheck'
+each 2 racecheck 60 bash -c 'sanitize racecheck'
+data=examples/data/prott5_uniprot_3ftx.h5
+each 3 train 70 "${python:-python3}" gpu_train.py --sae bin/sae --data $data --out "$raw/train"
+[ ! -f "$raw/train/gpu_train.json" ] || cp "$raw/train/gpu_train.json" "$raw/"
+each 4 bench 110 env SAE_BENCH_OUT="$raw/cuda_step.json" ./bin/cuda_step --bench
+peers_seconds=${PEERS_SECONDS:-85}
+peers=(--bin bin/step_time --out "$raw" --seconds "$peers_seconds")
+[ -z "${SPARSIFY:-}" ] || peers+=(--sparsify "$SPARSIFY")
+[ -z "${OPENAI:-}" ] || peers+=(--openai "$OPENAI")
+each 5 peers $((peers_seconds + 35)) "${python:-python3}" benches/gpu_vs_peers.py "${peers[@]}"
+
+keep
+echo
+echo "== summary ($((SECONDS - began)) s)"
+grep -E '^(NVIDIA|Tesla|name,)|^processor' "$raw/facts.log"
+cat "$summary"
+grep -hE '^test result|^NOT ON A CARD|^FAIL ' "$raw"/parity.log "$raw"/goldens.log "$raw"/train.log 2> /dev/null
+grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$raw"/*check.log 2> /dev/null
+[ ! -f "$raw/gpu_vs_peers.md" ] || sed -n '/^## /,$p' "$raw/gpu_vs_peers.md"
+echo "report: $out/report.md"
+! grep -qE '^(FAILED|TIME|NOT RUN)' "$summary"
