@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::TrainState;
 use crate::model_file::ModelMeta;
+use crate::report::progress::Phase;
+use crate::report::table::thousands;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,7 +34,7 @@ pub struct EncodeRequest {
     pub skip_bad_rows: bool,
     /// Where to compute.
     pub device: DeviceChoice,
-    /// No warnings.
+    /// No progress, no warnings.
     pub quiet: bool,
     /// Rows of one split; `None` is all rows.
     pub split: Option<Part>,
@@ -87,11 +89,11 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
     };
     let model = request.model.display().to_string();
     let shape = Shape::new(&meta, model);
-    let mut rows = 0;
-    let mut active = 0;
+    let (mut rows, mut active) = (0, 0);
+    let phase = Phase::new("encoding", request.quiet);
     files::write_whole_with(&request.out, |temporary| {
         let mut sink = Sink::create(temporary, &request.out, request.format, &shape)?;
-        write_all(request, &meta, &mut blocks, &mut open, &mut sink, stop)?;
+        write_all(request, &meta, &mut blocks, &mut open, &mut sink, &|state| phase.update(state), stop)?;
         (rows, active) = sink.finish()?;
         if rows > 0 {
             return Ok(());
@@ -105,9 +107,11 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
             (None, None) => Error::data(&request.data[0], "", "holds no rows; give a file with embeddings"),
         })
     })?;
+    phase.finish(&format!("{} rows", thousands(rows)));
     let skipped = blocks.skipped();
     if skipped.total() > 0 && !request.quiet {
-        eprintln!("warning: {skipped}");
+        let example = skipped.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
+        eprintln!("warning: {skipped}{example}");
     }
     Ok(Encoded {
         path: request.out.display().to_string(),
@@ -129,6 +133,7 @@ fn write_all(
     blocks: &mut Blocks<'_>,
     open: &mut Open<'_>,
     sink: &mut Sink,
+    progress: &dyn Fn(&str),
     stop: &AtomicBool,
 ) -> Result<()> {
     let mut backend: Option<Box<dyn Backend>> = None;
@@ -163,6 +168,8 @@ fn write_all(
             }
             sink.add(&ids, &codes)?;
         }
+        let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
+        progress(&format!("{} of {} rows", thousands(done), thousands(all)));
     }
     Ok(())
 }
