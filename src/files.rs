@@ -26,6 +26,20 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     finish(path, &temporary, write())
 }
 
+/// Lets `write` make the file at a temporary name and puts it at `path` once it is done: whole or not at all.
+///
+/// # Errors
+/// What `write` gives; [`Error::Io`] naming the target. Nothing is left behind.
+pub fn write_whole_with(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = temporary_name(path);
+    if let Err(error) = write(&temporary) {
+        // Best effort: the error that matters is the one reported.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    finish(path, &temporary, File::open(&temporary).and_then(|file| file.sync_all()))
+}
+
 /// A tensor of 4-byte values to be stored.
 pub struct Tensor<'a> {
     /// Name in the file.

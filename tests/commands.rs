@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "commands/encode.rs"]
+mod encode;
 #[path = "common/runs.rs"]
 mod runs;
 

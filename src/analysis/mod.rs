@@ -1,5 +1,9 @@
 //! What is asked of a trained model.
 
+pub mod compare;
+pub mod encode;
+pub mod sink;
+
 use crate::backend::{self, DeviceChoice};
 use crate::config::Precision;
 use crate::data::{LoadOptions, Part, Split};
@@ -31,6 +35,18 @@ pub fn load_model(path: &Path) -> Result<(Params, ModelMeta)> {
         )));
     }
     model_file::load(&file)
+}
+
+/// Data and model must be of one width.
+fn check_width(data: &Path, width: usize, model: &Path, d_in: usize) -> Result<()> {
+    if width == d_in {
+        return Ok(());
+    }
+    let what = format!(
+        "has rows of {width} values, the model {} takes {d_in}; give embeddings of the same kind",
+        model.display()
+    );
+    Err(Error::data(data, "", what))
 }
 
 /// What to evaluate.
@@ -74,15 +90,7 @@ pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<Ev
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
     let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
-    if data.d_in() != meta.d_in {
-        let what = format!(
-            "has rows of {} values, the model {} takes {}; evaluate on embeddings of the same kind",
-            data.d_in(),
-            request.model.display(),
-            meta.d_in
-        );
-        return Err(Error::data(&request.data[0], "", what));
-    }
+    check_width(&request.data[0], data.d_in(), &request.model, meta.d_in)?;
     let (d, m) = (meta.d_in, meta.n_latents);
     let split = Split::new(&data, meta.seed);
     let mean: Vec<f64> = meta.train_mean.iter().map(|&v| f64::from(v)).collect();

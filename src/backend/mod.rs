@@ -38,14 +38,18 @@
 //! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average.
 
 mod choice;
+mod codes;
 pub mod cpu;
 pub mod cuda;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
+pub use codes::Codes;
 
+use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::noise::Noise;
+use std::sync::Arc;
 
 /// Added to the standard deviation of a row, outside the root.
 pub const NORM_EPS: f64 = 1e-5;
@@ -242,6 +246,20 @@ pub trait Backend {
     /// As for [`Backend::step`].
     fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums>;
 
+    /// The inference codes of `rows`, in their order. Memory grows with the active latents: ask for some
+    /// thousand rows at a time.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes>;
+
+    /// Goes on with other data: row numbers are those of `data` from here on. Width (D) and type of the values must
+    /// be those of the data before.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`]; data of another width or type.
+    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()>;
+
     /// The pass that [`Backend::step`] would make, without its update.
     ///
     /// # Errors
@@ -253,6 +271,20 @@ pub trait Backend {
     /// # Errors
     /// As for [`Backend::step`].
     fn state(&mut self) -> Result<std::borrow::Cow<'_, TrainState>>;
+}
+
+/// Fails unless `new` can take the place of `old` in a backend.
+fn check_same_kind(old: &Embeddings, new: &Embeddings) -> Result<()> {
+    if (old.d_in(), old.dtype()) == (new.d_in(), new.dtype()) {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "rows of {} {} values came after rows of {} {}; please report this",
+        new.d_in(),
+        new.dtype(),
+        old.d_in(),
+        old.dtype()
+    )))
 }
 
 /// Decay of the moving average at a step: it starts low, so that the average forgets the start weights

@@ -1,7 +1,9 @@
 //! The command line: clap alone, one file a command. Arguments become requests of the library, results become
 //! text; nothing is computed here.
 
+mod compare;
 mod devices;
+mod encode;
 mod eval;
 mod inspect;
 mod train;
@@ -45,6 +47,10 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
     Eval(eval::Args),
+    /// Write the sparse code of every row with its id: HDF5 or a table
+    Encode(encode::Args),
+    /// Set runs side by side, the best validation FVU first
+    Compare(compare::Args),
     /// Tell what a data file or a model holds
     Inspect(inspect::Args),
     /// Show devices and CUDA libraries, and where each was looked for
@@ -94,6 +100,8 @@ impl Cli {
         match command {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
+            Command::Encode(args) => encode::run(args, &global, stop),
+            Command::Compare(args) => compare::run(&args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
         }

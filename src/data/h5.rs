@@ -26,6 +26,8 @@ pub(super) struct File {
     pub len: u64,
     /// Offsets in headers are those of the file, eight bytes long.
     pub plain: bool,
+    /// Datasets are read piece by piece: they need not fit into memory.
+    pub in_parts: bool,
 }
 
 /// What a dataset holds.
@@ -81,7 +83,7 @@ impl Drop for Id {
 }
 
 /// The library's answer in one short line.
-pub(super) fn brief(error: &hdf5::Error) -> String {
+pub(crate) fn brief(error: &hdf5::Error) -> String {
     let text = match error.stack() {
         Some(stack) => match stack.last() {
             Some(frame) => frame.desc().to_owned(),
@@ -113,7 +115,7 @@ impl File {
             // The default is eight bytes for both.
             list.userblock() == 0 && sizes == SizeofInfo::default()
         });
-        Ok(Self { path: path.to_owned(), hdf, raw, len: meta.len(), plain })
+        Ok(Self { path: path.to_owned(), hdf, raw, len: meta.len(), plain, in_parts: false })
     }
 
     /// A damaged-file error at `place`.
@@ -177,25 +179,57 @@ impl File {
         described.map_err(|error| self.damaged(&format!("dataset \"/{path}\""), &error))
     }
 
-    /// Reads a whole dataset without conversion; `out` must be exactly its size.
-    pub fn read_bytes(&self, dataset: &Dataset, size: usize, out: &mut [u8]) -> Result<()> {
+    /// Reads the rows `rows` (of the first axis; of a 1-D dataset all values, as row 0) without conversion; `out`
+    /// must be exactly their size. `size` is that of a value.
+    pub fn read_rows(
+        &self,
+        dataset: &Dataset,
+        rows: std::ops::Range<u64>,
+        size: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
         let read = sync(|| {
             let object = open_object(&self.hdf, &dataset.path)?;
-            // SAFETY: live ids; `out` is as long as the values, which is checked just before.
+            // SAFETY: live ids; the slab has as many axes as the dataset; `out` is as long as the values selected,
+            // which is checked just before.
             unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;
                 let space = Id::new(h5d::H5Dget_space(object.0))?;
-                let n = h5s::H5Sget_simple_extent_npoints(space.0);
+                if let [_, width] = dataset.shape[..] {
+                    if h5s::H5Sget_simple_extent_ndims(space.0) != 2 {
+                        return Err(hdf5::Error::from("its shape changed while reading"));
+                    }
+                    let (start, count) = ([rows.start, 0], [rows.end - rows.start, width]);
+                    let set = h5s::H5S_seloper_t::H5S_SELECT_SET;
+                    hdf5::h5check(h5s::H5Sselect_hyperslab(
+                        space.0,
+                        set,
+                        start.as_ptr(),
+                        std::ptr::null(),
+                        count.as_ptr(),
+                        std::ptr::null(),
+                    ))?;
+                }
+                let n = h5s::H5Sget_select_npoints(space.0);
                 let unit = h5t::H5Tget_size(kind.0);
                 let needed = usize::try_from(n).ok().and_then(|n| n.checked_mul(unit));
-                if unit != size || needed != Some(out.len()) {
+                // The slab may not reach past the dataset's end: it may have shrunk since it was described.
+                if h5s::H5Sselect_valid(space.0) <= 0 || unit != size || needed != Some(out.len()) {
                     return Err(hdf5::Error::from("its shape changed while reading"));
                 }
+                // In memory the rows have the shape that they have in the file: the library is several times slower
+                // where shapes differ, because it then goes element by element.
+                let axes = match dataset.shape[..] {
+                    [_, width] => vec![rows.end - rows.start, width],
+                    _ => vec![n as u64],
+                };
+                let memory = h5s::H5Screate_simple(axes.len() as i32, axes.as_ptr(), std::ptr::null());
+                let memory = Id::new(memory)?;
                 hdf5::h5check(h5d::H5Dread(
                     object.0,
                     kind.0,
-                    h5s::H5S_ALL,
-                    h5s::H5S_ALL,
+                    memory.0,
+                    space.0,
                     hdf5_sys::h5p::H5P_DEFAULT,
                     out.as_mut_ptr().cast(),
                 ))

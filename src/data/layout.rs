@@ -84,7 +84,11 @@ pub(super) struct Plan {
 
 /// Opens `path` and decides what its rows are.
 pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
-    let file = File::open(path)?;
+    plan_of(File::open(path)?, options)
+}
+
+/// Decides what the rows of `file` are.
+pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
     let name = options.dataset.as_deref().map(|name| name.trim_matches('/'));
     let (datasets, matrix) = match name {
         None => (scan(&file, "", true)?, None),

@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use super::LoadOptions;
 use super::embeddings::{Embeddings, Groups, Skipped, Source};
+use super::kind::Dtype;
 use super::layout::{Ids, Layout, Piece, Plan, place, plan};
-use super::read::{Values, read_all};
+use super::read::{Part, Values, read_all};
 use crate::error::{Error, Result};
 
 /// Ends the messages on single bad rows.
@@ -40,9 +42,9 @@ impl Embeddings {
 }
 
 /// Counts a bad row, or makes it the error that stops the loading.
-struct Judge {
-    skip: bool,
-    skipped: Skipped,
+pub(super) struct Judge {
+    pub skip: bool,
+    pub skipped: Skipped,
 }
 
 #[derive(Clone, Copy)]
@@ -75,7 +77,7 @@ impl Judge {
 }
 
 /// A piece with its file and the number of its first row.
-struct Located<'a> {
+pub(super) struct Located<'a> {
     plan: usize,
     file: &'a super::h5::File,
     piece: &'a Piece,
@@ -94,27 +96,19 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
     let mut judge = Judge { skip, skipped: Skipped::default() };
     let width = common_width(&plans);
     let pieces = locate(&plans, width, &mut judge)?;
-    let n_rows = pieces.last().map_or(0, |p| p.start + p.piece.n_rows);
+    let n_rows = n_rows(&pieces)?;
     let d_in = width as usize;
-    if u32::try_from(n_rows).is_err() {
-        return Err(Error::Failed(format!(
-            "{n_rows} rows are more than {} row numbers; give fewer files",
-            u32::MAX
-        )));
-    }
     let mut keep = vec![true; n_rows];
     check_ids(&pieces, &mut keep, &mut judge)?;
 
-    let dtype =
-        pieces.iter().map(|p| p.piece.stored.dtype).reduce(|a, b| a.widest(b)).unwrap_or(super::Dtype::F32);
+    let dtype = dtype(&pieces);
     let mut values = n_rows.checked_mul(d_in).and_then(|n| Values::zeros(dtype, n)).ok_or_else(|| {
         Error::Failed(format!(
             "{n_rows} rows of {d_in} {dtype} values do not fit the memory; give fewer files"
         ))
     })?;
-    let parts: Vec<_> = pieces.iter().map(|p| (p.file, &p.piece.dataset, p.piece.stored)).collect();
-    read_all(&parts, &mut values)?;
-    check_values(&pieces, &values, d_in, &mut keep, &mut judge)?;
+    read_range(&pieces, 0..n_rows, &mut values)?;
+    check_values(&pieces, &values, d_in, 0, &mut keep, &mut judge)?;
 
     if keep.contains(&false) {
         values.retain_rows(d_in, &keep);
@@ -124,14 +118,46 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
         n_rows: keep.iter().filter(|&&keep| keep).count(),
         d_in,
         values,
-        groups: groups(&pieces, &keep),
+        groups: groups(&pieces, 0..n_rows, &keep),
         skipped: judge.skipped,
         sources,
     })
 }
 
+/// Rows of all pieces, if they can be numbered.
+pub(super) fn n_rows(pieces: &[Located<'_>]) -> Result<usize> {
+    let n_rows = pieces.last().map_or(0, |p| p.start + p.piece.n_rows);
+    if u32::try_from(n_rows).is_err() {
+        return Err(Error::Failed(format!(
+            "{n_rows} rows are more than {} row numbers; give fewer files",
+            u32::MAX
+        )));
+    }
+    Ok(n_rows)
+}
+
+/// The narrowest type that holds all pieces.
+pub(super) fn dtype(pieces: &[Located<'_>]) -> Dtype {
+    pieces.iter().map(|p| p.piece.stored.dtype).reduce(|a, b| a.widest(b)).unwrap_or(Dtype::F32)
+}
+
+/// Reads the rows `rows` of all pieces into `values`, which has room for exactly those.
+pub(super) fn read_range(pieces: &[Located<'_>], rows: Range<usize>, values: &mut Values) -> Result<()> {
+    let mut parts = Vec::new();
+    for (p, rows) in overlaps(pieces, rows) {
+        parts.push(Part {
+            file: p.file,
+            dataset: &p.piece.dataset,
+            stored: p.piece.stored,
+            rows: rows.start as u64..rows.end as u64,
+            width: p.piece.width as usize,
+        });
+    }
+    read_all(&parts, values)
+}
+
 /// The width of most rows; of equals the one that comes first.
-fn common_width(plans: &[Plan]) -> u64 {
+pub(super) fn common_width(plans: &[Plan]) -> u64 {
     let mut counts: Vec<(u64, usize)> = Vec::new();
     for piece in plans.iter().flat_map(|plan| &plan.pieces) {
         match counts.iter_mut().find(|(width, _)| *width == piece.width) {
@@ -145,7 +171,7 @@ fn common_width(plans: &[Plan]) -> u64 {
 }
 
 /// The pieces of the common width, one after another.
-fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Located<'a>>> {
+pub(super) fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Located<'a>>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for (index, plan) in plans.iter().enumerate() {
@@ -171,7 +197,7 @@ fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Lo
 }
 
 /// Ids must be usable in tables and occur once.
-fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
+pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
     let mut seen: HashMap<&str, (usize, usize)> = HashMap::with_capacity(keep.len().min(1 << 24));
     for (index, located) in pieces.iter().enumerate() {
         let (ids, rows_each) = match &located.piece.ids {
@@ -207,10 +233,12 @@ fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Re
     Ok(())
 }
 
-fn check_values(
+/// `values` are rows from row `first` on; so is `keep`.
+pub(super) fn check_values(
     pieces: &[Located<'_>],
     values: &Values,
     d_in: usize,
+    first: usize,
     keep: &mut [bool],
     judge: &mut Judge,
 ) -> Result<()> {
@@ -221,28 +249,42 @@ fn check_values(
         if !keep[row] {
             continue;
         }
-        let located = &pieces[pieces.partition_point(|p| p.start <= row) - 1];
+        let located = &pieces[pieces.partition_point(|p| p.start <= first + row) - 1];
         let value = values.get(row * d_in + column);
         let what = if value.is_finite() {
             format!("column {column} is {value:e}, too large for float32")
         } else {
             format!("column {column} is {value}")
         };
-        judge.bad(Reason::NonFinite, 1, || located.error(row - located.start, what))?;
+        judge.bad(Reason::NonFinite, 1, || located.error(first + row - located.start, what))?;
         keep[row] = false;
     }
     Ok(())
 }
 
-/// Numbers the groups of the rows that stay.
-fn groups(pieces: &[Located<'_>], keep: &[bool]) -> Groups {
+/// The pieces that have rows in `rows`, each with those rows counted within the piece.
+fn overlaps<'a, 'b>(
+    pieces: &'a [Located<'b>],
+    rows: Range<usize>,
+) -> impl Iterator<Item = (&'a Located<'b>, Range<usize>)> {
+    let first = pieces.partition_point(|p| p.start + p.piece.n_rows <= rows.start);
+    let inside = pieces[first..].iter().take_while(move |p| p.start < rows.end);
+    inside.map(move |p| {
+        let from = rows.start.max(p.start) - p.start;
+        (p, from..(rows.end - p.start).min(p.piece.n_rows))
+    })
+}
+
+/// Numbers the groups of those of `rows` that stay; `keep` has a mark for each of them.
+pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) -> Groups {
     let mut groups = Groups::default();
     let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_)));
-    for located in pieces {
-        let kept = &keep[located.start..located.start + located.piece.n_rows];
+    for (located, part) in overlaps(pieces, rows.clone()) {
+        let at = located.start + part.start - rows.start;
+        let kept = &keep[at..at + part.len()];
         match &located.piece.ids {
             Ids::Rows(ids) => {
-                for (id, _) in ids.iter().zip(kept).filter(|(_, keep)| **keep) {
+                for (id, _) in ids[part].iter().zip(kept).filter(|(_, keep)| **keep) {
                     if residues {
                         groups.of_row.push((groups.ids.len() as u32, 0));
                     }
@@ -253,7 +295,7 @@ fn groups(pieces: &[Located<'_>], keep: &[bool]) -> Groups {
                 let group = groups.ids.len() as u32;
                 let numbered = matches!(located.piece.ids, Ids::Residues(_));
                 for row in (0..kept.len()).filter(|&row| residues && kept[row]) {
-                    let residue = if numbered { row as u32 + 1 } else { 0 };
+                    let residue = if numbered { (part.start + row) as u32 + 1 } else { 0 };
                     groups.of_row.push((group, residue));
                 }
                 groups.ids.push(id.clone());

@@ -3,7 +3,7 @@
 //! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
 //! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` lists
 //! datasets, `layout` and `ids` decide what the rows are, `read` brings the bytes, `load` checks every
-//! row; [`Split`] and [`BatchOrder`] say which rows are used when.
+//! row, `stream` does so block by block; [`Split`] and [`BatchOrder`] say which rows are used when.
 
 mod advice;
 mod batches;
@@ -20,13 +20,16 @@ mod read;
 mod scan;
 mod signature;
 mod split;
+mod stream;
 mod text;
 
 pub use batches::BatchOrder;
 pub use embeddings::{Embeddings, Skipped, Source};
+pub(crate) use h5::brief;
 pub use inspect::{FileSummary, inspect};
 pub use kind::Dtype;
 pub use split::{Part, Split, part_of_id};
+pub use stream::{Blocks, DataFiles};
 
 /// How data files are to be read.
 #[derive(Clone, Debug, Default)]

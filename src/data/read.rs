@@ -1,5 +1,6 @@
 //! Brings values from the file into one block of memory, in the type that the block has.
 
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use half::{bf16, f16};
@@ -134,49 +135,56 @@ struct Job<'a> {
     out: &'a mut [u8],
 }
 
-/// Reads whole datasets one after another into `values`; each comes with its file and type.
-/// The sizes of the datasets must add up to that of `values`.
-pub(super) fn read_all(parts: &[(&File, &Dataset, Stored)], values: &mut Values) -> Result<()> {
+/// Rows of a dataset that are read: all of it, or a stretch of its first axis.
+pub(super) struct Part<'a> {
+    pub file: &'a File,
+    pub dataset: &'a Dataset,
+    pub stored: Stored,
+    /// Rows of a 2-D dataset; a 1-D one is its row 0.
+    pub rows: Range<u64>,
+    /// Values of a row.
+    pub width: usize,
+}
+
+/// Reads `parts` one after another into `values`; their sizes must add up to that of `values`.
+pub(super) fn read_all(parts: &[Part<'_>], values: &mut Values) -> Result<()> {
     let target = values.dtype();
     let mut rest = values.bytes_mut();
     let mut jobs = Vec::with_capacity(parts.len());
-    for &(file, dataset, stored) in parts {
-        let n = dataset.shape.iter().product::<u64>() as usize;
+    for part in parts {
+        let Part { file, dataset, stored, width, .. } = *part;
+        let n = (part.rows.end - part.rows.start) as usize * width;
         let (out, after) = rest.split_at_mut(n * target.size());
         rest = after;
         match dataset.place {
             Place::At(offset) => {
+                let offset = offset + part.rows.start * (width * stored.dtype.size()) as u64;
                 let step = CHUNK / target.size();
                 for (i, out) in out.chunks_mut(step * target.size()).enumerate() {
                     let offset = offset + (i * step * stored.dtype.size()) as u64;
                     jobs.push(Job { file, dataset, stored, offset, out });
                 }
             }
-            Place::Library => read_through_library(file, dataset, stored, target, out)?,
+            Place::Library => read_through_library(part, target, out)?,
         }
     }
     let together = (jobs.len() / 256).max(1);
     jobs.into_par_iter().with_min_len(together).try_for_each(|job| run(job, target))
 }
 
-fn read_through_library(
-    file: &File,
-    dataset: &Dataset,
-    stored: Stored,
-    target: Dtype,
-    out: &mut [u8],
-) -> Result<()> {
+fn read_through_library(part: &Part<'_>, target: Dtype, out: &mut [u8]) -> Result<()> {
+    let Part { file, dataset, stored, .. } = *part;
     if out.is_empty() {
         return Ok(());
     }
     let size = stored.dtype.size();
     if stored.dtype == target {
-        file.read_bytes(dataset, size, out)?;
+        file.read_rows(dataset, part.rows.clone(), size, out)?;
         to_native(stored, out);
         return Ok(());
     }
     let mut raw = vec![0; out.len() / target.size() * size];
-    file.read_bytes(dataset, size, &mut raw)?;
+    file.read_rows(dataset, part.rows.clone(), size, &mut raw)?;
     to_native(stored, &mut raw);
     promote(stored.dtype, &raw, target, out);
     Ok(())

@@ -126,7 +126,8 @@ fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
             ),
         ));
     };
-    let room = usize::try_from(bytes).is_ok_and(|b| Vec::<u8>::new().try_reserve_exact(b).is_ok());
+    let room =
+        file.in_parts || usize::try_from(bytes).is_ok_and(|b| Vec::<u8>::new().try_reserve_exact(b).is_ok());
     if !room {
         return Err(Error::data(
             &file.path,

@@ -2,6 +2,8 @@
 //!
 //! Drawn at twice the size and averaged down, because plotters' thick lines have hard edges.
 
+pub mod frontier;
+
 use std::sync::OnceLock;
 
 use plotters::coord::Shift;
@@ -58,15 +60,20 @@ pub struct CurvePlot {
 
 /// The plot as the bytes of a PNG file of [`WIDTH`] x [`HEIGHT`] pixels.
 pub fn render_png(plot: &CurvePlot) -> Result<Vec<u8>> {
+    render(&plot.title, |root| draw(root, plot))
+}
+
+/// A picture that `draw` makes, as the bytes of a PNG file.
+fn render(title: &str, draw: impl FnOnce(&Area) -> Fallible) -> Result<Vec<u8>> {
     let failed = |e: Box<dyn std::error::Error>| {
-        Error::Failed(format!("cannot draw the plot \"{}\": {e}; the numbers are in metrics.csv", plot.title))
+        Error::Failed(format!("cannot draw the plot \"{title}\": {e}; the numbers are in metrics.csv"))
     };
     register_font().map_err(failed)?;
     let size = (WIDTH * SCALE, HEIGHT * SCALE);
     let mut large = vec![255u8; (size.0 * size.1 * 3) as usize];
     {
         let root = BitMapBackend::with_buffer(&mut large, size).into_drawing_area();
-        draw(&root, plot).map_err(failed)?;
+        draw(&root).map_err(failed)?;
         root.present().map_err(|e| failed(e.into()))?;
     }
     encode(&averaged_down(&large)).map_err(|e| failed(e.into()))

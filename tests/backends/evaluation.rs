@@ -3,7 +3,7 @@
 use crate::case::{Case, Check};
 use crate::common;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, EvalSums, Inference, Weights};
+use topk_sae::backend::{Backend, Codes, EvalSums, Inference, Weights};
 
 #[test]
 fn evaluation_agrees_with_the_reference_for_both_codes_and_both_weights() {
@@ -80,5 +80,79 @@ fn evaluation_in_parts_adds_up_to_evaluation_at_once() {
         check.number("squared", sums.squared, once.squared);
         check.number("absolute", sums.absolute, once.absolute);
         check.number("cosine", sums.cosine, once.cosine);
+    }
+}
+
+/// Fails unless two backends give the same codes, but for entries within rounding of 0 or of a tie.
+pub fn same_codes(what: &str, got: &Codes, want: &Codes) {
+    assert_eq!((got.n_rows(), got.bad), (want.n_rows(), want.bad), "{what}");
+    let mut apart = 0;
+    for i in 0..want.n_rows() {
+        let ((latents, values), (want_latents, want_values)) = (got.row(i), want.row(i));
+        assert!(latents.windows(2).all(|pair| pair[0] < pair[1]), "{what}: row {i} is not ascending");
+        assert!(values.iter().all(|v| *v > 0.0), "{what}: row {i} has an entry that is not active");
+        if latents != want_latents {
+            apart += latents.iter().filter(|j| !want_latents.contains(j)).count();
+            apart += want_latents.iter().filter(|j| !latents.contains(j)).count();
+            continue;
+        }
+        for (got, want) in values.iter().zip(want_values) {
+            // Sums of some hundred float32 products.
+            assert!((got - want).abs() <= 1e-4 * want.abs().max(1.0), "{what}: row {i}: {got} {want}");
+        }
+    }
+    assert!(apart <= 8, "{what}: {apart} entries are in one code only");
+}
+
+#[test]
+fn codes_agree_with_the_reference_and_with_the_evaluation() {
+    for (d, m, k) in [(33, 257, 9), (2, 7, 7), (100, 1000, 33)] {
+        for (inference, normalize) in
+            [(Inference::Topk, true), (Inference::Relu, true), (Inference::Relu, false)]
+        {
+            let mut case = Case::new(300, d, m, k);
+            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.99));
+            let (data, mut state) = case.start();
+            state.ema = Some(common::random_params(d, m, case.tied, 900));
+            let rows: Vec<u32> = case.rows().into_iter().rev().collect();
+            for weights in [Weights::Last, Weights::Averaged] {
+                let mut all = common::backends(&data, &case.spec, &state);
+                let codes: Vec<Codes> =
+                    all.iter_mut().map(|(_, backend)| backend.encode(&rows, weights).unwrap()).collect();
+                let what = format!("{} {inference:?} {weights:?}", case.name());
+                same_codes(&what, &codes[1], &codes[0]);
+                let mut fired = vec![0; m];
+                let sums = all[1].1.evaluate(&rows, weights, &mut fired).unwrap();
+                assert_eq!(codes[1].indices.len() as u64, sums.active, "{what}");
+                codes[1].indices.iter().for_each(|&j| fired[j as usize] -= 1);
+                assert!(fired.iter().all(|&n| n == 0), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_whose_scores_are_not_finite_is_named() {
+    let mut case = Case::new(40, 8, 33, 3);
+    case.spec.normalize = false;
+    case.edit = |_, x| x[21 * 8..22 * 8].fill(3e38);
+    let (data, state) = case.start();
+    let mut fast = FastCpu::new(data, case.spec.clone(), state);
+    assert_eq!(fast.encode(&case.rows(), Weights::Last).unwrap().bad, Some(21));
+}
+
+#[test]
+fn other_data_of_the_same_kind_take_the_place_of_the_first() {
+    let case = Case::new(50, 33, 257, 9);
+    let (data, state) = case.start();
+    let mut values = vec![0.0; 20 * 33];
+    (0..20).for_each(|n| data.row_into(30 + n, &mut values[n * 33..(n + 1) * 33]));
+    let last = common::embeddings(33, values);
+    for (_, mut backend) in common::backends(&data, &case.spec, &state) {
+        let want = backend.encode(&(30..50).collect::<Vec<u32>>(), Weights::Last).unwrap();
+        backend.set_data(last.clone()).unwrap();
+        let got = backend.encode(&(0..20).collect::<Vec<u32>>(), Weights::Last).unwrap();
+        same_codes("other data", &got, &want);
+        assert!(backend.set_data(common::embeddings(3, vec![0.0; 6])).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5p, h5s, h5t};
-use topk_sae::data::{Embeddings, LoadOptions};
+use topk_sae::data::{DataFiles, Embeddings, LoadOptions};
 use topk_sae::error::Error;
 
 /// A folder that goes away at the end of a test.
@@ -164,7 +164,42 @@ pub fn load(paths: &[&Path]) -> Result<Embeddings, Error> {
 
 pub fn load_with(paths: &[&Path], options: &LoadOptions) -> Result<Embeddings, Error> {
     let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
-    Embeddings::load(&paths, options)
+    let whole = Embeddings::load(&paths, options);
+    comes_in_blocks_too(&paths, options, whole.as_ref().ok());
+    whole
+}
+
+/// Fails unless the same rows come block by block, or are refused there too.
+fn comes_in_blocks_too(paths: &[PathBuf], options: &LoadOptions, whole: Option<&Embeddings>) {
+    let small = whole.is_none_or(|data| data.n_rows() < 2000);
+    for bytes in [1, 100, 1 << 20].into_iter().filter(|&bytes| small || bytes > 100) {
+        let read = || -> Result<usize, Error> {
+            let files = DataFiles::open(paths, options)?;
+            let mut blocks = files.blocks(bytes)?;
+            let mut at = 0;
+            while let Some(block) = blocks.next_block()? {
+                for n in 0..block.n_rows() {
+                    let Some(data) = whole else { continue };
+                    assert_eq!((block.row_id(n), row(&block, n)), (data.row_id(at + n), row(data, at + n)));
+                    let group = |data: &Embeddings, row| data.group_id(data.group_of(row)).to_owned();
+                    assert_eq!(group(&block, n), group(data, at + n));
+                    assert_eq!((block.d_in(), block.dtype()), (data.d_in(), data.dtype()));
+                }
+                at += block.n_rows();
+            }
+            let skipped = whole.map(Embeddings::skipped);
+            assert!(skipped.is_none_or(|s| s == blocks.skipped()), "{skipped:?} {:?}", blocks.skipped());
+            assert_eq!(blocks.rows_done(), blocks.n_rows());
+            Ok(at)
+        };
+        match (read(), whole) {
+            (Ok(rows), Some(data)) => assert_eq!(rows, data.n_rows()),
+            // Where nothing is left, the caller tells.
+            (Ok(rows), None) => assert_eq!(rows, 0, "{paths:?} was refused as a whole"),
+            (Err(error), Some(_)) => panic!("{paths:?} was refused in blocks: {error}"),
+            (Err(_), None) => {}
+        }
+    }
 }
 
 pub fn skipping() -> LoadOptions {

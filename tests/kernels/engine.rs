@@ -199,3 +199,37 @@ pub fn evaluation_agrees(device: Box<dyn Device>, inference: Inference, normaliz
         }
     }
 }
+
+#[test]
+fn codes_agree_with_the_reference() {
+    for (i, inference) in [Inference::Topk, Inference::Relu].into_iter().enumerate() {
+        for weights in [Weights::Last, Weights::Averaged] {
+            let mut case = Case::new(300, 9, 150, 4);
+            (case.spec.inference, case.spec.ema) = (inference, Some(0.9));
+            let (data, mut state) = case.start();
+            state.ema.as_mut().unwrap().w_enc.iter_mut().for_each(|w| *w *= 0.5);
+            let mut engine = emulated(i as u64)(data.clone(), case.spec.clone(), state.clone());
+            let mut reference = Reference::new(data, case.spec.clone(), state);
+            let got = engine.encode(&case.rows(), weights).unwrap();
+            let want = reference.encode(&case.rows(), weights).unwrap();
+            assert_eq!((&got.indptr, &got.indices, got.bad), (&want.indptr, &want.indices, None));
+            for (got, want) in got.values.iter().zip(&want.values) {
+                assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0), "{got} {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn other_data_take_the_place_of_the_first() {
+    let case = Case::new(50, 9, 150, 4);
+    let (data, state) = case.start();
+    let mut values = vec![0.0; 20 * 9];
+    (0..20).for_each(|n| data.row_into(30 + n, &mut values[n * 9..(n + 1) * 9]));
+    let mut engine = emulated(3)(data, case.spec.clone(), state);
+    let want = engine.encode(&(30..50).collect::<Vec<u32>>(), Weights::Last).unwrap();
+    engine.set_data(crate::common::embeddings(9, values)).unwrap();
+    let got = engine.encode(&(0..20).collect::<Vec<u32>>(), Weights::Last).unwrap();
+    assert_eq!((&got.indptr, &got.indices), (&want.indptr, &want.indices));
+    assert!(engine.set_data(crate::common::embeddings(3, vec![0.0; 6])).is_err());
+}

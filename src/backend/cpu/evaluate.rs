@@ -1,10 +1,10 @@
-//! Evaluation: reconstruction with the inference code, and its errors.
+//! The inference code of rows: its entries, and the errors of the reconstruction from it.
 
 use super::fast::{Work, encode};
 use super::norm::Batch;
 use super::relax::{RowScratch, hard_row};
 use super::sparse::{CodeChunk, ROWS};
-use crate::backend::{EvalSums, Inference, ModelSpec};
+use crate::backend::{Codes, EvalSums, Inference, ModelSpec};
 use crate::data::Embeddings;
 use crate::model::Params;
 use rayon::prelude::*;
@@ -59,6 +59,36 @@ pub(super) fn evaluate_rows(
         chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
     }
     sums.rows += n as u64;
+}
+
+/// Adds the codes of a chunk of rows to `out`.
+pub(super) fn encode_rows(
+    data: &Embeddings,
+    spec: &ModelSpec,
+    params: &Params,
+    rows: &[u32],
+    work: &mut Work,
+    out: &mut Codes,
+) {
+    let m = params.n_latents;
+    work.batch.load(data, rows, spec.normalize, &params.b_pre);
+    encode(&work.batch.input, params, &mut work.scores);
+    let k = if spec.inference == Inference::Relu { m } else { spec.k };
+    work.codes.resize_with(rows.len().div_ceil(ROWS), CodeChunk::default);
+    let finite: Vec<Vec<bool>> = work
+        .codes
+        .par_iter_mut()
+        .zip(work.scores.par_chunks(ROWS * m))
+        .map_init(RowScratch::default, |scratch, (codes, scores)| {
+            codes.clear();
+            scores.chunks_exact(m).map(|z| hard_row(z, k, 1.0, scratch, codes)).collect()
+        })
+        .collect();
+    for (chunk, finite) in work.codes.iter().zip(finite) {
+        for (i, finite) in finite.into_iter().enumerate() {
+            out.push_row(chunk.row(i).map(|at| (chunk.index[at], chunk.value[at])), finite);
+        }
+    }
 }
 
 /// Squared error, absolute error and cosine of one reconstructed row.

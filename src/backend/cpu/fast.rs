@@ -10,14 +10,16 @@
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
 
 use super::block::{Optimizer, Pool, Shared, blocks, grad_blocks, latents_in_block, weight_blocks};
-use super::evaluate::evaluate_rows;
+use super::evaluate::{encode_rows, evaluate_rows};
 use super::linalg::{View, parallel_product};
 use super::norm::Batch;
 use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
 use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
-use crate::backend::{Backend, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights};
+use crate::backend::{
+    Backend, Codes, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights, check_same_kind,
+};
 use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::{Params, TrainState};
@@ -402,6 +404,21 @@ impl Backend for FastCpu {
             evaluate_rows(&self.data, &self.spec, params, rows, &mut self.work, fired, &mut sums);
         }
         Ok(sums)
+    }
+
+    fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes> {
+        let params = self.state.weights(weights);
+        let mut codes = Codes::default();
+        for rows in rows.chunks(EVAL_ROWS) {
+            encode_rows(&self.data, &self.spec, params, rows, &mut self.work, &mut codes);
+        }
+        Ok(codes)
+    }
+
+    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
+        check_same_kind(&self.data, &data)?;
+        self.data = data;
+        Ok(())
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {

@@ -3,7 +3,8 @@
 //! cases and finite differences.
 
 use crate::backend::{
-    Backend, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, StepPlan, StepStats, Weights, ema_decay,
+    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, StepPlan, StepStats, Weights,
+    check_same_kind, ema_decay,
 };
 use crate::data::Embeddings;
 use crate::error::Result;
@@ -104,6 +105,16 @@ impl Reference {
             dot + bias
         };
         w.b_lat.iter().enumerate().map(one).collect()
+    }
+
+    /// The code outside training (M).
+    fn inference_code(&self, z: &[f64]) -> Vec<f64> {
+        let mut h = vec![0.0; z.len()];
+        match self.spec.inference {
+            Inference::Topk => top_k(z, self.spec.k).into_iter().for_each(|j| h[j] = relu(z[j])),
+            Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
+        }
+        h
     }
 
     /// `code W_dec` (D).
@@ -403,11 +414,7 @@ impl Backend for Reference {
         for &row in rows {
             let (x, x_norm, mean, std) = self.normalized(row);
             let z = self.scores(&w, &x_norm);
-            let mut h = vec![0.0; z.len()];
-            match self.spec.inference {
-                Inference::Topk => top_k(&z, self.spec.k).into_iter().for_each(|j| h[j] = relu(z[j])),
-                Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
-            }
+            let h = self.inference_code(&z);
             let recon = Self::decode(&w, &h, d);
             let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
             for i in 0..d {
@@ -429,6 +436,24 @@ impl Backend for Reference {
             sums.rows += 1;
         }
         Ok(sums)
+    }
+
+    fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes> {
+        let w = Self::wide(self.state.weights(weights));
+        let mut codes = Codes::default();
+        for &row in rows {
+            let z = self.scores(&w, &self.normalized(row).1);
+            let active = self.inference_code(&z).into_iter().enumerate().filter(|(_, h)| *h > 0.0);
+            let finite = z.iter().all(|z| z.is_finite());
+            codes.push_row(active.map(|(j, h)| (j as u32, h as f32)), finite);
+        }
+        Ok(codes)
+    }
+
+    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
+        check_same_kind(&self.data, &data)?;
+        self.data = data;
+        Ok(())
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {

@@ -18,7 +18,9 @@ use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, Work};
-use crate::backend::{Backend, EvalSums, Inference, ModelSpec, Pass, StepPlan, StepStats, Weights};
+use crate::backend::{
+    Backend, Codes, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights, check_same_kind,
+};
 use crate::config::Precision;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
@@ -28,7 +30,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Steps whose outcomes the device keeps until they are collected.
-const RING: usize = 4096;
+pub(super) const RING: usize = 4096;
 /// Rows of the buffers at least, so that evaluations are not made row by row.
 const LEAST_ROWS: usize = 256;
 
@@ -144,8 +146,7 @@ impl Backend for Engine {
         let operands = parts.operands(dev, weights)?;
         parts.shared.quality.zero(dev, 1)?;
         parts.shared.fired_rows.zero(dev, parts.sizes.m)?;
-        let room = parts.work.as_ref().map_or(LEAST_ROWS, |w| w.capacity);
-        for chunk in rows.chunks(room) {
+        for chunk in rows.chunks(parts.room()) {
             parts.evaluate(dev, chunk, &operands)?;
         }
         let sums = parts.shared.quality.read(dev, 1)?[0];
@@ -158,6 +159,17 @@ impl Backend for Engine {
             cosine: sums.cosine,
             active: sums.active,
         })
+    }
+
+    fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes> {
+        let Self { parts, device, .. } = self;
+        parts.encode(device.as_mut(), rows, weights)
+    }
+
+    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
+        let Self { parts, device, .. } = self;
+        check_same_kind(&parts.data, &data)?;
+        parts.set_data(device.as_mut(), data)
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
@@ -208,7 +220,7 @@ impl Parts {
     }
 
     /// Makes sure that the buffers hold `n` rows.
-    fn need_rows(&mut self, dev: &mut dyn Device, n: usize) -> Result<()> {
+    pub(super) fn need_rows(&mut self, dev: &mut dyn Device, n: usize) -> Result<()> {
         if self.work.as_ref().is_some_and(|w| w.capacity >= n) {
             return Ok(());
         }
@@ -251,7 +263,12 @@ impl Parts {
     }
 
     /// Sends row numbers (and rows) with a step's numbers.
-    fn send_rows(&mut self, dev: &mut dyn Device, rows: &[u32], params: &StepParams) -> Result<Batch> {
+    pub(super) fn send_rows(
+        &mut self,
+        dev: &mut dyn Device,
+        rows: &[u32],
+        params: &StepParams,
+    ) -> Result<Batch> {
         let n_data = self.data.n_rows();
         if let Some(bad) = rows.iter().find(|&&row| row as usize >= n_data) {
             return Err(Error::Failed(format!(
@@ -293,8 +310,22 @@ impl Parts {
         Ok(())
     }
 
+    /// Rows that the buffers hold, or will hold.
+    pub(super) fn room(&self) -> usize {
+        self.work.as_ref().map_or(LEAST_ROWS, |w| w.capacity)
+    }
+
+    /// Other rows from here on. Buffers go, because they depend on where the rows are.
+    fn set_data(&mut self, dev: &mut dyn Device, data: Arc<Embeddings>) -> Result<()> {
+        self.drain(dev)?;
+        dev.forget();
+        (self.work, self.resident) = (None, None);
+        self.data = data;
+        self.upload_data(dev)
+    }
+
     /// The weights that an evaluation reads.
-    fn operands(&mut self, dev: &mut dyn Device, weights: Weights) -> Result<Operands> {
+    pub(super) fn operands(&mut self, dev: &mut dyn Device, weights: Weights) -> Result<Operands> {
         let own = self.tensors.operands()?;
         let t = &self.tensors;
         let (Weights::Averaged, Some(enc)) = (weights, &t.enc.e) else { return Ok(own) };
@@ -323,30 +354,6 @@ impl Parts {
             _ => enc,
         };
         Ok(Operands { enc, dec, b_lat, b_pre })
-    }
-
-    fn evaluate(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<()> {
-        let noise = Noise::Philox { seed: 0 };
-        let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise };
-        self.need_rows(dev, rows.len())?;
-        let params = StepParams::new(&self.spec, &plan, rows.len(), self.sizes.m, RING as u32);
-        let batch = self.send_rows(dev, rows, &params)?;
-        let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
-        let relu = spec.inference == Inference::Relu;
-        launch::gather_norm(dev, s, &batch, spec.normalize, w.b_pre, work)?;
-        launch::encode(dev, s, batch.n, w.enc, work)?;
-        launch::topk(dev, s, &batch, w.b_lat, shared, false, false, work)?;
-        if relu {
-            work.need_soft(dev, s)?;
-            work.main.count.zero(dev, batch.n)?;
-            let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
-            for tile in s.tiles() {
-                launch::relu_tile(dev, s, &batch, w.b_lat, tile, work, &mut half, shared)?;
-                launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
-            }
-            work.soft = Some(half);
-        }
-        launch::evaluate(dev, s, &batch, w, relu, work, shared)
     }
 
     /// The pass of a look inside, into `kept` and the batch's buffers; returns the batch and its statistics.

@@ -11,6 +11,7 @@
 //! | [`engine`] | the backend: data, evaluations, statistics |
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
+//! | `evaluate` | the inference code: its quality, its entries |
 //! | [`libraries`] | the driver, NVRTC and cuBLAS: found, opened, and told where they are missing |
 //! | [`compile`] | the kernels by NVRTC, kept on disk; what each of them takes of the card |
 //! | [`card`] | a device that is a CUDA card |
@@ -23,6 +24,7 @@ pub mod card;
 pub mod compile;
 pub mod device;
 pub mod engine;
+mod evaluate;
 pub mod fault;
 pub mod gemm;
 pub mod launch;

@@ -1,0 +1,217 @@
+//! Where codes are written: HDF5 or a table.
+
+use crate::backend::{Codes, Inference};
+use crate::data::brief;
+use crate::error::{Error, Result};
+use crate::model_file::ModelMeta;
+use hdf5::types::VarLenUnicode;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Rows or entries in a chunk of a dataset, about: some 256 KiB.
+const CHUNK_VALUES: usize = 1 << 16;
+
+/// How codes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CodeFormat {
+    /// HDF5: (N, k) indices and values, or compressed sparse rows.
+    H5,
+    /// A table of id, latent and value, a line an active latent.
+    Tsv,
+}
+
+/// What the file says of the model.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    model: String,
+    width: usize,
+    d_in: usize,
+    /// The fixed number of places a row; `None` where all positive scores are kept.
+    pub k: Option<usize>,
+    /// k of training, whatever the inference.
+    trained_k: usize,
+}
+
+impl Shape {
+    /// Of the model called `model`.
+    pub fn new(meta: &ModelMeta, model: String) -> Self {
+        let k = (meta.inference == Inference::Topk).then_some(meta.k);
+        Self { model, width: meta.n_latents, d_in: meta.d_in, k, trained_k: meta.k }
+    }
+}
+
+/// A file of codes that is being written.
+pub(super) struct Sink {
+    /// Named in errors: the temporary file's name helps nobody.
+    shown: PathBuf,
+    file: File,
+    rows: usize,
+    active: usize,
+}
+
+enum File {
+    Hdf5(Box<Hdf5>),
+    Table(BufWriter<std::fs::File>),
+}
+
+struct Hdf5 {
+    file: hdf5::File,
+    ids: hdf5::Dataset,
+    indices: hdf5::Dataset,
+    values: hdf5::Dataset,
+    /// Places a row, or where rows begin.
+    rows: Rows,
+}
+
+enum Rows {
+    Fixed(usize),
+    Compressed(hdf5::Dataset),
+}
+
+impl Sink {
+    /// Begins a file at `path` that will be called `shown`.
+    ///
+    /// # Errors
+    /// A file that cannot be made.
+    pub fn create(path: &Path, shown: &Path, format: CodeFormat, shape: &Shape) -> Result<Self> {
+        let file = match format {
+            CodeFormat::H5 => File::Hdf5(Box::new(Hdf5::create(path, shape).map_err(refused(shown))?)),
+            CodeFormat::Tsv => {
+                let file = std::fs::File::create(path).map_err(Error::io(shown, "write"))?;
+                let mut file = BufWriter::new(file);
+                file.write_all(b"id\tlatent\tvalue\n").map_err(Error::io(shown, "write"))?;
+                File::Table(file)
+            }
+        };
+        Ok(Self { shown: shown.to_owned(), file, rows: 0, active: 0 })
+    }
+
+    /// Adds rows with their ids.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn add(&mut self, ids: &[String], codes: &Codes) -> Result<()> {
+        match &mut self.file {
+            File::Hdf5(file) => {
+                file.add(ids, codes, self.rows, self.active).map_err(refused(&self.shown))?;
+            }
+            File::Table(file) => {
+                write_lines(file, ids, codes).map_err(Error::io(&self.shown, "write"))?;
+            }
+        }
+        self.rows += codes.n_rows();
+        self.active += codes.indices.len();
+        Ok(())
+    }
+
+    /// Ends the file; rows and active latents written.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn finish(self) -> Result<(u64, u64)> {
+        match self.file {
+            File::Hdf5(file) => file.file.flush().map_err(refused(&self.shown))?,
+            File::Table(mut file) => file.flush().map_err(Error::io(&self.shown, "write"))?,
+        }
+        Ok((self.rows as u64, self.active as u64))
+    }
+}
+
+/// An error of the library on the file `path`.
+fn refused(path: &Path) -> impl FnOnce(hdf5::Error) -> Error {
+    let shown = path.display().to_string();
+    move |error| {
+        Error::Failed(format!(
+            "{shown}: HDF5 cannot write it ({}); free some space, or name another place with --out",
+            brief(&error)
+        ))
+    }
+}
+
+/// A line an active latent; values with as many digits as give the same float32 again.
+fn write_lines(file: &mut impl Write, ids: &[String], codes: &Codes) -> std::io::Result<()> {
+    for (i, id) in ids.iter().enumerate() {
+        let (latents, values) = codes.row(i);
+        for (latent, value) in latents.iter().zip(values) {
+            writeln!(file, "{id}\t{latent}\t{value}")?;
+        }
+    }
+    Ok(())
+}
+
+impl Hdf5 {
+    fn create(path: &Path, shape: &Shape) -> hdf5::Result<Self> {
+        let file = hdf5::File::create(path)?;
+        let text = |name: &str, value: &str| -> hdf5::Result<()> {
+            let value: VarLenUnicode = value.parse().map_err(|_| "an attribute holds a NUL")?;
+            file.new_attr::<VarLenUnicode>().create(name)?.write_scalar(&value)
+        };
+        let number = |name: &str, value: usize| -> hdf5::Result<()> {
+            file.new_attr::<u64>().create(name)?.write_scalar(&(value as u64))
+        };
+        text("model", &shape.model)?;
+        text("version", concat!("sae ", env!("CARGO_PKG_VERSION")))?;
+        text("inference", if shape.k.is_some() { "topk" } else { "relu" })?;
+        number("k", shape.trained_k)?;
+        number("width", shape.width)?;
+        number("d_in", shape.d_in)?;
+        let ids = file.new_dataset::<VarLenUnicode>().chunk(4096).shape(0..).create("ids")?;
+        let (indices, values, rows) = match shape.k {
+            Some(k) => {
+                let chunk = ((CHUNK_VALUES / k).max(1), k);
+                let indices = file.new_dataset::<u32>().chunk(chunk).shape((0.., k)).create("indices")?;
+                let values = file.new_dataset::<f32>().chunk(chunk).shape((0.., k)).create("values")?;
+                (indices, values, Rows::Fixed(k))
+            }
+            None => {
+                let indices = file.new_dataset::<u32>().chunk(CHUNK_VALUES).shape(0..).create("indices")?;
+                let values = file.new_dataset::<f32>().chunk(CHUNK_VALUES).shape(0..).create("data")?;
+                let indptr = file.new_dataset::<u64>().chunk(4096).shape(0..).create("indptr")?;
+                indptr.resize(1)?;
+                indptr.write_slice(&[0u64], 0..1)?;
+                (indices, values, Rows::Compressed(indptr))
+            }
+        };
+        Ok(Self { file, ids, indices, values, rows })
+    }
+
+    /// Adds rows after `rows` rows with `active` entries.
+    fn add(&self, ids: &[String], codes: &Codes, rows: usize, active: usize) -> hdf5::Result<()> {
+        let (n, entries) = (codes.n_rows(), codes.indices.len());
+        let text =
+            |id: &String| id.parse::<VarLenUnicode>().map_err(|_| hdf5::Error::from("an id holds a NUL"));
+        let texts = ids.iter().map(text).collect::<hdf5::Result<Vec<_>>>()?;
+        self.ids.resize(rows + n)?;
+        self.ids.write_slice(&texts, rows..rows + n)?;
+        match &self.rows {
+            Rows::Fixed(k) => {
+                // Places that a row leaves free hold latent 0 with value 0, which adds nothing to a sparse matrix.
+                let (mut indices, mut values) = (vec![0u32; n * k], vec![0f32; n * k]);
+                for i in 0..n {
+                    let (latents, numbers) = codes.row(i);
+                    indices[i * k..i * k + latents.len()].copy_from_slice(latents);
+                    values[i * k..i * k + latents.len()].copy_from_slice(numbers);
+                }
+                let wrong = |_| hdf5::Error::from("rows of another length");
+                let indices = ndarray::ArrayView2::from_shape((n, *k), &indices).map_err(wrong)?;
+                let values = ndarray::ArrayView2::from_shape((n, *k), &values).map_err(wrong)?;
+                self.indices.resize((rows + n, *k))?;
+                self.values.resize((rows + n, *k))?;
+                self.indices.write_slice(indices, (rows..rows + n, ..))?;
+                self.values.write_slice(values, (rows..rows + n, ..))
+            }
+            Rows::Compressed(indptr) => {
+                let ends: Vec<u64> = codes.indptr[1..].iter().map(|end| end + active as u64).collect();
+                indptr.resize(rows + n + 1)?;
+                indptr.write_slice(&ends, rows + 1..rows + n + 1)?;
+                if entries == 0 {
+                    return Ok(());
+                }
+                self.indices.resize(active + entries)?;
+                self.values.resize(active + entries)?;
+                self.indices.write_slice(&codes.indices, active..active + entries)?;
+                self.values.write_slice(&codes.values, active..active + entries)
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! `sae compare`.
+
+use super::{Global, print, print_json};
+use crate::analysis::compare::{RunRow, compare};
+use crate::error::Result;
+use crate::files;
+use crate::report::plots::frontier::{Frontier, Point, render_frontier};
+use crate::report::table::{number, table};
+use std::path::PathBuf;
+
+/// Arguments of `sae compare`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folders
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// Draw validation FVU against L0 into this PNG file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args, global: &Global) -> Result<()> {
+    let rows = compare(&args.runs)?;
+    if let Some(path) = &args.plot {
+        let point = |r: &RunRow| {
+            Some(Point { name: r.run.clone(), l0: r.val_l0?, fvu: r.val_fvu?, finished: r.finished })
+        };
+        let plot = Frontier { points: rows.iter().filter_map(point).collect() };
+        files::write_whole(path, &render_frontier(&plot)?)?;
+    }
+    if global.json {
+        return print_json(&rows);
+    }
+    let header = ["run", "preset", "tied", "M", "k", "steps", "val FVU", "val L0", "dead %", "rows/s"];
+    let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
+    let mut text = table(&header, &lines);
+    if rows.iter().any(|r| !r.finished) {
+        text.push_str("* not finished: the last evaluation in metrics.csv\n");
+    }
+    print(&text)
+}
+
+fn line(r: &RunRow) -> Vec<String> {
+    let figure = |v: Option<f64>| v.map_or("-".to_owned(), number);
+    let size = |v: Option<usize>| v.map_or("-".to_owned(), |v| v.to_string());
+    let preset = r.preset.and_then(|p| clap::ValueEnum::to_possible_value(&p));
+    vec![
+        r.run.clone(),
+        preset.map_or("-".to_owned(), |p| p.get_name().to_owned()),
+        if r.tied { "tied" } else { "untied" }.to_owned(),
+        size(r.n_latents),
+        size(r.k),
+        format!("{}{}", r.steps, if r.finished { "" } else { "*" }),
+        figure(r.val_fvu),
+        figure(r.val_l0),
+        figure(r.dead_fraction.map(|v| 100.0 * v)),
+        figure(r.rows_per_second),
+    ]
+}

@@ -1,0 +1,67 @@
+//! `sae encode`.
+
+use super::{DataArgs, Global, SplitArg, print, print_json};
+use crate::analysis::encode::{EncodeRequest, encode};
+use crate::analysis::sink::CodeFormat;
+use crate::data::Part;
+use crate::error::Result;
+use crate::report::table::{number, thousands};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+/// Arguments of `sae encode`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folder, or a model.safetensors
+    #[arg(value_name = "RUN|MODEL")]
+    model: PathBuf,
+    /// HDF5 files of embeddings
+    #[arg(value_name = "DATA", required = true)]
+    data: Vec<PathBuf>,
+    /// File that is made
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// Rows to encode
+    #[arg(long, default_value = "all")]
+    split: SplitArg,
+    /// h5: ids, and (N, k) indices and values or compressed sparse rows; tsv: id, latent, value
+    #[arg(long, default_value = "h5")]
+    format: CodeFormat,
+    /// Replace the file if it is there
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
+    let request = EncodeRequest {
+        model: args.model,
+        data: args.data,
+        dataset: args.how.dataset,
+        skip_bad_rows: args.how.skip_bad_rows,
+        device: global.device,
+        quiet: global.quiet,
+        split: match args.split {
+            SplitArg::Train => Some(Part::Train),
+            SplitArg::Val => Some(Part::Val),
+            SplitArg::Test => Some(Part::Test),
+            SplitArg::All => None,
+        },
+        out: args.out,
+        format: args.format,
+        overwrite: args.overwrite,
+    };
+    let done = encode(&request, stop)?;
+    if global.json {
+        return print_json(&done);
+    }
+    print(&format!(
+        "{}: {} rows, {} of {} latents active a row\n",
+        done.path,
+        thousands(done.rows),
+        number(done.l0),
+        thousands(done.width as u64)
+    ))
+}

@@ -1,0 +1,128 @@
+//! Rows block by block, for data that need not fit into memory: the ids stay, the values come and go.
+
+use std::path::PathBuf;
+
+use super::LoadOptions;
+use super::embeddings::{Embeddings, Skipped};
+use super::h5::File;
+use super::kind::Dtype;
+use super::layout::{Plan, plan_of};
+use super::load::{
+    Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
+};
+use super::read::Values;
+use crate::error::{Error, Result};
+
+/// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
+pub struct DataFiles {
+    plans: Vec<Plan>,
+    skip_bad_rows: bool,
+}
+
+impl DataFiles {
+    /// Opens `paths` and decides what their rows are; no values are read.
+    ///
+    /// # Errors
+    /// As [`Embeddings::load`], but for those about values.
+    pub fn open(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
+        let open = |path: &PathBuf| {
+            let mut file = File::open(path)?;
+            file.in_parts = true;
+            plan_of(file, options)
+        };
+        let plans = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        if plans.is_empty() {
+            return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
+        }
+        Ok(Self { plans, skip_bad_rows: options.skip_bad_rows })
+    }
+
+    /// The rows in blocks of about `bytes` of values, at least one row each. Checks the ids of all rows.
+    ///
+    /// # Errors
+    /// A row of another width, an id seen twice or unusable (unless bad rows are skipped); no rows at all.
+    pub fn blocks(&self, bytes: usize) -> Result<Blocks<'_>> {
+        let mut judge = Judge { skip: self.skip_bad_rows, skipped: Skipped::default() };
+        let width = common_width(&self.plans);
+        let pieces = locate(&self.plans, width, &mut judge)?;
+        let n_rows = n_rows(&pieces)?;
+        if n_rows == 0 {
+            let what = "holds no rows; give a file with embeddings";
+            return Err(Error::data(&self.plans[0].file.path, "", what));
+        }
+        let mut keep = vec![true; n_rows];
+        check_ids(&pieces, &mut keep, &mut judge)?;
+        let (d_in, dtype) = (width as usize, dtype(&pieces));
+        let rows = (bytes / d_in.saturating_mul(dtype.size()).max(1)).max(1);
+        Ok(Blocks { pieces, keep, judge, d_in, dtype, rows, next: 0 })
+    }
+}
+
+/// The rows of [`DataFiles`], block by block.
+pub struct Blocks<'a> {
+    pieces: Vec<Located<'a>>,
+    keep: Vec<bool>,
+    judge: Judge,
+    d_in: usize,
+    dtype: Dtype,
+    /// Rows of a block.
+    rows: usize,
+    /// First row that was not read yet.
+    next: usize,
+}
+
+impl Blocks<'_> {
+    /// Width of a row, D.
+    pub fn d_in(&self) -> usize {
+        self.d_in
+    }
+
+    /// Rows in the files, those included that will be dropped.
+    pub fn n_rows(&self) -> usize {
+        self.keep.len()
+    }
+
+    /// Rows that were read or dropped so far.
+    pub fn rows_done(&self) -> usize {
+        self.next
+    }
+
+    /// Rows that were dropped so far.
+    pub fn skipped(&self) -> &Skipped {
+        &self.judge.skipped
+    }
+
+    /// The next rows that can be used, of the same type in every block; `None` after the last.
+    ///
+    /// # Errors
+    /// A row that is not finite (unless bad rows are skipped); what the disk gives.
+    pub fn next_block(&mut self) -> Result<Option<Embeddings>> {
+        while self.next < self.keep.len() {
+            let rows = self.next..self.keep.len().min(self.next + self.rows);
+            let n = rows.len();
+            let mut values = Values::zeros(self.dtype, n * self.d_in).ok_or_else(|| {
+                Error::Failed(format!("{n} rows of {} {} do not fit the memory", self.d_in, self.dtype))
+            })?;
+            read_range(&self.pieces, rows.clone(), &mut values)?;
+            let keep = &mut self.keep[rows.clone()];
+            check_values(&self.pieces, &values, self.d_in, rows.start, keep, &mut self.judge)?;
+            self.next = rows.end;
+            let n_rows = keep.iter().filter(|&&keep| keep).count();
+            if n_rows == 0 {
+                continue;
+            }
+            if n_rows < n {
+                values.retain_rows(self.d_in, keep);
+            }
+            return Ok(Some(Embeddings {
+                values,
+                n_rows,
+                d_in: self.d_in,
+                groups: groups(&self.pieces, rows, keep),
+                skipped: Skipped::default(),
+                sources: vec![],
+            }));
+        }
+        Ok(None)
+    }
+}
