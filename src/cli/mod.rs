@@ -3,6 +3,8 @@
 
 mod devices;
 mod eval;
+mod export;
+mod import;
 mod inspect;
 mod train;
 
@@ -45,6 +47,10 @@ enum Command {
     Train(Box<train::Args>),
     /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
     Eval(eval::Args),
+    /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
+    Export(export::Args),
+    /// Make a model.safetensors from a model of one of these
+    Import(import::Args),
     /// Tell what a data file or a model holds
     Inspect(inspect::Args),
     /// Show devices and CUDA libraries, and where each was looked for
@@ -94,6 +100,8 @@ impl Cli {
         match command {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
+            Command::Export(args) => export::run(args, &global),
+            Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
         }
