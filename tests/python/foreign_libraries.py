@@ -10,6 +10,7 @@ line says so. Exits with 1 if anything is further than 1e-5 away or a library is
 """
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def report(name, what, got_codes, got_recon):
     c, r = far(got_codes, codes), far(got_recon, recon)
     good = c <= 1e-5 and r <= 1e-5
     failed |= not good
-    print(f"{name:<20} {what:<58} codes {c:.1e}  reconstruction {r:.1e}  {'ok' if good else 'TOO FAR'}")
+    print(f"{name:<20} {what:<58} codes {c:.1e}  reconstruction {r:.1e}  {'ok' if good else 'TOO FAR'}", flush=True)
 
 
 def version(package):
@@ -92,6 +93,7 @@ def saelens(where):
 
 
 def sparsify(where):
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its Triton decoder needs a GPU; this is its own one in PyTorch
     from sparsify import SparseCoder
     lib = SparseCoder.load_from_disk(where)
 
