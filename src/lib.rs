@@ -16,6 +16,7 @@
 //! | [`train`] | the loop, metrics, checkpoints, resume, the run folder |
 //! | [`model_file`] | `model.safetensors` |
 //! | [`analysis`] | what is asked of a trained model |
+//! | [`export`] | models of other libraries, written and read |
 //! | [`report`] | curves, tables, progress |
 //! | [`devices`] | processor, CUDA libraries and GPUs found |
 //! | [`files`] | files written whole or not at all |
@@ -32,6 +33,7 @@ pub mod config;
 pub mod data;
 pub mod devices;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod model;
 pub mod model_file;

@@ -39,7 +39,7 @@ pub struct ModelMeta {
     pub seed: u64,
     /// Training steps done.
     pub steps: u64,
-    /// Mean row of the training split (D): FVU is measured against it.
+    /// Mean row of the training split (D): FVU is measured against it. Empty in a model that was trained elsewhere.
     pub train_mean: Vec<f32>,
     /// All options of the run.
     pub options: Options,
@@ -127,7 +127,7 @@ pub fn load(path: &Path) -> Result<(Params, ModelMeta)> {
         b_pre: read("b_pre", &[d])?,
         b_lat: read("b_lat", &[m])?,
     };
-    if meta.k == 0 || meta.k > m || d == 0 || meta.train_mean.len() != d {
+    if meta.k == 0 || meta.k > m || d == 0 || ![0, d].contains(&meta.train_mean.len()) {
         return Err(wrong("its sizes do not fit together".into()));
     }
     Ok((params, meta))

@@ -12,7 +12,7 @@ use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
 use crate::train;
 use crate::train::folder::names;
-use crate::train::metrics::{EvalSet, Quality, dead_fraction};
+use crate::train::metrics::{EvalSet, Quality, dead_fraction, mean_row};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,7 +80,8 @@ pub struct EvalResult {
 
 /// Measures a model on the named splits (`None` is all rows) of the data; splits without rows are left out.
 ///
-/// The split is the one that the model was trained with: it depends on id and seed alone. The arithmetic is
+/// The split is the one that the model was trained with: it depends on id and seed alone. A model that was trained
+/// elsewhere has no mean of its training rows: FVU is then against that of these data. The arithmetic is
 /// float32 whatever the model was trained in: its weights are float32.
 ///
 /// # Errors
@@ -93,8 +94,12 @@ pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<Ev
     check_width(&request.data[0], data.d_in(), &request.model, meta.d_in)?;
     let (d, m) = (meta.d_in, meta.n_latents);
     let split = Split::new(&data, meta.seed);
-    let mean: Vec<f64> = meta.train_mean.iter().map(|&v| f64::from(v)).collect();
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
+    let mean: Vec<f64> = if meta.train_mean.is_empty() {
+        mean_row(&data, if split.train.is_empty() { &all } else { &split.train })
+    } else {
+        meta.train_mean.iter().map(|&v| f64::from(v)).collect()
+    };
     let spec = backend::ModelSpec { ema: None, ..meta.spec()? };
     let state = TrainState::start(params, false);
     let mut backend = backend::open(device, data.clone(), spec, Precision::F32, state)?;

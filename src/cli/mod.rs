@@ -5,6 +5,8 @@ mod compare;
 mod devices;
 mod encode;
 mod eval;
+mod export;
+mod import;
 mod inspect;
 mod train;
 
@@ -51,6 +53,10 @@ enum Command {
     Encode(encode::Args),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
+    /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
+    Export(export::Args),
+    /// Make a model.safetensors from a model of one of these
+    Import(import::Args),
     /// Tell what a data file or a model holds
     Inspect(inspect::Args),
     /// Show devices and CUDA libraries, and where each was looked for
@@ -102,6 +108,8 @@ impl Cli {
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
+            Command::Export(args) => export::run(args, &global),
+            Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
         }

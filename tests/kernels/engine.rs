@@ -208,7 +208,7 @@ fn codes_agree_with_the_reference() {
             (case.spec.inference, case.spec.ema) = (inference, Some(0.9));
             let (data, mut state) = case.start();
             state.ema.as_mut().unwrap().w_enc.iter_mut().for_each(|w| *w *= 0.5);
-            let mut engine = emulated(i as u64)(data.clone(), case.spec.clone(), state.clone());
+            let mut engine = ours(i as u64)(data.clone(), case.spec.clone(), state.clone());
             let mut reference = Reference::new(data, case.spec.clone(), state);
             let got = engine.encode(&case.rows(), weights).unwrap();
             let want = reference.encode(&case.rows(), weights).unwrap();
@@ -226,7 +226,7 @@ fn other_data_take_the_place_of_the_first() {
     let (data, state) = case.start();
     let mut values = vec![0.0; 20 * 9];
     (0..20).for_each(|n| data.row_into(30 + n, &mut values[n * 9..(n + 1) * 9]));
-    let mut engine = emulated(3)(data, case.spec.clone(), state);
+    let mut engine = ours(3)(data, case.spec.clone(), state);
     let want = engine.encode(&(30..50).collect::<Vec<u32>>(), Weights::Last).unwrap();
     engine.set_data(crate::common::embeddings(9, values)).unwrap();
     let got = engine.encode(&(0..20).collect::<Vec<u32>>(), Weights::Last).unwrap();

@@ -1,0 +1,90 @@
+//! dictionary_learning: `ae.pt` and `config.json`, read by `dictionary_learning.utils.load_dictionary`
+//! (`trainers/top_k.py`, `dictionary.py` of 0.1).
+//!
+//! `AutoEncoderTopK`: `b_dec` (D), `k` (int32, no dimensions), `threshold` (float32, no dimensions, -1 is unset),
+//! `encoder.weight` (M, D), `encoder.bias` (M), `decoder.weight` (D, M). The encoder sees `x - b_dec`; codes are the k
+//! largest of relu. `AutoEncoder` (relu): `bias` (D) in the place of `b_dec`, no k. No normalisation of rows.
+
+use super::foreign::{Activation, Foreign};
+use super::pt::{self, Item};
+use super::tensors::{Settings, Tensors, not_representable};
+use super::{Notes, by_hand, transpose, write_json};
+use crate::backend::Inference;
+use crate::error::Result;
+use crate::model::Params;
+use crate::model_file::ModelMeta;
+use safetensors::Dtype;
+use serde_json::json;
+use std::path::Path;
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const WEIGHTS: &str = "ae.pt";
+const TOPK: &str = "AutoEncoderTopK";
+const RELU: &str = "AutoEncoder";
+
+pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<Notes> {
+    let (d, m) = (params.d_in, params.n_latents);
+    let topk = meta.inference == Inference::Topk;
+    let mut trainer = json!({
+        "trainer_class": "sae",
+        "dict_class": if topk { TOPK } else { RELU },
+        "activation_dim": d,
+        "dict_size": m,
+        "steps": meta.steps,
+        "seed": meta.seed,
+    });
+    let w_dec = transpose(params.decoder(), m, d);
+    let mut items = vec![
+        (if topk { "b_dec" } else { "bias" }, Item::f32(vec![d], &params.b_pre)),
+        ("encoder.weight", Item::f32(vec![m, d], &params.w_enc)),
+        ("encoder.bias", Item::f32(vec![m], &params.b_lat)),
+        ("decoder.weight", Item::f32(vec![d, m], &w_dec)),
+    ];
+    let k = (meta.k as i32).to_le_bytes();
+    if topk {
+        trainer["k"] = json!(meta.k);
+        items.push(("k", Item::Tensor(Dtype::I32, vec![], &k)));
+        items.push(("threshold", Item::f32(vec![], &[-1.0])));
+    }
+    write_json(&folder.join(CONFIG), &json!({ "trainer": trainer, "buffer": {} }))?;
+    pt::write(&folder.join(WEIGHTS), &items)?;
+    let load = "from dictionary_learning.utils import load_dictionary\nae, config = load_dictionary(DIR, \"cpu\")\n\
+                codes = ae.encode(x); recon = ae.decode(codes)";
+    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("dictionary_learning")) })
+}
+
+/// `path` is the folder, or the file of weights (`.pt`, or the same tensors as safetensors).
+pub(super) fn read(path: &Path) -> Result<Foreign> {
+    let weights = if path.is_dir() { path.join(WEIGHTS) } else { path.to_owned() };
+    let config = weights.with_file_name(CONFIG);
+    let mut k = None;
+    if config.is_file()
+        && let Some(trainer) = Settings::read(&config)?.inner("trainer")?
+    {
+        k = trainer.count("k")?;
+        if let Some(class) = trainer.text("dict_class")?.filter(|c| c != TOPK && c != RELU) {
+            return Err(not_representable(&config, &format!("dict_class `{class}`")));
+        }
+    }
+    let mut tensors = Tensors::read(&weights)?;
+    let (m, d, w_enc) = tensors.matrix("encoder.weight")?;
+    let relu = tensors.tensors.contains_key("bias");
+    let b_dec = tensors.take(if relu { "bias" } else { "b_dec" }, &[d])?;
+    let stored_k = tensors.scalar("k").map(|k| k as usize);
+    let activation = if relu { Activation::Relu } else { Activation::Topk(stored_k.or(k)) };
+    let w_dec = tensors.take("decoder.weight", &[d, m])?;
+    let model = Foreign {
+        d_in: d,
+        n_latents: m,
+        w_enc,
+        w_dec: transpose(&w_dec, d, m),
+        b_enc: tensors.take("encoder.bias", &[m])?,
+        b_in: b_dec.clone(),
+        b_dec,
+        activation,
+        normalize: None,
+    };
+    // The threshold is used only where a caller asks for it, and not by `encode` as it is.
+    tensors.nothing_left(&["threshold"])?;
+    Ok(model)
+}

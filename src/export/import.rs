@@ -1,0 +1,192 @@
+//! `sae import`: a `model.safetensors` from a model of another library.
+
+use super::foreign::{Activation, Foreign, fresh_meta};
+use super::tensors::wrong;
+use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
+use crate::backend::Inference;
+use crate::error::{Error, Result};
+use crate::model_file;
+use safetensors::SafeTensors;
+use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// What to import.
+#[derive(Debug, Clone)]
+pub struct ImportRequest {
+    /// Folder or file.
+    pub from: PathBuf,
+    /// Its format; found from names where not given.
+    pub format: Option<Format>,
+    /// Active latents, where the file does not say.
+    pub k: Option<usize>,
+    /// The model was trained on rows normalised outside the library.
+    pub normalize: bool,
+    /// `model.safetensors` to write.
+    pub out: PathBuf,
+    /// Replace it.
+    pub overwrite: bool,
+}
+
+/// What was read and written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Imported {
+    /// Format it was in.
+    pub format: Format,
+    /// The file written.
+    pub model: PathBuf,
+    /// D.
+    pub d_in: usize,
+    /// M.
+    pub n_latents: usize,
+    /// Active latents of a row; M where it is relu of all scores.
+    pub k: usize,
+    /// `topk` or `relu`.
+    pub inference: Inference,
+    /// Whether rows are normalised.
+    pub normalize: bool,
+    /// True where the folder came from `sae export`, with everything that was known there.
+    pub own: bool,
+}
+
+/// Reads a foreign model and writes it as ours.
+///
+/// # Errors
+/// A format that is not recognised; what our model cannot represent; a file in the way.
+pub fn import(request: &ImportRequest) -> Result<Imported> {
+    let (from, out) = (&request.from, &request.out);
+    if out.is_dir() {
+        return Err(Error::Usage(format!(
+            "{} is a folder; give -o a file, model.safetensors",
+            out.display()
+        )));
+    }
+    if out.exists() && !request.overwrite {
+        return Err(Error::Usage(format!(
+            "{} is there already; add --overwrite to replace it, or give -o another file",
+            out.display()
+        )));
+    }
+    let (format, place) = find(from, request.format)?;
+    let foreign = match format {
+        Format::Saelens => saelens::read(&place),
+        Format::Sparsify => sparsify::read(&place),
+        Format::DictionaryLearning => dictionary_learning::read(&place),
+        Format::Interprot => interprot::read(&place),
+        Format::Openai => openai::read(&place),
+    }?;
+    let own = own(&place, format, &foreign);
+    let (activation, normalize) = (foreign.activation, foreign.normalize);
+    let params = foreign.into_params();
+    let m = params.n_latents;
+    let mut meta = match &own {
+        Some(meta) => meta.clone(),
+        None => {
+            let (inference, k) = match activation {
+                Activation::Relu => (Inference::Relu, m),
+                Activation::Topk(k) => {
+                    let missing =
+                        format!("{} does not say how many latents are active; give --k", place.display());
+                    (Inference::Topk, k.or(request.k).ok_or(Error::Usage(missing))?)
+                }
+            };
+            let normalize = normalize.unwrap_or(false) || request.normalize;
+            fresh_meta(&params, k, inference, normalize, &format.to_string())?
+        }
+    };
+    meta.tied = params.tied();
+    model_file::save(out, &params, &meta)?;
+    Ok(Imported {
+        format,
+        model: out.clone(),
+        d_in: params.d_in,
+        n_latents: m,
+        k: meta.k,
+        inference: meta.inference,
+        normalize: meta.normalize,
+        own: own.is_some(),
+    })
+}
+
+/// What our own export kept beside the weights, if it is of this model: the same format, sizes, and k.
+fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<model_file::ModelMeta> {
+    let folder = if place.is_dir() { place } else { place.parent()? };
+    let kept: Sidecar = serde_json::from_slice(&std::fs::read(folder.join(SIDECAR)).ok()?).ok()?;
+    let meta = kept.model;
+    let same_k = match foreign.activation {
+        Activation::Topk(Some(k)) => k == super::top(&meta),
+        Activation::Topk(None) => true,
+        Activation::Relu => meta.inference == Inference::Relu,
+    };
+    let sizes = (meta.d_in, meta.n_latents) == (foreign.d_in, foreign.n_latents);
+    (kept.format == format && sizes && same_k).then_some(meta)
+}
+
+/// The format of a folder or file, and what its reader takes: the folder, or the file of weights.
+fn find(from: &Path, asked: Option<Format>) -> Result<(Format, PathBuf)> {
+    if !from.exists() {
+        return Err(Error::io(from, "read")(std::io::ErrorKind::NotFound.into()));
+    }
+    let folder =
+        if from.is_dir() { from.to_owned() } else { from.parent().unwrap_or(Path::new("")).to_owned() };
+    let in_folder = |format, name: &str| (format, from.join(name));
+    let found = if from.is_dir() {
+        let holds = |name: &str| from.join(name).is_file();
+        match asked {
+            Some(Format::Interprot) => Some(in_folder(Format::Interprot, interprot::WEIGHTS)),
+            Some(Format::Openai) => Some(in_folder(Format::Openai, openai::WEIGHTS)),
+            Some(format) => Some((format, from.to_owned())),
+            None if holds(saelens::WEIGHTS) && holds(saelens::CONFIG) => {
+                Some((Format::Saelens, from.to_owned()))
+            }
+            None if holds(sparsify::WEIGHTS) && holds(sparsify::CONFIG) => {
+                Some((Format::Sparsify, from.to_owned()))
+            }
+            None if holds(dictionary_learning::WEIGHTS) => {
+                Some((Format::DictionaryLearning, from.to_owned()))
+            }
+            None if holds(interprot::WEIGHTS) => Some(in_folder(Format::Interprot, interprot::WEIGHTS)),
+            None if holds(openai::WEIGHTS) => Some(in_folder(Format::Openai, openai::WEIGHTS)),
+            None => None,
+        }
+    } else {
+        asked.or_else(|| by_names(from)).map(|format| match format {
+            Format::Saelens | Format::Sparsify => (format, folder),
+            _ => (format, from.to_owned()),
+        })
+    };
+    found.ok_or_else(|| {
+        wrong(
+            from,
+            "is in no format that is recognised; give --format, or `sae import --help` names them".into(),
+        )
+    })
+}
+
+/// By the names of the tensors in a file.
+fn by_names(file: &Path) -> Option<Format> {
+    if file.extension().is_some_and(|e| e == "pt" || e == "pth") {
+        let found = super::pt::read(file).ok()?;
+        let openai = found.tensors.contains_key("latent_bias");
+        return Some(if openai { Format::Openai } else { Format::DictionaryLearning });
+    }
+    let mut opened = File::open(file).ok()?;
+    let mut length = [0; 8];
+    opened.read_exact(&mut length).ok()?;
+    // The header alone: its length is told first. 100 MB is the format's own limit.
+    let length = usize::try_from(u64::from_le_bytes(length)).ok().filter(|&n| n <= 100_000_000)?;
+    let mut bytes = (length as u64).to_le_bytes().to_vec();
+    opened.take(length as u64).read_to_end(&mut bytes).ok()?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+    let has = |name: &str| header.tensors().contains_key(name);
+    [
+        ("W_enc", Format::Saelens),
+        ("W_dec", Format::Sparsify),
+        ("w_enc", Format::Interprot),
+        ("latent_bias", Format::Openai),
+        ("decoder.weight", Format::DictionaryLearning),
+    ]
+    .into_iter()
+    .find_map(|(name, format)| has(name).then_some(format))
+}

@@ -1,0 +1,250 @@
+//! Models of other libraries: written for them (`sae export`) and read from them (`sae import`).
+//!
+//! One file a format, each with the source that it follows. What they share:
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `mod.rs` | the formats, an exported folder written whole |
+//! | [`import`] | which format a folder or file is in, and a `model.safetensors` from it |
+//! | [`foreign`] | a model as other libraries have it, folded into ours |
+//! | [`tensors`] | tensors and settings read from files that are not ours |
+//! | [`pt`], [`pickle`] | PyTorch's `.pt` without Python |
+//!
+//! Every format here computes `z = W_enc (x - b) + b_enc`, a top k or a relu, and `W_dec h + b`, so no bias has to
+//! be folded on the way out. They differ in normalisation: SAELens and InterProt have our LayerNorm (unbiased
+//! standard deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify and dictionary_learning have
+//! none. Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
+
+mod dictionary_learning;
+pub mod foreign;
+pub mod import;
+mod interprot;
+mod openai;
+pub mod pickle;
+pub mod pt;
+mod saelens;
+mod sparsify;
+pub mod tensors;
+
+use crate::analysis::load_model;
+use crate::backend::Inference;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::Params;
+use crate::model_file::ModelMeta;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// In every exported folder: what the other formats have no place for, so that import gives the same model again.
+const SIDECAR: &str = "topk_sae.json";
+
+/// A library whose models are written and read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// SAELens 6: `SAE.load_from_disk(DIR)`.
+    Saelens,
+    /// EleutherAI's sparsify: `SparseCoder.load_from_disk(DIR)`.
+    Sparsify,
+    /// dictionary_learning: `load_dictionary(DIR, device)`.
+    DictionaryLearning,
+    /// InterProt's `SparseAutoencoder`.
+    Interprot,
+    /// OpenAI's sparse_autoencoder: `Autoencoder.from_state_dict`.
+    Openai,
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Saelens => "saelens",
+            Self::Sparsify => "sparsify",
+            Self::DictionaryLearning => "dictionary-learning",
+            Self::Interprot => "interprot",
+            Self::Openai => "openai",
+        })
+    }
+}
+
+/// What to export.
+#[derive(Debug, Clone)]
+pub struct ExportRequest {
+    /// Run folder or model file.
+    pub model: PathBuf,
+    /// For which library.
+    pub format: Format,
+    /// Folder to make.
+    pub out: PathBuf,
+    /// Replace a folder that an export made.
+    pub overwrite: bool,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize)]
+pub struct Exported {
+    /// For which library.
+    pub format: Format,
+    /// The folder.
+    pub folder: PathBuf,
+    /// Names in it, sorted.
+    pub files: Vec<String>,
+    /// Python that loads it.
+    pub load: String,
+    /// What the library does not do by itself, and what the caller has to do for it.
+    pub warning: Option<String>,
+}
+
+/// How a library loads the folder, and what it cannot do.
+struct Notes {
+    load: String,
+    warning: Option<String>,
+}
+
+/// Kept beside the exported model.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sidecar {
+    format: Format,
+    model: ModelMeta,
+}
+
+/// Writes a model for another library, the whole folder or nothing.
+///
+/// # Errors
+/// No such model; a folder that is there already and may not be replaced; as the disk gives them.
+pub fn export(request: &ExportRequest) -> Result<Exported> {
+    let (params, meta) = load_model(&request.model)?;
+    let out = &request.out;
+    let old = check_target(out, request.overwrite)?;
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
+    // The outer folder is its owner's alone; the inner one has the user's usual mode, and is the one that stays.
+    let temporary = tempfile::Builder::new()
+        .prefix(".tmp-export-")
+        .tempdir_in(parent)
+        .map_err(Error::io(parent, "write"))?;
+    let new = temporary.path().join("new");
+    fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
+    let notes = match request.format {
+        Format::Saelens => saelens::write(&new, &params, &meta),
+        Format::Sparsify => sparsify::write(&new, &params, &meta),
+        Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
+        Format::Interprot => interprot::write(&new, &params, &meta),
+        Format::Openai => openai::write(&new, &params, &meta),
+    }?;
+    write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
+    files::write_whole(&new.join("README.txt"), readme(request.format, &params, &meta, &notes).as_bytes())?;
+    let kept = temporary.path().join("old");
+    if old {
+        fs::rename(out, &kept).map_err(Error::io(out, "replace"))?;
+    }
+    if let Err(e) = fs::rename(&new, out) {
+        if old {
+            // Best effort: the error that matters is the one reported.
+            let _ = fs::rename(&kept, out);
+        }
+        return Err(Error::io(out, "write")(e));
+    }
+    let mut files = vec![];
+    for entry in fs::read_dir(out).map_err(Error::io(out, "list"))? {
+        files.push(entry.map_err(Error::io(out, "list"))?.file_name().to_string_lossy().into_owned());
+    }
+    files.sort();
+    let Notes { load, warning } = notes;
+    let load = load
+        .replace("\"DIR/", &format!("\"{}/", out.display()))
+        .replace("DIR", &format!("{:?}", out.display().to_string()));
+    Ok(Exported { format: request.format, folder: out.clone(), files, load, warning })
+}
+
+/// Whether there is a folder to replace. A folder that no export made is never replaced: `-o .` must not empty a
+/// home folder.
+fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
+    if !out.exists() {
+        return Ok(false);
+    }
+    if !out.is_dir() {
+        return Err(Error::Usage(format!("{} is a file; give -o a folder to make", out.display())));
+    }
+    if fs::read_dir(out).map_err(Error::io(out, "list"))?.next().is_none() {
+        return Ok(false);
+    }
+    if !out.join(SIDECAR).is_file() {
+        return Err(Error::Usage(format!(
+            "{} holds something else than an export; give -o another folder",
+            out.display()
+        )));
+    }
+    if !overwrite {
+        return Err(Error::Usage(format!(
+            "{} is there already; add --overwrite to replace it, or give -o another folder",
+            out.display()
+        )));
+    }
+    Ok(true)
+}
+
+fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> String {
+    let mut text = format!(
+        "A sparse autoencoder in the format of {format}, written by sae {}.\nD = {}, M = {}, {}.\n\nLoad it (DIR is this folder):\n\n{}\n",
+        env!("CARGO_PKG_VERSION"),
+        params.d_in,
+        params.n_latents,
+        match meta.inference {
+            Inference::Topk => format!("codes: relu of the {} largest scores", meta.k),
+            Inference::Relu => "codes: relu of all scores".to_owned(),
+        },
+        notes.load.lines().map(|line| format!("    {line}\n")).collect::<String>()
+    );
+    if let Some(warning) = &notes.warning {
+        text.push_str(&format!("Note: {warning}.\n\n"));
+    }
+    text.push_str(&format!("{SIDECAR} is for `sae import`; {format} does not read it.\n"));
+    text
+}
+
+/// Active latents of a library that has a top k alone: all M for a model that uses relu of all scores, as a top k
+/// of all of them is that.
+fn top(meta: &ModelMeta) -> usize {
+    match meta.inference {
+        Inference::Topk => meta.k,
+        Inference::Relu => meta.n_latents,
+    }
+}
+
+/// What to do by hand where the library does not normalise and the model wants it.
+fn by_hand(library: &str) -> String {
+    format!(
+        "{library} does not normalise: normalise rows first, (x - mean) / (std + 1e-5) of each row with the unbiased \
+         std, then multiply its reconstruction by std and add mean"
+    )
+}
+
+/// (`rows`, `columns`) to (`columns`, `rows`), row-major.
+pub fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    // Blocks, so that both sides stay in the cache.
+    const BLOCK: usize = 64;
+    for r0 in (0..rows).step_by(BLOCK) {
+        for c0 in (0..columns).step_by(BLOCK) {
+            for r in r0..(r0 + BLOCK).min(rows) {
+                for c in c0..(c0 + BLOCK).min(columns) {
+                    out[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("{} cannot be written as JSON: {e}", path.display())))?;
+    json.push('\n');
+    files::write_whole(path, json.as_bytes())
+}
+
+/// safetensors with the metadata that PyTorch's own writer gives.
+fn write_tensors(path: &Path, tensors: &[files::Tensor<'_>]) -> Result<()> {
+    files::write_safetensors(path, tensors, "format", "pt".into())
+}

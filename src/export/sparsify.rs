@@ -1,0 +1,76 @@
+//! EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, read by `SparseCoder.load_from_disk`
+//! (`sparsify/sparse_coder.py` of 1.3).
+//!
+//! `encoder.weight` (M, D), `encoder.bias` (M), `W_dec` (M, D), `b_dec` (D). The encoder sees `x - b_dec`, codes are
+//! the k largest of relu. No normalisation of rows.
+
+use super::foreign::{Activation, Foreign};
+use super::tensors::{Settings, Tensors, not_representable};
+use super::{Notes, by_hand, top, write_json, write_tensors};
+use crate::error::Result;
+use crate::files::Tensor;
+use crate::model::Params;
+use crate::model_file::ModelMeta;
+use serde_json::json;
+use std::path::Path;
+
+pub(super) const CONFIG: &str = "cfg.json";
+pub(super) const WEIGHTS: &str = "sae.safetensors";
+
+pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<Notes> {
+    let (d, m) = (params.d_in, params.n_latents);
+    let config = json!({
+        "activation": "topk",
+        // Only read where num_latents is 0.
+        "expansion_factor": m.div_ceil(d),
+        "normalize_decoder": meta.options.unit_norm_decoder.unwrap_or(false),
+        "num_latents": m,
+        "k": top(meta),
+        "multi_topk": false,
+        "skip_connection": false,
+        "transcode": false,
+        "d_in": d,
+    });
+    write_json(&folder.join(CONFIG), &config)?;
+    write_tensors(
+        &folder.join(WEIGHTS),
+        &[
+            Tensor::f32("encoder.weight".into(), vec![m, d], &params.w_enc),
+            Tensor::f32("encoder.bias".into(), vec![m], &params.b_lat),
+            Tensor::f32("W_dec".into(), vec![m, d], params.decoder()),
+            Tensor::f32("b_dec".into(), vec![d], &params.b_pre),
+        ],
+    )?;
+    let load = "from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk(DIR)\nvalues, indices, _ = sae.encode(x); recon = sae.decode(values, indices)";
+    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("sparsify")) })
+}
+
+pub(super) fn read(folder: &Path) -> Result<Foreign> {
+    let path = folder.join(CONFIG);
+    let config = Settings::read(&path)?;
+    if let Some(other) = config.text("activation")?.filter(|a| a != "topk") {
+        return Err(not_representable(&path, &format!("activation `{other}`")));
+    }
+    for key in ["skip_connection", "transcode"] {
+        if config.flag(key)?.unwrap_or(false) {
+            return Err(not_representable(&path, key));
+        }
+    }
+    let mut tensors = Tensors::read(&folder.join(WEIGHTS))?;
+    let (m, d, w_enc) = tensors.matrix("encoder.weight")?;
+    let b_dec = tensors.take("b_dec", &[d])?;
+    let model = Foreign {
+        d_in: d,
+        n_latents: m,
+        w_enc,
+        w_dec: tensors.take("W_dec", &[m, d])?,
+        b_enc: tensors.take("encoder.bias", &[m])?,
+        b_in: b_dec.clone(),
+        b_dec,
+        // 32 is the library's default.
+        activation: Activation::Topk(Some(config.count("k")?.unwrap_or(32))),
+        normalize: None,
+    };
+    tensors.nothing_left(&[])?;
+    Ok(model)
+}

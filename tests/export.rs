@@ -1,0 +1,239 @@
+//! Models of other libraries: what is written for them, exactly, and read back.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/runs.rs"]
+mod runs;
+
+use runs::{sae, sae_fails, sae_ok, tensors, write_data};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use topk_sae::export::pt;
+
+const D: usize = 16;
+const M: usize = 64;
+const K: usize = 4;
+
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// Data and a short run on them.
+    fn trained(more: &[&str]) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        write_data(&place.path("data.h5"), 120, D);
+        let (data, run) = (place.name("data.h5"), place.name("run"));
+        let mut args =
+            vec!["train", &data, "--out", &run, "--latents=64", "--k=4", "--steps=20", "--batch-size=32"];
+        args.extend(more);
+        sae_ok(args);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Exports the run; returns the folder and what was said on standard error.
+    fn export(&self, format: &str) -> (PathBuf, String) {
+        let (run, out) = (self.name("run"), self.name(format));
+        let output = sae(["export", &run, "--format", format, "-o", &out]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        (self.path(format), said)
+    }
+
+    fn import(&self, from: &Path, out: &str) -> PathBuf {
+        let out = self.name(out);
+        sae_ok(["import", from.to_str().unwrap(), "-o", &out]);
+        PathBuf::from(out)
+    }
+
+    fn eval(&self, model: &Path) -> String {
+        sae_ok(["eval", model.to_str().unwrap(), &self.name("data.h5"), "--json"])
+    }
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+type Shapes = BTreeMap<String, (Dtype, Vec<usize>)>;
+
+fn shapes(path: &Path) -> Shapes {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, (view.dtype(), view.shape().to_vec()))).collect()
+}
+
+fn f32s(all: &[(&str, &[usize])]) -> Shapes {
+    all.iter().map(|(name, shape)| ((*name).to_owned(), (Dtype::F32, shape.to_vec()))).collect()
+}
+
+fn own(place: &Place) -> BTreeMap<String, Vec<u8>> {
+    tensors(&place.path("run/model.safetensors")).into_iter().collect()
+}
+
+#[test]
+fn saelens_has_the_tensors_and_settings_of_its_format() {
+    let place = Place::trained(&[]);
+    let (folder, said) = place.export("saelens");
+    assert!(!said.contains("warning"), "{said}");
+    let want = f32s(&[("W_enc", &[D, M]), ("W_dec", &[M, D]), ("b_enc", &[M]), ("b_dec", &[D])]);
+    assert_eq!(shapes(&folder.join("sae_weights.safetensors")), want);
+    let want = json!({
+        "architecture": "topk", "d_in": D, "d_sae": M, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": true, "normalize_activations": "layer_norm", "reshape_activations": "none",
+        "k": K, "rescale_acts_by_decoder_norm": false,
+        "metadata": { "sae_lens_version": "6.18.0", "sae_lens_training_version": "6.18.0" },
+    });
+    assert_eq!(json(folder.join("cfg.json")), want);
+    let written: BTreeMap<_, _> = tensors(&folder.join("sae_weights.safetensors")).into_iter().collect();
+    let ours = own(&place);
+    assert!(written["W_dec"] == ours["w_dec"] && written["b_enc"] == ours["b_lat"]);
+    for (m, d) in [(0, 0), (3, 7), (M - 1, D - 1)] {
+        let (a, b) = (4 * (d * M + m), 4 * (m * D + d));
+        assert_eq!(written["W_enc"][a..a + 4], ours["w_enc"][b..b + 4], "latent {m}, input {d}");
+    }
+}
+
+#[test]
+fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
+    let place = Place::trained(&["--preset=sparse-l1", "--inference=relu", "--tied"]);
+    let (folder, _) = place.export("saelens");
+    let config = json(folder.join("cfg.json"));
+    assert_eq!(config["architecture"], "standard");
+    assert_eq!(config["normalize_activations"], "none");
+    assert!(config.get("k").is_none() && config.get("rescale_acts_by_decoder_norm").is_none());
+    assert_eq!(shapes(&folder.join("sae_weights.safetensors"))["W_dec"], (Dtype::F32, vec![M, D]));
+    assert_eq!(place.eval(&place.import(&folder, "back.safetensors")), place.eval(&place.path("run")));
+}
+
+#[test]
+fn sparsify_and_interprot_have_the_tensors_of_their_formats() {
+    let place = Place::trained(&[]);
+    let (folder, said) = place.export("sparsify");
+    assert!(said.contains("warning: sparsify does not normalise"), "{said}");
+    assert!(std::fs::read_to_string(folder.join("README.txt")).unwrap().contains("normalise rows first"));
+    let names: [(&str, &[usize]); 4] =
+        [("encoder.weight", &[M, D]), ("encoder.bias", &[M]), ("W_dec", &[M, D]), ("b_dec", &[D])];
+    assert_eq!(shapes(&folder.join("sae.safetensors")), f32s(&names));
+    let want = json!({
+        "activation": "topk", "expansion_factor": 4, "normalize_decoder": false, "num_latents": M, "k": K,
+        "multi_topk": false, "skip_connection": false, "transcode": false, "d_in": D,
+    });
+    assert_eq!(json(folder.join("cfg.json")), want);
+
+    let (folder, said) = place.export("interprot");
+    assert!(!said.contains("warning"), "{said}");
+    let mut want = f32s(&[("w_enc", &[D, M]), ("w_dec", &[M, D]), ("b_enc", &[M]), ("b_pre", &[D])]);
+    want.insert("stats_last_nonzero".into(), (Dtype::I64, vec![M]));
+    assert_eq!(shapes(&folder.join("interprot.safetensors")), want);
+}
+
+#[test]
+fn the_pt_formats_have_the_tensors_of_theirs() {
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("dictionary-learning");
+    let found = pt::read(&folder.join("ae.pt")).unwrap();
+    let got: Vec<_> = found.tensors.iter().map(|(name, t)| (name.as_str(), t.shape.clone())).collect();
+    let want: [(&str, Vec<usize>); 6] = [
+        ("b_dec", vec![D]),
+        ("decoder.weight", vec![D, M]),
+        ("encoder.bias", vec![M]),
+        ("encoder.weight", vec![M, D]),
+        ("k", vec![]),
+        ("threshold", vec![]),
+    ];
+    assert_eq!(got, want);
+    assert_eq!((found.tensors["k"].values[0], found.tensors["threshold"].values[0]), (K as f32, -1.0));
+    let config = json(folder.join("config.json"));
+    assert_eq!(config["trainer"]["dict_class"], "AutoEncoderTopK");
+    assert_eq!(config["trainer"]["k"], K);
+
+    let (folder, said) = place.export("openai");
+    assert!(!said.contains("warning"), "{said}");
+    let found = pt::read(&folder.join("autoencoder.pt")).unwrap();
+    assert_eq!(found.texts["activation"], "TopK");
+    assert_eq!(found.numbers["activation_state_dict.k"], K as i64);
+    for (name, shape) in [("pre_bias", vec![D]), ("latent_bias", vec![M]), ("decoder.weight", vec![D, M])] {
+        assert_eq!(found.tensors[name].shape, shape, "{name}");
+    }
+}
+
+#[test]
+fn every_format_comes_back_as_the_same_model() {
+    let place = Place::trained(&[]);
+    let want = place.eval(&place.path("run"));
+    for format in ["saelens", "sparsify", "dictionary-learning", "interprot", "openai"] {
+        let (folder, _) = place.export(format);
+        let back = place.import(&folder, &format!("{format}.safetensors"));
+        assert_eq!(place.eval(&back), want, "{format}");
+        let ours: Vec<_> = tensors(&back);
+        assert!(ours == tensors(&place.path("run/model.safetensors")), "{format}: tensors differ");
+    }
+}
+
+#[test]
+fn a_model_trained_elsewhere_is_read_without_what_export_keeps_beside_it() {
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("saelens");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    let back = place.import(&folder, "back.safetensors");
+    let all = |text: String| -> Value { serde_json::from_str::<Value>(&text).unwrap()[0].clone() };
+    let (got, want) = (all(place.eval(&back)), all(place.eval(&place.path("run"))));
+    assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
+    // The mean that FVU is against is of the same rows, but was rounded to float32 in the run's own model.
+    assert!((got["fvu"].as_f64().unwrap() / want["fvu"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+
+    let mut config = json(folder.join("cfg.json"));
+    config["architecture"] = json!("jumprelu");
+    std::fs::write(folder.join("cfg.json"), config.to_string()).unwrap();
+    let out = place.name("no.safetensors");
+    let (status, line) = sae_fails(["import", folder.to_str().unwrap(), "-o", &out]);
+    assert!(status == 1 && line.contains("jumprelu") && !Path::new(&out).exists(), "{line}");
+}
+
+#[test]
+fn what_is_in_the_way_is_kept() {
+    let place = Place::trained(&[]);
+    let (run, out) = (place.name("run"), place.name("saelens"));
+    place.export("saelens");
+    let (status, line) = sae_fails(["export", &run, "--format=saelens", "-o", &out]);
+    assert!(status == 2 && line.contains("--overwrite"), "{line}");
+    sae_ok(["export", &run, "--format=sparsify", "-o", &out, "--overwrite", "--quiet"]);
+    assert!(!Path::new(&out).join("sae_weights.safetensors").exists());
+    // The run itself is no export.
+    let (status, line) = sae_fails(["export", &run, "--format=saelens", "-o", &run, "--overwrite"]);
+    assert!(status == 2 && place.path("run/model.safetensors").is_file(), "{line}");
+    let left = std::fs::read_dir(place.folder.path()).unwrap().count();
+    assert_eq!(left, 3, "a temporary folder was left");
+}
+
+#[test]
+fn a_damaged_pt_is_an_error_of_one_line() {
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("openai");
+    let file = folder.join("autoencoder.pt");
+    let whole = std::fs::read(&file).unwrap();
+    let out = place.name("x.safetensors");
+    let from = file.to_str().unwrap();
+    for cut in [0, 10, 300, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..cut]).unwrap();
+        sae_fails(["import", from, "--format=openai", "-o", &out]);
+    }
+    // A pickle that calls something else than a tensor's constructor.
+    let at = whole.windows(17).position(|w| w == b"_rebuild_tensor_v").unwrap();
+    let mut other = whole.clone();
+    other[at..at + 17].copy_from_slice(b"_rebuild_nothing_");
+    std::fs::write(&file, &other).unwrap();
+    sae_fails(["import", from, "--format=openai", "-o", &out]);
+    assert!(!Path::new(&out).exists());
+}
