@@ -213,7 +213,8 @@ pub trait Backend {
     /// What is borrowed is not looked at after the call.
     ///
     /// From a step on whose loss is not finite, the weights stay as they were: that step and all that follow are
-    /// computed and reported, and change nothing. The first such loss tells; going on needs a new backend.
+    /// reported, the later ones with their own loss or with NaN, and change nothing. The first such loss tells; going
+    /// on needs a new backend.
     ///
     /// # Errors
     /// Only what the device itself refuses; the CPU never fails here.

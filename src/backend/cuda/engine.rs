@@ -58,7 +58,10 @@ pub(super) struct Parts {
     pub(super) work: Option<Work>,
     resident: Option<Memory>,
     given: Option<Buffer<f32>>,
-    pending: usize,
+    /// Steps whose outcomes wait on the device.
+    pending: Vec<u64>,
+    /// A loss was not finite: the device changes nothing any more.
+    halted: bool,
     done: Vec<StepStats>,
 }
 
@@ -98,7 +101,8 @@ impl Engine {
             work: None,
             resident: None,
             given: None,
-            pending: 0,
+            pending: vec![],
+            halted: false,
             done: vec![],
         };
         parts.upload_data(dev)?;
@@ -115,10 +119,10 @@ impl Backend for Engine {
     fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
         let Self { parts, device, .. } = self;
         let dev = device.as_mut();
-        if parts.pending == RING {
+        if parts.pending.len() == RING {
             parts.drain(dev)?;
         }
-        let slot = parts.pending;
+        let slot = parts.pending.len();
         let batch = parts.send(dev, rows, plan, slot)?;
         let soft = plan.soft();
         if batch.given != 0 {
@@ -130,8 +134,7 @@ impl Backend for Engine {
                 parts.queue(dev, &batch, soft, Aim::Train, &mut |_, _, _| Ok(()))
             })?;
         }
-        parts.pending += 1;
-        parts.tensors.set_step(plan.step + 1);
+        parts.pending.push(plan.step);
         Ok(())
     }
 
@@ -177,7 +180,10 @@ impl Backend for Engine {
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
-        Ok(Cow::Owned(self.parts.tensors.state(self.device.as_mut())?))
+        let Self { parts, device, .. } = self;
+        // Which steps counted is known with their losses.
+        parts.drain(device.as_mut())?;
+        Ok(Cow::Owned(parts.tensors.state(device.as_mut())?))
     }
 }
 
@@ -302,10 +308,16 @@ impl Parts {
 
     /// Fetches the outcomes of all queued steps.
     fn drain(&mut self, dev: &mut dyn Device) -> Result<()> {
-        if self.pending > 0 {
-            let outcomes = self.shared.outcomes.read(dev, self.pending)?;
-            self.done.extend(outcomes.iter().map(stats));
-            self.pending = 0;
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let outcomes = self.shared.outcomes.read(dev, self.pending.len())?;
+        for (step, outcome) in std::mem::take(&mut self.pending).into_iter().zip(&outcomes) {
+            self.halted |= !outcome.loss.is_finite();
+            if !self.halted {
+                self.tensors.set_step(step + 1);
+            }
+            self.done.push(stats(outcome));
         }
         Ok(())
     }
