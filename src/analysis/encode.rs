@@ -108,10 +108,8 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
         })
     })?;
     phase.finish(&format!("{} rows", thousands(rows)));
-    let skipped = blocks.skipped();
-    if skipped.total() > 0 && !request.quiet {
-        let example = skipped.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
-        eprintln!("warning: {skipped}{example}");
+    if !request.quiet {
+        blocks.skipped().warn();
     }
     Ok(Encoded {
         path: request.out.display().to_string(),
@@ -120,7 +118,7 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
         l0: active as f64 / rows as f64,
         width: meta.n_latents,
         k: shape.k,
-        skipped_rows: skipped.total(),
+        skipped_rows: blocks.skipped().total(),
     })
 }
 

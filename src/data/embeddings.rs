@@ -62,6 +62,14 @@ impl Skipped {
     pub fn total(&self) -> usize {
         self.non_finite + self.width + self.duplicate + self.bad_id
     }
+
+    /// Tells on standard error that rows were dropped, and the first of them; nothing where none was.
+    pub(crate) fn warn(&self) {
+        if self.total() > 0 {
+            let example = self.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
+            eprintln!("warning: {self}{example}");
+        }
+    }
 }
 
 impl fmt::Display for Skipped {

@@ -57,9 +57,8 @@ pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Emb
     let phase = Phase::new("loading", quiet);
     let data = Embeddings::load(paths, options)?;
     phase.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
-    if data.skipped().total() > 0 && !quiet {
-        let example = data.skipped().examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
-        eprintln!("warning: {}{example}", data.skipped());
+    if !quiet {
+        data.skipped().warn();
     }
     Ok(data)
 }
