@@ -1,6 +1,6 @@
 //! What is queued of a step after its message: the forward pass, the backward pass, the update.
 
-use super::device::{Arg, Device};
+use super::device::Device;
 use super::engine::{Parts, no_buffers};
 use super::launch::{self, Batch, Shared, Unit, Update};
 use super::tensors::{Operands, Tensors};
@@ -81,9 +81,8 @@ impl Parts {
         let unit = if spec.unit_norm_decoder && aim == Aim::Train { Unit::Both } else { Unit::Free };
         let view = &tensors.view;
         let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
-        let base =
-            Update { latents: (0, s.m), main: None, aux, dense: None, kept: None, unit, partial: true };
         let kept = if keep { work.kept.as_ref() } else { None };
+        let base = Update { latents: (0, s.m), main: None, aux, dense: None, kept, unit, partial: true };
         if soft {
             let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
             for tile in s.tiles() {
@@ -91,20 +90,17 @@ impl Parts {
                 launch::soft_gradients(dev, s, batch, w.b_lat, tile, work, &mut half)?;
                 launch::tile_gradients(dev, s, batch.n, tile, work, &mut half)?;
                 after_tile(dev, tile, &half)?;
-                let dense =
-                    (half.enc.holds(tile.1 * s.pitch)?, dec_part(s, &half)?, half.bias.holds(tile.1)?);
-                let up = Update {
-                    latents: tile,
-                    dense: Some(dense),
-                    kept: if keep { work.kept.as_ref() } else { None },
-                    aux: work.aux.as_ref().zip(work.aux_recon.as_ref()),
-                    ..base
-                };
+                let dense = (
+                    half.enc.holds(tile.1 * s.pitch)?,
+                    half.dec.holds(if s.tied { 0 } else { tile.1 * s.pitch })?,
+                    half.bias.holds(tile.1)?,
+                );
+                let up = Update { latents: tile, dense: Some(dense), ..base };
                 launch::latent_update(dev, s, batch, view, shared, work, &up)?;
             }
             work.soft = Some(half);
         } else {
-            let up = Update { main: Some(&work.main), kept, ..base };
+            let up = Update { main: Some(&work.main), ..base };
             launch::latent_update(dev, s, batch, view, shared, work, &up)?;
         }
         launch::pre_bias_gradient(dev, s, batch.n, spec.train_pre_bias, work)?;
@@ -123,11 +119,6 @@ impl Parts {
     }
 }
 
-/// The decoder's part of a tile's gradients; a tied model has none of its own.
-fn dec_part(s: &Sizes, half: &work::Soft) -> Result<Arg> {
-    if s.tied { half.enc.holds(0) } else { half.dec.holds(s.tile.min(s.m) * s.pitch) }
-}
-
 /// Adam from kept gradients, once the clip factor is known.
 fn apply_kept(
     dev: &mut dyn Device,
@@ -140,7 +131,7 @@ fn apply_kept(
 ) -> Result<()> {
     let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };
     let all = s.m * s.pitch;
-    let dec = if s.tied { enc.holds(0)? } else { dec.holds(all)? };
+    let dec = dec.holds(if s.tied { 0 } else { all })?;
     let up = Update {
         latents: (0, s.m),
         main: None,
