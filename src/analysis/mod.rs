@@ -1,5 +1,6 @@
 //! What is asked of a trained model.
 
+pub mod codes;
 pub mod compare;
 pub mod encode;
 pub mod sink;
@@ -49,9 +50,9 @@ fn check_width(data: &Path, width: usize, model: &Path, d_in: usize) -> Result<(
     Err(Error::data(data, "", what))
 }
 
-/// What to evaluate.
+/// A model, and the rows that it is asked about.
 #[derive(Debug, Clone)]
-pub struct EvalRequest {
+pub struct Source {
     /// Run folder or model file.
     pub model: PathBuf,
     /// Data files.
@@ -86,7 +87,7 @@ pub struct EvalResult {
 ///
 /// # Errors
 /// A device that cannot be used; data of another width than the model's; no rows in any split asked for.
-pub fn evaluate(request: &EvalRequest, splits: &[Option<Part>]) -> Result<Vec<EvalResult>> {
+pub fn evaluate(request: &Source, splits: &[Option<Part>]) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };

@@ -3,7 +3,6 @@
 use super::{DataArgs, Global, SplitArg, print, print_json};
 use crate::analysis::encode::{EncodeRequest, encode};
 use crate::analysis::sink::CodeFormat;
-use crate::data::Part;
 use crate::error::Result;
 use crate::report::table::{number, thousands};
 use std::path::PathBuf;
@@ -37,18 +36,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let request = EncodeRequest {
-        model: args.model,
-        data: args.data,
-        dataset: args.how.dataset,
-        skip_bad_rows: args.how.skip_bad_rows,
-        device: global.device,
-        quiet: global.quiet,
-        split: match args.split {
-            SplitArg::Train => Some(Part::Train),
-            SplitArg::Val => Some(Part::Val),
-            SplitArg::Test => Some(Part::Test),
-            SplitArg::All => None,
-        },
+        split: args.split.part(),
+        source: global.source(args.model, args.data, args.how),
         out: args.out,
         format: args.format,
         overwrite: args.overwrite,

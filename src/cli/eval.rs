@@ -1,7 +1,7 @@
 //! `sae eval`.
 
 use super::{DataArgs, Global, SplitArg, print, print_json};
-use crate::analysis::{self, EvalRequest};
+use crate::analysis;
 use crate::data::Part;
 use crate::error::Result;
 use crate::report::table::{number, table};
@@ -26,20 +26,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let request = EvalRequest {
-        model: args.model,
-        data: args.data,
-        dataset: args.how.dataset,
-        skip_bad_rows: args.how.skip_bad_rows,
-        device: global.device,
-        quiet: global.quiet,
-    };
+    let request = global.source(args.model, args.data, args.how);
     let parts = match args.split {
         None => vec![Some(Part::Train), Some(Part::Val), Some(Part::Test), None],
-        Some(SplitArg::Train) => vec![Some(Part::Train)],
-        Some(SplitArg::Val) => vec![Some(Part::Val)],
-        Some(SplitArg::Test) => vec![Some(Part::Test)],
-        Some(SplitArg::All) => vec![None],
+        Some(split) => vec![split.part()],
     };
     let results = analysis::evaluate(&request, &parts)?;
     if global.json {

@@ -10,7 +10,9 @@ mod import;
 mod inspect;
 mod train;
 
+use crate::analysis::Source;
 use crate::backend::DeviceChoice;
+use crate::data::Part;
 use crate::error::{Error, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -85,6 +87,31 @@ pub enum SplitArg {
     Test,
     /// All rows.
     All,
+}
+
+impl SplitArg {
+    /// The split; `None` is all rows.
+    fn part(self) -> Option<Part> {
+        match self {
+            Self::Train => Some(Part::Train),
+            Self::Val => Some(Part::Val),
+            Self::Test => Some(Part::Test),
+            Self::All => None,
+        }
+    }
+}
+
+impl Global {
+    fn source(&self, model: PathBuf, data: Vec<PathBuf>, how: DataArgs) -> Source {
+        Source {
+            model,
+            data,
+            dataset: how.dataset,
+            skip_bad_rows: how.skip_bad_rows,
+            device: self.device,
+            quiet: self.quiet,
+        }
+    }
 }
 
 impl Cli {

@@ -1,0 +1,108 @@
+//! The sparse code of every row, block by block, in memory that does not grow with the rows' values.
+
+use super::{Source, check_width};
+use crate::backend::{self, Backend, Codes, ModelSpec, Weights};
+use crate::config::Precision;
+use crate::data::{DataFiles, LoadOptions, Part, part_of_id};
+use crate::error::{Error, Result};
+use crate::model::{Params, TrainState};
+use crate::model_file::ModelMeta;
+use crate::report::progress::Phase;
+use crate::report::table::thousands;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of values read at a time.
+const BLOCK_BYTES: usize = 64 << 20;
+/// Rows encoded at a time: bounds the memory of codes that are not sparse.
+const CALL_ROWS: usize = 1024;
+
+/// What a walk has seen.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Walked {
+    /// Rows encoded.
+    pub rows: u64,
+    /// Bad rows that were dropped.
+    pub skipped_rows: usize,
+}
+
+/// Gives `take` the ids and inference codes of every row of a split (`None` is all rows), some at a time, in the
+/// order of the files.
+///
+/// Values are in the model's own units: relu of the scores. The split is the one that the model was trained with.
+/// The rows' values are read in blocks of 64 MiB; their ids stay in memory. A row's id is that of
+/// [`crate::data::Embeddings::row_id`].
+///
+/// # Errors
+/// Data of another width than the model's; no rows in the split; scores that are not finite; [`Error::Interrupted`]
+/// once `stop` is set; what the device or disk refuses; what `take` refuses.
+pub fn walk(
+    source: &Source,
+    (params, meta): (Params, &ModelMeta),
+    split: Option<Part>,
+    stop: &AtomicBool,
+    mut take: impl FnMut(&[String], &Codes) -> Result<()>,
+) -> Result<Walked> {
+    let device = source.device.select(source.quiet)?;
+    let options = LoadOptions { dataset: source.dataset.clone(), skip_bad_rows: source.skip_bad_rows };
+    let files = DataFiles::open(&source.data, &options)?;
+    let mut blocks = files.blocks(BLOCK_BYTES)?;
+    check_width(&source.data[0], blocks.d_in(), &source.model, meta.d_in)?;
+    let spec = ModelSpec { ema: None, ..meta.spec()? };
+    let phase = Phase::new("encoding", source.quiet);
+    let mut state = Some(TrainState::start(params, false));
+    let mut opened: Option<Box<dyn Backend>> = None;
+    let mut n_rows = 0;
+    while let Some(block) = blocks.next_block()? {
+        let data = Arc::new(block);
+        let wanted = |row: &u32| {
+            let id = data.group_id(data.group_of(*row as usize));
+            split.is_none_or(|part| part_of_id(id, meta.seed) == part)
+        };
+        let rows: Vec<u32> = (0..data.n_rows() as u32).filter(wanted).collect();
+        let backend = match (&mut opened, state.take()) {
+            (Some(backend), _) => {
+                backend.set_data(data.clone())?;
+                backend
+            }
+            (none, Some(state)) => {
+                none.insert(backend::open(device, data.clone(), spec.clone(), Precision::F32, state)?)
+            }
+            (None, None) => {
+                return Err(Error::Failed("a second backend was asked for; please report this".into()));
+            }
+        };
+        for rows in rows.chunks(CALL_ROWS) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted("interrupted; nothing was written".into()));
+            }
+            let codes = backend.encode(rows, Weights::Last)?;
+            let ids: Vec<String> = rows.iter().map(|&row| data.row_id(row as usize)).collect();
+            if let Some(bad) = codes.bad {
+                return Err(Error::Failed(format!(
+                    "a score of the row \"{}\" is not finite: its values are too large for this model; look at them with `sae inspect`",
+                    ids[bad]
+                )));
+            }
+            n_rows += rows.len() as u64;
+            take(&ids, &codes)?;
+        }
+        let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
+        phase.update(&format!("{} of {} rows", thousands(done), thousands(all)));
+    }
+    if n_rows == 0 {
+        return Err(match (blocks.skipped().examples.first(), split) {
+            (_, Some(_)) => Error::Usage("that split has no rows in these data; use --split all".into()),
+            (Some(example), None) => {
+                let what = format!("no usable row is left: all were skipped, first {example}");
+                Error::data(&source.data[0], "", what)
+            }
+            (None, None) => Error::data(&source.data[0], "", "holds no rows; give a file with embeddings"),
+        });
+    }
+    phase.finish(&format!("{} rows", thousands(n_rows)));
+    if !source.quiet {
+        blocks.skipped().warn();
+    }
+    Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total() })
+}
