@@ -8,7 +8,7 @@ mod common;
 use common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
-use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, Relaxation, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
@@ -52,13 +52,15 @@ impl Case {
         state
     }
 
+    fn plan(&self) -> StepPlan<'static> {
+        let tau = temperature(self.t, 1.0, 0.05);
+        StepPlan { step: 4, alpha: self.t, tau, lr: 0.0, l1: self.l1, noise: Noise::Philox { seed: 3 } }
+    }
+
     fn pass(&self, params: &Params) -> Pass {
         let mut backend = Reference::new(self.data(), self.spec.clone(), self.state(params));
-        let tau = temperature(self.t, 1.0, 0.05);
-        let noise = Noise::Philox { seed: 3 };
-        let plan = StepPlan { step: 4, alpha: self.t, tau, lr: 0.0, l1: self.l1, noise };
         let rows: Vec<u32> = (0..self.n as u32).collect();
-        backend.inspect(&rows, &plan).unwrap()
+        backend.inspect(&rows, &self.plan()).unwrap()
     }
 
     /// Weights whose scores stay on their side of relu and of the top k while a weight moves by a step: that
@@ -74,7 +76,8 @@ impl Case {
         let good = |params: &Params| {
             self.pass(params).pre_acts.chunks_exact(self.m).all(|z| {
                 let dead: Vec<f32> = z.iter().copied().step_by(2).collect();
-                far(z, self.spec.k) && far(&dead, self.spec.aux_k)
+                let candidates = self.spec.candidates(&self.plan());
+                far(z, self.spec.k) && far(z, candidates) && far(&dead, self.spec.aux_k)
             })
         };
         (0..100).map(|seed| self.params(10 * seed)).find(good).expect("weights away from kinks")
@@ -127,6 +130,19 @@ fn gradients_of_the_relaxed_model_are_slopes_of_its_loss_throughout_the_warm_up(
                 let spec = ModelSpec { normalize, ..spec(3) };
                 let case = Case { n: 4, d: 5, m: 9, tied, t, l1: 0.0, spec };
                 check(&format!("t {t}, tied {tied}, normalize {normalize}"), &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_every_relaxation_are_slopes_of_its_loss_throughout_the_warm_up() {
+    for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
+        for t in [0.0, 0.35, 0.8, 0.97, 1.0] {
+            for (tied, normalize, l1) in [(false, true, 0.0), (true, true, 0.7), (false, false, 0.7)] {
+                let spec = ModelSpec { normalize, relaxation, pool: 6, ..spec(2) };
+                let case = Case { n: 4, d: 5, m: 14, tied, t, l1, spec };
+                check(&format!("{relaxation:?}, t {t}, tied {tied}, normalize {normalize}"), &case);
             }
         }
     }

@@ -28,6 +28,8 @@
 //! dW_dec = h^T dy',  dW_enc = dz^T (x' - b_pre),  db_lat = sum_n dz,  db_pre = sum_n dy' - db_lat W_enc
 //! ```
 //!
+//! That is the warm-up with [`Relaxation::Softmax`]; [`relaxation`] has the others.
+//!
 //! The auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.3 and A.2) lets
 //! dead latents explain what the live ones left over: with `e = x - y` held constant and `h_aux` the `aux_k`
 //! largest positive z of the row among latents idle for `dead_after` rows,
@@ -41,9 +43,11 @@ mod choice;
 mod codes;
 pub mod cpu;
 pub mod cuda;
+pub mod relaxation;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
 pub use codes::Codes;
+pub use relaxation::Relaxation;
 
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
@@ -69,6 +73,10 @@ pub enum Inference {
 pub struct ModelSpec {
     /// Active latents, k.
     pub k: usize,
+    /// What stands in for the exact top k during the warm-up.
+    pub relaxation: Relaxation,
+    /// Candidates a row during a warm-up that has them; less than k counts as k.
+    pub pool: usize,
     /// Per-sample LayerNorm on or off.
     pub normalize: bool,
     /// False keeps `b_pre` at its start.
@@ -102,6 +110,8 @@ impl ModelSpec {
     pub fn plain(k: usize) -> Self {
         Self {
             k,
+            relaxation: Relaxation::Softmax,
+            pool: 8 * k,
             normalize: true,
             train_pre_bias: true,
             inference: Inference::Topk,

@@ -5,7 +5,7 @@ mod options;
 
 pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Preset, Word};
 
-use crate::backend::{Inference, ModelSpec};
+use crate::backend::{Inference, ModelSpec, Relaxation};
 use crate::error::{Error, Result};
 use crate::schedule::{self, LrSchedule};
 use std::path::PathBuf;
@@ -132,7 +132,17 @@ impl Config {
             Some(e) => return usage(format!("--epochs {e} must be above 0")),
             None => o.steps.unwrap_or(5000),
         };
-        let anneal_steps = o.anneal_steps.unwrap_or(if relaxed { 2000.min(steps / 2) } else { 0 });
+        let relaxation = relaxation(o, relaxed);
+        let anneal_steps = match (relaxation, o.anneal_steps) {
+            (Relaxation::None, Some(given)) if given > 0 => {
+                return usage(format!(
+                    "--anneal-steps {given} needs something to anneal: drop it, or give a --relaxation other than none"
+                ));
+            }
+            (Relaxation::None, _) => 0,
+            (_, given) => given.unwrap_or(2000.min(steps / 2)),
+        };
+        let pool = pool(o, relaxation, k, n_latents)?;
         let lr = match o.lr.unwrap_or(if gao {
             NumberOr::Word(Word::Auto)
         } else {
@@ -179,6 +189,8 @@ impl Config {
             pre_bias,
             spec: ModelSpec {
                 k,
+                relaxation,
+                pool,
                 normalize: o.normalize.unwrap_or(!l1),
                 train_pre_bias: pre_bias != PreBias::None,
                 inference: o.inference.unwrap_or(Inference::Topk),
@@ -302,6 +314,8 @@ impl Config {
             lr: Some(NumberOr::Number(self.lr)),
             lr_schedule: Some(self.lr_schedule),
             lr_warmup: Some(self.lr_warmup),
+            relaxation: Some(s.relaxation),
+            pool: s.relaxation.has_candidates().then_some(s.pool),
             anneal_steps: Some(self.anneal_steps),
             tau_start: Some(self.tau_start),
             tau_end: Some(self.tau_end),
@@ -348,6 +362,27 @@ impl Config {
             PreBias::Mean => PreBiasInit::Mean,
             PreBias::Median => PreBiasInit::Median,
         }
+    }
+}
+
+/// A preset without a warm-up gets the softmax only where the length of one is given.
+fn relaxation(o: &Options, relaxed: bool) -> Relaxation {
+    let warms_up = relaxed || o.anneal_steps.is_some_and(|steps| steps > 0);
+    o.relaxation.unwrap_or(if warms_up { Relaxation::Softmax } else { Relaxation::None })
+}
+
+/// Candidates a row; k where the relaxation has none.
+fn pool(o: &Options, relaxation: Relaxation, k: usize, n_latents: usize) -> Result<usize> {
+    match o.pool {
+        Some(pool) if !relaxation.has_candidates() => usage(format!(
+            "--pool {pool} belongs to --relaxation subset, lapsum or anneal-k: drop it, or choose one of them"
+        )),
+        Some(pool) if pool < k || pool > n_latents => {
+            usage(format!("--pool {pool} must lie between k, {k}, and the number of latents, {n_latents}"))
+        }
+        Some(pool) => Ok(pool),
+        None if relaxation.has_candidates() => Ok((8 * k).min(1024).max(k).min(n_latents)),
+        None => Ok(k),
     }
 }
 

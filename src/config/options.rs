@@ -1,6 +1,6 @@
 //! Options as a person gives them, on the command line or in a TOML file.
 
-use crate::backend::Inference;
+use crate::backend::{Inference, Relaxation};
 use crate::error::{Error, Result};
 use crate::schedule::LrSchedule;
 use clap::ValueEnum;
@@ -167,13 +167,20 @@ pub struct Options {
     /// Steps over which the learning rate rises from 0 [default: 0]
     #[arg(long, value_name = "STEPS")]
     pub lr_warmup: Option<u64>,
-    /// Steps of the relaxed warm-up, T [default: 2000 or half the steps if fewer; topk, sparse-l1: 0]
+    /// What stands in for the exact top k during the warm-up [default: softmax; topk, sparse-l1: none]
+    #[arg(long)]
+    pub relaxation: Option<Relaxation>,
+    /// Candidates a row in the warm-up of subset, lapsum and anneal-k [default: 8 k, at most 1024]
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<usize>,
+    /// Steps of the relaxed warm-up, T [default: 2000 or half the steps if fewer; without a relaxation 0]
     #[arg(long, value_name = "T")]
     pub anneal_steps: Option<u64>,
-    /// Softmax temperature at the first step [default: 1]
+    /// Temperature at the first step [default: 1]
     #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_start: Option<f64>,
-    /// Softmax temperature at the end of the warm-up [default: 0.05]
+    /// Temperature at the end of the warm-up [default: 0.05]
     #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_end: Option<f64>,
     /// Weight of the mean absolute code in the loss [default: 0; sparse-l1: 0.1]
@@ -281,6 +288,8 @@ impl Options {
             lr,
             lr_schedule,
             lr_warmup,
+            relaxation,
+            pool,
             anneal_steps,
             tau_start,
             tau_end,

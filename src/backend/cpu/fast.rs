@@ -11,9 +11,10 @@
 
 use super::block::{Optimizer, Pool, Shared, blocks, grad_blocks, latents_in_block, weight_blocks};
 use super::evaluate::{encode_rows, evaluate_rows};
+use super::gates::GateRule;
 use super::linalg::{View, parallel_product};
 use super::norm::Batch;
-use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, hard_row, soften_row};
+use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, candidate_row, hard_row, soften_row};
 use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
@@ -98,7 +99,7 @@ impl FastCpu {
         let has_aux = !dead.is_empty();
         work.aux_codes.resize_with(if has_aux { chunks } else { 0 }, CodeChunk::default);
         let finite = select_codes(work, &self.spec, plan, m, &dead);
-        let mode = soften(work, plan, n, m);
+        let mode = soften(work, &self.spec, plan, n, m);
         work.mode = Some(mode);
         if mode == Mode::Dense {
             work.dense.resize(n * d, 0.0);
@@ -126,7 +127,8 @@ impl FastCpu {
     fn reconstruct(&mut self, plan: &StepPlan<'_>, mode: Mode, has_aux: bool) -> RowSums {
         let params = &self.state.params;
         let (d, m) = (params.d_in, params.n_latents);
-        let Work { batch, recon, dense, aux_recon, softmax, c, codes, aux_codes, .. } = &mut self.work;
+        let Work { batch, scores, recon, dense, aux_recon, softmax, c, codes, aux_codes, .. } =
+            &mut self.work;
         let n = batch.std.len();
         let dense_active = mode == Mode::Dense;
         dense.resize(if dense_active { n * d } else { 0 }, 0.0);
@@ -137,6 +139,8 @@ impl FastCpu {
             decoder: params.decoder(),
             batch,
             softmax,
+            scores,
+            gates: self.spec.gated(plan).then(|| GateRule::new(&self.spec, plan)),
             plan,
             mode,
             sparsity: (plan.l1 / (n * m) as f64) as f32,
@@ -285,11 +289,16 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
         .par_iter_mut()
         .zip(work.scores.par_chunks(ROWS * m))
         .zip(aux)
-        .map_init(RowScratch::default, |scratch, ((codes, scores), aux)| {
+        .enumerate()
+        .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), aux))| {
             codes.clear();
             let mut finite = true;
-            for z in scores.chunks_exact(m) {
-                finite &= hard_row(z, spec.k, scale, scratch, codes);
+            for (i, z) in scores.chunks_exact(m).enumerate() {
+                finite &= if plan.soft() && !spec.dense(plan) {
+                    candidate_row(spec, plan, chunk * ROWS + i, z, scratch, codes)
+                } else {
+                    hard_row(z, spec.k, scale, scratch, codes)
+                };
             }
             if let Some(aux) = aux {
                 aux.clear();
@@ -306,9 +315,9 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
 }
 
 /// Softmax in place of the scores, and the choice of how to go on.
-fn soften(work: &mut Work, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
+fn soften(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
     work.softmax.clear();
-    if !plan.soft() {
+    if !spec.dense(plan) {
         return Mode::Hard;
     }
     work.softmax.resize(n, RowSoftmax::default());
@@ -433,7 +442,9 @@ impl Backend for FastCpu {
 /// Bytes of memory that training takes beside the data, without what libraries need for themselves: D inputs, M latents, batches of `n_rows`.
 pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
     // Wide numbers: asked about sizes that no machine has, too.
-    let [d, m, n, k, aux_k] = [d_in, n_latents, n_rows, spec.k, spec.aux_k.min(n_latents)].map(|v| v as u128);
+    let [d, m, n, k, aux_k] =
+        [d_in, n_latents, n_rows, spec.k.max(spec.pool.min(n_latents)), spec.aux_k.min(n_latents)]
+            .map(|v| v as u128);
     let params = m * d * if tied { 1 } else { 2 } + m + d;
     let copies = 3 + u128::from(spec.ema.is_some()) + u128::from(spec.clip_norm.is_some());
     let blocks = (rayon::current_num_threads() * latents_in_block(Mode::Dense)) as u128 * (n + 2 * d);

@@ -4,6 +4,7 @@
 mod block;
 mod evaluate;
 pub mod fast;
+mod gates;
 pub mod linalg;
 mod look;
 mod norm;

@@ -2,8 +2,10 @@
 //! purpose: everything else is checked against this file, and this file against golden tensors, hand-worked
 //! cases and finite differences.
 
+mod gates;
+
 use crate::backend::{
-    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, StepPlan, StepStats, Weights,
+    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, Relaxation, StepPlan, StepStats, Weights,
     check_same_kind, ema_decay,
 };
 use crate::data::Embeddings;
@@ -39,12 +41,20 @@ struct RowPass {
     std: f64,
     z: Vec<f64>,
     soft: Option<Soft>,
+    gates: Option<Gated>,
     /// True for the k largest z.
     top: Vec<bool>,
     h: Vec<f64>,
     y: Vec<f64>,
     aux: Vec<f64>,
     aux_recon: Vec<f64>,
+}
+
+/// A row's candidates: latents, weights, and the slopes of the weights (`slope[i][j] = d w_i / d r_j`).
+struct Gated {
+    latents: Vec<usize>,
+    weights: Vec<f64>,
+    slope: Vec<Vec<f64>>,
 }
 
 struct Soft {
@@ -138,7 +148,8 @@ impl Reference {
         for j in top_k(&z, self.spec.k) {
             top[j] = true;
         }
-        let soft = plan.soft().then(|| {
+        let gates = (plan.soft() && !self.spec.dense(plan)).then(|| self.gates(&z, n, plan));
+        let soft = self.spec.dense(plan).then(|| {
             let noise = |j| gumbel_f64(plan.noise.uniform(plan.step, n, j, m));
             let e: Vec<f64> = (0..m).map(|j| (relu(z[j]) + noise(j)) / plan.tau).collect();
             let max = e.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -149,9 +160,10 @@ impl Reference {
         let h: Vec<f64> = (0..m)
             .map(|j| {
                 let hard = if top[j] { relu(z[j]) } else { 0.0 };
-                match &soft {
-                    Some(s) => (1.0 - plan.alpha) * s.p[j] * s.sum + plan.alpha * hard,
-                    None => hard,
+                match (&soft, &gates) {
+                    (Some(s), _) => (1.0 - plan.alpha) * s.p[j] * s.sum + plan.alpha * hard,
+                    (_, Some(gates)) => relu(z[j]) * self.direct(gates, &top, j, plan),
+                    _ => hard,
                 }
             })
             .collect();
@@ -159,7 +171,27 @@ impl Reference {
         let y = (0..d).map(|i| (recon[i] + w.b_pre[i]) * std + mean).collect();
         let aux = self.aux_code(&z);
         let aux_recon = Self::decode(w, &aux, d);
-        RowPass { x, x_norm, std, z, soft, top, h, y, aux, aux_recon }
+        RowPass { x, x_norm, std, z, soft, gates, top, h, y, aux, aux_recon }
+    }
+
+    /// The candidates of row `n` of the batch.
+    fn gates(&self, z: &[f64], n: usize, plan: &StepPlan<'_>) -> Gated {
+        let mut latents = top_k(z, self.spec.candidates(plan));
+        latents.retain(|&j| z[j] > 0.0 || z[j].is_nan());
+        let r: Vec<f64> = latents.iter().map(|&j| z[j]).collect();
+        let noise = |&j: &usize| gumbel_f64(plan.noise.uniform(plan.step, n, j, z.len()));
+        let g: Vec<f64> = latents.iter().map(noise).collect();
+        let (weights, slope) = gates::weights(self.spec.relaxation, self.spec.k, plan.tau, &r, &g);
+        Gated { latents, weights, slope }
+    }
+
+    /// The factor D of a latent's score in a code of candidates.
+    fn direct(&self, gates: &Gated, top: &[bool], j: usize, plan: &StepPlan<'_>) -> f64 {
+        let Some(i) = gates.latents.iter().position(|&l| l == j) else { return 0.0 };
+        if self.spec.relaxation == Relaxation::AnnealK {
+            return 1.0;
+        }
+        (1.0 - plan.alpha) * gates.weights[i] + if top[j] { plan.alpha } else { 0.0 }
     }
 
     /// The `aux_k` largest positive scores among dead latents (M values).
@@ -268,6 +300,16 @@ impl Reference {
                 let through_p = soft.p[j] * soft.sum * (rest * dh[j] - c) / plan.tau;
                 let hard = plan.alpha * dz[j];
                 dz[j] = if pass.z[j] > 0.0 { through_p + c + hard } else { 0.0 };
+            }
+        }
+        if let Some(gates) = &pass.gates {
+            let v = |l: usize| (1.0 - plan.alpha) * relu(pass.z[l]) * dh[l];
+            for j in 0..m {
+                dz[j] = dh[j] * self.direct(gates, &pass.top, j, plan);
+            }
+            for (at, &j) in gates.latents.iter().enumerate() {
+                let through = |(i, &l): (usize, &usize)| gates.slope[i][at] * v(l);
+                dz[j] += gates.latents.iter().enumerate().map(through).sum::<f64>();
             }
         }
         for j in 0..m {

@@ -6,11 +6,12 @@
 //! 4. Where all but [`LEFT_OUT`] of a row's weight lies on few latents, the decoder and its gradients use these
 //!    alone ([`Mode::Support`]). Else everything stays dense ([`Mode::Dense`]).
 
+use super::gates::{GateRule, Gates};
 use super::select::{self, Scratch};
 use super::simd;
 use super::sparse::CodeChunk;
-use crate::backend::StepPlan;
-use crate::noise::Noise;
+use crate::backend::{ModelSpec, Relaxation, StepPlan};
+use crate::noise::{Noise, gumbel_f64};
 
 /// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
 /// (A cut at a share of the largest weight alone would not do: thousands of weights just below it add up.)
@@ -54,6 +55,8 @@ pub struct RowScratch {
     pub select: Scratch,
     /// Selected (latent, score).
     pub top: Vec<(u32, f32)>,
+    gates: Gates,
+    keys: Vec<u64>,
     perturbed: Vec<f32>,
 }
 
@@ -67,6 +70,56 @@ pub fn hard_row(z: &[f32], k: usize, scale: f32, scratch: &mut RowScratch, chunk
     }
     chunk.end_row();
     finite
+}
+
+/// The code of a warm-up over candidates, of row `n` of the batch, into `chunk`; false where a score is not finite.
+pub fn candidate_row(
+    spec: &ModelSpec,
+    plan: &StepPlan<'_>,
+    n: usize,
+    z: &[f32],
+    scratch: &mut RowScratch,
+    chunk: &mut CodeChunk,
+) -> bool {
+    let RowScratch { select, top, gates, keys, .. } = scratch;
+    let finite = select::top_k(z, spec.candidates(plan), select, top);
+    keys.clear();
+    keys.extend(top.iter().map(|&(j, value)| select::key(value, j)));
+    let mut least = 0;
+    if top.len() > spec.k {
+        least = *keys.select_nth_unstable_by(spec.k - 1, |a, b| b.cmp(a)).1;
+    }
+    let alpha = plan.alpha as f32;
+    if spec.gated(plan) {
+        gates.forward(
+            GateRule::new(spec, plan),
+            top.iter().map(|&(_, z)| z),
+            candidate_noise(plan, n, z.len(), top),
+        );
+    }
+    for (i, &(j, value)) in top.iter().enumerate() {
+        let is_top = select::key(value, j) >= least;
+        let factor = match spec.relaxation {
+            Relaxation::AnnealK => 1.0,
+            _ => (1.0 - alpha) * gates.weights[i] as f32 + if is_top { alpha } else { 0.0 },
+        };
+        chunk.push(j, factor * value, 0.0, factor);
+        if is_top {
+            chunk.fired.push(j);
+        }
+    }
+    chunk.end_row();
+    finite
+}
+
+/// The Gumbel noise of the candidates of row `n` of the batch.
+pub fn candidate_noise<'a>(
+    plan: &'a StepPlan<'_>,
+    n: usize,
+    m: usize,
+    candidates: &'a [(u32, f32)],
+) -> impl Fn(usize) -> f64 + 'a {
+    move |i| gumbel_f64(plan.noise.uniform(plan.step, n, candidates[i].0 as usize, m))
 }
 
 /// Steps 2 and 3 on one row of scores.

@@ -1,7 +1,8 @@
 //! The row pass: reconstruction, loss, and the gradients of a row's sparse entries.
 
+use super::gates::{GateRule, Gates};
 use super::norm::Batch;
-use super::relax::{Mode, RowSoftmax};
+use super::relax::{Mode, RowSoftmax, candidate_noise};
 use super::simd;
 use super::sparse::CodeChunk;
 use crate::backend::StepPlan;
@@ -20,6 +21,10 @@ pub struct RowMath<'a> {
     pub batch: &'a Batch,
     /// (N), where it plays a part.
     pub softmax: &'a [RowSoftmax],
+    /// (N, M) scores; empty unless `gates` is set.
+    pub scores: &'a [f32],
+    /// How candidates are weighed, where they are.
+    pub gates: Option<GateRule>,
     /// The step.
     pub plan: &'a StepPlan<'a>,
     /// How the code is held.
@@ -48,6 +53,7 @@ impl RowMath<'_> {
     ) -> RowSums {
         let d = self.params.d_in;
         let mut sums = (0.0, 0.0, 0.0);
+        let mut gates = Gates::default();
         for (i, recon) in recon.chunks_exact_mut(d).enumerate() {
             let n = first + i;
             recon.copy_from_slice(&self.params.b_pre);
@@ -65,6 +71,9 @@ impl RowMath<'_> {
                 sums.2 += self.aux_row(n, i, recon, &mut aux_recon[i * d..(i + 1) * d], aux);
             }
             self.entry_gradients(n, i, codes, recon, &mut c[i], dense);
+            if let Some(rule) = self.gates {
+                self.gate_gradients(rule, n, i, codes, &mut gates);
+            }
         }
         sums
     }
@@ -100,6 +109,9 @@ impl RowMath<'_> {
             let j = codes.index[entry] as usize;
             codes.grad[entry] = simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity;
         }
+        if self.gates.is_some() {
+            return;
+        }
         *c = match self.mode {
             Mode::Hard => 0.0,
             Mode::Dense => {
@@ -124,6 +136,28 @@ impl RowMath<'_> {
                 0.0
             };
             codes.grad[entry] = soft + codes.direct[entry] * dh;
+        }
+    }
+
+    /// dh of the row's candidates becomes dz.
+    fn gate_gradients(&self, rule: GateRule, n: usize, i: usize, codes: &mut CodeChunk, gates: &mut Gates) {
+        let m = self.params.n_latents;
+        let range = codes.row(i);
+        let z = &self.scores[n * m..(n + 1) * m];
+        let index = &codes.index[range.clone()];
+        let candidates: Vec<(u32, f32)> = index.iter().map(|&j| (j, z[j as usize])).collect();
+        let noise = candidate_noise(self.plan, n, m, &candidates);
+        // Weighed a second time: cheaper than keeping k weights an entry.
+        gates.forward(rule, candidates.iter().map(|&(_, z)| z), noise);
+        let rest = 1.0 - self.plan.alpha;
+        let grads = codes.grad[range.clone()].iter();
+        let v: Vec<f64> =
+            grads.zip(&candidates).map(|(&dh, &(_, r))| rest * f64::from(r) * f64::from(dh)).collect();
+        let through = gates.backward(rule, &v);
+        for ((dh, &direct), through) in
+            codes.grad[range.clone()].iter_mut().zip(&codes.direct[range]).zip(through)
+        {
+            *dh = direct * *dh + *through as f32;
         }
     }
 

@@ -56,7 +56,7 @@ pub fn top_k(scores: &[f32], k: usize, scratch: &mut Scratch, out: &mut Vec<(u32
 }
 
 /// Bits of a positive float rise with its value; the inverted index makes the lowest index the largest key.
-fn key(value: f32, index: u32) -> u64 {
+pub fn key(value: f32, index: u32) -> u64 {
     u64::from(value.to_bits()) << 32 | u64::from(!index)
 }
 

@@ -1,0 +1,102 @@
+//! How the code of the warm-up differs from the exact top k.
+//!
+//! [`Relaxation::Softmax`] is the mix of [`crate::backend`]. The others keep a row's code sparse: only its P
+//! *candidates*, the positive ones among its `pool` largest scores, take part, and all are k-hot in the limit. With
+//! `r = relu(z)`, `t` the done share of the warm-up, `alpha = t`, and weights `w` of the candidates that sum to k:
+//!
+//! ```text
+//! h_j = r_j D_j,   D_j = (1 - alpha) w_j + alpha [j in top k]      for candidates, else 0
+//! u_j = (r_j - mean r) / sd r                                      over the P candidates; sd with divisor P
+//! w   = weights(u, tau)                                            below; w = 1 where P <= k
+//! ```
+//!
+//! Standardised scores make one temperature mean the same at every D, M, k and scale of the data: it is measured in
+//! the spread of the scores that compete. Backwards, with `v_j = (1 - alpha) r_j dh_j` the gradient of `w_j`:
+//!
+//! ```text
+//! dz_j = dh_j D_j + (G_j - mean G - u_j mean(G u)) / sd r,   G = (dw / du)^T v    over the candidates
+//! ```
+//!
+//! (the gradient of a standardisation). Where all candidates are equal, `u` is 0 and `w = k / P` has no slope.
+//!
+//! **LapSum** (Struski et al., *LapSum: one method to differentiate them all*, ICML 2025, arXiv 2503.06242): with the
+//! Laplace distribution's `F(x) = e^x / 2` for `x <= 0`, else `1 - e^-x / 2`,
+//!
+//! ```text
+//! w_j = F((u_j - b) / tau),   b such that sum_j w_j = k
+//! G_j = f_j (v_j - sum_i f_i v_i / sum_i f_i) / tau,   f_j = F'((u_j - b) / tau) = e^-|u_j - b|/tau / 2
+//! ```
+//!
+//! **Subset sampling** (Xie & Ermon, *Reparameterizable subset sampling via continuous relaxations*, IJCAI 2019,
+//! arXiv 1901.10517): k softmaxes one after the other, each shutting out what the one before took, on scores with
+//! Gumbel noise `g` (a fresh draw of [`crate::noise`] for every element and step):
+//!
+//! ```text
+//! a^1 = u + g,   p^i = softmax(a^i / tau),   a^(i+1) = a^i + ln(1 - p^i),   w = sum of p^i, i = 1 .. k
+//! A^(k+1) = 0,   q^i = v - A^(i+1) / (1 - p^i),   A^i = A^(i+1) + p^i (q^i - sum_j p^i_j q^i_j) / tau,   G = A^1
+//! ```
+//!
+//! `1 - p` is kept at or above [`LEAST_REST`]; below it the logarithm has no slope.
+//!
+//! **Annealed k**: the exact top `k_t` with `k_t` falling from `pool` to k by equal factors, `D = 1`:
+//! `k_t = round(k (pool / k)^(1 - t))`.
+
+use super::{ModelSpec, StepPlan};
+
+/// Smallest `1 - p` of the subset sampling.
+pub const LEAST_REST: f64 = 1e-6;
+
+/// What stands in for the exact top k during the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relaxation {
+    /// Gumbel softmax times the sum of positive scores, mixed with the top k (dense).
+    Softmax,
+    /// k Gumbel softmaxes without replacement over the candidates (Xie & Ermon 2019).
+    Subset,
+    /// Weights that sum to k over the candidates, by the Laplace distribution (LapSum, 2025).
+    Lapsum,
+    /// The exact top k of a larger k that falls to k.
+    AnnealK,
+    /// No warm-up: the exact top k from the first step.
+    None,
+}
+
+impl Relaxation {
+    /// True where a row's largest scores beyond the top k take part.
+    pub fn has_candidates(self) -> bool {
+        self.is_gated() || self == Self::AnnealK
+    }
+
+    /// True where weights are computed among candidates.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Subset | Self::Lapsum)
+    }
+}
+
+impl ModelSpec {
+    /// Entries a row that may carry value in a training step: k, or more during a warm-up over candidates.
+    pub fn candidates(&self, plan: &StepPlan<'_>) -> usize {
+        if !plan.soft() {
+            return self.k;
+        }
+        match self.relaxation {
+            Relaxation::Softmax | Relaxation::None => self.k,
+            Relaxation::Subset | Relaxation::Lapsum => self.pool.max(self.k),
+            Relaxation::AnnealK => {
+                let ratio = self.pool.max(self.k) as f64 / self.k as f64;
+                (self.k as f64 * ratio.powf(1.0 - plan.alpha)).round() as usize
+            }
+        }
+    }
+
+    /// True where the step's code holds the softmax over all latents.
+    pub fn dense(&self, plan: &StepPlan<'_>) -> bool {
+        plan.soft() && self.relaxation == Relaxation::Softmax
+    }
+
+    /// True where the step weighs candidates.
+    pub fn gated(&self, plan: &StepPlan<'_>) -> bool {
+        plan.soft() && self.relaxation.is_gated()
+    }
+}
