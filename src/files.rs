@@ -12,6 +12,31 @@ use std::path::{Path, PathBuf};
 /// End of the names of files that are not finished; [`remove_unfinished`] deletes them.
 const UNFINISHED: &str = ".tmp";
 
+/// Refuses an output that is a folder, is one of the files that are read, or is there already and not to be replaced.
+/// `flag` is the option that named it.
+///
+/// # Errors
+/// [`Error::Usage`] that says what to name instead.
+pub fn check_out(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    let shown = out.display();
+    if out.file_name().is_none() || out.is_dir() {
+        return Err(Error::Usage(format!("{flag} {shown} is a folder; name a file")));
+    }
+    let same = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if inputs.iter().any(|path| same(path)) {
+        return Err(Error::Usage(format!("{flag} {shown} is an input as well; name another file")));
+    }
+    if out.exists() && !overwrite {
+        return Err(Error::Usage(format!(
+            "{flag} {shown} is there already; name another file, or replace it with --overwrite"
+        )));
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to `path`, whole or not at all.
 ///
 /// # Errors
