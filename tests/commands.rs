@@ -4,6 +4,8 @@
 mod common;
 #[path = "commands/encode.rs"]
 mod encode;
+#[path = "commands/features.rs"]
+mod features;
 #[path = "common/runs.rs"]
 mod runs;
 

@@ -6,6 +6,7 @@ mod devices;
 mod encode;
 mod eval;
 mod export;
+mod features;
 mod import;
 mod inspect;
 mod train;
@@ -53,6 +54,8 @@ enum Command {
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
     Encode(encode::Args),
+    /// Tell what each latent fires on, and which labels it tells
+    Features(features::Args),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
     /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
@@ -134,6 +137,7 @@ impl Cli {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
+            Command::Features(args) => features::run(args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
             Command::Export(args) => export::run(args, &global),
             Command::Import(args) => import::run(args, &global),

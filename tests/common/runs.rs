@@ -42,6 +42,18 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
     names.write_raw(&ids).unwrap();
 }
 
+/// Residues by id: `ids` datasets of (length, d) float32.
+pub fn write_residues(path: &Path, ids: usize, length: usize, d: usize) {
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = hdf5::File::create(path).unwrap();
+    for i in 0..ids {
+        let values = crate::common::values(length * d, 100 + i as u32);
+        let dataset =
+            file.new_dataset::<f32>().shape((length, d)).create(format!("P{i:03}").as_str()).unwrap();
+        dataset.write_raw(&values).unwrap();
+    }
+}
+
 /// `sae` with these arguments, on the CPU unless they name a device: machines with a GPU test the same.
 pub fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> Command {
     let mut command = Command::new(SAE);
