@@ -9,6 +9,7 @@ mod export;
 mod features;
 mod import;
 mod inspect;
+mod report;
 mod train;
 
 use crate::analysis::Source;
@@ -56,6 +57,8 @@ enum Command {
     Encode(encode::Args),
     /// Tell what each latent fires on, and which labels it tells
     Features(features::Args),
+    /// Put a run on one HTML page: settings, curves, figures, latents with their ids and labels
+    Report(report::Args),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
     /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
@@ -138,6 +141,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Features(args) => features::run(args, &global, stop),
+            Command::Report(args) => report::run(args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
             Command::Export(args) => export::run(args, &global),
             Command::Import(args) => import::run(args, &global),

@@ -24,6 +24,12 @@ fn output(command: &mut Command) -> Output {
 
 /// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
 pub fn write_data(path: &Path, rows: usize, d: usize) {
+    write_named(path, &(0..rows).map(|n| format!("id{n:04}")).collect::<Vec<_>>(), d);
+}
+
+/// The same rows with these ids.
+pub fn write_named(path: &Path, ids: &[String], d: usize) {
+    let rows = ids.len();
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let noise = crate::common::values(rows * d, 5);
     let factors = crate::common::values(rows * 4, 6);
@@ -33,8 +39,7 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
         low + 0.1 * noise[n * d + i]
     };
     let flat: Vec<f32> = (0..rows * d).map(|at| value(at / d, at % d)).collect();
-    let ids: Vec<hdf5::types::VarLenUnicode> =
-        (0..rows).map(|n| format!("id{n:04}").parse().unwrap()).collect();
+    let ids: Vec<hdf5::types::VarLenUnicode> = ids.iter().map(|id| id.parse().unwrap()).collect();
     let file = hdf5::File::create(path).unwrap();
     let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
     matrix.write_raw(&flat).unwrap();
