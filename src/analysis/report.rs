@@ -9,7 +9,7 @@ use crate::data::Part;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::report::html::chart::Histogram;
-use crate::report::html::{Page, Shown, render};
+use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
 use crate::train::folder::names;
 use crate::train::outputs::Summary;
@@ -72,6 +72,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let (features, gathered) = features_of(&wanted, stop)?;
     let histograms = histograms(&features, &gathered.codes, wanted.pool);
     let table = wanted.labels.as_ref().map(|(path, _)| LabelTable::read(path)).transpose()?;
+    let shown = shown(&features, table.as_ref(), request.shown);
     let page = Page {
         title: run
             .canonicalize()
@@ -95,7 +96,8 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
         summary,
         curves,
         histograms,
-        shown: shown(&features, table.as_ref(), request.shown),
+        linked: shown.iter().map(|s| s.at as u32).collect(),
+        shown,
         by_label: by_label(&features),
         rows: rows_in_words(&features, &wanted),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -220,14 +222,16 @@ fn shown(features: &Features, table: Option<&LabelTable>, count: usize) -> Vec<S
     let shown = |at: usize| {
         let feature = &features.latents[at];
         let column = feature.best.as_ref().map(|b| b.column.as_str()).or(first_column);
-        let labels = |id: &str| -> Option<String> {
+        let label = |id: &str| -> Option<IdLabel> {
             let table = table?;
             let column = table.columns().iter().position(|name| Some(name.as_str()) == column)?;
             let lines = [table.line_of(id), id.rsplit_once(':').and_then(|(id, _)| table.line_of(id))];
             let values = lines.into_iter().flatten().map(|line| table.values(line, column, &[]));
-            Some(values.into_iter().find(|values| !values.is_empty())?.join("; "))
+            let values = values.into_iter().find(|values| !values.is_empty())?;
+            let borne = feature.best.as_ref().is_some_and(|best| values.contains(&best.label.as_str()));
+            Some(IdLabel { text: values.join("; "), borne })
         };
-        Shown { at, labels_of_ids: feature.top.iter().map(|t| labels(&t.id).unwrap_or_default()).collect() }
+        Shown { at, labels_of_ids: feature.top.iter().map(|t| label(&t.id).unwrap_or_default()).collect() }
     };
     order.into_iter().map(shown).collect()
 }

@@ -75,7 +75,8 @@ pub struct LabelArgs {
         requires = "labels"
     )]
     unknown: Vec<String>,
-    /// Take an id's rows together: a latent's activation is the largest over them (per-residue files)
+    /// Take an id's rows together: a latent's activation is the largest over them (per-residue files).
+    /// Labels of single rows are not used then
     #[arg(long)]
     pool: bool,
 }

@@ -113,3 +113,37 @@ fn report_tells_what_is_missing_and_replaces_nothing_unasked() {
     let (status, text) = sae_fails(["report", &run]);
     assert!(status == 2 && text.contains("--resume"), "{text}");
 }
+
+#[test]
+fn an_id_is_marked_where_it_bears_the_label_of_its_latent() {
+    let place = Place::with_data(300);
+    place.train("run", &[]);
+    let (run, labels) = (place.name("run"), place.name("labels.tsv"));
+    let kind = |id: &str| ["a", "b", ""][id[2..].parse::<usize>().unwrap() % 3];
+    let ids: Vec<String> = (0..300).map(|n| format!("id{n:04}")).collect();
+    let lines: String = ids.iter().map(|id| format!("{id}\t{}\n", kind(id))).collect();
+    std::fs::write(&labels, "id\tkind\n".to_owned() + &lines).unwrap();
+    sae_ok(["report", &run, "--labels", &labels]);
+    let html = page(&place.path("run/report.html"));
+    let args = ["features", &run, &place.name("data.h5"), "--labels", &labels, "--top=8", "--json"];
+    let features: Value = serde_json::from_str(&sae_ok(args)).unwrap();
+    let mut seen = [0; 3];
+    for latent in features["latents"].as_array().unwrap().iter().filter(|l| !l["best"].is_null()) {
+        let row = html.split(&format!("<tr id=\"latent-{}\">", latent["latent"])).nth(1).unwrap();
+        let row = row.split("</tr>").next().unwrap();
+        for top in latent["top"].as_array().unwrap() {
+            let id = top["id"].as_str().unwrap();
+            let item = row.split(&format!("<li>{id} ")).nth(1).unwrap().split("</li>").next().unwrap();
+            let (at, want) = match kind(id) {
+                "" => (0, "</span> ".to_owned()),
+                borne if latent["best"]["label"] == borne => {
+                    (1, "<span class=\"of\">&#10003;</span>".to_owned())
+                }
+                other => (2, format!("<span class=\"of\">{other}</span>")),
+            };
+            assert!(item.ends_with(&want), "{id}: {item}");
+            seen[at] += 1;
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+}

@@ -119,7 +119,7 @@ fn figures(best: &Finding, all: bool) -> String {
 
 /// The number of a latent, linked where it is in the table.
 fn link(page: &Page, latent: u32) -> String {
-    match page.shown.iter().any(|s| s.at == latent as usize) {
+    match page.linked.contains(&latent) {
         true => format!("<a href=\"#latent-{latent}\">{latent}</a>"),
         false => latent.to_string(),
     }
@@ -133,13 +133,16 @@ pub(super) fn table(page: &Page) -> String {
         columns.extend([("label", "up"), ("F1", "down"), ("AUROC", "down"), ("q", "up")]);
     }
     columns.extend([("ids that fire it most", "up"), ("near", "down")]);
-    let order = match with_labels {
-        true => "those with the highest F1 first, then the largest activation",
-        false => "the largest activation first",
+    let (order, labels) = match with_labels {
+        true => (
+            "those with the highest F1 first, then the largest activation",
+            "; &#10003; is an id that bears the latent's label, for others what they bear in its column is told",
+        ),
+        false => ("the largest activation first", ""),
     };
     let mut text = format!(
-        "<section id=\"by-latent\"><h2>Features</h2><p>{} of the {} latents that fire, {order}. An activation stands behind each id; \
-         mean is over the rows that a latent is active on; near are the latents with the nearest decoder rows, by \
+        "<section id=\"by-latent\"><h2>Features</h2><p>{} of the {} latents that fire, {order}. An \
+         activation stands behind each id{labels}; mean is over the rows that a latent is active on; near are the latents with the nearest decoder rows, by \
          cosine.</p>\n",
         thousands(page.shown.len() as u64),
         thousands(page.features.alive as u64)
@@ -180,8 +183,13 @@ fn ids(f: &Feature, shown: &Shown) -> String {
         .iter()
         .enumerate()
         .map(|(i, top)| {
-            let label = shown.labels_of_ids.get(i).filter(|label| !label.is_empty());
-            let label = label.map_or(String::new(), |l| format!("<span class=\"of\">{}</span>", escape(l)));
+            let label = match shown.labels_of_ids.get(i) {
+                Some(label) if label.borne => "<span class=\"of\">&#10003;</span>".to_owned(),
+                Some(label) if !label.text.is_empty() => {
+                    format!("<span class=\"of\">{}</span>", escape(&label.text))
+                }
+                _ => String::new(),
+            };
             let activation = number(f64::from(top.activation));
             format!("<li>{} <span class=\"a\">{activation}</span> {label}</li> ", escape(&top.id))
         })

@@ -12,6 +12,7 @@ use super::table::{number, thousands};
 use crate::analysis::features::{Feature, Features, Finding};
 use crate::train::outputs::Summary;
 use chart::Histogram;
+use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::plots::CurvePlot;
@@ -38,6 +39,8 @@ pub struct Page {
     pub features: Features,
     /// The latents that are shown, the strongest first, with what is known of the ids of each.
     pub shown: Vec<Shown>,
+    /// Numbers of these, which others link to.
+    pub linked: HashSet<u32>,
     /// For each label the latent that tells it best.
     pub by_label: Vec<(u32, Finding)>,
     /// Which rows were looked at, in words.
@@ -52,7 +55,16 @@ pub struct Shown {
     /// Its place in [`Features::latents`].
     pub at: usize,
     /// Labels of its ids, in their order; empty without labels.
-    pub labels_of_ids: Vec<String>,
+    pub labels_of_ids: Vec<IdLabel>,
+}
+
+/// What is known of an id in the column of the label that a latent tells best.
+#[derive(Debug, Default)]
+pub struct IdLabel {
+    /// Its values; empty where nothing is known.
+    pub text: String,
+    /// Whether the best label is among them.
+    pub borne: bool,
 }
 
 impl Page {
