@@ -163,7 +163,7 @@ pub fn warn(found: &Features) {
     }
     if let Some(first) = &labels.told.first_unknown_id {
         let n = thousands(labels.told.unknown_ids);
-        eprintln!("warning: {}: {n} ids are not in the data, the first: {first}", labels.path);
+        eprintln!("warning: {}: {n} ids are not among the rows, the first: {first}", labels.path);
     }
     if labels.told.ids_without_labels > 0 {
         let (n, all) = (thousands(labels.told.ids_without_labels), thousands(found.ids));

@@ -186,7 +186,9 @@ fn residues_take_the_label_of_their_protein_or_are_pooled() {
     // The same rows are not independent, and a person is told.
     let told =
         |more: &[&str]| String::from_utf8(sae(args.into_iter().chain(more.iter().copied())).stderr).unwrap();
-    assert!(told(&[]).contains("--pool") && told(&[]).contains("1 ids are not in the data, the first: Q1"));
+    assert!(
+        told(&[]).contains("--pool") && told(&[]).contains("1 ids are not among the rows, the first: Q1")
+    );
     assert!(!told(&["--pool"]).contains("--pool"));
 }
 
