@@ -77,7 +77,19 @@ def best_threshold(truth, values):
     return np.float32(following + (best - following) / np.float32(2)), f1.max()
 
 
-def check_associations(tests, labels_path, ids, codes):
+def check_best(lines, pairs, gains):
+    """Each latent has the figures of its test whose F1 on the first half is furthest above that of all rows."""
+    for line in lines:
+        of_latent = {key: gain for key, gain in gains.items() if key[0] == int(line["latent"])}
+        if not of_latent:
+            assert line["label"] == line["q"] == "", line
+            continue
+        key = int(line["latent"]), line["column"], line["label"]
+        assert of_latent[key] >= max(of_latent.values()) - 1e-12, (key, of_latent[key])
+        assert all(line[name] == pairs[key][name] for name in ["threshold", "f1", "auroc", "p", "q"]), key
+
+
+def check_associations(lines, tests, labels_path, ids, codes):
     rows = {r.pop(next(iter(r))): r for r in table(labels_path)}
     second = np.array([xxhash.xxh3_64_intdigest(i.encode(), seed=HALF_SEED) & 1 for i in ids], bool)
     cells = {}
@@ -87,7 +99,7 @@ def check_associations(tests, labels_path, ids, codes):
     pairs = {(int(t["latent"]), t["column"], t["label"]): t for t in tests}
     assert len(pairs) == len(tests), "a test is there twice"
     labels = {key[1:] for key in pairs}
-    p, q = [], []
+    p, q, gains = [], [], {}
     for j in range(codes.shape[1]):
         column_values = codes[:, [j]].toarray().ravel()
         if not column_values.any():
@@ -105,6 +117,8 @@ def check_associations(tests, labels_path, ids, codes):
             where = (j, column, label)
             assert np.float32(test["threshold"]) == chosen[0], (where, test["threshold"], chosen)
             close((where, "first half"), float(test["chosen_f1"]), chosen[1], 1e-12)
+            everything = 2 * truth[a].sum() / (truth[a].sum() + a.sum())
+            gains[where] = (chosen[1] - everything) / (1 - everything)
             predicted = column_values[b] >= chosen[0]
             want = precision_recall_fscore_support(truth[b], predicted, average="binary", zero_division=0)[:3]
             for name, value in zip(["precision", "recall", "f1"], want):
@@ -120,6 +134,7 @@ def check_associations(tests, labels_path, ids, codes):
     assert len(p) == len(tests)
     for got, want in zip(q, scipy.stats.false_discovery_control(p, method="bh")):
         close("q", got, want, 1e-9)
+    check_best(lines, pairs, gains)
     found = sum(value < 0.05 for value in q)
     print(f"associations: {len(labels)} labels, {len(p)} tests, {found} with q < 0.05: as scikit-learn and SciPy have them")
 
@@ -132,6 +147,7 @@ f = h5py.File(codes_path)
 ids, (n, k), m = f["ids"].asstr()[:], f["values"].shape, f.attrs["width"]
 codes = scipy.sparse.csr_matrix((f["values"][:].ravel(), f["indices"][:].ravel(), np.arange(n + 1) * k), (n, m)).tocsc()
 codes.eliminate_zeros()
-check_features(table(features_path), list(ids), codes, w_dec)
+lines = table(features_path)
+check_features(lines, list(ids), codes, w_dec)
 if more:
-    check_associations(table(more[1]), more[0], list(ids), codes)
+    check_associations(lines, table(more[1]), more[0], list(ids), codes)

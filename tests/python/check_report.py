@@ -22,8 +22,8 @@ EVIL = "<img src=x onerror=\"window.evil=1\">'&<script>window.evil=2</script>"
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
-def evil_page(sae, folder):
-    """A page from data that try to be markup."""
+def evil_pages(sae, folder):
+    """A page from data that try to be markup, and the same without labels."""
     run, labels = folder / "<b onclick=evil()>run", folder / "labels<i>.tsv"
     rng = np.random.default_rng(0)
     ids = [f"{EVIL}{n}" for n in range(200)]
@@ -34,8 +34,10 @@ def evil_page(sae, folder):
     labels.write_text("id\t<u>kind\n" + "".join(lines))
     train = [sae, "train", folder / "data.h5", "--out", run, "--latents", "32", "--k", "4", "--steps", "20", "--quiet"]
     subprocess.run(train, check=True, stdout=subprocess.DEVNULL)
-    subprocess.run([sae, "report", run, "--labels", labels, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-    return run / "report.html"
+    plain = folder / "plain.html"
+    for more in [["--labels", labels], ["-o", plain]]:
+        subprocess.run([sae, "report", run, "--quiet", *more], check=True, stdout=subprocess.DEVNULL)
+    return run / "report.html", plain
 
 
 class Looker:
@@ -205,7 +207,7 @@ def main():
         check_wide(browser, page_path, shot)
         check_colours(browser, page_path, shot)
         check_phone(browser, page_path, shot)
-        evil = evil_page(sae, Path(folder))
+        evil, plain = evil_pages(sae, Path(folder))
         look = Looker(browser, evil, viewport=WIDE)
         assert look.page.locator("#features .ids li").first.inner_text().startswith(EVIL)
         assert look.page.locator("h1").inner_text() == "<b onclick=evil()>run"
@@ -214,7 +216,13 @@ def main():
         check_sorting(look.page, "features")
         check_search(look.page, "labels")
         look.close()
-        check_phone(browser, evil, lambda *a, **k: None)
+        look = Looker(browser, plain, viewport=WIDE)
+        assert not look.page.locator("#labels, a[href='#by-label']").count()
+        check_sorting(look.page, "features")
+        check_search(look.page, "features")
+        look.close()
+        for page in [evil, plain]:
+            check_phone(browser, page, lambda *a, **k: None)
         browser.close()
     print("the pages do what they should: wide, telephone, dark, printed, and with data that are markup")
 
