@@ -12,6 +12,36 @@ use std::path::{Path, PathBuf};
 /// End of the names of files that are not finished; [`remove_unfinished`] deletes them.
 const UNFINISHED: &str = ".tmp";
 
+/// Refuses an output that is a folder, is one of the files that are read, is there already and not to be replaced, or
+/// has no folder to be in: before hours of work, not after. `flag` is the option that named it.
+///
+/// # Errors
+/// [`Error::Usage`] that says what to name instead; [`Error::Io`] where there is no such folder.
+pub fn check_out(flag: &str, out: &Path, inputs: &[&Path], overwrite: bool) -> Result<()> {
+    let shown = out.display();
+    if out.file_name().is_none() || out.is_dir() {
+        return Err(Error::Usage(format!("{flag} {shown} is a folder; name a file")));
+    }
+    let same = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if inputs.iter().any(|path| same(path)) {
+        return Err(Error::Usage(format!("{flag} {shown} is an input as well; name another file")));
+    }
+    if out.exists() && !overwrite {
+        return Err(Error::Usage(format!(
+            "{flag} {shown} is there already; name another file, or replace it with --overwrite"
+        )));
+    }
+    match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Error::io(out, "write")(std::io::ErrorKind::NotFound.into()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes `bytes` to `path`, whole or not at all.
 ///
 /// # Errors
@@ -174,6 +204,15 @@ mod tests {
         let error = write_whole(&path, b"new").unwrap_err().to_string();
         assert!(error.contains("a.txt") && error.contains("cannot write"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    fn an_output_without_a_folder_is_refused_before_the_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = check_out("--out", &folder.path().join("no/a.tsv"), &[], true).unwrap_err();
+        assert!(error.exit_status() == 1 && error.to_string().contains("no/a.tsv"), "{error}");
+        check_out("--out", &folder.path().join("a.tsv"), &[], false).unwrap();
+        check_out("--out", Path::new("a file that is nowhere.tsv"), &[], false).unwrap();
     }
 
     #[test]

@@ -17,7 +17,7 @@
 //! | [`model_file`] | `model.safetensors` |
 //! | [`analysis`] | what is asked of a trained model |
 //! | [`export`] | models of other libraries, written and read |
-//! | [`report`] | curves, tables, progress |
+//! | [`report`] | curves, tables, progress, the HTML page of a run |
 //! | [`devices`] | processor, CUDA libraries and GPUs found |
 //! | [`files`] | files written whole or not at all |
 //! | [`cli`] | clap alone |

@@ -4,6 +4,10 @@
 mod common;
 #[path = "commands/encode.rs"]
 mod encode;
+#[path = "commands/features.rs"]
+mod features;
+#[path = "commands/report.rs"]
+mod report;
 #[path = "common/runs.rs"]
 mod runs;
 

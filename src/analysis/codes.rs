@@ -26,12 +26,20 @@ pub struct Walked {
     pub skipped_rows: usize,
 }
 
-/// Gives `take` the ids and inference codes of every row of a split (`None` is all rows), some at a time, in the
+/// The names of some rows.
+#[derive(Debug, Clone)]
+pub struct RowNames<'a> {
+    /// Id of each row: `id:residue` in per-residue files ([`crate::data::Embeddings::row_id`]).
+    pub ids: Vec<String>,
+    /// Id of each row's group, which the split keeps together: its protein in per-residue files, else its own id.
+    pub groups: Vec<&'a str>,
+}
+
+/// Gives `take` the names and inference codes of every row of a split (`None` is all rows), some at a time, in the
 /// order of the files.
 ///
 /// Values are in the model's own units: relu of the scores. The split is the one that the model was trained with.
-/// The rows' values are read in blocks of 64 MiB; their ids stay in memory. A row's id is that of
-/// [`crate::data::Embeddings::row_id`].
+/// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
 ///
 /// # Errors
 /// Data of another width than the model's; no rows in the split; scores that are not finite; [`Error::Interrupted`]
@@ -41,7 +49,7 @@ pub fn walk(
     (params, meta): (Params, &ModelMeta),
     split: Option<Part>,
     stop: &AtomicBool,
-    mut take: impl FnMut(&[String], &Codes) -> Result<()>,
+    mut take: impl FnMut(&RowNames<'_>, &Codes) -> Result<()>,
 ) -> Result<Walked> {
     let device = source.device.select(source.quiet)?;
     let options = LoadOptions { dataset: source.dataset.clone(), skip_bad_rows: source.skip_bad_rows };
@@ -77,15 +85,18 @@ pub fn walk(
                 return Err(Error::Interrupted("interrupted; nothing was written".into()));
             }
             let codes = backend.encode(rows, Weights::Last)?;
-            let ids: Vec<String> = rows.iter().map(|&row| data.row_id(row as usize)).collect();
+            let names = RowNames {
+                ids: rows.iter().map(|&row| data.row_id(row as usize)).collect(),
+                groups: rows.iter().map(|&row| data.group_id(data.group_of(row as usize))).collect(),
+            };
             if let Some(bad) = codes.bad {
                 return Err(Error::Failed(format!(
                     "a score of the row \"{}\" is not finite: its values are too large for this model; look at them with `sae inspect`",
-                    ids[bad]
+                    names.ids[bad]
                 )));
             }
             n_rows += rows.len() as u64;
-            take(&ids, &codes)?;
+            take(&names, &codes)?;
         }
         let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
         phase.update(&format!("{} of {} rows", thousands(done), thousands(all)));

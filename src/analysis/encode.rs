@@ -4,7 +4,7 @@ use super::codes::{self, Walked};
 use super::sink::{CodeFormat, Shape, Sink};
 use super::{Source, load_model};
 use crate::data::Part;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -51,17 +51,19 @@ pub struct Encoded {
 ///
 /// # Errors
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the
-/// split; scores that are not finite; [`Error::Interrupted`] once `stop` is set; what the device or disk refuses.
+/// split; scores that are not finite; [`crate::error::Error::Interrupted`] once `stop` is set; what the device or disk refuses.
 pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
-    check_out(request)?;
+    let inputs: Vec<&Path> =
+        request.source.data.iter().chain([&request.source.model]).map(PathBuf::as_path).collect();
+    files::check_out("--out", &request.out, &inputs, request.overwrite)?;
     let (params, meta) = load_model(&request.source.model)?;
     let shape = Shape::new(&meta, request.source.model.display().to_string());
     let mut walked = Walked::default();
     let mut active = 0;
     files::write_whole_with(&request.out, |temporary| {
         let mut sink = Sink::create(temporary, &request.out, request.format, &shape)?;
-        walked = codes::walk(&request.source, (params, &meta), request.split, stop, |ids, codes| {
-            sink.add(ids, codes)
+        walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
+            sink.add(&names.ids, codes)
         })?;
         active = sink.finish()?.1;
         Ok(())
@@ -75,26 +77,4 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
         k: shape.k,
         skipped_rows: walked.skipped_rows,
     })
-}
-
-/// Refuses an output that is there already, and one that would replace what is read.
-fn check_out(request: &EncodeRequest) -> Result<()> {
-    let out = &request.out;
-    let shown = out.display();
-    if out.file_name().is_none() || out.is_dir() {
-        return Err(Error::Usage(format!("--out {shown} is a folder; name a file, as in codes.h5")));
-    }
-    let same = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if request.source.data.iter().chain([&request.source.model]).any(|path| same(path)) {
-        return Err(Error::Usage(format!("--out {shown} is an input as well; name another file")));
-    }
-    if out.exists() && !request.overwrite {
-        return Err(Error::Usage(format!(
-            "--out {shown} is there already; name another file, or replace it with --overwrite"
-        )));
-    }
-    Ok(())
 }

@@ -3,7 +3,11 @@
 pub mod codes;
 pub mod compare;
 pub mod encode;
+pub mod features;
+pub mod labels;
+pub mod report;
 pub mod sink;
+pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::config::Precision;

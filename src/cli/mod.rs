@@ -6,8 +6,10 @@ mod devices;
 mod encode;
 mod eval;
 mod export;
+mod features;
 mod import;
 mod inspect;
+mod report;
 mod train;
 
 use crate::analysis::Source;
@@ -53,6 +55,10 @@ enum Command {
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
     Encode(encode::Args),
+    /// Tell what each latent fires on, and which labels it tells
+    Features(features::Args),
+    /// Put a run on one HTML page: settings, curves, figures, latents with their ids and labels
+    Report(report::Args),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
     /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
@@ -134,6 +140,8 @@ impl Cli {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
+            Command::Features(args) => features::run(args, &global, stop),
+            Command::Report(args) => report::run(args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
             Command::Export(args) => export::run(args, &global),
             Command::Import(args) => import::run(args, &global),

@@ -1,5 +1,6 @@
 //! What a person reads: curves, tables, progress.
 
+pub mod html;
 pub mod plots;
 pub mod progress;
 mod scale;

@@ -26,13 +26,15 @@ pub mod names {
     pub const MAE_PNG: &str = "relaxed_topk_sae_mae.png";
     /// Curve of the share of latents alive.
     pub const ALIVE_PNG: &str = "latents_alive.png";
+    /// The page that `sae report` makes.
+    pub const REPORT: &str = "report.html";
     /// Folder of checkpoints.
     pub const CHECKPOINTS: &str = "checkpoints";
     /// The best checkpoint by validation FVU.
     pub const BEST: &str = "best.safetensors";
 }
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     lock::NAME,
     names::CONFIG,
     names::SPLITS,
@@ -42,6 +44,7 @@ const ALL: [&str; 10] = [
     names::MSE_PNG,
     names::MAE_PNG,
     names::ALIVE_PNG,
+    names::REPORT,
     names::CHECKPOINTS,
 ];
 

@@ -24,6 +24,12 @@ fn output(command: &mut Command) -> Output {
 
 /// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
 pub fn write_data(path: &Path, rows: usize, d: usize) {
+    write_named(path, &(0..rows).map(|n| format!("id{n:04}")).collect::<Vec<_>>(), d);
+}
+
+/// The same rows with these ids.
+pub fn write_named(path: &Path, ids: &[String], d: usize) {
+    let rows = ids.len();
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let noise = crate::common::values(rows * d, 5);
     let factors = crate::common::values(rows * 4, 6);
@@ -33,13 +39,24 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
         low + 0.1 * noise[n * d + i]
     };
     let flat: Vec<f32> = (0..rows * d).map(|at| value(at / d, at % d)).collect();
-    let ids: Vec<hdf5::types::VarLenUnicode> =
-        (0..rows).map(|n| format!("id{n:04}").parse().unwrap()).collect();
+    let ids: Vec<hdf5::types::VarLenUnicode> = ids.iter().map(|id| id.parse().unwrap()).collect();
     let file = hdf5::File::create(path).unwrap();
     let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
     matrix.write_raw(&flat).unwrap();
     let names = file.new_dataset::<hdf5::types::VarLenUnicode>().shape(rows).create("ids").unwrap();
     names.write_raw(&ids).unwrap();
+}
+
+/// Residues by id: `ids` datasets of (length, d) float32.
+pub fn write_residues(path: &Path, ids: usize, length: usize, d: usize) {
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = hdf5::File::create(path).unwrap();
+    for i in 0..ids {
+        let values = crate::common::values(length * d, 100 + i as u32);
+        let dataset =
+            file.new_dataset::<f32>().shape((length, d)).create(format!("P{i:03}").as_str()).unwrap();
+        dataset.write_raw(&values).unwrap();
+    }
 }
 
 /// `sae` with these arguments, on the CPU unless they name a device: machines with a GPU test the same.

@@ -1,0 +1,290 @@
+//! Which columns and values are labels, and which rows bear them.
+
+use super::LabelTable;
+use crate::analysis::features::gather::Names;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// Seed of the hash that puts an id into one half or the other; another than any split's, which are small numbers.
+const HALF_SEED: u64 = 0x6c61_6265_6c73_2f32;
+/// A column of numbers with more values than this is a measurement and not a set of labels.
+const MAX_NUMBERS: usize = 20;
+
+/// What is asked of a table of labels.
+#[derive(Debug, Clone)]
+pub struct LabelOptions {
+    /// Columns to use; `None` is all that look like labels.
+    pub columns: Option<Vec<String>>,
+    /// A label needs so many rows that bear it and as many that are known not to.
+    pub min_rows: u64,
+    /// A column that was not asked for by name is passed over if it has more values than this.
+    pub max_values: usize,
+    /// Values that mean unknown, as the empty cell does.
+    pub unknown: Vec<String>,
+}
+
+/// A value of a column.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Label {
+    /// The column, as a place in [`Labelled::columns`].
+    #[serde(skip)]
+    pub column: usize,
+    /// Name of the column.
+    #[serde(rename = "column")]
+    pub column_name: String,
+    /// The value.
+    pub value: String,
+    /// Rows that bear it, in the first half and in the second.
+    pub rows: [u64; 2],
+}
+
+/// A column that gave no labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PassedOver {
+    /// Its name.
+    pub column: String,
+    /// Why, and what would change that.
+    pub why: String,
+}
+
+/// What was found on the way.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Told {
+    /// Rows of the data that have a line in the table, their own or that of their id.
+    pub labelled_rows: u64,
+    /// Ids of the data (proteins in per-residue files) without a line.
+    pub ids_without_labels: u64,
+    /// Lines of the table whose id is not in the data.
+    pub unknown_ids: u64,
+    /// The first of these.
+    pub first_unknown_id: Option<String>,
+    /// Columns without labels.
+    pub passed_over: Vec<PassedOver>,
+    /// Values of the columns used that too few rows bear, or nearly all.
+    pub rare_values: u64,
+}
+
+/// What is known of a row: shared by rows of the same line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Columns with a value.
+    pub columns: Vec<u32>,
+    /// Labels borne.
+    pub labels: Vec<u32>,
+}
+
+/// Labels of rows. A line names an id, and holds for all its rows, or a row, as in `P12345:17`; where both are there, a
+/// cell of the row's own line goes before that of its id.
+#[derive(Debug, Clone, Default)]
+pub struct Labelled {
+    /// Names of the columns that have labels.
+    pub columns: Vec<String>,
+    /// The labels, by column in the table's order, the most frequent of a column first.
+    pub labels: Vec<Label>,
+    /// Rows with a value in each column, in the first half and in the second.
+    pub known: Vec<[u64; 2]>,
+    /// Distinct profiles; the first is that of rows without a line.
+    pub profiles: Vec<Profile>,
+    /// Profile of each row.
+    pub profile_of: Vec<u32>,
+    /// True: the row is in the second half, which figures are reported on; the first is the one that thresholds are
+    /// chosen on.
+    pub second: Vec<bool>,
+    /// What was found on the way.
+    pub told: Told,
+}
+
+/// Whether the rows of an id are in the second half: XXH3-64 of the id, lowest bit. It depends on nothing else, so that
+/// the halves stay as they are when rows, labels or models change.
+pub fn in_second_half(id: &str) -> bool {
+    xxhash_rust::xxh3::xxh3_64_with_seed(id.as_bytes(), HALF_SEED) & 1 == 1
+}
+
+impl Labelled {
+    /// Finds the labels of rows.
+    ///
+    /// # Errors
+    /// A column asked for that is not there; a table that names none of the ids.
+    pub fn new(table: &LabelTable, names: &Names, options: &LabelOptions) -> Result<Self> {
+        let wanted = wanted(table, options)?;
+        let lines = Lines::new(table, names)?;
+        let second: Vec<bool> = {
+            let halves: Vec<bool> = names.group_ids.iter().map(|id| in_second_half(id)).collect();
+            names.group_of.iter().map(|&group| halves[group as usize]).collect()
+        };
+        let mut weights = vec![[0u64; 2]; lines.pairs.len()];
+        for (&pair, &second) in lines.of_row.iter().zip(&second) {
+            weights[pair as usize][usize::from(second)] += 1;
+        }
+        let mut out = Self {
+            profiles: vec![Profile::default(); lines.pairs.len()],
+            profile_of: lines.of_row,
+            second,
+            told: lines.told,
+            ..Self::default()
+        };
+        for column in wanted {
+            let cells: Vec<Vec<&str>> =
+                lines.pairs.iter().map(|pair| pair.values(table, column, &options.unknown)).collect();
+            out.add_column(&table.columns()[column], &cells, &weights, options);
+        }
+        Ok(out)
+    }
+
+    /// Adds the labels of a column, whose values and rows are those of each profile.
+    fn add_column(&mut self, name: &str, cells: &[Vec<&str>], weights: &[[u64; 2]], options: &LabelOptions) {
+        let mut counts: HashMap<&str, [u64; 2]> = HashMap::new();
+        let mut known = [0u64; 2];
+        for (values, weight) in cells.iter().zip(weights).filter(|(values, _)| !values.is_empty()) {
+            add(&mut known, *weight);
+            for value in values {
+                add(counts.entry(value).or_default(), *weight);
+            }
+        }
+        let usable = |rows: &[u64; 2]| {
+            let others = [known[0] - rows[0], known[1] - rows[1]];
+            [rows, &others].iter().all(|r| r[0] > 0 && r[1] > 0 && r[0] + r[1] >= options.min_rows)
+        };
+        let mut labels: Vec<(&str, [u64; 2])> =
+            counts.iter().filter(|(_, rows)| usable(rows)).map(|(v, r)| (*v, *r)).collect();
+        if let Some(why) = why_not(&counts, labels.len(), options) {
+            self.told.passed_over.push(PassedOver { column: name.to_owned(), why });
+            return;
+        }
+        self.told.rare_values += (counts.len() - labels.len()) as u64;
+        labels.sort_by(|a, b| (b.1[0] + b.1[1]).cmp(&(a.1[0] + a.1[1])).then(a.0.cmp(b.0)));
+        let column = self.columns.len();
+        let first = self.labels.len() as u32;
+        let number: HashMap<&str, u32> =
+            labels.iter().enumerate().map(|(i, (value, _))| (*value, first + i as u32)).collect();
+        for (profile, values) in self.profiles.iter_mut().zip(cells).filter(|(_, v)| !v.is_empty()) {
+            profile.columns.push(column as u32);
+            profile.labels.extend(values.iter().filter_map(|value| number.get(value)));
+        }
+        self.columns.push(name.to_owned());
+        self.known.push(known);
+        self.labels.extend(labels.into_iter().map(|(value, rows)| Label {
+            column,
+            column_name: name.to_owned(),
+            value: value.to_owned(),
+            rows,
+        }));
+    }
+}
+
+/// Why a column gives no labels.
+fn why_not(counts: &HashMap<&str, [u64; 2]>, usable: usize, options: &LabelOptions) -> Option<String> {
+    let n = counts.len();
+    if options.columns.is_none() {
+        let numbers = counts.keys().all(|value| value.parse::<f64>().is_ok());
+        if numbers && n > MAX_NUMBERS {
+            return Some(format!(
+                "it holds numbers, {n} different ones; make classes of them, or take each as a label by naming the column with --columns"
+            ));
+        }
+        if n > options.max_values {
+            return Some(format!(
+                "it has {n} different values; raise --max-values, or name the column with --columns"
+            ));
+        }
+    }
+    let n = options.min_rows;
+    match (counts.len(), usable) {
+        (0, _) => Some("no row of the data has a value in it".into()),
+        (1, 0) => Some("all rows that are known have the same value".into()),
+        (_, 0) => Some(format!(
+            "no value has {n} rows that bear it and {n} that do not, some in each half; lower --min-rows"
+        )),
+        _ => None,
+    }
+}
+
+fn add(to: &mut [u64; 2], more: [u64; 2]) {
+    to[0] += more[0];
+    to[1] += more[1];
+}
+
+/// The columns asked for, in the table's order.
+fn wanted(table: &LabelTable, options: &LabelOptions) -> Result<Vec<usize>> {
+    let all = table.columns();
+    let Some(names) = &options.columns else { return Ok((0..all.len()).collect()) };
+    if let Some(missing) = names.iter().find(|name| !all.contains(name)) {
+        return Err(Error::Usage(format!(
+            "--columns {missing}: {} has no such column; it has {}",
+            table.path().display(),
+            all.join(", ")
+        )));
+    }
+    Ok((0..all.len()).filter(|&column| names.contains(&all[column])).collect())
+}
+
+/// The line of a row and that of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    own: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Pair {
+    fn values<'a>(&self, table: &'a LabelTable, column: usize, unknown: &[String]) -> Vec<&'a str> {
+        [self.own, self.group]
+            .into_iter()
+            .flatten()
+            .map(|line| table.values(line as usize, column, unknown))
+            .find(|values| !values.is_empty())
+            .unwrap_or_default()
+    }
+}
+
+/// Which lines speak of which rows.
+struct Lines {
+    pairs: Vec<Pair>,
+    /// Pair of each row.
+    of_row: Vec<u32>,
+    told: Told,
+}
+
+impl Lines {
+    fn new(table: &LabelTable, names: &Names) -> Result<Self> {
+        let mut told = Told::default();
+        let none = Pair { own: None, group: None };
+        let mut pairs = vec![none];
+        let mut number = HashMap::from([(none, 0u32)]);
+        let mut used = vec![false; table.n_lines()];
+        let mut labelled = vec![false; names.group_ids.len()];
+        let find = |id: &str| table.line_of(id).map(|line| line as u32);
+        let of_group: Vec<Option<u32>> = names.group_ids.iter().map(|id| find(id)).collect();
+        let mut of_row = Vec::with_capacity(names.n_rows());
+        for row in 0..names.n_rows() {
+            let group = of_group[names.group_of[row] as usize];
+            let own = names.own_id(row).and_then(find);
+            let pair = Pair { own, group };
+            for line in [own, group].into_iter().flatten() {
+                used[line as usize] = true;
+                labelled[names.group_of[row] as usize] = true;
+            }
+            told.labelled_rows += u64::from(pair != none);
+            of_row.push(*number.entry(pair).or_insert_with(|| {
+                pairs.push(pair);
+                pairs.len() as u32 - 1
+            }));
+        }
+        if told.labelled_rows == 0 {
+            let what = format!(
+                "names none of the ids in the data; its first is \"{}\", theirs \"{}\"; write the same ids",
+                table.id(0),
+                names.row_id(0)
+            );
+            return Err(Error::data(table.path(), "", what));
+        }
+        told.ids_without_labels = labelled.iter().filter(|&&l| !l).count() as u64;
+        told.unknown_ids = used.iter().filter(|&&u| !u).count() as u64;
+        told.first_unknown_id = used.iter().position(|&u| !u).map(|line| table.id(line).to_owned());
+        Ok(Self { pairs, of_row, told })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,250 @@
+//! `sae features`.
+
+use super::{DataArgs, Global, SplitArg, print, print_json};
+use crate::analysis::features::tables::{write_associations, write_features};
+use crate::analysis::features::{
+    Feature, Features, FeaturesRequest, Finding, LabelResult, Q_LIMIT, features,
+};
+use crate::analysis::labels::choose::LabelOptions;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::report::table::{number, table, thousands};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Latents in the table that is printed beside a file.
+const SHOWN: usize = 15;
+/// Characters of a label in it.
+const LABEL_WIDTH: usize = 76;
+
+/// Arguments of `sae features`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folder, or a model.safetensors
+    #[arg(value_name = "RUN|MODEL")]
+    model: PathBuf,
+    /// HDF5 files of embeddings
+    #[arg(value_name = "DATA", required = true)]
+    data: Vec<PathBuf>,
+    /// Table with a line a latent [default: to standard output]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long)]
+    overwrite: bool,
+    /// Rows to look at
+    #[arg(long, default_value = "all")]
+    split: SplitArg,
+    /// Ids a latent: those that fire it most
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    top: usize,
+    /// Nearest latents by cosine of decoder rows; 0 leaves them out
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    neighbours: usize,
+    #[command(flatten)]
+    labels: LabelArgs,
+    /// Table with a line a test: every latent with every label
+    #[arg(long, value_name = "FILE", requires = "labels")]
+    associations: Option<PathBuf>,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
+/// Arguments that say what the labels of ids are.
+#[derive(Debug, clap::Args)]
+pub struct LabelArgs {
+    /// Labels: a tab-separated table with a header; the id, then label columns; several values of a cell parted by ";"
+    #[arg(long, value_name = "TSV")]
+    labels: Option<PathBuf>,
+    /// Columns to use, parted by "," [default: all but numbers and free text]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "labels")]
+    columns: Option<Vec<String>>,
+    /// Rows that a label needs, and as many known to be without it
+    #[arg(long, default_value_t = 10, value_name = "N", requires = "labels")]
+    min_rows: u64,
+    /// Most values of a column that --columns does not name
+    #[arg(long, default_value_t = 500, value_name = "N", requires = "labels")]
+    max_values: usize,
+    /// Values that mean unknown, as an empty cell does
+    #[arg(
+        long,
+        value_name = "VALUES",
+        value_delimiter = ',',
+        default_value = "NA,N/A,NaN,nan",
+        requires = "labels"
+    )]
+    unknown: Vec<String>,
+    /// Take an id's rows together: a latent's activation is the largest over them (per-residue files).
+    /// Labels of single rows are not used then
+    #[arg(long)]
+    pool: bool,
+}
+
+impl LabelArgs {
+    /// Whether an id's rows are taken together.
+    pub fn pool(&self) -> bool {
+        self.pool
+    }
+
+    /// The table and how to read it.
+    pub fn resolve(self) -> Option<(PathBuf, LabelOptions)> {
+        let options = LabelOptions {
+            columns: self.columns,
+            min_rows: self.min_rows.max(1),
+            max_values: self.max_values,
+            unknown: self.unknown,
+        };
+        self.labels.map(|path| (path, options))
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
+    let Args { out, associations, overwrite, .. } = args;
+    let request = FeaturesRequest {
+        split: args.split.part(),
+        pool: args.labels.pool(),
+        top: args.top,
+        neighbours: args.neighbours,
+        labels: args.labels.resolve(),
+        source: global.source(args.model, args.data, args.how),
+    };
+    let mut inputs: Vec<&Path> = request.source.data.iter().map(PathBuf::as_path).collect();
+    inputs.push(&request.source.model);
+    inputs.extend(request.labels.iter().map(|(path, _)| path.as_path()));
+    for (flag, path) in [("--out", &out), ("--associations", &associations)] {
+        if let Some(path) = path {
+            files::check_out(flag, path, &inputs, overwrite)?;
+        }
+    }
+    if out.is_some() && out == associations {
+        return Err(Error::Usage("--out and --associations name the same file; name two".into()));
+    }
+    let mut found = features(&request, stop)?;
+    if !global.quiet {
+        warn(&found);
+    }
+    if let (Some(path), Some(labels)) = (&associations, &found.labels) {
+        write(path, |file| write_associations(file, &labels.associations, &labels.labels))?;
+    }
+    let Some(path) = &out else {
+        return if global.json { print_json(&found) } else { print_table(&found) };
+    };
+    write(path, |file| write_features(file, &found))?;
+    if global.json {
+        // The latents are in the file.
+        found.latents.clear();
+        return print_json(&found);
+    }
+    let more = associations.as_ref().map_or(String::new(), |path| format!(" and {}", path.display()));
+    print(&format!("{}{more}: {}", path.display(), summary(&found)))
+}
+
+fn print_table(found: &Features) -> Result<()> {
+    let mut text = vec![];
+    write_features(&mut text, found).map_err(Error::io(Path::new("standard output"), "write"))?;
+    print(&String::from_utf8_lossy(&text))
+}
+
+fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<std::fs::File>) -> std::io::Result<()>) -> Result<()> {
+    files::write_whole_with(path, |temporary| {
+        let file = std::fs::File::create(temporary).map_err(Error::io(path, "write"))?;
+        let mut file = BufWriter::new(file);
+        fill(&mut file).and_then(|()| file.flush()).map_err(Error::io(path, "write"))
+    })
+}
+
+/// Tells on standard error what was left out.
+pub fn warn(found: &Features) {
+    let Some(labels) = &found.labels else { return };
+    for passed in &labels.told.passed_over {
+        eprintln!("warning: {}: the column {} is passed over: {}", labels.path, passed.column, passed.why);
+    }
+    if let Some(first) = &labels.told.first_unknown_id {
+        let n = thousands(labels.told.unknown_ids);
+        eprintln!("warning: {}: {n} ids are not among the rows, the first: {first}", labels.path);
+    }
+    if labels.told.ids_without_labels > 0 {
+        let (n, all) = (thousands(labels.told.ids_without_labels), thousands(found.ids));
+        eprintln!("warning: {n} of {all} ids have no line in {}", labels.path);
+    }
+    if found.ids < found.rows {
+        eprintln!(
+            "warning: an id has several rows, which tests take for independent: p and q are too small; test ids with --pool"
+        );
+    }
+}
+
+fn summary(found: &Features) -> String {
+    let mut text = format!(
+        "{} latents, {} active on {} rows\n",
+        thousands(found.width as u64),
+        thousands(found.alive as u64),
+        thousands(found.rows)
+    );
+    match &found.labels {
+        Some(labels) => text.push_str(&label_summary(found, labels)),
+        None => text.push_str(&most_active(found)),
+    }
+    text
+}
+
+fn label_summary(found: &Features, labels: &LabelResult) -> String {
+    let mut text = format!(
+        "{} labels ({} values left out: too few rows with or without them), {} tests, {} with q < {Q_LIMIT} in {} latents\n\n",
+        labels.labels.len(),
+        thousands(labels.told.rare_values),
+        thousands(labels.n_tests as u64),
+        thousands(labels.n_found as u64),
+        thousands(labels.n_latents_found as u64),
+    );
+    let finding =
+        |f| -> Option<(&Feature, &Finding)> { Some((f, f.best.as_ref().filter(|b| b.q < Q_LIMIT)?)) };
+    let mut best: Vec<_> = found.latents.iter().filter_map(finding).collect();
+    best.sort_by(|a, b| b.1.f1.total_cmp(&a.1.f1));
+    let lines: Vec<Vec<String>> = best
+        .iter()
+        .take(SHOWN)
+        .map(|(f, best)| {
+            let figures = [100.0 * f.firing_rate, best.precision, best.recall, best.f1, best.auroc, best.q];
+            let mut line = vec![f.latent.to_string()];
+            line.extend(figures.map(number));
+            line.push(shortened(&format!("{}: {}", best.column, best.label)));
+            line
+        })
+        .collect();
+    text += &table(&["latent", "rate %", "precision", "recall", "F1", "AUROC", "q", "best label"], &lines);
+    text
+}
+
+/// At most as much of a label as a line of a terminal holds, its two ends: labels of one kind often begin alike.
+fn shortened(text: &str) -> String {
+    let n = text.chars().count();
+    if n <= LABEL_WIDTH {
+        return text.to_owned();
+    }
+    let part = |from: usize, count: usize| text.chars().skip(from).take(count).collect::<String>();
+    let half = LABEL_WIDTH / 2 - 1;
+    format!("{}...{}", part(0, half), part(n - half, half))
+}
+
+fn most_active(found: &Features) -> String {
+    let mut by_activation: Vec<_> = found.latents.iter().filter(|f| f.active_rows > 0).collect();
+    by_activation.sort_by(|a, b| b.max_activation.unwrap_or(0.0).total_cmp(&a.max_activation.unwrap_or(0.0)));
+    let lines: Vec<Vec<String>> = by_activation
+        .iter()
+        .take(SHOWN)
+        .map(|f| {
+            let ids: Vec<&str> = f.top.iter().take(3).map(|t| t.id.as_str()).collect();
+            vec![
+                f.latent.to_string(),
+                number(100.0 * f.firing_rate),
+                f.mean_activation.map_or(String::new(), number),
+                f.max_activation.map_or(String::new(), |v| number(f64::from(v))),
+                ids.join(", "),
+            ]
+        })
+        .collect();
+    format!("\n{}", table(&["latent", "rate %", "mean", "max", "first ids"], &lines))
+}

@@ -1,0 +1,74 @@
+//! `sae report`.
+
+use super::features::{LabelArgs, warn};
+use super::{DataArgs, Global, SplitArg, print, print_json};
+use crate::analysis::features::FeaturesRequest;
+use crate::analysis::report::{ReportRequest, report};
+use crate::error::Result;
+use crate::report::table::{bytes, thousands};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+/// Arguments of `sae report`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run folder
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// HDF5 files of embeddings [default: those that the run was trained on]
+    #[arg(value_name = "DATA")]
+    data: Vec<PathBuf>,
+    /// File that is made [default: report.html in the run folder]
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace the file if it is there
+    #[arg(long)]
+    overwrite: bool,
+    /// Rows to look at
+    #[arg(long, default_value = "all")]
+    split: SplitArg,
+    /// Latents in the table, the strongest
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    features: usize,
+    /// Ids a latent: those that fire it most
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    top: usize,
+    /// Nearest latents by cosine of decoder rows; 0 leaves them out
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    neighbours: usize,
+    #[command(flatten)]
+    labels: LabelArgs,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
+    let request = ReportRequest {
+        features: FeaturesRequest {
+            split: args.split.part(),
+            pool: args.labels.pool(),
+            top: args.top,
+            neighbours: args.neighbours,
+            labels: args.labels.resolve(),
+            source: global.source(args.run, args.data, args.how),
+        },
+        shown: args.features,
+        out: args.out,
+        overwrite: args.overwrite,
+    };
+    let done = report(&request, stop)?;
+    if !global.quiet {
+        warn(&done.features);
+    }
+    if global.json {
+        return print_json(&done);
+    }
+    print(&format!(
+        "{}: {}, {} of {} latents that fire; open it in a browser\n",
+        done.path.display(),
+        bytes(done.bytes as u64),
+        thousands(done.shown as u64),
+        thousands(done.features.alive as u64)
+    ))
+}
