@@ -17,6 +17,16 @@ const BLOCK_BYTES: usize = 64 << 20;
 /// Rows encoded at a time: bounds the memory of codes that are not sparse.
 const CALL_ROWS: usize = 1024;
 
+/// Names of the rows that a walk gives at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct RowNames<'a> {
+    /// Id of each row: [`crate::data::Embeddings::row_id`].
+    pub rows: &'a [String],
+    /// Id of the entry that each row belongs to. In a per-residue file that is the protein, whose residues follow
+    /// one another; elsewhere it is the row's own id.
+    pub entries: &'a [&'a str],
+}
+
 /// What a walk has seen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Walked {
@@ -26,12 +36,11 @@ pub struct Walked {
     pub skipped_rows: usize,
 }
 
-/// Gives `take` the ids and inference codes of every row of a split (`None` is all rows), some at a time, in the
+/// Gives `take` the names and inference codes of every row of a split (`None` is all rows), some at a time, in the
 /// order of the files.
 ///
 /// Values are in the model's own units: relu of the scores. The split is the one that the model was trained with.
-/// The rows' values are read in blocks of 64 MiB; their ids stay in memory. A row's id is that of
-/// [`crate::data::Embeddings::row_id`].
+/// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
 ///
 /// # Errors
 /// Data of another width than the model's; no rows in the split; scores that are not finite; [`Error::Interrupted`]
@@ -41,7 +50,7 @@ pub fn walk(
     (params, meta): (Params, &ModelMeta),
     split: Option<Part>,
     stop: &AtomicBool,
-    mut take: impl FnMut(&[String], &Codes) -> Result<()>,
+    mut take: impl FnMut(RowNames<'_>, &Codes) -> Result<()>,
 ) -> Result<Walked> {
     let device = source.device.select(source.quiet)?;
     let options = LoadOptions { dataset: source.dataset.clone(), skip_bad_rows: source.skip_bad_rows };
@@ -84,8 +93,10 @@ pub fn walk(
                     ids[bad]
                 )));
             }
+            let entry = |row: &u32| data.group_id(data.group_of(*row as usize));
+            let entries: Vec<&str> = rows.iter().map(entry).collect();
             n_rows += rows.len() as u64;
-            take(&ids, &codes)?;
+            take(RowNames { rows: &ids, entries: &entries }, &codes)?;
         }
         let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
         phase.update(&format!("{} of {} rows", thousands(done), thousands(all)));

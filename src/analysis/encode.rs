@@ -53,15 +53,16 @@ pub struct Encoded {
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the
 /// split; scores that are not finite; [`Error::Interrupted`] once `stop` is set; what the device or disk refuses.
 pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
-    check_out(request)?;
+    let inputs = request.source.data.iter().chain([&request.source.model]);
+    check_out("--out", &request.out, inputs, request.overwrite)?;
     let (params, meta) = load_model(&request.source.model)?;
     let shape = Shape::new(&meta, request.source.model.display().to_string());
     let mut walked = Walked::default();
     let mut active = 0;
     files::write_whole_with(&request.out, |temporary| {
         let mut sink = Sink::create(temporary, &request.out, request.format, &shape)?;
-        walked = codes::walk(&request.source, (params, &meta), request.split, stop, |ids, codes| {
-            sink.add(ids, codes)
+        walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
+            sink.add(names.rows, codes)
         })?;
         active = sink.finish()?.1;
         Ok(())
@@ -77,23 +78,30 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
     })
 }
 
-/// Refuses an output that is there already, and one that would replace what is read.
-fn check_out(request: &EncodeRequest) -> Result<()> {
-    let out = &request.out;
+/// Refuses an output, named by the option `flag`, that is there already or would replace one of `inputs`.
+///
+/// # Errors
+/// [`Error::Usage`] with what to name instead.
+pub(super) fn check_out<'a>(
+    flag: &str,
+    out: &Path,
+    mut inputs: impl Iterator<Item = &'a PathBuf>,
+    overwrite: bool,
+) -> Result<()> {
     let shown = out.display();
     if out.file_name().is_none() || out.is_dir() {
-        return Err(Error::Usage(format!("--out {shown} is a folder; name a file, as in codes.h5")));
+        return Err(Error::Usage(format!("{flag} {shown} is a folder; name a file in it")));
     }
     let same = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,
     };
-    if request.source.data.iter().chain([&request.source.model]).any(|path| same(path)) {
-        return Err(Error::Usage(format!("--out {shown} is an input as well; name another file")));
+    if inputs.any(|path| same(path)) {
+        return Err(Error::Usage(format!("{flag} {shown} is an input as well; name another file")));
     }
-    if out.exists() && !request.overwrite {
+    if out.exists() && !overwrite {
         return Err(Error::Usage(format!(
-            "--out {shown} is there already; name another file, or replace it with --overwrite"
+            "{flag} {shown} is there already; name another file, or replace it with --overwrite"
         )));
     }
     Ok(())

@@ -3,6 +3,8 @@
 pub mod codes;
 pub mod compare;
 pub mod encode;
+pub mod labels;
+pub mod overlap;
 pub mod sink;
 
 use crate::backend::{self, DeviceChoice};

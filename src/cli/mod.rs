@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod import;
 mod inspect;
+mod overlap;
 mod train;
 
 use crate::analysis::Source;
@@ -53,6 +54,8 @@ enum Command {
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
     Encode(encode::Args),
+    /// Compare the latents of labelled groups of rows: specific, shared, and what chance would give
+    Overlap(Box<overlap::Args>),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
     /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
@@ -134,6 +137,7 @@ impl Cli {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
+            Command::Overlap(args) => overlap::run(*args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
             Command::Export(args) => export::run(args, &global),
             Command::Import(args) => import::run(args, &global),
