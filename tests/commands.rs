@@ -4,6 +4,8 @@
 mod common;
 #[path = "commands/encode.rs"]
 mod encode;
+#[path = "commands/overlap.rs"]
+mod overlap;
 #[path = "common/runs.rs"]
 mod runs;
 

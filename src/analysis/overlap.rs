@@ -13,6 +13,7 @@ mod groups;
 mod permute;
 mod table;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 use super::codes;

@@ -1,7 +1,7 @@
 //! `sae overlap`.
 
 use super::{DataArgs, Global, SplitArg, print, print_json};
-use crate::analysis::overlap::{Active, Measure, Overlap, OverlapRequest, largest_but, overlap};
+use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
 use crate::error::Result;
 use crate::files;
 use crate::report::plots::groups::{Dot, Panel, render_panels};
@@ -34,7 +34,8 @@ pub struct Args {
     /// Leave out ids in several of the groups [default: they count in each]
     #[arg(long)]
     exclusive: bool,
-    /// A latent is active in a group if more than this share of its rows activate it
+    /// A latent is active in a group if more than this share of its rows activate it. With L active latents a row
+    /// at most L / SHARE latents can be, however many the model has
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     threshold: f64,
     /// ... and its mean activation over all rows of the group is above this
@@ -95,7 +96,15 @@ fn text(o: &Overlap) -> String {
     if o.active.min_activation > 0.0 {
         least += &format!(", mean activation above {}", number(o.active.min_activation));
     }
-    out += &format!("active: a latent of {}\n\n", least);
+    out += &format!("active: a latent of {least}\n");
+    let few = |g: &&Group| g.rows as f64 * o.active.threshold < 1.0;
+    if let Some(group) = o.groups.iter().find(few) {
+        out += &format!(
+            "note: a single row of \"{}\" ({}) is above the threshold; raise --threshold\n",
+            group.name, group.rows
+        );
+    }
+    out.push('\n');
     let lines: Vec<Vec<String>> = o
         .groups
         .iter()
@@ -183,7 +192,7 @@ fn specific(o: &Overlap) -> String {
 /// A panel a pair.
 fn panels(o: &Overlap) -> Vec<Panel> {
     let place = |name: &str| o.groups.iter().position(|g| g.name == name).unwrap_or(0);
-    let panel = |pair: &crate::analysis::overlap::Pair| {
+    let panel = |pair: &Pair| {
         let (a, b) = (place(&pair.a), place(&pair.b));
         let rows = o.groups[a].rows.max(o.groups[b].rows);
         let dots = o
