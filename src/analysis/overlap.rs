@@ -6,7 +6,7 @@
 //! a share of |A| and of |B|.
 //!
 //! Two samples of one population do not share all latents either: those near the threshold fall on either side, in a
-//! small group more than in a large one. What a percentage means is therefore told by shuffles ([`permute`]).
+//! small group more than in a large one. What a percentage means is therefore told by shuffles (`permute`).
 
 mod gather;
 mod groups;

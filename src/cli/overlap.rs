@@ -160,7 +160,10 @@ fn measure_line(name: String, m: &Measure, show: fn(Option<f64>) -> String) -> V
 }
 
 fn count(value: Option<f64>) -> String {
-    value.map_or("-".to_owned(), |v| if v.fract() == 0.0 { format!("{v}") } else { format!("{v:.1}") })
+    value.map_or("-".to_owned(), |v| {
+        let text = format!("{v:.1}");
+        text.strip_suffix(".0").unwrap_or(&text).to_owned()
+    })
 }
 
 fn percent(value: Option<f64>) -> String {

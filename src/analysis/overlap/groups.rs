@@ -24,7 +24,7 @@ pub fn named_groups(request: &OverlapRequest, labels: &Labels) -> Result<Vec<usi
     let column = &labels.column;
     if request.groups.is_empty() {
         let n = labels.names.len();
-        if n < 2 || n > MOST_UNNAMED {
+        if !(2..=MOST_UNNAMED).contains(&n) {
             return Err(Error::Usage(format!(
                 "{}: column \"{column}\" has {n} labels; name two or more with --groups A,B: {}",
                 request.labels.display(),
