@@ -104,6 +104,9 @@ fn text(o: &Overlap) -> String {
             group.name, group.rows
         );
     }
+    if o.groups.iter().all(|g| g.active == 0) {
+        out += "note: no latent is active in any group; lower --threshold or --min-activation\n";
+    }
     out.push('\n');
     let lines: Vec<Vec<String>> = o
         .groups

@@ -54,14 +54,31 @@ impl Totals {
         self.sums.fill(0.0);
     }
 
-    /// Adds id `i`.
-    pub fn add(&mut self, data: &Gathered, i: usize) {
+    /// Adds id `i`, without its sums of activations.
+    pub fn add_counts(&mut self, data: &Gathered, i: usize) {
         self.ids += 1;
         self.rows += u64::from(data.rows[i]);
-        for e in data.starts[i]..data.starts[i + 1] {
-            let latent = data.latents[e] as usize;
-            self.counts[latent] += data.counts[e];
-            self.sums[latent] += f64::from(data.sums[e]);
+        let entries = data.starts[i]..data.starts[i + 1];
+        for (latent, count) in data.latents[entries.clone()].iter().zip(&data.counts[entries]) {
+            self.counts[*latent as usize] += count;
+        }
+    }
+
+    /// Takes away what `part` has.
+    pub fn take_away(&mut self, part: &Self) {
+        self.ids -= part.ids;
+        self.rows -= part.rows;
+        for j in 0..self.counts.len() {
+            self.counts[j] -= part.counts[j];
+            self.sums[j] -= part.sums[j];
+        }
+    }
+
+    /// Adds the sums of activations of id `i`.
+    pub fn add_sums(&mut self, data: &Gathered, i: usize) {
+        let entries = data.starts[i]..data.starts[i + 1];
+        for (latent, sum) in data.latents[entries.clone()].iter().zip(&data.sums[entries]) {
+            self.sums[*latent as usize] += f64::from(*sum);
         }
     }
 }
@@ -71,9 +88,36 @@ impl Gathered {
     pub fn totals(&self, wanted: impl Fn(u64) -> bool) -> Totals {
         let mut totals = Totals::zero(self.n_latents);
         for i in (0..self.masks.len()).filter(|i| wanted(self.masks[*i])) {
-            totals.add(self, i);
+            totals.add_counts(self, i);
+            totals.add_sums(self, i);
         }
         totals
+    }
+
+    /// The ids whose groups `wanted` accepts, with the latents that `keep` (M) has, numbered anew. Counts of other ids
+    /// are left out.
+    pub fn part(&self, wanted: impl Fn(u64) -> bool, keep: &[bool]) -> Self {
+        let mut number = vec![0; keep.len()];
+        let mut n_latents = 0;
+        for j in (0..keep.len()).filter(|j| keep[*j]) {
+            number[j] = n_latents as u32;
+            n_latents += 1;
+        }
+        let mut part = Self { starts: vec![0], n_latents, ..Self::default() };
+        for i in (0..self.masks.len()).filter(|i| wanted(self.masks[*i])) {
+            for e in self.starts[i]..self.starts[i + 1] {
+                let j = self.latents[e] as usize;
+                if keep[j] {
+                    part.latents.push(number[j]);
+                    part.counts.push(self.counts[e]);
+                    part.sums.push(self.sums[e]);
+                }
+            }
+            part.masks.push(self.masks[i]);
+            part.rows.push(self.rows[i]);
+            part.starts.push(part.latents.len());
+        }
+        part
     }
 }
 

@@ -98,7 +98,9 @@ const KINDS: usize = 3;
 /// Memory of one thread.
 struct Scratch {
     order: Vec<u32>,
-    kinds: [Totals; KINDS],
+    /// Kind of each id.
+    kind: Vec<u8>,
+    totals: [Totals; KINDS],
 }
 
 impl Shuffles {
@@ -113,20 +115,22 @@ impl Shuffles {
             (true, true) => Some(2),
             (false, false) => None,
         };
-        let members: Vec<u32> =
-            (0..data.masks.len() as u32).filter(|i| kind(data.masks[*i as usize]).is_some()).collect();
+        let data = &self.relevant(data, a.1, b.1);
         let kinds = std::array::from_fn(|k| data.totals(|mask| kind(mask) == Some(k)));
         let observed = self.sizes(&kinds);
-        let together = data.totals(|mask| kind(mask).is_some());
+        let together = data.totals(|_| true);
         let sizes: [usize; KINDS] = std::array::from_fn(|k| kinds[k].ids as usize);
-        let start = || Scratch { order: members.clone(), kinds: kinds.clone() };
+        let members: Vec<u32> = (0..data.masks.len() as u32).collect();
+        let start =
+            || Scratch { order: members.clone(), kind: vec![0; members.len()], totals: kinds.clone() };
         let shuffled = (0..self.permutations as u64).into_par_iter().map_init(start, |scratch, number| {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted("interrupted; nothing was written".into()));
             }
             scratch.order.copy_from_slice(&members);
-            deal(data, scratch, &sizes, &together, |i| philox4x32([i, number as u32, 0, 0], self.key())[0]);
-            Ok(self.sizes(&scratch.kinds))
+            let word = |i| philox4x32([i, number as u32, 0, 0], self.key())[0];
+            deal(data, scratch, &sizes, &together, self.active.min_activation > 0.0, word);
+            Ok(self.sizes(&scratch.totals))
         });
         let shuffled = shuffled.collect::<Result<Vec<Sizes>>>()?;
         let of = |figure: fn(Sizes) -> Option<f64>| {
@@ -143,6 +147,22 @@ impl Shuffles {
             share_of_a: of(|s| share(s.both, s.a)),
             share_of_b: of(|s| share(s.both, s.b)),
         })
+    }
+
+    /// The ids of two groups with the latents that can be active in one of them, however the labels are dealt: those
+    /// of more rows in all than the threshold asks of the smaller group. The others, most in a large model, would only
+    /// be counted to be found inactive.
+    fn relevant(&self, data: &Gathered, a: u64, b: u64) -> Gathered {
+        let all = data.totals(|mask| mask & (a | b) != 0);
+        let size = |bit: u64| data.masks.iter().filter(|mask| **mask & bit != 0).count();
+        let ids = (0..data.masks.len()).filter(|i| data.masks[*i] & (a | b) != 0);
+        let mut rows: Vec<u32> = ids.map(|i| data.rows[i]).collect();
+        rows.sort_unstable();
+        // The fewest rows that the smaller group can have.
+        let fewest: u64 = rows.iter().take(size(a).min(size(b))).map(|n| u64::from(*n)).sum();
+        let possible = |count: &u32| f64::from(*count) / fewest as f64 > self.active.threshold;
+        let keep: Vec<bool> = all.counts.iter().map(possible).collect();
+        data.part(|mask| mask & (a | b) != 0, &keep)
     }
 
     fn key(&self) -> [u32; 2] {
@@ -165,42 +185,47 @@ impl Shuffles {
     }
 }
 
-/// Deals the ids in `scratch.order` out into kinds of the given sizes by the random `word(i)`, and sums each kind up.
-/// The largest kind is what remains of the sum of all: only the others are walked through.
+/// Deals the ids in `scratch.order` out into kinds of the given sizes by the random `word(i)`, and adds each kind up;
+/// activations only `with_sums`, for they seldom decide. The largest kind is what remains of the sum of all: only the
+/// others are added, in the order in which they lie in memory. Without sums those of the totals mean nothing.
 fn deal(
     data: &Gathered,
     scratch: &mut Scratch,
     sizes: &[usize; KINDS],
     together: &Totals,
+    with_sums: bool,
     word: impl Fn(u32) -> u32,
 ) {
+    let Scratch { order, kind, totals } = scratch;
     let largest = (0..KINDS).max_by_key(|k| sizes[*k]).unwrap_or(0);
-    let Scratch { order, kinds } = scratch;
+    kind.fill(largest as u8);
     let mut at = 0;
     for k in (0..KINDS).filter(|k| *k != largest) {
-        kinds[k].clear();
+        totals[k].clear();
         for _ in 0..sizes[k] {
             // Fisher and Yates. The product's high word is below the number left; its bias is below 2^-32 times that.
             let left = (order.len() - at) as u64;
             let step = (u64::from(word(at as u32)) * left) >> 32;
             order.swap(at, at + step as usize);
-            kinds[k].add(data, order[at] as usize);
+            kind[order[at] as usize] = k as u8;
             at += 1;
         }
     }
-    let (first, second) = match largest {
-        0 => (1, 2),
-        1 => (0, 2),
-        _ => (0, 1),
-    };
-    let mut rest = std::mem::take(&mut kinds[largest]);
-    rest.ids = together.ids - kinds[first].ids - kinds[second].ids;
-    rest.rows = together.rows - kinds[first].rows - kinds[second].rows;
-    for j in 0..rest.counts.len() {
-        rest.counts[j] = together.counts[j] - kinds[first].counts[j] - kinds[second].counts[j];
-        rest.sums[j] = together.sums[j] - kinds[first].sums[j] - kinds[second].sums[j];
+    for i in (0..kind.len()).filter(|i| usize::from(kind[*i]) != largest) {
+        let total = &mut totals[usize::from(kind[i])];
+        total.add_counts(data, i);
+        if with_sums {
+            total.add_sums(data, i);
+        }
     }
-    kinds[largest] = rest;
+    let mut rest = std::mem::take(&mut totals[largest]);
+    (rest.ids, rest.rows) = (together.ids, together.rows);
+    rest.counts.copy_from_slice(&together.counts);
+    rest.sums.copy_from_slice(&together.sums);
+    for k in (0..KINDS).filter(|k| *k != largest) {
+        rest.take_away(&totals[k]);
+    }
+    totals[largest] = rest;
 }
 
 fn share(part: usize, whole: usize) -> Option<f64> {
