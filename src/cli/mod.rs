@@ -139,7 +139,7 @@ impl Cli {
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Overlap(args) => overlap::run(*args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
-            Command::Export(args) => export::run(args, &global),
+            Command::Export(args) => export::run(args, &global, stop),
             Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
