@@ -149,6 +149,21 @@ fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
 }
 
 #[test]
+fn a_relu_model_tells_how_dictionary_learning_leaves_its_codes_alone() {
+    let place = Place::trained(&["--inference=relu", "--anneal-steps=0"]);
+    let (folder, said) = place.export("dictionary-learning");
+    let readme = std::fs::read_to_string(folder.join("README.txt")).unwrap();
+    for text in [&said, &readme] {
+        assert!(text.contains("load_dictionary multiplies the codes"), "{text}");
+        assert!(text.contains("normalise rows first"), "a note of two must not hide the other: {text}");
+    }
+    assert!(
+        readme.contains("AutoEncoder.from_pretrained(\"DIR/ae.pt\", normalize_decoder=False)"),
+        "{readme}"
+    );
+}
+
+#[test]
 fn sparsify_and_interprot_have_the_tensors_of_their_formats() {
     let place = Place::trained(&[]);
     let (folder, said) = place.export("sparsify");

@@ -130,8 +130,14 @@ def dictionary_learning(where):
         sys.modules["nnsight"] = stub
     from dictionary_learning.utils import load_dictionary
     lib, _ = load_dictionary(str(where), "cpu")
-    report("dictionary-learning", version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"],
-           *by_hand(lib.encode, lib.decode))
+    what = version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"]
+    if cfg["inference"] == "relu":
+        # As the export's warning says: load_dictionary scales decoder rows to norm 1, and codes by their norms.
+        h, y = by_hand(lib.encode, lib.decode)
+        report("dictionary-learning", "load_dictionary, codes over norms of w_dec", h / w_dec.norm(dim=1), y)
+        from dictionary_learning import AutoEncoder
+        lib = AutoEncoder.from_pretrained(where / "ae.pt", normalize_decoder=False)
+    report("dictionary-learning", what, *by_hand(lib.encode, lib.decode))
 
 
 def top_k(z, k):
