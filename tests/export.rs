@@ -105,6 +105,38 @@ fn saelens_has_the_tensors_and_settings_of_its_format() {
 }
 
 #[test]
+fn saelens_gets_the_log_of_firing_rates_where_data_are_given() {
+    let place = Place::trained(&[]);
+    let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("rates"));
+    let (folder, _) = place.export("saelens");
+    assert!(!folder.join("sparsity.safetensors").exists(), "rates that nobody counted");
+    sae_ok(["export", &run, "--format=saelens", "-o", &out, "--data", &data]);
+    let path = place.path("rates/sparsity.safetensors");
+    assert_eq!(shapes(&path), f32s(&[("sparsity", &[M])]));
+    let bytes = tensors(&path).remove(0).1;
+    let logs: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    sae_ok(["encode", &run, &data, "-o", &place.name("codes.tsv"), "--format=tsv"]);
+    let mut fired = [0u32; M];
+    for line in std::fs::read_to_string(place.path("codes.tsv")).unwrap().lines().skip(1) {
+        fired[line.split('\t').nth(1).unwrap().parse::<usize>().unwrap()] += 1;
+    }
+    assert!(fired.contains(&0) && fired.iter().any(|n| *n > 0), "nothing to tell apart: {fired:?}");
+    for (log, n) in logs.iter().zip(fired) {
+        let want = (f64::from(n) / 120.0 + 1e-10).log10();
+        // float32 holds numbers to -10 to 5e-7.
+        assert!((f64::from(*log) - want).abs() < 1e-6, "{n} of 120 rows: {log}");
+    }
+    assert_eq!(
+        place.eval(&place.import(&place.path("rates"), "again.safetensors")),
+        place.eval(&place.path("run"))
+    );
+    let (status, text) =
+        sae_fails(["export", &run, "--format=openai", "-o", &place.name("no"), "--data", &data]);
+    assert!(status == 2 && text.contains("--data") && text.contains("openai"), "{text}");
+    assert!(!place.path("no").exists());
+}
+
+#[test]
 fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
     let place = Place::trained(&["--preset=sparse-l1", "--inference=relu", "--tied"]);
     let (folder, _) = place.export("saelens");
@@ -114,6 +146,21 @@ fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
     assert!(config.get("k").is_none() && config.get("rescale_acts_by_decoder_norm").is_none());
     assert_eq!(shapes(&folder.join("sae_weights.safetensors"))["W_dec"], (Dtype::F32, vec![M, D]));
     assert_eq!(place.eval(&place.import(&folder, "back.safetensors")), place.eval(&place.path("run")));
+}
+
+#[test]
+fn a_relu_model_tells_how_dictionary_learning_leaves_its_codes_alone() {
+    let place = Place::trained(&["--inference=relu", "--anneal-steps=0"]);
+    let (folder, said) = place.export("dictionary-learning");
+    let readme = std::fs::read_to_string(folder.join("README.txt")).unwrap();
+    for text in [&said, &readme] {
+        assert!(text.contains("load_dictionary multiplies the codes"), "{text}");
+        assert!(text.contains("normalise rows first"), "a note of two must not hide the other: {text}");
+    }
+    assert!(
+        readme.contains("AutoEncoder.from_pretrained(\"DIR/ae.pt\", normalize_decoder=False)"),
+        "{readme}"
+    );
 }
 
 #[test]

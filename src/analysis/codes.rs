@@ -117,3 +117,22 @@ pub fn walk(
     }
     Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total() })
 }
+
+/// Share of all rows that activate each latent (M).
+///
+/// # Errors
+/// As [`walk`].
+pub fn firing_rates(
+    source: &Source,
+    (params, meta): (&Params, &ModelMeta),
+    stop: &AtomicBool,
+) -> Result<Vec<f64>> {
+    let mut fired = vec![0u64; meta.n_latents];
+    let walked = walk(source, (params.clone(), meta), None, stop, |_, codes| {
+        for latent in &codes.indices {
+            fired[*latent as usize] += 1;
+        }
+        Ok(())
+    })?;
+    Ok(fired.into_iter().map(|n| n as f64 / walked.rows as f64).collect())
+}

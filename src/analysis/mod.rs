@@ -5,6 +5,7 @@ pub mod compare;
 pub mod encode;
 pub mod features;
 pub mod labels;
+pub mod overlap;
 pub mod report;
 pub mod sink;
 pub mod statistics;

@@ -1,9 +1,10 @@
 //! `sae export`.
 
-use super::{Global, print, print_json};
+use super::{DataArgs, Global, print, print_json};
 use crate::error::Result;
 use crate::export::{ExportRequest, Format, export};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 /// Arguments of `sae export`.
 #[derive(Debug, clap::Args)]
@@ -17,15 +18,22 @@ pub struct Args {
     /// Folder to make
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
+    /// HDF5 files of embeddings to count firing rates on, for saelens' sparsity.safetensors [default: none, and no
+    /// such file]
+    #[arg(long, value_name = "DATA", num_args = 1..)]
+    data: Vec<PathBuf>,
     /// Replace a folder that an export made
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    how: DataArgs,
 }
 
 /// Runs the command.
-pub fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { model, format, out, overwrite } = args;
-    let done = export(&ExportRequest { model, format, out, overwrite })?;
+pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
+    let Args { model, format, out, data, overwrite, how } = args;
+    let source = global.source(model, data, how);
+    let done = export(&ExportRequest { source, format, out, overwrite }, stop)?;
     if let Some(warning) = done.warning.as_ref().filter(|_| !global.quiet) {
         eprintln!("warning: {warning}");
     }

@@ -9,6 +9,7 @@ mod export;
 mod features;
 mod import;
 mod inspect;
+mod overlap;
 mod report;
 mod train;
 
@@ -59,6 +60,8 @@ enum Command {
     Features(features::Args),
     /// Put a run on one HTML page: settings, curves, figures, latents with their ids and labels
     Report(report::Args),
+    /// Compare the latents of labelled groups of rows: specific, shared, and what chance would give
+    Overlap(Box<overlap::Args>),
     /// Set runs side by side, the best validation FVU first
     Compare(compare::Args),
     /// Write a model for SAELens, sparsify, dictionary_learning, InterProt or OpenAI's code
@@ -142,8 +145,9 @@ impl Cli {
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Features(args) => features::run(args, &global, stop),
             Command::Report(args) => report::run(args, &global, stop),
+            Command::Overlap(args) => overlap::run(*args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),
-            Command::Export(args) => export::run(args, &global),
+            Command::Export(args) => export::run(args, &global, stop),
             Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),

@@ -48,9 +48,24 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
     }
     write_json(&folder.join(CONFIG), &json!({ "trainer": trainer, "buffer": {} }))?;
     pt::write(&folder.join(WEIGHTS), &items)?;
-    let load = "from dictionary_learning.utils import load_dictionary\nae, config = load_dictionary(DIR, \"cpu\")\n\
-                codes = ae.encode(x); recon = ae.decode(codes)";
-    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("dictionary_learning")) })
+    let loaded = match topk {
+        true => {
+            "from dictionary_learning.utils import load_dictionary\nae, config = load_dictionary(DIR, \"cpu\")"
+        }
+        // The loader of relu models scales decoder rows to norm 1, and with them the codes, unless told not to.
+        false => {
+            "from dictionary_learning import AutoEncoder\n\
+             ae = AutoEncoder.from_pretrained(\"DIR/ae.pt\", normalize_decoder=False)"
+        }
+    };
+    let scaled = "load_dictionary multiplies the codes of a relu model by the norms of its decoder rows (the \
+                  reconstruction stays); load it with AutoEncoder.from_pretrained and normalize_decoder=False";
+    let notes = [(!topk).then(|| scaled.to_owned()), meta.normalize.then(|| by_hand("dictionary_learning"))];
+    let notes: Vec<String> = notes.into_iter().flatten().collect();
+    Ok(Notes {
+        load: format!("{loaded}\ncodes = ae.encode(x); recon = ae.decode(codes)"),
+        warning: (!notes.is_empty()).then(|| notes.join("; ")),
+    })
 }
 
 /// `path` is the folder, or the file of weights (`.pt`, or the same tensors as safetensors).

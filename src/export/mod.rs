@@ -26,7 +26,7 @@ mod saelens;
 mod sparsify;
 pub mod tensors;
 
-use crate::analysis::load_model;
+use crate::analysis::{Source, codes, load_model};
 use crate::backend::Inference;
 use crate::error::{Error, Result};
 use crate::files;
@@ -35,6 +35,7 @@ use crate::model_file::ModelMeta;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// In every exported folder: what the other formats have no place for, so that import gives the same model again.
 const SIDECAR: &str = "topk_sae.json";
@@ -70,8 +71,9 @@ impl std::fmt::Display for Format {
 /// What to export.
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
-    /// Run folder or model file.
-    pub model: PathBuf,
+    /// The model, and rows to count firing rates on: none (no data) where they are not wanted. Only SAELens has a place
+    /// for them.
+    pub source: Source,
     /// For which library.
     pub format: Format,
     /// Folder to make.
@@ -111,11 +113,21 @@ struct Sidecar {
 /// Writes a model for another library, the whole folder or nothing.
 ///
 /// # Errors
-/// No such model; a folder that is there already and may not be replaced; as the disk gives them.
-pub fn export(request: &ExportRequest) -> Result<Exported> {
-    let (params, meta) = load_model(&request.model)?;
+/// No such model; a folder that is there already and may not be replaced; data for a format that has no place for
+/// firing rates, or what [`codes::walk`] meets in them; as the disk gives them.
+pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
+    let (params, meta) = load_model(&request.source.model)?;
     let out = &request.out;
     let old = check_target(out, request.overwrite)?;
+    let rates = match (request.format, request.source.data.is_empty()) {
+        (_, true) => None,
+        (Format::Saelens, false) => Some(codes::firing_rates(&request.source, (&params, &meta), stop)?),
+        (other, false) => {
+            return Err(Error::Usage(format!(
+                "--data: {other} has no place for firing rates; leave it out, or use --format saelens"
+            )));
+        }
+    };
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
     // The outer folder is its owner's alone; the inner one has the user's usual mode, and is the one that stays.
@@ -126,7 +138,7 @@ pub fn export(request: &ExportRequest) -> Result<Exported> {
     let new = temporary.path().join("new");
     fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
     let notes = match request.format {
-        Format::Saelens => saelens::write(&new, &params, &meta),
+        Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
         Format::Sparsify => sparsify::write(&new, &params, &meta),
         Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
         Format::Interprot => interprot::write(&new, &params, &meta),

@@ -17,10 +17,20 @@ use std::path::Path;
 
 pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
+/// Log10 of the firing rates, tensor `sparsity` (M): optional, next to a model that SAELens trained itself.
+const SPARSITY: &str = "sparsity.safetensors";
+/// Added to a rate before its logarithm (`sae_lens/training/sae_trainer.py`): a latent that never fires has -10.
+const RATE_EPS: f64 = 1e-10;
 /// Version of the format: without one of at least 6 SAELens takes its reader of old models.
 const VERSION: &str = "6.18.0";
 
-pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<Notes> {
+/// Writes the folder; `firing_rates` (M), if known, into `sparsity.safetensors`.
+pub(super) fn write(
+    folder: &Path,
+    params: &Params,
+    meta: &ModelMeta,
+    firing_rates: Option<&[f64]>,
+) -> Result<Notes> {
     let (d, m) = (params.d_in, params.n_latents);
     let mut config = json!({
         "architecture": "topk",
@@ -51,6 +61,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
             Tensor::f32("b_dec".into(), vec![d], &params.b_pre),
         ],
     )?;
+    if let Some(rates) = firing_rates {
+        let logs: Vec<f32> = rates.iter().map(|rate| (rate + RATE_EPS).log10() as f32).collect();
+        write_tensors(&folder.join(SPARSITY), &[Tensor::f32("sparsity".into(), vec![m], &logs)])?;
+    }
     let load = "from sae_lens import SAE\nsae = SAE.load_from_disk(DIR)\ncodes = sae.encode(x); recon = sae.decode(codes)";
     Ok(Notes { load: load.into(), warning: None })
 }

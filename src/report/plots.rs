@@ -3,6 +3,7 @@
 //! Drawn at twice the size and averaged down, because plotters' thick lines have hard edges.
 
 pub mod frontier;
+pub mod groups;
 
 use std::sync::OnceLock;
 

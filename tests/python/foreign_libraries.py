@@ -86,10 +86,21 @@ def by_hand(encode, decode):
 
 
 def saelens(where):
+    global failed
     from sae_lens import SAE
     lib = SAE.load_from_disk(str(where))
     h = lib.encode(x)
     report("saelens", version("sae-lens"), h, lib.decode(h))
+    from sae_lens.constants import SPARSITY_FILENAME
+    from sae_lens.training.sae_trainer import _log_feature_sparsity
+    logs = load_file(where / SPARSITY_FILENAME)["sparsity"]
+    fired = (codes > 0).double().mean(0)
+    # A row whose k-th score is not clear may count for either of two latents; so may scores around 0 with relu.
+    unclear = ((~clear).sum() + (codes[codes > 0] < 1e-5 * codes.max()).sum()).item() / len(x)
+    miss = (10 ** logs.double() - 10 ** _log_feature_sparsity(fired).double()).abs().max().item()
+    good = logs.shape == fired.shape and miss <= 1e-5 + unclear
+    failed |= not good
+    print(f"{'':<20} {SPARSITY_FILENAME}: rates differ by {miss:.1e}  {'ok' if good else 'TOO FAR'}")
 
 
 def sparsify(where):
@@ -119,8 +130,14 @@ def dictionary_learning(where):
         sys.modules["nnsight"] = stub
     from dictionary_learning.utils import load_dictionary
     lib, _ = load_dictionary(str(where), "cpu")
-    report("dictionary-learning", version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"],
-           *by_hand(lib.encode, lib.decode))
+    what = version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"]
+    if cfg["inference"] == "relu":
+        # As the export's warning says: load_dictionary scales decoder rows to norm 1, and codes by their norms.
+        h, y = by_hand(lib.encode, lib.decode)
+        report("dictionary-learning", "load_dictionary, codes over norms of w_dec", h / w_dec.norm(dim=1), y)
+        from dictionary_learning import AutoEncoder
+        lib = AutoEncoder.from_pretrained(where / "ae.pt", normalize_decoder=False)
+    report("dictionary-learning", what, *by_hand(lib.encode, lib.decode))
 
 
 def top_k(z, k):
@@ -171,7 +188,8 @@ torch.set_grad_enabled(False)
 for name, check in (("saelens", saelens), ("sparsify", sparsify), ("dictionary-learning", dictionary_learning),
                     ("interprot", interprot), ("openai", openai)):
     where = folder / name
-    subprocess.run([sae, "export", model, "--format", name, "-o", where, "--overwrite", "--quiet"], check=True,
+    rates = ["--data", data] if name == "saelens" else []
+    subprocess.run([sae, "export", model, "--format", name, "-o", where, "--overwrite", "--quiet", *rates], check=True,
                    stdout=subprocess.DEVNULL)
     if name == "interprot" and not cfg["normalize"]:
         print("interprot            always normalises: not for this model, as the export warns")
