@@ -90,6 +90,7 @@ impl Params {
     /// * `linear`: what PyTorch gives a linear layer: encoder uniform in +-1/sqrt(D), decoder uniform in +-1/sqrt(M).
     /// * `xavier`: encoder uniform in +-gain * sqrt(6 / (D + M)); the decoder starts as the encoder.
     /// * `unit-norm`: encoder rows drawn on the unit sphere; the decoder starts as the encoder.
+    /// * `data`: the same here; training replaces the rows by rows of the data.
     pub fn init(d_in: usize, n_latents: usize, tied: bool, init: &Init, seed: u64) -> Self {
         let mut params = Self::zeros(d_in, n_latents, tied);
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x1217_5ae5_eed5_0001);
@@ -97,10 +98,10 @@ impl Params {
         let enc_bound = match init {
             Init::Linear => 1.0 / d.sqrt(),
             Init::Xavier { gain } => gain * (6.0 / (d + m)).sqrt(),
-            Init::UnitNorm => 1.0,
+            Init::UnitNorm | Init::Data => 1.0,
         };
         fill_uniform(&mut params.w_enc, enc_bound, &mut rng);
-        if matches!(init, Init::UnitNorm) {
+        if matches!(init, Init::UnitNorm | Init::Data) {
             // Normal rows, normalised, lie uniformly on the sphere; uniform ones would favour the corners.
             for value in &mut params.w_enc {
                 *value = standard_normal(&mut rng);
@@ -112,7 +113,7 @@ impl Params {
         if let Some(w_dec) = &mut params.w_dec {
             match init {
                 Init::Linear => fill_uniform(w_dec, 1.0 / m.sqrt(), &mut rng),
-                Init::Xavier { .. } | Init::UnitNorm => w_dec.copy_from_slice(&params.w_enc),
+                Init::Xavier { .. } | Init::UnitNorm | Init::Data => w_dec.copy_from_slice(&params.w_enc),
             }
         }
         params

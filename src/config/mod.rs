@@ -22,6 +22,8 @@ pub enum Init {
     },
     /// See [`InitKind::UnitNorm`].
     UnitNorm,
+    /// See [`InitKind::Data`].
+    Data,
 }
 
 /// Start of a trained b_pre.
@@ -164,6 +166,7 @@ impl Config {
             InitKind::Linear => Init::Linear,
             InitKind::Xavier => Init::Xavier { gain },
             InitKind::UnitNorm => Init::UnitNorm,
+            InitKind::Data => Init::Data,
         };
         let default_bias = if gao {
             PreBias::Median
@@ -294,6 +297,7 @@ impl Config {
             Init::Linear => (InitKind::Linear, None),
             Init::Xavier { gain } => (InitKind::Xavier, Some(f64::from(gain))),
             Init::UnitNorm => (InitKind::UnitNorm, None),
+            Init::Data => (InitKind::Data, None),
         };
         Options {
             data: Some(self.data.clone()),

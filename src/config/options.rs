@@ -32,6 +32,9 @@ pub enum InitKind {
     Xavier,
     /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose.
     UnitNorm,
+    /// Encoder rows are training rows drawn at random, less b_pre; the decoder starts as the encoder's transpose, both
+    /// as long as makes the first reconstructions fit best.
+    Data,
 }
 
 /// What b_pre is.

@@ -8,24 +8,23 @@ pub mod metrics;
 pub mod outputs;
 mod queue;
 mod recover;
+mod start;
 mod trainer;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
-use crate::config::{Config, Options, PreBias};
+use crate::config::{Config, Options};
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
-use crate::model::{Params, TrainState, pre_bias_start};
+use crate::model::TrainState;
 use crate::report::progress::Phase;
 use checkpoint::Progress;
 use folder::{RunFolder, names};
 use outputs::Summary;
+use start::start_state;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use trainer::Trainer;
-
-/// Rows that the start of the pre-bias is taken from.
-const PRE_BIAS_ROWS: usize = 8192;
 
 /// Where a run computes, how it talks and is stopped.
 pub struct Session<'a> {
@@ -188,20 +187,6 @@ fn same_card(a: &str, b: &str) -> bool {
 fn open_backend(prepared: &Prepared, state: TrainState) -> Result<Box<dyn Backend>> {
     let Prepared { data, config, device, .. } = prepared;
     backend::open(*device, data.clone(), config.spec.clone(), config.precision, state)
-}
-
-/// Weights before the first step.
-fn start_state(prepared: &Prepared) -> TrainState {
-    let Prepared { data, split, config, .. } = prepared;
-    let mut params = Params::init(config.d_in, config.n_latents, config.tied, &config.init, config.seed);
-    if matches!(config.pre_bias, PreBias::Mean | PreBias::Median) {
-        let n = split.train.len().min(PRE_BIAS_ROWS);
-        let rows: Vec<u32> = (0..n).map(|i| split.train[i * split.train.len() / n]).collect();
-        let mut batch = crate::backend::cpu::Batch::default();
-        batch.load(data, &rows, config.spec.normalize, &params.b_pre);
-        params.b_pre = pre_bias_start(config.pre_bias_init(), config.d_in, &batch.input);
-    }
-    TrainState::start(params, config.spec.ema.is_some())
 }
 
 /// Where a run goes when no folder is named: `<first file's stem>-sae`.
