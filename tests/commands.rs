@@ -115,14 +115,40 @@ fn training_again_from_the_resolved_configuration_gives_the_same_run() {
     let config = place.name("first/config.toml");
     sae_ok(["train", "--config", &config, "--out", &place.name("second")]);
     same_run(&place.path("first"), &place.path("second"));
+    for relaxation in ["lapsum", "subset", "anneal-k"] {
+        let (first, second) = (format!("{relaxation}-1"), format!("{relaxation}-2"));
+        place.train(&first, &["--relaxation", relaxation, "--pool=9", "--init=data", "--device=cpu"]);
+        let config = place.name(&format!("{first}/config.toml"));
+        sae_ok(["train", "--config", &config, "--out", &place.name(&second), "--device=cpu"]);
+        same_run(&place.path(&first), &place.path(&second));
+    }
+}
+
+#[test]
+fn options_of_a_warm_up_that_contradict_each_other_are_wrong_usage() {
+    let place = Place::with_data(300);
+    for (options, named) in [
+        (&["--relaxation=none", "--anneal-steps=5"][..], "--anneal-steps 5"),
+        (&["--pool=9"], "--pool 9"),
+        (&["--relaxation=none", "--pool=9"], "--pool 9"),
+        (&["--relaxation=lapsum", "-k=5", "--pool=4"], "--pool 4"),
+        (&["--relaxation=lapsum", "--latents=50", "--pool=51"], "--pool 51"),
+    ] {
+        let (status, error) = place.fails(options);
+        assert_eq!(status, 2, "{options:?}: {error}");
+        assert!(error.contains(named), "{options:?}: {error}");
+    }
 }
 
 #[test]
 fn the_bits_do_not_depend_on_the_number_of_threads() {
     let place = Place::with_data(300);
-    place.train("one", &["--threads=1"]);
-    place.train("three", &["--threads=3"]);
-    same_run(&place.path("one"), &place.path("three"));
+    for options in [&[][..], &["--relaxation=subset", "--init=data", "--pre-bias=mean", "--device=cpu"]] {
+        for (run, threads) in [("one", "--threads=1"), ("three", "--threads=3")] {
+            place.train(run, &[&[threads, "--overwrite"], options].concat());
+        }
+        same_run(&place.path("one"), &place.path("three"));
+    }
 }
 
 #[test]
