@@ -8,8 +8,8 @@ pub mod metrics;
 pub mod outputs;
 mod queue;
 mod recover;
-mod start;
 mod trainer;
+mod weights;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
@@ -20,11 +20,11 @@ use crate::report::progress::Phase;
 use checkpoint::Progress;
 use folder::{RunFolder, names};
 use outputs::Summary;
-use start::start_state;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use trainer::Trainer;
+use weights::start_state;
 
 /// Where a run computes, how it talks and is stopped.
 pub struct Session<'a> {

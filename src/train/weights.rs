@@ -26,7 +26,8 @@ pub(super) fn start_state(prepared: &Prepared) -> TrainState {
         params.b_pre = pre_bias_start(config.pre_bias_init(), config.d_in, &batch.input);
         if from_rows {
             batch.load(data, &rows, config.spec.normalize, &params.b_pre);
-            latents_from_rows(&mut params, &batch.input, config.spec.k, config.seed);
+            let unit = config.spec.unit_norm_decoder;
+            latents_from_rows(&mut params, &batch.input, config.spec.k, unit, config.seed);
         }
     }
     TrainState::start(params, config.spec.ema.is_some())
@@ -34,10 +35,11 @@ pub(super) fn start_state(prepared: &Prepared) -> TrainState {
 
 /// Makes each latent's encoder row a training row drawn at random, as K-SVD starts its atoms (Aharon, Elad &
 /// Bruckstein 2006): a direction in which there are data, where a random one may miss all of them. The decoder
-/// starts as the encoder, and both as long as makes the first reconstructions fit best in the least squares.
+/// starts as the encoder, and both as long as makes the first reconstructions fit best in the least squares. Where
+/// decoder rows are kept at length 1 (`unit`), the encoder takes the whole factor, or none in a tied model.
 ///
 /// `input` holds rows `x' - b_pre` (n, D). A row of zeros leaves its latents their random start, of length 1.
-fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, seed: u64) {
+fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, seed: u64) {
     let (d, n) = (params.d_in, input.len() / params.d_in);
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xda7a_57a2_7000_0001);
     for latent in params.w_enc.chunks_exact_mut(d) {
@@ -48,10 +50,13 @@ fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, seed: u64) {
             normalize(latent);
         }
     }
-    let scale = best_scale(params, input, k).sqrt();
-    params.w_enc.iter_mut().for_each(|w| *w *= scale);
+    let scale = best_scale(params, input, k);
+    let (encoder, decoder) = if unit { (scale, 1.0) } else { (scale.sqrt(), scale.sqrt()) };
     if let Some(w_dec) = &mut params.w_dec {
-        w_dec.copy_from_slice(&params.w_enc);
+        w_dec.iter_mut().zip(&params.w_enc).for_each(|(dec, enc)| *dec = decoder * enc);
+    }
+    if !(unit && params.tied()) {
+        params.w_enc.iter_mut().for_each(|w| *w *= encoder);
     }
 }
 
@@ -88,13 +93,13 @@ fn best_scale(params: &Params, input: &[f32], k: usize) -> f32 {
 mod tests {
     use super::*;
 
-    fn start(tied: bool) -> (Params, Vec<f32>) {
+    fn start(tied: bool, unit: bool) -> (Params, Vec<f32>) {
         let d = 6;
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         let mut rows: Vec<f32> = (0..40 * d).map(|_| rng.random_range(-1.0f32..1.0)).collect();
         rows[..d].fill(0.0);
         let mut params = Params::init(d, 24, tied, &Init::Data, 7);
-        latents_from_rows(&mut params, &rows, 3, 7);
+        latents_from_rows(&mut params, &rows, 3, unit, 7);
         (params, rows)
     }
 
@@ -120,7 +125,7 @@ mod tests {
     #[test]
     fn latents_that_start_from_rows_point_at_rows_and_are_as_long_as_fits_best() {
         for tied in [false, true] {
-            let (params, rows) = start(tied);
+            let (params, rows) = start(tied, false);
             assert_eq!(params.decoder(), params.w_enc);
             let cosine = |a: &[f32], b: &[f32]| {
                 let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
@@ -137,9 +142,23 @@ mod tests {
     }
 
     #[test]
+    fn decoder_rows_that_stay_at_length_one_start_there_and_the_first_codes_fit_as_well() {
+        let (free, _) = start(false, false);
+        let (unit, _) = start(false, true);
+        let pairs = free.w_enc.iter().zip(free.decoder()).zip(unit.w_enc.iter().zip(unit.decoder()));
+        for ((e, d), (ue, ud)) in pairs {
+            assert!((e * d - ue * ud).abs() < 1e-5, "{e} {d} {ue} {ud}");
+        }
+        for row in unit.decoder().chunks_exact(6).chain(start(true, true).0.decoder().chunks_exact(6)) {
+            let norm: f32 = row.iter().map(|v| v * v).sum();
+            assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+        }
+    }
+
+    #[test]
     fn rows_of_zeros_leave_a_start_of_length_one() {
         let mut params = Params::init(4, 5, false, &Init::Data, 3);
-        latents_from_rows(&mut params, &[0.0; 40], 2, 3);
+        latents_from_rows(&mut params, &[0.0; 40], 2, false, 3);
         for row in params.w_enc.chunks_exact(4) {
             let norm: f32 = row.iter().map(|v| v * v).sum();
             assert!((norm - 1.0).abs() < 1e-5, "{norm}");

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Which recipe gives the best model in the same steps? Every recipe on every data set, size and seed; a line a run.
+
+    python3 benches/quality/study.py run --sae target/release/sae --out results.csv --data NAME=FILE.h5 ...
+    python3 benches/quality/study.py report results.csv --out FOLDER
+
+`run` may be stopped and started again: runs that are in the file are not made again, so cells may also be made on
+several days. Needs numpy and safetensors, `report` matplotlib. All recipes of a cell see the same rows, split, batches,
+steps and learning rate; they differ in what RECIPES says. Hyperparameters are for the validation split to choose; figures
+to quote are those of the test split.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+FIELDS = "data latents k recipe tied unit_norm seed steps val_fvu test_fvu train_fvu val_l0 alive evenness alike seconds".split()
+
+# How all runs start and step, chosen on validation; `usual-start` is what a PyTorch layer and a zero pre-bias give.
+DATA_START = ["--init", "data", "--pre-bias", "mean"]
+USUAL_START = ["--init", "linear", "--pre-bias", "zero"]
+HARD = ["--relaxation", "none"]
+WARM = {name: ["--relaxation", name] for name in ("softmax", "subset", "lapsum", "anneal-k")}
+RECIPES = {
+    "usual-start hard": (USUAL_START, HARD, False),
+    "usual-start hard+auxk": (USUAL_START, HARD, True),
+    "usual-start softmax": (USUAL_START, WARM["softmax"], False),
+    "hard": (DATA_START, HARD, False),
+    "hard+auxk": (DATA_START, HARD, True),
+    "hard+ema": (DATA_START, HARD + ["--ema", "0.99"], False),
+    **{name: (DATA_START, flags, False) for name, flags in WARM.items()},
+    "lapsum+ema": (DATA_START, WARM["lapsum"] + ["--ema", "0.99"], False),
+}
+
+
+def train(sae, path, cell, folder, args):
+    """One run; returns its figures and decoder (M, D) of alive latents."""
+    start, warm, aux = RECIPES[cell["recipe"]]
+    command = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
+    command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--steps", args.steps]
+    command += ["--eval-every", args.steps, "--batch-size", args.batch_size, "--lr", args.lr, *start, *warm]
+    command += ["--tied"] if cell["tied"] else ["--untied"]
+    command += ["--unit-norm-decoder", "true"] if cell["unit_norm"] else []
+    # An eighth of the latents: D/2 of the paper would be all dead ones on wide data and few latents.
+    command += ["--aux-k", int(cell["latents"]) // 8] if aux else []
+    command += [] if "none" in warm else ["--anneal-steps", args.steps // 3]
+    begun = time.monotonic()
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - begun
+    table = Path(folder).with_suffix(".tsv")
+    features = [sae, "features", folder, path, "--split", "train", "--quiet", "--overwrite", "-o", str(table)]
+    subprocess.run(features, check=True, stdout=subprocess.DEVNULL)
+    with open(table, newline="") as file:
+        rates = np.array([float(line["firing_rate"]) for line in csv.DictReader(file, delimiter="\t")])
+    summary = json.loads((Path(folder) / "summary.json").read_text())
+    from safetensors.numpy import load_file
+
+    decoder = load_file(Path(folder) / "model.safetensors")["w_dec"][rates > 0]
+    share = rates[rates > 0] / rates.sum()
+    figures = {
+        "val_fvu": summary["val"]["fvu"],
+        "test_fvu": summary["test"]["fvu"],
+        "train_fvu": summary["train"]["fvu"],
+        "val_l0": summary["val"]["l0"],
+        "alive": 1 - summary["dead_fraction"],
+        # Entropy of the firing rates over that of M equal ones.
+        "evenness": float(-(share * np.log(share)).sum() / math.log(len(rates))),
+        "seconds": seconds,
+    }
+    return figures, decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
+
+
+def alike(a, b):
+    """Mean over the latents of each of the best cosine among those of the other."""
+    cosine = a @ b.T
+    return 0.5 * (cosine.max(1).mean() + cosine.max(0).mean())
+
+
+def cells(args):
+    for entry in args.data:
+        name, path = entry.split("=", 1)
+        for latents, k in itertools.product(args.latents, args.k):
+            for tied, unit, recipe in itertools.product(args.tied, args.unit_norm, args.recipes):
+                yield path, {"data": name, "latents": latents, "k": k, "recipe": recipe, "tied": tied, "unit_norm": unit}
+
+
+def run(args):
+    out = Path(args.out)
+    done = set()
+    if out.exists():
+        with open(out, newline="") as file:
+            done = {tuple(line[f] for f in FIELDS[:8]) for line in csv.DictReader(file)}
+    else:
+        out.write_text(",".join(FIELDS) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for path, cell in cells(args):
+            keys = [{**cell, "seed": seed, "steps": args.steps} for seed in range(args.seeds)]
+            # A dictionary is compared with those of other seeds, so a cell is made whole or not at all.
+            if all(tuple(str(key[f]) for f in FIELDS[:8]) in done for key in keys):
+                continue
+            lines, decoders = [], []
+            for key in keys:
+                figures, decoder = train(args.sae, path, key, f"{folder}/run", args)
+                lines.append({**key, **figures})
+                decoders.append(decoder)
+            pairs = list(itertools.combinations(range(len(decoders)), 2))
+            for i, line in enumerate(lines):
+                mine = [alike(decoders[a], decoders[b]) for a, b in pairs if i in (a, b)]
+                line["alike"] = float(np.mean(mine)) if mine else float("nan")
+                line.update({f: f"{line[f]:.6g}" for f in FIELDS[8:]})
+            with open(out, "a", newline="") as file:
+                csv.DictWriter(file, FIELDS, lineterminator="\n").writerows(lines)
+            mean = np.mean([float(line["val_fvu"]) for line in lines])
+            print(*cell.values(), f"val FVU {mean:.4f}", file=sys.stderr, flush=True)
+
+
+def report(args):
+    with open(args.results, newline="") as file:
+        lines = list(csv.DictReader(file))
+    groups = {}
+    for line in lines:
+        groups.setdefault(tuple(line[f] for f in FIELDS[:6]), []).append(line)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    of = lambda runs, field: np.array([float(run[field]) for run in runs])
+    text = ["| data | M | k | recipe | tied | unit norm | validation FVU | test FVU | alive | alike | evenness | s |"]
+    text.append("| --- " * 12 + "|")
+    for key, runs in sorted(groups.items(), key=lambda g: (g[0][:3], of(g[1], "val_fvu").mean())):
+        spread = lambda field: f"{of(runs, field).mean():.4f} ± {of(runs, field).std(ddof=min(1, len(runs) - 1)):.4f}"
+        rest = [f"{100 * of(runs, 'alive').mean():.1f} %", *(f"{of(runs, f).mean():.2f}" for f in ("alike", "evenness"))]
+        row = [*key[:4], *("yes" if v == "True" else "no" for v in key[4:]), spread("val_fvu"), spread("test_fvu"), *rest]
+        text.append("| " + " | ".join([*row, f"{of(runs, 'seconds').mean():.0f}"]) + " |")
+    (out / "table.md").write_text("\n".join(text) + "\n")
+    plots(groups, of, out)
+
+
+def plots(groups, of, out):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = sorted({key[0] for key in groups})
+    recipes = [r for r in RECIPES if any(key[3] == r for key in groups)]
+    for field, label, file in (("val_fvu", "validation FVU", "fvu.png"), ("alive", "latents alive", "alive.png")):
+        figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4.5), squeeze=False, sharey=True)
+        for axis, name in zip(axes[0], names):
+            for i, recipe in enumerate(recipes):
+                runs = [(key, r) for key, r in groups.items() if key[0] == name and key[3] == recipe]
+                for key, r in runs:
+                    colour = "tab:blue" if key[4] == "False" else "tab:orange"
+                    marker = "o" if key[5] == "False" else "^"
+                    axis.plot(of(r, field).mean(), i, marker, color=colour, alpha=0.6, markersize=5)
+            axis.set_title(name)
+            axis.set_xlabel(label)
+            if field == "val_fvu":
+                axis.set_xscale("log")
+            axis.set_yticks(range(len(recipes)), recipes)
+        figure.suptitle("mean over seeds; blue untied, orange tied; circles free decoder, triangles unit norm", fontsize=9)
+        figure.tight_layout()
+        figure.savefig(out / file, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    p = commands.add_parser("run")
+    p.add_argument("--sae", required=True)
+    p.add_argument("--out", required=True)
+    p.add_argument("--data", nargs="+", required=True, metavar="NAME=FILE")
+    p.add_argument("--latents", nargs="+", type=int, default=[1024, 2048])
+    p.add_argument("--k", nargs="+", type=int, default=[16, 32])
+    for flag in ("--tied", "--unit-norm"):
+        p.add_argument(flag, nargs="+", type=lambda text: text == "yes", default=[False, True], metavar="yes|no")
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--steps", type=int, default=600)
+    p.add_argument("--batch-size", type=int, default=256)
+    p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    p.set_defaults(do=run)
+    p = commands.add_parser("report")
+    p.add_argument("results")
+    p.add_argument("--out", required=True)
+    p.set_defaults(do=report)
+    args = parser.parse_args()
+    args.do(args)
+
+
+main()
