@@ -116,7 +116,7 @@ fn overlap_tells_what_is_wrong_with_the_labels() {
     assert!(status == 2 && text.contains("\"D\"") && text.contains("C, rare (10)"), "{text}");
     std::fs::write(place.path("labels.tsv"), table + "short\n").unwrap();
     let (status, text) = fails(&[]);
-    assert!(status == 1 && text.contains("labels.tsv: line 292: has 1 cells"), "{text}");
+    assert!(status == 1 && text.contains("labels.tsv: line 292: has 1 fields"), "{text}");
     std::fs::write(place.path("labels.tsv"), "id\tnote\tkind\nother\t\tA\nmore\t\tB\n").unwrap();
     let (status, text) = fails(&[]);
     assert!(status == 1 && text.contains("\"more\"") && text.contains("\"id0000\""), "{text}");
