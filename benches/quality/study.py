@@ -162,8 +162,6 @@ def plots(groups, of, out):
                     axis.plot(of(r, field).mean(), i, marker, color=colour, alpha=0.6, markersize=5)
             axis.set_title(name)
             axis.set_xlabel(label)
-            if field == "val_fvu":
-                axis.set_xscale("log")
             axis.set_yticks(range(len(recipes)), recipes)
         figure.suptitle("mean over seeds; blue untied, orange tied; circles free decoder, triangles unit norm", fontsize=9)
         figure.tight_layout()
