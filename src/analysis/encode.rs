@@ -7,7 +7,7 @@ use crate::data::Part;
 use crate::error::Result;
 use crate::files;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 /// What to encode, and where to.
@@ -53,9 +53,7 @@ pub struct Encoded {
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the
 /// split; scores that are not finite; [`crate::error::Error::Interrupted`] once `stop` is set; what the device or disk refuses.
 pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
-    let inputs: Vec<&Path> =
-        request.source.data.iter().chain([&request.source.model]).map(PathBuf::as_path).collect();
-    files::check_out("--out", &request.out, &inputs, request.overwrite)?;
+    files::check_out("--out", &request.out, &request.source.inputs(), request.overwrite)?;
     let (params, meta) = load_model(&request.source.model)?;
     let shape = Shape::new(&meta, request.source.model.display().to_string());
     let mut walked = Walked::default();

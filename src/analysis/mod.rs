@@ -72,6 +72,13 @@ pub struct Source {
     pub quiet: bool,
 }
 
+impl Source {
+    /// The files that are read, so that no output takes the place of one.
+    pub fn inputs(&self) -> Vec<&Path> {
+        self.data.iter().chain([&self.model]).map(PathBuf::as_path).collect()
+    }
+}
+
 /// Quality on some rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalResult {

@@ -28,7 +28,7 @@ use labels::Labels;
 use permute::Shuffles;
 pub use permute::{Active, Measure, Pair};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 pub use table::largest_but;
 
@@ -211,9 +211,9 @@ fn check(request: &OverlapRequest) -> Result<()> {
     if !(min_activation >= 0.0 && min_activation.is_finite()) {
         return Err(Error::Usage(format!("--min-activation {min_activation}: give 0 or more")));
     }
+    let mut inputs = request.source.inputs();
+    inputs.push(&request.labels);
     for (flag, out) in &request.outputs {
-        let inputs = request.source.data.iter().chain([&request.source.model, &request.labels]);
-        let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
         files::check_out(flag, out, &inputs, request.overwrite)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `sae encode`.
 
-use super::{DataArgs, Global, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis::encode::{EncodeRequest, encode};
 use crate::analysis::sink::CodeFormat;
 use crate::error::Result;
@@ -11,12 +11,8 @@ use std::sync::atomic::AtomicBool;
 /// Arguments of `sae encode`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, or a model.safetensors
-    #[arg(value_name = "RUN|MODEL")]
-    model: PathBuf,
-    /// HDF5 files of embeddings
-    #[arg(value_name = "DATA", required = true)]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// File that is made
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
@@ -29,15 +25,13 @@ pub struct Args {
     /// Replace the file if it is there
     #[arg(long)]
     overwrite: bool,
-    #[command(flatten)]
-    how: DataArgs,
 }
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let request = EncodeRequest {
         split: args.split.part(),
-        source: global.source(args.model, args.data, args.how),
+        source: global.source_of(args.source),
         out: args.out,
         format: args.format,
         overwrite: args.overwrite,

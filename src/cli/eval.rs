@@ -1,32 +1,25 @@
 //! `sae eval`.
 
-use super::{DataArgs, Global, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis;
 use crate::data::Part;
 use crate::error::Result;
 use crate::report::table::{number, table};
 use crate::train::outputs::quality_row;
-use std::path::PathBuf;
 
 /// Arguments of `sae eval`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, or a model.safetensors
-    #[arg(value_name = "RUN|MODEL")]
-    model: PathBuf,
-    /// HDF5 files of embeddings
-    #[arg(value_name = "DATA", required = true)]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Rows to measure on [default: each split and all rows]
     #[arg(long)]
     split: Option<SplitArg>,
-    #[command(flatten)]
-    how: DataArgs,
 }
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let request = global.source(args.model, args.data, args.how);
+    let request = global.source_of(args.source);
     let parts = match args.split {
         None => vec![Some(Part::Train), Some(Part::Val), Some(Part::Test), None],
         Some(split) => vec![split.part()],

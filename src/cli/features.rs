@@ -1,6 +1,6 @@
 //! `sae features`.
 
-use super::{DataArgs, Global, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis::features::tables::{write_associations, write_features};
 use crate::analysis::features::{
     Feature, Features, FeaturesRequest, Finding, LabelResult, Q_LIMIT, features,
@@ -21,12 +21,8 @@ const LABEL_WIDTH: usize = 76;
 /// Arguments of `sae features`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, or a model.safetensors
-    #[arg(value_name = "RUN|MODEL")]
-    model: PathBuf,
-    /// HDF5 files of embeddings
-    #[arg(value_name = "DATA", required = true)]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Table with a line a latent [default: to standard output]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -47,8 +43,6 @@ pub struct Args {
     /// Table with a line a test: every latent with every label
     #[arg(long, value_name = "FILE", requires = "labels")]
     associations: Option<PathBuf>,
-    #[command(flatten)]
-    how: DataArgs,
 }
 
 /// Arguments that say what the labels of ids are.
@@ -108,10 +102,9 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         top: args.top,
         neighbours: args.neighbours,
         labels: args.labels.resolve(),
-        source: global.source(args.model, args.data, args.how),
+        source: global.source_of(args.source),
     };
-    let mut inputs: Vec<&Path> = request.source.data.iter().map(PathBuf::as_path).collect();
-    inputs.push(&request.source.model);
+    let mut inputs = request.source.inputs();
     inputs.extend(request.labels.iter().map(|(path, _)| path.as_path()));
     for (flag, path) in [("--out", &out), ("--associations", &associations)] {
         if let Some(path) = path {

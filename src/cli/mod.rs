@@ -85,6 +85,19 @@ pub struct DataArgs {
     skip_bad_rows: bool,
 }
 
+/// A model and the rows that it is asked about.
+#[derive(Debug, clap::Args)]
+pub struct SourceArgs {
+    /// Run folder, or a model.safetensors
+    #[arg(value_name = "RUN|MODEL")]
+    model: PathBuf,
+    /// HDF5 files of embeddings
+    #[arg(value_name = "DATA", required = true)]
+    data: Vec<PathBuf>,
+    #[command(flatten)]
+    how: DataArgs,
+}
+
 /// A split, or all rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitArg {
@@ -111,6 +124,10 @@ impl SplitArg {
 }
 
 impl Global {
+    fn source_of(&self, args: SourceArgs) -> Source {
+        self.source(args.model, args.data, args.how)
+    }
+
     fn source(&self, model: PathBuf, data: Vec<PathBuf>, how: DataArgs) -> Source {
         Source {
             model,

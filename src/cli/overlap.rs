@@ -1,6 +1,6 @@
 //! `sae overlap`.
 
-use super::{DataArgs, Global, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
 use crate::error::Result;
 use crate::files;
@@ -15,12 +15,8 @@ const LISTED: usize = 5;
 /// Arguments of `sae overlap`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder, or a model.safetensors
-    #[arg(value_name = "RUN|MODEL")]
-    model: PathBuf,
-    /// HDF5 files of embeddings
-    #[arg(value_name = "DATA", required = true)]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Table: tab-separated, a header, ids first; several labels of a cell parted by ;, unknown ones empty
     #[arg(long, value_name = "TSV")]
     labels: PathBuf,
@@ -59,8 +55,6 @@ pub struct Args {
     /// Replace these files if they are there
     #[arg(long)]
     overwrite: bool,
-    #[command(flatten)]
-    how: DataArgs,
 }
 
 /// Runs the command.
@@ -68,7 +62,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let outputs = [("--out", &args.out), ("--plot", &args.plot)];
     let request = OverlapRequest {
         split: args.split.part(),
-        source: global.source(args.model, args.data, args.how),
+        source: global.source_of(args.source),
         labels: args.labels,
         column: args.column,
         groups: args.groups,
