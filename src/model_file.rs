@@ -35,7 +35,7 @@ pub struct ModelMeta {
     pub norm_eps: f64,
     /// `topk` or `relu`.
     pub inference: Inference,
-    /// Seed; it also made the split.
+    /// Seed of start, order and noise.
     pub seed: u64,
     /// Training steps done.
     pub steps: u64,
@@ -63,6 +63,11 @@ impl ModelMeta {
             train_mean: train_mean.iter().map(|&v| v as f32).collect(),
             options: config.to_options(),
         }
+    }
+
+    /// The seed of the split that the model was trained with.
+    pub fn split_seed(&self) -> u64 {
+        self.options.split_seed.unwrap_or(self.seed)
     }
 
     /// What a backend needs for evaluation; the training options are those of the run.

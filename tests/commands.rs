@@ -210,7 +210,7 @@ fn a_dry_run_speaks_json() {
     let args = ["train", &place.name("data.h5"), "--dry-run", "--json", "--latents=64", "--k=4"];
     let plan: Value = serde_json::from_str(&sae_ok(args)).unwrap();
     assert_eq!(plan["config"]["latents"], 64);
-    assert_eq!(plan["config"]["lr"], 0.001);
+    assert_eq!(plan["config"]["lr"], 0.003);
     assert_eq!(plan["rows"]["all"], 300);
     assert_eq!(plan["parameters"], 2 * 64 * 16 + 64 + 16);
     assert_eq!(plan["memory_bytes"]["data"], 300 * 16 * 4);

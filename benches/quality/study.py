@@ -5,13 +5,14 @@
     python3 benches/quality/study.py report results.csv --out FOLDER
 
 `run` may be stopped and started again: runs that are in the file are not made again, so cells may also be made on
-several days. Needs numpy and safetensors, `report` matplotlib. All recipes of a cell see the same rows, split, batches,
-steps and learning rate; they differ in what RECIPES says. Hyperparameters are for the validation split to choose; figures
+several days. Needs numpy and safetensors, `report` matplotlib. All runs of a data set have the same split; all recipes of
+a cell see the same rows, batches, steps and learning rate, and differ in what RECIPES says. Hyperparameters are for the validation split to choose; figures
 to quote are those of the test split.
 """
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import math
@@ -25,34 +26,34 @@ import numpy as np
 
 FIELDS = "data latents k recipe tied unit_norm seed steps val_fvu test_fvu train_fvu val_l0 alive evenness alike seconds".split()
 
-# How all runs start and step, chosen on validation; `usual-start` is what a PyTorch layer and a zero pre-bias give.
-DATA_START = ["--init", "data", "--pre-bias", "mean"]
-USUAL_START = ["--init", "linear", "--pre-bias", "zero"]
-HARD = ["--relaxation", "none"]
-WARM = {name: ["--relaxation", name] for name in ("softmax", "subset", "lapsum", "anneal-k")}
+# Flags of each recipe; T is a third of the steps where something is annealed. `pytorch-start` is what a PyTorch layer
+# and a zero pre-bias give, `topk preset` what Gao et al. 2024 do, `default` what `sae train` does without flags.
+PYTORCH_START = ["--preset", "relaxed-topk", "--relaxation", "none"]
+DATA_START = [*PYTORCH_START, "--init", "data", "--pre-bias", "mean"]
+AUXK = ["--aux-k", "D/2"]
+WARM = {name: ["--relaxation", name, "--anneal-steps", "T"] for name in ("softmax", "subset", "lapsum", "anneal-k")}
 RECIPES = {
-    "usual-start hard": (USUAL_START, HARD, False),
-    "usual-start hard+auxk": (USUAL_START, HARD, True),
-    "usual-start softmax": (USUAL_START, WARM["softmax"], False),
-    "hard": (DATA_START, HARD, False),
-    "hard+auxk": (DATA_START, HARD, True),
-    "hard+ema": (DATA_START, HARD + ["--ema", "0.99"], False),
-    **{name: (DATA_START, flags, False) for name, flags in WARM.items()},
-    "lapsum+ema": (DATA_START, WARM["lapsum"] + ["--ema", "0.99"], False),
+    "pytorch-start hard": PYTORCH_START,
+    "pytorch-start hard+auxk": PYTORCH_START + AUXK,
+    "pytorch-start softmax": PYTORCH_START + WARM["softmax"],
+    "topk preset (hard+auxk)": ["--preset", "topk"],
+    "hard": DATA_START,
+    "hard+auxk": DATA_START + AUXK,
+    **{name: DATA_START + flags for name, flags in WARM.items()},
+    "default": [],
+    "default+lapsum": WARM["lapsum"],
 }
 
 
 def train(sae, path, cell, folder, args):
     """One run; returns its figures and decoder (M, D) of alive latents."""
-    start, warm, aux = RECIPES[cell["recipe"]]
-    command = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
-    command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--steps", args.steps]
-    command += ["--eval-every", args.steps, "--batch-size", args.batch_size, "--lr", args.lr, *start, *warm]
-    command += ["--tied"] if cell["tied"] else ["--untied"]
-    command += ["--unit-norm-decoder", "true"] if cell["unit_norm"] else []
-    # An eighth of the latents: D/2 of the paper would be all dead ones on wide data and few latents.
-    command += ["--aux-k", int(cell["latents"]) // 8] if aux else []
-    command += [] if "none" in warm else ["--anneal-steps", args.steps // 3]
+    words = {"T": args.steps // 3, "D/2": width(sae, path) // 2}
+    common = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
+    command = common + ["--threads", args.threads] if args.threads else common
+    command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--split-seed", 0]
+    command += ["--steps", args.steps, "--eval-every", args.steps, "--batch-size", args.batch_size, "--lr", args.lr]
+    command += ["--tied" if cell["tied"] else "--untied", "--unit-norm-decoder", str(cell["unit_norm"]).lower()]
+    command += [words.get(flag, flag) for flag in RECIPES[cell["recipe"]]]
     begun = time.monotonic()
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - begun
@@ -79,6 +80,13 @@ def train(sae, path, cell, folder, args):
     return figures, decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
 
 
+@functools.cache
+def width(sae, path):
+    """D of a data file."""
+    result = subprocess.run([sae, "inspect", path, "--json"], check=True, capture_output=True)
+    return json.loads(result.stdout)["d_in"]
+
+
 def alike(a, b):
     """Mean over the latents of each of the best cosine among those of the other."""
     cosine = a @ b.T
@@ -88,8 +96,9 @@ def alike(a, b):
 def cells(args):
     for entry in args.data:
         name, path = entry.split("=", 1)
-        for latents, k in itertools.product(args.latents, args.k):
-            for tied, unit, recipe in itertools.product(args.tied, args.unit_norm, args.recipes):
+        # What most people train first: a stopped study has whole tables of it.
+        for tied, unit, latents, k in itertools.product(args.tied, args.unit_norm, args.latents, args.k):
+            for recipe in args.recipes:
                 yield path, {"data": name, "latents": latents, "k": k, "recipe": recipe, "tied": tied, "unit_norm": unit}
 
 
@@ -182,8 +191,9 @@ def main():
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--steps", type=int, default=600)
     p.add_argument("--batch-size", type=int, default=256)
-    p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--device", default="auto")
+    p.add_argument("--threads", type=int)
     p.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     p.set_defaults(do=run)
     p = commands.add_parser("report")

@@ -65,7 +65,7 @@ pub fn walk(
         let data = Arc::new(block);
         let wanted = |row: &u32| {
             let id = data.group_id(data.group_of(*row as usize));
-            split.is_none_or(|part| part_of_id(id, meta.seed) == part)
+            split.is_none_or(|part| part_of_id(id, meta.split_seed()) == part)
         };
         let rows: Vec<u32> = (0..data.n_rows() as u32).filter(wanted).collect();
         let backend = match (&mut opened, state.take()) {

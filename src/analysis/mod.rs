@@ -106,7 +106,7 @@ pub fn evaluate(request: &Source, splits: &[Option<Part>]) -> Result<Vec<EvalRes
     let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
     check_width(&request.data[0], data.d_in(), &request.model, meta.d_in)?;
     let (d, m) = (meta.d_in, meta.n_latents);
-    let split = Split::new(&data, meta.seed);
+    let split = Split::new(&data, meta.split_seed());
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
     let mean: Vec<f64> = if meta.train_mean.is_empty() {
         mean_row(&data, if split.train.is_empty() { &all } else { &split.train })

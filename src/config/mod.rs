@@ -2,8 +2,10 @@
 //! and in a TOML file) and as it is used ([`Config`], everything settled once the data are known).
 
 mod options;
+mod preset;
 
-pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Preset, Word};
+pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Word};
+pub use preset::Preset;
 
 use crate::backend::{Inference, ModelSpec, Relaxation};
 use crate::error::{Error, Result};
@@ -84,8 +86,10 @@ pub struct Config {
     pub l1_warmup: u64,
     /// Evaluations without improvement before stopping; 0 is never.
     pub early_stop: u64,
-    /// Seed.
+    /// Seed of start, order and noise.
     pub seed: u64,
+    /// Seed of the split.
+    pub split_seed: u64,
     /// Steps between evaluations.
     pub eval_every: u64,
     /// Most rows of a split in an evaluation on the way.
@@ -112,29 +116,20 @@ impl Config {
     /// # Errors
     /// [`Error::Usage`] naming the flag, its value and what would do.
     pub fn resolve(o: &Options, d_in: usize, n_train: usize) -> Result<Self> {
-        let preset = o.preset.unwrap_or(Preset::RelaxedTopk);
-        let relaxed = preset == Preset::RelaxedTopk;
-        let (gao, l1) = (preset == Preset::Topk, preset == Preset::SparseL1);
-        let pick = |general: f64, topk: f64, sparse: f64| {
-            if gao {
-                topk
-            } else if l1 {
-                sparse
-            } else {
-                general
-            }
-        };
+        let preset = o.preset.unwrap_or_default();
+        let given_k = o.k;
+        let o = &o.clone().or(preset.options(d_in));
 
-        let n_latents = o.latents.unwrap_or(if l1 { 2048 } else { 8 * d_in });
-        let k = o.k.unwrap_or(if l1 { 30 } else { 32 }.min(n_latents));
-        let batch_size = batch_size(o, l1, n_train)?;
-        let epochs = if o.steps.is_some() { None } else { o.epochs.or(l1.then_some(200.0)) };
-        let steps = match epochs {
+        let n_latents = o.latents.unwrap_or(8 * d_in);
+        // A default adapts to few latents; a k that was asked for is refused below.
+        let k = given_k.unwrap_or(o.k.unwrap_or(32).min(n_latents));
+        let batch_size = batch_size(o, n_train)?;
+        let steps = match o.epochs {
             Some(e) if e > 0.0 && e.is_finite() => (e * n_train as f64 / batch_size as f64).ceil() as u64,
             Some(e) => return usage(format!("--epochs {e} must be above 0")),
             None => o.steps.unwrap_or(5000),
         };
-        let relaxation = relaxation(o, relaxed);
+        let relaxation = relaxation(o);
         let anneal_steps = match (relaxation, o.anneal_steps) {
             (Relaxation::None, Some(given)) if given > 0 => {
                 return usage(format!(
@@ -145,39 +140,21 @@ impl Config {
             (_, given) => given.unwrap_or(2000.min(steps / 2)),
         };
         let pool = pool(o, relaxation, k, n_latents)?;
-        let lr = match o.lr.unwrap_or(if gao {
-            NumberOr::Word(Word::Auto)
-        } else {
-            NumberOr::Number(pick(1e-3, 0.0, 5e-4))
-        }) {
+        let lr = match o.lr.unwrap_or(NumberOr::Number(1e-3)) {
             NumberOr::Number(lr) => lr,
             NumberOr::Word(Word::Auto) => schedule::auto_learning_rate(n_latents),
             NumberOr::Word(Word::Full) => return usage("--lr takes a number or `auto`".into()),
         };
-        let gain = o.init_gain.unwrap_or(pick(1.0, 1.0, 0.1)) as f32;
-        let default_init = if gao {
-            InitKind::UnitNorm
-        } else if l1 {
-            InitKind::Xavier
-        } else {
-            InitKind::Linear
-        };
-        let init = match o.init.unwrap_or(default_init) {
+        let gain = o.init_gain.unwrap_or(1.0) as f32;
+        let init = match o.init.unwrap_or(InitKind::Linear) {
             InitKind::Linear => Init::Linear,
             InitKind::Xavier => Init::Xavier { gain },
             InitKind::UnitNorm => Init::UnitNorm,
             InitKind::Data => Init::Data,
         };
-        let default_bias = if gao {
-            PreBias::Median
-        } else if l1 {
-            PreBias::None
-        } else {
-            PreBias::Zero
-        };
-        let pre_bias = o.pre_bias.unwrap_or(default_bias);
-        let clip = o.clip_norm.unwrap_or(pick(0.0, 1.0, 1.0));
-        let ema = o.ema.unwrap_or(pick(0.0, 0.999, 0.0));
+        let pre_bias = o.pre_bias.unwrap_or(PreBias::Zero);
+        let clip = o.clip_norm.unwrap_or(0.0);
+        let ema = o.ema.unwrap_or(0.0);
         let two_epochs = u32::try_from(2 * n_train.max(1)).unwrap_or(u32::MAX);
         let eval_every = o.eval_every.unwrap_or((steps / 20).max(1));
         let config = Self {
@@ -194,33 +171,34 @@ impl Config {
                 k,
                 relaxation,
                 pool,
-                normalize: o.normalize.unwrap_or(!l1),
+                normalize: o.normalize.unwrap_or(true),
                 train_pre_bias: pre_bias != PreBias::None,
                 inference: o.inference.unwrap_or(Inference::Topk),
                 beta1: o.adam_b1.unwrap_or(0.9),
                 beta2: o.adam_b2.unwrap_or(0.999),
-                adam_eps: o.adam_eps.unwrap_or(pick(1e-8, 6.25e-10, 1e-8)),
+                adam_eps: o.adam_eps.unwrap_or(1e-8),
                 weight_decay: o.weight_decay.unwrap_or(0.0),
                 clip_norm: (clip > 0.0).then_some(clip),
-                aux_k: o.aux_k.unwrap_or(if gao { d_in / 2 } else { 0 }),
+                aux_k: o.aux_k.unwrap_or(0),
                 aux_coef: o.aux_coef.unwrap_or(1.0 / 32.0),
                 dead_after: o.dead_after.unwrap_or(two_epochs.min(10_000_000)),
-                unit_norm_decoder: o.unit_norm_decoder.unwrap_or(gao),
+                unit_norm_decoder: o.unit_norm_decoder.unwrap_or(false),
                 ema: (ema > 0.0).then_some(ema),
             },
             steps,
             batch_size,
             n_train,
             lr,
-            lr_schedule: o.lr_schedule.unwrap_or(if l1 { LrSchedule::Cosine } else { LrSchedule::Constant }),
+            lr_schedule: o.lr_schedule.unwrap_or(LrSchedule::Constant),
             lr_warmup: o.lr_warmup.unwrap_or(0),
             anneal_steps,
             tau_start: o.tau_start.unwrap_or(1.0),
             tau_end: o.tau_end.unwrap_or(0.05),
-            l1: o.l1.unwrap_or(pick(0.0, 0.0, 0.1)),
-            l1_warmup: o.l1_warmup.unwrap_or(if l1 { 50 } else { 0 }),
+            l1: o.l1.unwrap_or(0.0),
+            l1_warmup: o.l1_warmup.unwrap_or(0),
             early_stop: o.early_stop.unwrap_or(0),
             seed: o.seed.unwrap_or(0),
+            split_seed: o.seed_of_split(),
             eval_every,
             eval_rows: o.eval_rows.unwrap_or(20_000),
             checkpoint_every: o.checkpoint_every.unwrap_or(eval_every),
@@ -337,6 +315,7 @@ impl Config {
             ema: Some(s.ema.unwrap_or(0.0)),
             early_stop: Some(self.early_stop),
             seed: Some(self.seed),
+            split_seed: Some(self.split_seed),
             eval_every: Some(self.eval_every),
             eval_rows: Some(self.eval_rows),
             checkpoint_every: Some(self.checkpoint_every),
@@ -370,8 +349,8 @@ impl Config {
 }
 
 /// A preset without a warm-up gets the softmax only where the length of one is given.
-fn relaxation(o: &Options, relaxed: bool) -> Relaxation {
-    let warms_up = relaxed || o.anneal_steps.is_some_and(|steps| steps > 0);
+fn relaxation(o: &Options) -> Relaxation {
+    let warms_up = o.anneal_steps.is_some_and(|steps| steps > 0);
     o.relaxation.unwrap_or(if warms_up { Relaxation::Softmax } else { Relaxation::None })
 }
 
@@ -390,7 +369,7 @@ fn pool(o: &Options, relaxation: Relaxation, k: usize, n_latents: usize) -> Resu
     }
 }
 
-fn batch_size(o: &Options, full_by_default: bool, n_train: usize) -> Result<usize> {
+fn batch_size(o: &Options, n_train: usize) -> Result<usize> {
     if n_train == 0 {
         return usage("the training split is empty: more rows, or another --seed, are needed".into());
     }
@@ -401,7 +380,6 @@ fn batch_size(o: &Options, full_by_default: bool, n_train: usize) -> Result<usiz
         )),
         Some(NumberOr::Number(n)) => Ok(n),
         Some(NumberOr::Word(Word::Full)) => Ok(n_train),
-        Some(NumberOr::Word(Word::Auto)) | None if !full_by_default => Ok(n_train.min(512)),
-        _ => Ok(n_train),
+        Some(NumberOr::Word(Word::Auto)) | None => Ok(n_train.min(512)),
     }
 }

@@ -1,5 +1,6 @@
 //! Options as a person gives them, on the command line or in a TOML file.
 
+use super::Preset;
 use crate::backend::{Inference, Relaxation};
 use crate::error::{Error, Result};
 use crate::schedule::LrSchedule;
@@ -8,19 +9,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-
-/// A set of defaults with a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    /// Gumbel-softmax warm-up annealed to exact top-k.
-    RelaxedTopk,
-    /// Exact top-k from the first step, with the options of Gao et al. 2024: AuxK, unit-norm decoder, b_pre
-    /// from the geometric median, clipping, moving average.
-    Topk,
-    /// L1 and top-k, full batches, no normalisation and no pre-bias.
-    SparseL1,
-}
 
 /// How weights start (command-line form; the gain is an option of its own).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -32,8 +20,8 @@ pub enum InitKind {
     Xavier,
     /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose.
     UnitNorm,
-    /// Encoder rows are training rows drawn at random, less b_pre; the decoder starts as the encoder's transpose, both
-    /// as long as makes the first reconstructions fit best.
+    /// Encoder rows are training rows less b_pre, or what the other latents leave of them; the decoder starts as the
+    /// encoder's transpose, both as long as makes the first reconstructions fit best.
     Data,
 }
 
@@ -123,7 +111,7 @@ pub struct Options {
     #[allow(missing_docs)]
     #[arg(skip)]
     pub skip_bad_rows: Option<bool>,
-    /// Defaults to start from [default: relaxed-topk]
+    /// Defaults to start from [default: data-topk]
     #[arg(long)]
     pub preset: Option<Preset>,
     /// Latents, M [default: 8 D; sparse-l1: 2048]
@@ -141,13 +129,13 @@ pub struct Options {
     /// Codes outside training: relu of the k largest scores, or of all [default: topk]
     #[arg(long)]
     pub inference: Option<Inference>,
-    /// Start of the weights [default: linear; topk: unit-norm; sparse-l1: xavier]
+    /// Start of the weights [default: data; relaxed-topk: linear; topk: unit-norm; sparse-l1: xavier]
     #[arg(long)]
     pub init: Option<InitKind>,
     /// Gain of --init xavier [default: 1; sparse-l1: 0.1]
     #[arg(long, value_name = "GAIN", allow_hyphen_values = true)]
     pub init_gain: Option<f64>,
-    /// The pre-bias [default: zero; topk: median; sparse-l1: none]
+    /// The pre-bias [default: mean; relaxed-topk: zero; topk: median; sparse-l1: none]
     #[arg(long)]
     pub pre_bias: Option<PreBias>,
     /// Training steps [default: 5000; sparse-l1: 200 epochs]
@@ -161,7 +149,7 @@ pub struct Options {
     /// Rows a step, N, or `full` [default: 512 or all rows if fewer; sparse-l1: full]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<NumberOr<usize>>,
-    /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.001; topk: auto; sparse-l1: 0.0005]
+    /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.003; relaxed-topk: 0.001; topk: auto; sparse-l1: 0.0005]
     #[arg(long, value_name = "LR", allow_hyphen_values = true)]
     pub lr: Option<NumberOr<f64>>,
     /// Learning rate after its warm-up [default: constant; sparse-l1: cosine]
@@ -170,7 +158,7 @@ pub struct Options {
     /// Steps over which the learning rate rises from 0 [default: 0]
     #[arg(long, value_name = "STEPS")]
     pub lr_warmup: Option<u64>,
-    /// What stands in for the exact top k during the warm-up [default: softmax; topk, sparse-l1: none]
+    /// What stands in for the exact top k during the warm-up [default: none; relaxed-topk: softmax]
     #[arg(long)]
     pub relaxation: Option<Relaxation>,
     /// Candidates a row in the warm-up of subset, lapsum and anneal-k [default: 8 k, at most 1024]
@@ -195,13 +183,13 @@ pub struct Options {
     /// Largest global gradient norm; 0 is no clipping [default: 0; topk, sparse-l1: 1]
     #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
     pub clip_norm: Option<f64>,
-    /// Decoupled weight decay of the matrices [default: 0]
+    /// Decoupled weight decay of the matrices [default: 0.1; other presets: 0]
     #[arg(long, value_name = "WD", allow_hyphen_values = true)]
     pub weight_decay: Option<f64>,
     /// Adam's decay of the first moment [default: 0.9]
     #[arg(long, value_name = "B1", allow_hyphen_values = true)]
     pub adam_b1: Option<f64>,
-    /// Adam's decay of the second moment [default: 0.999]
+    /// Adam's decay of the second moment [default: 0.99; other presets: 0.999]
     #[arg(long, value_name = "B2", allow_hyphen_values = true)]
     pub adam_b2: Option<f64>,
     /// Added to the root of Adam's second moment [default: 1e-8; topk: 6.25e-10]
@@ -219,15 +207,19 @@ pub struct Options {
     /// Keep decoder rows at length 1 [default: false; topk: true]
     #[arg(long, value_name = "BOOL")]
     pub unit_norm_decoder: Option<bool>,
-    /// Decay of a moving average of the weights, used for evaluation and export; 0 is none [default: 0; topk: 0.999]
+    /// Decay of a moving average of the weights, used for evaluation and export; 0 is none [default: 0.999; relaxed-topk, sparse-l1: 0]
     #[arg(long, value_name = "DECAY", allow_hyphen_values = true)]
     pub ema: Option<f64>,
-    /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 0]
+    /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 5; other presets: 0]
     #[arg(long, value_name = "EVALS")]
     pub early_stop: Option<u64>,
     /// Seed of split, start, order and noise [default: 0]
     #[arg(long, value_name = "SEED")]
     pub seed: Option<u64>,
+    /// Seed of the split alone, for runs of several seeds on the same split [default: as --seed]
+    #[arg(long, value_name = "SEED")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_seed: Option<u64>,
     /// Steps between evaluations [default: a twentieth of the steps]
     #[arg(long, value_name = "STEPS")]
     pub eval_every: Option<u64>,
@@ -246,6 +238,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// The seed that makes the split.
+    pub fn seed_of_split(&self) -> u64 {
+        self.split_seed.or(self.seed).unwrap_or(0)
+    }
+
     /// Reads a TOML file.
     ///
     /// # Errors
@@ -310,6 +307,7 @@ impl Options {
             ema,
             early_stop,
             seed,
+            split_seed,
             eval_every,
             eval_rows,
             checkpoint_every,

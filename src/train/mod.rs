@@ -94,7 +94,11 @@ impl Loaded {
         // Absolute, so that the run can be resumed from anywhere.
         let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
         options.data = Some(absolute.collect::<Result<_>>()?);
-        let split = Split::new(&data, options.seed.unwrap_or(0));
+        let split = Split::new(&data, options.seed_of_split());
+        if split.val.is_empty() {
+            // A preset stops early where it can; only a person's own wish for it is refused below.
+            options.early_stop.get_or_insert(0);
+        }
         Ok(Self { options, data, split, device })
     }
 

@@ -90,6 +90,7 @@ pub fn quality_row(name: &str, q: &Quality) -> Vec<String> {
 /// A plot that cannot be drawn or written.
 pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -> Result<()> {
     let preset = match config.preset {
+        Preset::DataTopk => "top-k",
         Preset::RelaxedTopk => "relaxed top-k",
         Preset::Topk => "top-k",
         Preset::SparseL1 => "sparse L1 + top-k",

@@ -1,0 +1,71 @@
+//! Defaults that belong together.
+
+use super::{InitKind, NumberOr, Options, PreBias, Word};
+use crate::backend::Relaxation;
+use crate::schedule::LrSchedule;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// A set of defaults with a source.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Exact top-k from the first step, latents that start as training rows, moving average: the best of the study of
+    /// recipes.
+    #[default]
+    DataTopk,
+    /// Gumbel-softmax warm-up annealed to exact top-k, PyTorch's start.
+    RelaxedTopk,
+    /// Exact top-k from the first step, with the options of Gao et al. 2024: AuxK, unit-norm decoder, b_pre
+    /// from the geometric median, clipping, moving average.
+    Topk,
+    /// L1 and top-k, full batches, no normalisation and no pre-bias.
+    SparseL1,
+}
+
+impl Preset {
+    /// What the preset sets, for rows of `d_in` values. What it leaves open has one default for all presets, in
+    /// [`super::Config::resolve`].
+    pub fn options(self, d_in: usize) -> Options {
+        match self {
+            Self::DataTopk => Options {
+                init: Some(InitKind::Data),
+                pre_bias: Some(PreBias::Mean),
+                lr: Some(NumberOr::Number(3e-3)),
+                weight_decay: Some(0.1),
+                adam_b2: Some(0.99),
+                ema: Some(0.999),
+                early_stop: Some(5),
+                ..Options::default()
+            },
+            Self::RelaxedTopk => Options { relaxation: Some(Relaxation::Softmax), ..Options::default() },
+            Self::Topk => Options {
+                lr: Some(NumberOr::Word(Word::Auto)),
+                init: Some(InitKind::UnitNorm),
+                pre_bias: Some(PreBias::Median),
+                clip_norm: Some(1.0),
+                ema: Some(0.999),
+                adam_eps: Some(6.25e-10),
+                aux_k: Some(d_in / 2),
+                unit_norm_decoder: Some(true),
+                ..Options::default()
+            },
+            Self::SparseL1 => Options {
+                latents: Some(2048),
+                k: Some(30),
+                normalize: Some(false),
+                init: Some(InitKind::Xavier),
+                init_gain: Some(0.1),
+                pre_bias: Some(PreBias::None),
+                epochs: Some(200.0),
+                batch_size: Some(NumberOr::Word(Word::Full)),
+                lr: Some(NumberOr::Number(5e-4)),
+                lr_schedule: Some(LrSchedule::Cosine),
+                l1: Some(0.1),
+                l1_warmup: Some(50),
+                clip_norm: Some(1.0),
+                ..Options::default()
+            },
+        }
+    }
+}
