@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::cuda::{self, card};
-use topk_sae::backend::{Backend, ModelSpec, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan};
 use topk_sae::config::{Init, Precision};
 use topk_sae::data::Embeddings;
 use topk_sae::error::Result;
@@ -105,6 +105,8 @@ pub fn values(n: usize, seed: u32) -> Vec<f32> {
 pub struct Start {
     pub size: Size,
     pub tied: bool,
+    /// What the warm-up is.
+    pub relaxation: Relaxation,
     data: Arc<Embeddings>,
     pub state: TrainState,
 }
@@ -117,7 +119,14 @@ impl Start {
         rows.iter_mut().enumerate().for_each(|(i, v)| *v += common[i % d]);
         let ids = (0..4 * n).map(|i| i.to_string()).collect();
         let data = Arc::new(must(Embeddings::from_rows(ids, d, rows)));
-        Self { size, tied, data, state: TrainState::start(Params::init(d, m, tied, &Init::Linear, 1), false) }
+        let relaxation = Relaxation::Softmax;
+        Self {
+            size,
+            tied,
+            relaxation,
+            data,
+            state: TrainState::start(Params::init(d, m, tied, &Init::Linear, 1), false),
+        }
     }
 
     pub fn weights(&self) -> &'static str {
@@ -125,8 +134,11 @@ impl Start {
     }
 
     pub fn engine(&self, device: Box<dyn Device>, precision: Precision) -> Engine {
-        let spec = ModelSpec::plain(self.size.k);
-        must(Engine::new("bench".into(), device, self.data.clone(), spec, precision, &self.state))
+        must(Engine::new("bench".into(), device, self.data.clone(), self.spec(), precision, &self.state))
+    }
+
+    pub fn spec(&self) -> ModelSpec {
+        ModelSpec { relaxation: self.relaxation, ..ModelSpec::plain(self.size.k) }
     }
 
     /// Queues step number `step` at `t` of the warm-up.
@@ -134,10 +146,14 @@ impl Start {
         let n = self.size.n as u32;
         // Another quarter of the rows each time, in another order than they are stored.
         let rows: Vec<u32> = (0..n).map(|i| 4 * ((i * 7 + step as u32) % n) + (step % 4) as u32).collect();
-        let noise = Noise::Philox { seed: 0 };
-        let plan = StepPlan { step, alpha: t, tau: temperature(t, 1.0, 0.05), lr: 1e-4, l1: 0.0, noise };
-        must(engine.step(&rows, &plan));
+        must(engine.step(&rows, &plan(step, t)));
     }
+}
+
+/// Step number `step` at `t` of the warm-up.
+pub fn plan(step: u64, t: f64) -> StepPlan<'static> {
+    let noise = Noise::Philox { seed: 0 };
+    StepPlan { step, alpha: t, tau: temperature(t, 1.0, 0.05), lr: 1e-4, l1: 0.0, noise }
 }
 
 pub fn phase(t: f64) -> String {

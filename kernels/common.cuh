@@ -151,7 +151,7 @@ struct Step {
     u32 n_rows;      // N
     u32 dead_after;  // rows without firing
     u32 slot;        // place of this step in the ring of statistics
-    u32 unused;
+    u32 active;      // entries a row may hold; less than their lists have room for while k is annealed
 };
 
 // What the device keeps of the steps; mirrored by `Outcome` in src/backend/cuda/params.rs.

@@ -1,9 +1,10 @@
 // A row's reconstruction, its loss, and the gradients of its sparse entries, in one visit.
 //
-//   y'   = alpha sum_e value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre
+//   y'   = share sum_e value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre
+//   share is alpha beside a dense softmax, else 1: entries are then the whole code
 //   miss = y' std - (x - mu),  squared = sum_i miss_i^2,  dy' = 2 miss std / (N D)
-//   dh_e = dy' . W_dec[index_e] + sparsity                          (hard phase; in the warm-up dh is a dense product)
-//   c    = (1 - alpha) (dy' . soft_recon + sparsity)                (warm-up)
+//   dh_e = dy' . W_dec[index_e] + sparsity                          (beside a softmax dh is a dense product)
+//   c    = (1 - alpha) (dy' . soft_recon + sparsity)                (softmax)
 //   auxiliary loss, while latents are dead: with entries a of its own,
 //   miss_a = sum_a value_a W_dec[index_a] std + miss,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
 //
@@ -82,7 +83,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d);
     float sigma = std[n];
     float factor = (float)(sigma * per_value);
-    float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f;
+    float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f, share = soft != 0 ? step->alpha : 1.0f;
 
     u32 held = stage(index, value, count, k, entry, scale);
     double squared = 0.0, along = 0.0;
@@ -92,7 +93,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         gather_columns(w_dec, pitch, i, entry, scale, held, acc);
         Pack<T> out;
         for (u32 l = 0; l < P; l++) {
-            float y = step->alpha * acc[l] + b_pre[i + l];
+            float y = share * acc[l] + b_pre[i + l];
             float soft_y = soft != 0 ? soft_recon[n * pitch + i + l] : 0.0f;
             y += soft_scale * soft_y;
             float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
@@ -111,7 +112,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     __syncthreads();
     if (soft == 0) entry_dots(w_dec, pitch, entry, held, dy, step->sparsity, grad + n * k);
     double code = 0.0;
-    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)(step->alpha * scale[e]);
+    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)(share * scale[e]);
     squared = block_sum(squared, scratch);
     code = block_sum(code, scratch);
     along = block_sum(along, scratch);

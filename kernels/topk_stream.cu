@@ -4,8 +4,9 @@
 //   z_j = scores_j + b_lat_j;  index, value = the (up to k) positive ones among the k largest z, by index
 //   t_j = relu(z_j) + g_j;     max = max_j t_j,  total = sum_j e^((t_j - max) / tau),  sum = sum_j relu(z_j)
 //
-// scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. With `idle`, only latents idle for
-// at least `dead_after` rows take part, and nothing happens while there are none.
+// scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. A step may want fewer than the lists
+// have room for: min(k, step->active), read here so that an annealed k changes no launch. With `idle`, only latents
+// idle for at least `dead_after` rows take part, and nothing happens while there are none.
 // One block of 256 threads a row. A warp reads 128 neighbouring scores at a time, as the noise is laid out.
 //
 // 1. A key is (bits of z, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
@@ -169,6 +170,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     }
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 dead_after = step->dead_after;
+    u32 want = idle != 0 ? k : min(k, step->active);
     float inv_tau = step->inv_tau;
     Running running = {-F32_INF, 0.0f, 0.0f};
     u64 threshold = 0, least = 0;
@@ -210,9 +212,9 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         // ... and all threads have looked before the next chunk adds to it.
         __syncthreads();
         bool full = threshold == 0 || held > TOPK_CAPACITY - TOPK_CHUNK;
-        if (more ? held >= k && full : held > k) {
-            threshold = keep_largest(&s, held, k);
-            held = k;
+        if (more ? held >= want && full : held > want) {
+            threshold = keep_largest(&s, held, want);
+            held = want;
             if (!more) least = threshold;
         }
     }

@@ -12,7 +12,7 @@ mod steadiness;
 use case::{Case, Check};
 use rayon::prelude::*;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, ModelSpec, Pass, Relaxation};
+use topk_sae::backend::{Backend, ModelSpec, Pass};
 
 const PHASES: [f64; 5] = [1.0, 0.0, 0.3, 0.7, 0.97];
 
@@ -96,25 +96,7 @@ fn fast_agrees_with_the_reference_beyond_32768_latents() {
 
 #[test]
 fn every_relaxation_over_candidates_agrees_at_awkward_sizes_and_with_options() {
-    let mut cases = vec![];
-    for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
-        for t in PHASES {
-            for (m, k, pool) in [(7, 1, 3), (33, 5, 33), (257, 5, 40), (1000, 32, 96), (300, 3, 300)] {
-                let i = cases.len();
-                let mut case = Case::new([1, 15, 17, 33][i % 4], [2, 31, 33, 100][i / 3 % 4], m, k);
-                (case.t, case.tied, case.philox) = (t, i % 2 > 0, i % 3 > 0);
-                (case.spec.relaxation, case.spec.pool) = (relaxation, pool);
-                match i % 5 {
-                    0 => case.l1 = 0.4,
-                    1 => (case.spec.aux_k, case.dead_every) = (3, Some(4)),
-                    2 => case.spec.unit_norm_decoder = true,
-                    3 => case.spec.clip_norm = Some(1e-3),
-                    _ => case.spec.normalize = false,
-                }
-                cases.push(case);
-            }
-        }
-    }
+    let cases = case::over_candidates(&PHASES);
     let modes: Vec<Mode> = cases.into_par_iter().flat_map_iter(Case::agree).collect();
     assert_eq!(count(&modes, Mode::Hard), modes.len());
 }

@@ -2,6 +2,8 @@
 //! tests on a card where there is one.
 #![allow(clippy::unwrap_used)]
 
+#[path = "kernels/candidates.rs"]
+mod candidates;
 #[path = "backends/case.rs"]
 mod case;
 mod common;

@@ -1,16 +1,16 @@
 //! The card's ceilings, the kernels of a step one by one, and selection on rows that are hard to select from.
 
 use crate::traffic::{self, Shape};
-use crate::{Bench, PRECISIONS, Size, Start, median, must, phase, values};
+use crate::{Bench, PRECISIONS, Size, Start, median, must, phase, plan, values};
 use serde_json::json;
 use std::collections::BTreeMap;
 use topk_sae::backend::cuda::buffer::{Buffer, Values};
 use topk_sae::backend::cuda::device::{Device, Element, Product};
-use topk_sae::backend::cuda::launch::{self, Batch, Shared};
+use topk_sae::backend::cuda::launch::{self, Batch, Phase, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::timed::{Lap, Timed};
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::backend::{Backend, ModelSpec, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan};
 use topk_sae::config::Precision;
 use topk_sae::data::Dtype;
 use topk_sae::error::Result;
@@ -110,6 +110,13 @@ pub fn profiles(bench: &mut Bench, ceilings: &Ceilings) {
                     profile(bench, ceilings, &start, precision, t, "random rows");
                 }
             }
+            if !tied {
+                for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
+                    start.relaxation = relaxation;
+                    profile(bench, ceilings, &start, Precision::Bf16, 0.5, "random rows");
+                }
+                start.relaxation = Relaxation::Softmax;
+            }
             // Its list holds every row, and one block sums all of it.
             start.state.params.b_lat[size.m / 2] = 100.0;
             profile(bench, ceilings, &start, Precision::Bf16, 1.0, "one latent active on every row");
@@ -132,8 +139,15 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
     let total = median(steps.iter().map(|laps| laps.iter().map(|l| l.seconds).sum()).collect());
     let Size { n, d, m, k } = start.size;
     let pitch = topk_sae::backend::cuda::tensors::pitch(d);
-    let shape = Shape { n, d, pitch, m, k, element: element(precision), tied: start.tied, soft: t < 1.0 };
-    let what = format!("{} {} {precision} {}, {input}", start.size.text(), start.weights(), phase(t));
+    let (spec, plan) = (start.spec(), plan(0, t));
+    // Half of the scores are positive, so that a row has all the candidates it may have.
+    let (entries, soft) = (spec.candidates(&plan), spec.dense(&plan));
+    let shape = Shape { n, d, pitch, m, k, entries, element: element(precision), tied: start.tied, soft };
+    let phase = match spec.relaxation {
+        Relaxation::Softmax => phase(t),
+        other => format!("{} {other:?}", phase(t)),
+    };
+    let what = format!("{} {} {precision} {phase}, {input}", start.size.text(), start.weights());
     println!("\n{what}: {:.0} us in launches\n", total * 1e6);
     print!("| kernel | launches | us a launch | us a step | of the step ");
     println!("| memory GB/s | of the ceiling | gathered GB/s | TFLOP/s | of the ceiling |");
@@ -170,7 +184,7 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
         "profiles",
         json!({
             "size": start.size.text(), "weights": start.weights(), "precision": precision.to_string(),
-            "phase": phase(t), "input": input, "us_in_launches": total * 1e6, "kernels": rows,
+            "phase": phase, "input": input, "us_in_launches": total * 1e6, "kernels": rows,
         }),
     );
 }
@@ -253,6 +267,6 @@ fn selection(
     let batch = Batch { n, step: work.message.address(), rows: 0, data: 0, given: 0 };
     let b_lat = bias.address();
     Ok(time(device, 10, &mut |dev| {
-        launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, false, &mut work)
+        launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, Phase::Hard, &mut work)
     }))
 }

@@ -10,6 +10,8 @@ pub struct Shape {
     pub pitch: usize,
     pub m: usize,
     pub k: usize,
+    /// Entries a row: k, or its candidates.
+    pub entries: usize,
     pub element: Element,
     pub tied: bool,
     pub soft: bool,
@@ -26,10 +28,10 @@ pub struct Traffic {
 
 /// Bytes that all launches of `kernel` move in one step; `None` where nobody counted.
 pub fn of(kernel: &str, s: &Shape) -> Option<Traffic> {
-    let [n, d, p, m, k] = [s.n, s.d, s.pitch, s.m, s.k].map(|v| v as f64);
+    let [n, d, p, m, k, held] = [s.n, s.d, s.pitch, s.m, s.k, s.entries].map(|v| v as f64);
     let [blocks, chunks] = [BLOCKS.min(s.m), CHUNKS.min(s.n.div_ceil(32))].map(|v| v as f64);
     let e = s.element.size() as f64;
-    let (entries, scores, operand) = (n * k, n * m * e, n * p * e);
+    let (entries, scores, operand) = (n * held, n * m * e, n * p * e);
     let (hard, soft) = if s.soft { (0.0, 1.0) } else { (1.0, 0.0) };
     let matrices = if s.tied { 1.0 } else { 2.0 };
     let (memory, gathered) = match kernel {
@@ -49,6 +51,12 @@ pub fn of(kernel: &str, s: &Shape) -> Option<Traffic> {
         "index_scan" => (12.0 * m, 0.0),
         "index_fill" => (8.0 * entries + 8.0 * m, 0.0),
         "index_order" => (8.0 * entries + 4.0 * m, 0.0),
+        "fire_top" => (8.0 * entries + 4.0 * m, 0.0),
+        _ if kernel.starts_with("gate_") => {
+            // One softmax of 16 bytes for each of the k of the subset sampling.
+            let draws = if kernel.ends_with("subset") { 16.0 * n * k } else { 4.0 * n };
+            (16.0 * entries + draws, 0.0)
+        }
         _ if kernel.starts_with("soft_weights") => (2.0 * scores, 0.0),
         _ if kernel.starts_with("soft_gradients") => (4.0 * scores, 0.0),
         // dy', the blocks' parts, and in the warm-up the scores' gradients.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, Inference, ModelSpec, Weights};
+use topk_sae::backend::{Backend, Inference, ModelSpec, Relaxation, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::model::TrainState;
@@ -142,6 +142,14 @@ fn a_small_step_of_each_kind_agrees() {
         (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
         (case.spec.clip_norm, case.spec.unit_norm_decoder) = (Some(1e-2), true);
         case.edit = |params, _| params.b_lat[200] = 6.0;
+        case.agree_with(ours(i as u64), |_| ());
+    }
+    for (i, relaxation) in
+        [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK].into_iter().enumerate()
+    {
+        let mut case = Case::new(17, 40, 300, 6);
+        (case.t, case.tied, case.steps) = (0.5, i == 0, 1);
+        (case.spec.relaxation, case.spec.pool) = (relaxation, 60);
         case.agree_with(ours(i as u64), |_| ());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, ModelSpec, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan};
 use topk_sae::config::{Init, Precision};
 use topk_sae::data::{BatchOrder, Embeddings, LoadOptions};
 use topk_sae::model::{Params, TrainState};
@@ -39,15 +39,25 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
         return; // Nothing new to them, and slow there.
     }
     let data = sample();
-    for tied in [false, true] {
-        let spec = ModelSpec::plain(8);
+    for (tied, relaxation) in [
+        (false, Relaxation::Softmax),
+        (true, Relaxation::Softmax),
+        (false, Relaxation::Lapsum),
+        (true, Relaxation::Subset),
+        (false, Relaxation::AnnealK),
+    ] {
+        let spec = ModelSpec { relaxation, pool: 48, ..ModelSpec::plain(8) };
         let state = TrainState::start(Params::init(data.d_in(), 96, tied, &Init::Linear, 1), false);
         let mut cpu = FastCpu::new(data.clone(), spec.clone(), state.clone());
         let mut engine =
             Engine::new("engine".into(), device(0), data.clone(), spec, Precision::F32, &state).unwrap();
         let (got, want) = (losses(&mut engine, data.n_rows()), losses(&mut cpu, data.n_rows()));
         for (step, (got, want)) in got.iter().zip(&want).enumerate() {
-            assert!((got / want - 1.0).abs() < 1e-3, "tied {tied} step {step}: {got} {want}");
+            // A candidate that comes or goes changes a weighed code at once: two CPU runs whose start weights differ
+            // by one rounding part by up to 0.08 here, after some 40 steps.
+            let allowed = if relaxation.is_gated() && step >= 20 { 0.15 } else { 1e-3 };
+            let off = (got / want - 1.0).abs();
+            assert!(off < allowed, "tied {tied} {relaxation:?} step {step}: {got} {want}");
         }
         assert!(want[199] < 0.7 * want[0], "nothing was learned: {} {}", want[0], want[199]);
     }
@@ -58,9 +68,15 @@ fn the_memory_told_beforehand_is_what_is_taken() {
     if emulation_only("the memory that is taken") {
         return;
     }
-    for (tied, precision) in [(false, Precision::F32), (true, Precision::Bf16)] {
+    for (tied, precision, relaxation) in [
+        (false, Precision::F32, Relaxation::Softmax),
+        (true, Precision::Bf16, Relaxation::Softmax),
+        (true, Precision::F32, Relaxation::Lapsum),
+        (false, Precision::Bf16, Relaxation::Subset),
+        (true, Precision::Bf16, Relaxation::AnnealK),
+    ] {
         let mut case = Case::new(300, 64, 3000, 16);
-        (case.t, case.tied) = (0.5, tied);
+        (case.t, case.tied, case.spec.relaxation) = (0.5, tied, relaxation);
         (case.spec.aux_k, case.spec.ema, case.spec.clip_norm) = (8, Some(0.9), Some(1.0));
         let (data, state) = case.start();
         let device = Emulator::new();

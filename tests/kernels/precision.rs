@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, Inference, Weights};
+use topk_sae::backend::{Backend, Inference, Relaxation, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Dtype;
 use topk_sae::model::TrainState;
@@ -54,9 +54,13 @@ fn rows_that_travel_with_each_batch_give_the_bits_of_rows_on_the_device() {
 /// Values that bfloat16 operands move by at most some of their eight bits.
 #[test]
 fn bfloat16_operands_stay_within_their_rounding() {
-    for (i, t) in [1.0, 1.0, 0.5, 0.9].into_iter().enumerate() {
-        // All scores are positive and all are selected, so that no decision hangs on rounding.
-        let mut case = Case::new(33, 48, 96, 96);
+    let softmax = [1.0, 1.0, 0.5, 0.9].map(|t| (t, Relaxation::Softmax));
+    let over_candidates = [(0.0, Relaxation::Lapsum), (0.0, Relaxation::Subset)];
+    for (i, (t, relaxation)) in softmax.into_iter().chain(over_candidates).enumerate() {
+        // All scores are positive and all are selected, so that no decision hangs on rounding; where all are weighed,
+        // the top k have no share yet.
+        let mut case = Case::new(33, 48, 96, if relaxation.is_gated() { 12 } else { 96 });
+        (case.spec.relaxation, case.spec.pool) = (relaxation, 96);
         case.edit = |params, _| params.b_lat.fill(6.0);
         (case.t, case.tied, case.l1, case.dtype) = (t, i % 2 == 0, 0.1, TYPES[i % 3]);
         (case.spec.aux_k, case.dead_every) = (96, Some(3));
@@ -138,8 +142,12 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
     let tf32 = on_card().then_some(Precision::Tf32);
     for precision in [Precision::F32, Precision::Bf16].into_iter().chain(tf32) {
         for dtype in TYPES {
-            for t in [1.0, 0.8] {
+            use Relaxation::{AnnealK, Lapsum, Softmax, Subset};
+            let phases = [(1.0, Softmax), (0.8, Softmax), (0.8, Lapsum), (0.6, Subset), (0.3, AnnealK)];
+            // The type of the rows is nothing to candidates.
+            for &(t, relaxation) in &phases[..if dtype == Dtype::F16 { 5 } else { 2 }] {
                 let mut case = Case::new(70, 40, 300, 6);
+                case.spec.relaxation = relaxation;
                 (case.t, case.dtype, case.l1, case.tied) = (t, dtype, 0.1, dtype == Dtype::F16);
                 (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
                 (case.spec.clip_norm, case.spec.unit_norm_decoder) =
@@ -162,7 +170,7 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
                 // The sanitizers are slow, and bits are not what they look for.
                 let others: &[u64] = if sanitizer::inside() { &[] } else { &[2, 3] };
                 for &seed in others {
-                    assert!(first == run(seed), "{precision} {dtype} t {t} seed {seed}");
+                    assert!(first == run(seed), "{precision} {dtype} t {t} {relaxation:?} seed {seed}");
                 }
             }
         }

@@ -5,7 +5,7 @@ use crate::common::emulator::sanitizer;
 use topk_sae::backend::cpu::reference;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};
-use topk_sae::backend::cuda::launch::{self, Batch, Shared};
+use topk_sae::backend::cuda::launch::{self, Batch, Phase, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::work::{Sizes, Work};
 use topk_sae::backend::{ModelSpec, StepPlan};
@@ -69,7 +69,7 @@ pub fn select(
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params)).unwrap();
     let step = work.message.address();
     let batch = Batch { n, step, rows: 0, data: 0, given: 0 };
-    launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, false, &mut work).unwrap();
+    launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, Phase::Hard, &mut work).unwrap();
     let count = work.main.count.read(device, n).unwrap();
     let index = work.main.index.read(device, n * k).unwrap();
     let value = work.main.value.read(device, n * k).unwrap();

@@ -7,13 +7,14 @@
 //! 3. Reconstruction, loss, dy' and the gradients of sparse entries, row by row.
 //! 4. Inverted index; gradients and Adam, latent by latent; the pre-bias; idle counts.
 //!
-//! In the warm-up the decoder and the gradients are dense products over tiles of latents, and nothing of size (N, M)
-//! exists but the scores. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits until statistics are
+//! In a warm-up by softmax the decoder and the gradients are dense products over tiles of latents, and nothing of size
+//! (N, M) exists but the scores. In one over candidates more entries than k are selected, and weighed before 3 and after
+//! it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits until statistics are
 //! collected.
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
-use super::launch::{self, Batch, Shared};
+use super::launch::{self, Batch, Phase, Shared};
 use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
@@ -124,14 +125,14 @@ impl Backend for Engine {
         }
         let slot = parts.pending.len();
         let batch = parts.send(dev, rows, plan, slot)?;
-        let soft = plan.soft();
+        let phase = Phase::of(&parts.spec, plan);
         if batch.given != 0 {
             // Given numbers are a test's: nothing to record.
-            parts.queue(dev, &batch, soft, Aim::Train, &mut |_, _, _| Ok(()))?;
+            parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))?;
         } else {
-            let kind = if soft { "warm-up step" } else { "hard step" };
+            let kind = if phase == Phase::Hard { "hard step" } else { "warm-up step" };
             dev.record(RecordKey { kind, n_rows: batch.n }, &mut |dev| {
-                parts.queue(dev, &batch, soft, Aim::Train, &mut |_, _, _| Ok(()))
+                parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))
             })?;
         }
         parts.pending.push(plan.step);
@@ -249,8 +250,11 @@ impl Parts {
         let (n, m) = (rows.len(), self.sizes.m);
         self.need_rows(dev, n)?;
         let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
-        if plan.soft() {
+        if spec.dense(plan) {
             work.need_soft(dev, sizes)?;
+        }
+        if spec.gated(plan) {
+            work.need_gates(dev, sizes, spec.relaxation)?;
         }
         if spec.clip_norm.is_some() {
             work.need_kept(dev, sizes)?;
@@ -383,7 +387,7 @@ impl Parts {
         work.need_kept(dev, &self.sizes)?;
         work.recon = Some(Buffer::zeros(dev, work.capacity * self.sizes.pitch, "reconstruction")?);
         let batch = self.send(dev, rows, plan, RING)?;
-        let result = self.queue(dev, &batch, plan.soft(), Aim::Look, after_tile);
+        let result = self.queue(dev, &batch, Phase::of(&self.spec, plan), Aim::Look, after_tile);
         result?;
         let outcomes = self.shared.outcomes.read(dev, RING + 1)?;
         // A look leaves no trace: neither a stop nor a latent that fired.

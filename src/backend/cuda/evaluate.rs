@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::engine::{Parts, RING, no_buffers};
-use super::launch::{self, Batch};
+use super::launch::{self, Batch, Phase};
 use super::params::StepParams;
 use super::tensors::Operands;
 use crate::backend::{Codes, Inference, StepPlan, Weights};
@@ -20,7 +20,7 @@ impl Parts {
         let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
         launch::gather_norm(dev, s, &batch, spec.normalize, w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
-        launch::topk(dev, s, &batch, w.b_lat, shared, false, false, work)?;
+        launch::topk(dev, s, &batch, w.b_lat, shared, false, Phase::Hard, work)?;
         Ok(batch)
     }
 
@@ -66,7 +66,7 @@ impl Parts {
     /// The top k that the selection left.
     fn read_top(&self, dev: &mut dyn Device, n: usize, codes: &mut Codes) -> Result<()> {
         let Some(work) = &self.work else { return Err(no_buffers()) };
-        let (e, k) = (&work.main, self.sizes.k);
+        let (e, k) = (&work.main, work.main.k);
         let (index, value) = (e.index.read(dev, n * k)?, e.value.read(dev, n * k)?);
         let (count, bad) = (e.count.read(dev, n)?, work.bad.read(dev, n)?);
         for row in 0..n {

@@ -52,8 +52,8 @@ pub struct StepParams {
     pub dead_after: u32,
     /// Place in the ring of outcomes.
     pub slot: u32,
-    /// Fills the struct to a multiple of 8 bytes.
-    pub unused: u32,
+    /// Entries a row may hold.
+    pub active: u32,
 }
 
 impl StepParams {
@@ -86,7 +86,7 @@ impl StepParams {
             n_rows: n_rows as u32,
             dead_after: spec.dead_after,
             slot,
-            unused: 0,
+            active: spec.candidates(plan) as u32,
         }
     }
 }
@@ -137,6 +137,9 @@ pub struct SoftRow {
     /// The constant `c`.
     pub c: f32,
 }
+
+/// `Draw`, one softmax of the subset sampling, as the host sees it: bytes.
+pub const DRAW: usize = 16;
 
 /// `RowLoss` and `RowQuality` as the host sees them: bytes of one row.
 pub const ROW_LOSS: usize = 24;

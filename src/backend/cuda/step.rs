@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::engine::{Parts, no_buffers};
-use super::launch::{self, Batch, Shared, Unit, Update};
+use super::launch::{self, Batch, Phase, Shared, Unit, Update};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, Kept, Sizes, Work};
 use crate::error::Result;
@@ -16,7 +16,7 @@ pub(super) enum Aim {
     Look,
 }
 
-/// Called after each tile of the warm-up's backward pass.
+/// Called after each tile of the softmax's backward pass.
 pub(super) type AfterTile<'a> = &'a mut dyn FnMut(&mut dyn Device, (usize, usize), &work::Soft) -> Result<()>;
 
 impl Parts {
@@ -25,31 +25,36 @@ impl Parts {
         &mut self,
         dev: &mut dyn Device,
         batch: &Batch,
-        soft: bool,
+        phase: Phase,
         aim: Aim,
         after_tile: AfterTile<'_>,
     ) -> Result<()> {
         let operands = self.tensors.operands()?;
-        self.forward(dev, batch, soft, &operands)?;
-        self.backward(dev, batch, soft, aim, &operands, after_tile)
+        self.forward(dev, batch, phase, &operands)?;
+        self.backward(dev, batch, phase, aim, &operands, after_tile)
     }
 
-    fn forward(&mut self, dev: &mut dyn Device, batch: &Batch, soft: bool, w: &Operands) -> Result<()> {
+    fn forward(&mut self, dev: &mut dyn Device, batch: &Batch, phase: Phase, w: &Operands) -> Result<()> {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
         launch::gather_norm(dev, s, batch, spec.normalize, w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
-        launch::topk(dev, s, batch, w.b_lat, shared, true, soft, work)?;
+        launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
+        if phase == Phase::Candidates {
+            launch::gate_weights(dev, s, batch, spec.relaxation, shared, work)?;
+        }
         launch::topk_dead(dev, s, batch, tensors, shared, work)?;
-        if soft && let Some(mut half) = work.soft.take() {
+        if phase == Phase::Softmax
+            && let Some(mut half) = work.soft.take()
+        {
             for tile in s.tiles() {
                 launch::soft_weights(dev, s, batch, w.b_lat, tile, work, &mut half)?;
                 launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
             }
             work.soft = Some(half);
         }
-        launch::decode(dev, s, batch, w, shared, soft, work)?;
+        launch::decode(dev, s, batch, w, shared, phase, work)?;
         launch::finish_loss(dev, s, batch, work, shared)
     }
 
@@ -57,7 +62,7 @@ impl Parts {
         &mut self,
         dev: &mut dyn Device,
         batch: &Batch,
-        soft: bool,
+        phase: Phase,
         aim: Aim,
         w: &Operands,
         after_tile: AfterTile<'_>,
@@ -65,8 +70,11 @@ impl Parts {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
+        if phase == Phase::Candidates {
+            launch::gate_gradients(dev, s, batch, spec.relaxation, work)?;
+        }
         let Work { main, aux, totals, cursor, unordered, .. } = work;
-        if !soft {
+        if phase != Phase::Softmax {
             launch::index(dev, s, batch.n, main, totals, cursor, unordered)?;
         }
         if let Some(aux) = aux {
@@ -83,7 +91,7 @@ impl Parts {
         let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
         let kept = if keep { work.kept.as_ref() } else { None };
         let base = Update { latents: (0, s.m), main: None, aux, dense: None, kept, unit, partial: true };
-        if soft {
+        if phase == Phase::Softmax {
             let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
             for tile in s.tiles() {
                 launch::backward_tile(dev, s, batch.n, w.dec, tile, work, &mut half)?;

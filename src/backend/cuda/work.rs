@@ -2,9 +2,9 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Element};
-use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
+use super::params::{DRAW, ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
-use crate::backend::ModelSpec;
+use crate::backend::{Inference, ModelSpec, Relaxation};
 use crate::config::Precision;
 use crate::data::{Dtype, Embeddings};
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ pub struct Sizes {
     pub score_pitch: usize,
     /// k.
     pub k: usize,
+    /// Entries a row at most: k, or more during a warm-up over candidates.
+    pub pool: usize,
     /// Dead latents used by the auxiliary loss a row; 0 is none.
     pub aux_k: usize,
     /// Latents of a tile: a multiple of 128.
@@ -58,7 +60,8 @@ impl Sizes {
         precision: Precision,
         data: Dtype,
     ) -> Result<Self> {
-        for (flag, value) in [("--k", spec.k), ("--aux-k", spec.aux_k)] {
+        let pool = if spec.relaxation.has_candidates() { spec.pool.max(spec.k) } else { spec.k };
+        for (flag, value) in [("--k", spec.k), ("--pool", pool), ("--aux-k", spec.aux_k)] {
             if value > MOST_ACTIVE {
                 return Err(Error::Usage(format!(
                     "{flag} {value} is above {MOST_ACTIVE}, the most that the GPU kernels select: lower it, or add --device cpu"
@@ -72,6 +75,7 @@ impl Sizes {
             m,
             score_pitch: m.next_multiple_of(8),
             k: spec.k,
+            pool,
             aux_k: spec.aux_k,
             tile: m.next_multiple_of(128).min(TILE),
             tied,
@@ -85,7 +89,7 @@ impl Sizes {
     /// # Errors
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
-        let need = 12 * self.pitch + 8 * self.k.max(self.aux_k);
+        let need = 12 * self.pitch + 8 * self.pool.max(self.aux_k);
         if need > most as usize {
             return Err(Error::Usage(format!(
                 "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
@@ -105,7 +109,8 @@ impl Sizes {
 /// Sparse entries of a batch: up to `k` a row.
 #[derive(Debug)]
 pub struct Entries {
-    /// Entries a row at most.
+    /// Places of a row in the lists. What queues the selection that fills them sets it, to no more than they were made
+    /// for; recorded work keeps the number that it was recorded with.
     pub k: usize,
     /// (N, k) latents, ascending in each row.
     pub index: Buffer<u32>,
@@ -125,7 +130,7 @@ impl Entries {
     fn new(device: &mut dyn Device, n: usize, k: usize, m: usize) -> Result<Self> {
         if n * k > u32::MAX as usize {
             return Err(Error::Usage(format!(
-                "{n} rows of {k} active latents are more than the GPU kernels can number: lower --batch-size or --k"
+                "{n} rows of {k} active latents are more than the GPU kernels can number: lower --batch-size, --k or --pool"
             )));
         }
         Ok(Self {
@@ -163,6 +168,19 @@ pub struct Soft {
     pub sums: Buffer<f64>,
 }
 
+/// What weighing candidates needs besides; made when first needed.
+#[derive(Debug)]
+pub struct Gates {
+    /// (N, pool) scores of the candidates.
+    pub score: Buffer<f32>,
+    /// (N, pool) factor of a score in the code, and of dh in dz.
+    pub direct: Buffer<f32>,
+    /// (N) LapSum's thresholds; else empty.
+    pub threshold: Buffer<f32>,
+    /// (N, k) softmaxes of the subset sampling, [`DRAW`] bytes each; else empty.
+    pub draws: Buffer<u8>,
+}
+
 /// Gradients of all parameters, where they are kept.
 #[derive(Debug)]
 pub struct Kept {
@@ -193,7 +211,7 @@ pub struct Work {
     pub scores: Values,
     /// (N) whether a score is not finite.
     pub bad: Buffer<u32>,
-    /// The top k.
+    /// The top k, or the candidates.
     pub main: Entries,
     /// Of the auxiliary loss.
     pub aux: Option<Entries>,
@@ -223,6 +241,8 @@ pub struct Work {
     pub pre_grad: Buffer<f32>,
     /// The dense half; made when first needed.
     pub soft: Option<Soft>,
+    /// Of candidates that are weighed; made when first needed.
+    pub gates: Option<Gates>,
     /// Gradients; made when first needed.
     pub kept: Option<Kept>,
     /// (N, pitch) reconstruction, for a look inside.
@@ -258,11 +278,11 @@ impl Work {
             std: Buffer::zeros(device, n, "deviations of rows")?,
             scores: Values::zeros(device, s.element, n * s.score_pitch, "scores")?,
             bad: Buffer::zeros(device, n, "flags of rows")?,
-            main: Entries::new(device, n, s.k, s.m)?,
+            main: Entries::new(device, n, s.pool, s.m)?,
             aux: if aux { Some(Entries::new(device, n, s.aux_k, s.m)?) } else { None },
             totals: Buffer::zeros(device, s.m, "entries by latent")?,
             cursor: Buffer::zeros(device, s.m, "entries by latent")?,
-            unordered: Buffer::zeros(device, n * s.k.max(s.aux_k), "entries by latent")?,
+            unordered: Buffer::zeros(device, n * s.pool.max(s.aux_k), "entries by latent")?,
             grad_recon: rows(device, "gradients of the reconstruction")?,
             aux_recon: if aux {
                 Some(rows(device, "gradients of the auxiliary reconstruction")?)
@@ -277,6 +297,7 @@ impl Work {
             less: Buffer::zeros(device, CHUNKS * s.pitch, "column sums")?,
             pre_grad: Buffer::zeros(device, s.pitch, "gradient of the pre-bias")?,
             soft: None,
+            gates: None,
             kept: None,
             recon: None,
         })
@@ -306,6 +327,25 @@ impl Work {
         Ok(())
     }
 
+    /// Makes what weighing candidates needs if it is not there.
+    ///
+    /// # Errors
+    /// Not enough memory.
+    pub fn need_gates(&mut self, device: &mut dyn Device, s: &Sizes, relaxation: Relaxation) -> Result<()> {
+        if self.gates.is_some() {
+            return Ok(());
+        }
+        let n = self.capacity;
+        let (thresholds, draws) = if relaxation == Relaxation::Subset { (0, n * s.k) } else { (n, 0) };
+        self.gates = Some(Gates {
+            score: Buffer::zeros(device, n * s.pool, "scores of candidates")?,
+            direct: Buffer::zeros(device, n * s.pool, "factors of candidates")?,
+            threshold: Buffer::zeros(device, thresholds, "thresholds of rows")?,
+            draws: Buffer::zeros(device, draws * DRAW, "softmaxes of rows")?,
+        });
+        Ok(())
+    }
+
     /// Makes room for all gradients if it is not there.
     ///
     /// # Errors
@@ -331,14 +371,23 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let lists = |k: usize| n * k * 16 + 4 * n + 4 * s.m;
     let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
     let rows = n * (s.pitch * 2 * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20);
-    let index = 8 * s.m + 4 * n * s.k.max(s.aux_k);
+    let index = 8 * s.m + 4 * n * s.pool.max(s.aux_k);
     let sums = BLOCKS * (4 * s.pitch + 8) + 2 * CHUNKS * s.pitch * 8 + 4 * s.pitch;
-    let dense = 2 * n * s.tile * e
-        + n * (4 * s.pitch + 24)
-        + s.tile * (if s.tied { 4 } else { 8 } * s.pitch + 4 + 8 * CHUNKS);
+    let dense = if spec.relaxation == Relaxation::Softmax || spec.inference == Inference::Relu {
+        2 * n * s.tile * e
+            + n * (4 * s.pitch + 24)
+            + s.tile * (if s.tied { 4 } else { 8 } * s.pitch + 4 + 8 * CHUNKS)
+    } else {
+        0
+    };
+    let gates = match spec.relaxation {
+        Relaxation::Lapsum => 8 * n * s.pool + 4 * n,
+        Relaxation::Subset => 8 * n * s.pool + DRAW * n * s.k,
+        Relaxation::Softmax | Relaxation::AnnealK | Relaxation::None => 0,
+    };
     let kept =
         if spec.clip_norm.is_some() { 4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + 1) } else { 0 };
-    (rows + lists(s.k) + aux + index + sums + dense + kept) as u64
+    (rows + lists(s.pool) + aux + index + sums + dense + gates + kept) as u64
 }
 
 /// Rows of the data in the type that the device holds: as stored, float64 rounded to float32.

@@ -4,7 +4,7 @@ use super::super::device::{Arg, Device, Launch, Matrix, Product};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
 use super::super::work::{Sizes, Work};
-use super::{BLOCK, Batch, NULL, Shared, by_element, count, grid, kind, row_block, u};
+use super::{BLOCK, Batch, NULL, Phase, Shared, by_element, count, grid, kind, row_block, u};
 use crate::error::Result;
 
 /// Normalised rows into `work.input`, with their means and deviations.
@@ -45,7 +45,9 @@ pub fn encode(device: &mut dyn Device, s: &Sizes, n: usize, enc: Matrix, work: &
     }
 }
 
-/// The top k of each row into `work.main`; with the softmax of each row where `soft`.
+/// The top k of each row into `work.main`, or its candidates; with the softmax of each row in that phase. Scores of
+/// candidates that will be weighed go to `work.gates`. Latents of the top k have fired where `count_fired`; among
+/// candidates [`super::gate_weights`] tells which.
 #[allow(clippy::too_many_arguments)]
 pub fn topk(
     device: &mut dyn Device,
@@ -54,14 +56,20 @@ pub fn topk(
     b_lat: u64,
     shared: &mut Shared,
     count_fired: bool,
-    soft: bool,
+    phase: Phase,
     work: &mut Work,
 ) -> Result<()> {
     let n = batch.n;
+    let soft = phase == Phase::Softmax;
+    let (width, weighed) = match phase {
+        Phase::Candidates => (s.pool, work.gates.as_ref()),
+        Phase::Hard | Phase::Softmax => (s.k, None),
+    };
+    work.main.k = width;
     let e = &work.main;
     let scores = work.scores.holds(n * s.score_pitch)?;
-    let fired = if count_fired { shared.fired.holds(s.m)? } else { NULL };
-    let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(s.k)?];
+    let fired = if count_fired && phase != Phase::Candidates { shared.fired.holds(s.m)? } else { NULL };
+    let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(width)?];
     let name = if soft {
         by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
     } else {
@@ -71,8 +79,8 @@ pub fn topk(
     args.extend([
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
-        e.index.holds(n * s.k)?,
-        e.value.holds(n * s.k)?,
+        e.index.holds(n * width)?,
+        weighed.map_or(&e.value, |gates| &gates.score).holds(n * width)?,
         e.count.holds(n)?,
     ]);
     match (&work.soft, soft) {
@@ -86,8 +94,8 @@ pub fn topk(
         _ => args.extend([work.bad.holds(n)?, fired]),
     }
     let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
-    // SAFETY: scores and outputs were checked for N rows, flags for M; b_lat holds M (`Tensors`); k is at most
-    // `MOST_ACTIVE` (`Sizes::new`); `given` holds N M where it is not null (engine).
+    // SAFETY: scores and outputs were checked for N rows, flags for M; b_lat holds M (`Tensors`); `width` is at
+    // most `MOST_ACTIVE` (`Sizes::new`); `given` holds N M where it is not null (engine).
     unsafe { device.launch(name, launch, &args) }
 }
 
@@ -135,10 +143,10 @@ fn entry_args(s: &Sizes, batch: &Batch, w: &Operands, work: &Work) -> Result<Vec
         Arg::Pointer(w.dec.address),
         Arg::Pointer(w.b_pre),
         u(s.pitch)?,
-        e.index.holds(n * s.k)?,
-        e.value.holds(n * s.k)?,
+        e.index.holds(n * e.k)?,
+        e.value.holds(n * e.k)?,
         e.count.holds(n)?,
-        u(s.k)?,
+        u(e.k)?,
     ])
 }
 
@@ -149,13 +157,13 @@ pub fn decode(
     batch: &Batch,
     w: &Operands,
     shared: &Shared,
-    soft: bool,
+    phase: Phase,
     work: &mut Work,
 ) -> Result<()> {
     let n = batch.n;
     let name = by_element(s, ["decode_f32", "decode_bf16"]);
-    let (soft_recon, soft_rows) = match (&work.soft, soft) {
-        (Some(half), true) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
+    let (soft_recon, soft_rows) = match (&work.soft, phase) {
+        (Some(half), Phase::Softmax) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
         _ => (NULL, NULL),
     };
     let (aux, aux_recon, aux_grad) = match (&work.aux, &work.aux_recon) {
@@ -175,14 +183,14 @@ pub fn decode(
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
         work.grad_recon.holds(n * s.pitch)?,
-        e.grad.holds(n * s.k)?,
+        e.grad.holds(n * e.k)?,
         aux_recon,
         aux_grad,
         recon,
         work.loss.holds(n * ROW_LOSS)?,
     ]);
     let rows = if s.aux_k > 0 { 2 } else { 1 };
-    let bytes = 4 * rows * s.pitch + 8 * s.k.max(s.aux_k);
+    let bytes = 4 * rows * s.pitch + 8 * e.k.max(s.aux_k);
     let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
     // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
     // indices are below M (`topk`); row numbers were checked against the data by the engine.
@@ -236,7 +244,7 @@ pub fn evaluate(
         shared.fired_rows.holds(s.m)?,
         quality,
     ]);
-    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * s.k)? };
+    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * work.main.k)? };
     // SAFETY: as in `decode`; counts of latents hold M.
     unsafe {
         device.launch(name, launch, &args)?;
