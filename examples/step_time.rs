@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, DeviceChoice, ModelSpec, Relaxation, Selected, StepPlan, open};
+use topk_sae::backend::{Backend, DeviceChoice, ModelSpec, Selected, StepPlan, open};
 use topk_sae::config::{Init, Precision};
 use topk_sae::data::Embeddings;
 use topk_sae::error::{Error, Result};
@@ -106,7 +106,7 @@ fn run(args: &Args) -> Result<serde_json::Value> {
     let batch: Vec<u32> = (0..args.n).collect();
     let selected = args.device.select(true)?;
     let (ms, mode, device) = if selected == Selected::Cpu {
-        selected.check(args.precision, Relaxation::Softmax)?;
+        selected.check(args.precision)?;
         let mut backend = FastCpu::new(data, spec, state);
         let ms = pool.install(|| time_steps(&mut backend, &batch, t, (args.steps, 1)))?;
         (ms, backend.last_mode().map(|mode| format!("{mode:?}")), backend.device())

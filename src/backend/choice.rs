@@ -2,12 +2,11 @@
 
 use super::cpu::fast::{self, FastCpu};
 use super::cuda::{self, Unavailable};
-use super::{Backend, ModelSpec, Relaxation};
+use super::{Backend, ModelSpec};
 use crate::config::Precision;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
-use clap::ValueEnum;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -103,18 +102,11 @@ impl DeviceChoice {
 }
 
 impl Selected {
-    /// Whether this device can compute in `precision`, and with `relaxation`.
+    /// Whether this device can compute in `precision`.
     ///
     /// # Errors
-    /// [`Error::Usage`] if not: the CPU has float32 alone, a GPU no relaxation over candidates.
-    pub fn check(self, precision: Precision, relaxation: Relaxation) -> Result<()> {
-        if self != Self::Cpu && relaxation.has_candidates() {
-            let name =
-                relaxation.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
-            return Err(Error::Usage(format!(
-                "--relaxation {name} runs on the CPU alone so far: add --device cpu, or choose softmax or none"
-            )));
-        }
+    /// [`Error::Usage`] if not: the CPU has float32 alone.
+    pub fn check(self, precision: Precision) -> Result<()> {
         if self == Self::Cpu && precision != Precision::F32 {
             return Err(Error::Usage(format!(
                 "--precision {precision} needs a GPU, and the CPU would compute, which has f32 alone; `sae devices` shows what was found"
@@ -135,7 +127,7 @@ pub fn open(
     precision: Precision,
     state: TrainState,
 ) -> Result<Box<dyn Backend>> {
-    device.check(precision, spec.relaxation)?;
+    device.check(precision)?;
     match device {
         Selected::Cpu => Ok(Box::new(FastCpu::new(data, spec, state))),
         Selected::Cuda(ordinal) => cuda::open(ordinal, data, spec, precision, state),
@@ -207,19 +199,10 @@ mod tests {
 
     #[test]
     fn the_cpu_has_float32_alone() {
-        assert!(Selected::Cpu.check(Precision::F32, Relaxation::Softmax).is_ok());
+        assert!(Selected::Cpu.check(Precision::F32).is_ok());
         for precision in [Precision::Tf32, Precision::Bf16] {
-            assert_eq!(Selected::Cpu.check(precision, Relaxation::Softmax).unwrap_err().exit_status(), 2);
-            assert!(Selected::Cuda(0).check(precision, Relaxation::Softmax).is_ok());
-        }
-    }
-
-    #[test]
-    fn a_gpu_has_no_relaxation_over_candidates() {
-        for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
-            let error = Selected::Cuda(0).check(Precision::F32, relaxation).unwrap_err();
-            assert!(error.exit_status() == 2 && error.to_string().contains("--device cpu"), "{error}");
-            assert!(Selected::Cpu.check(Precision::F32, relaxation).is_ok());
+            assert_eq!(Selected::Cpu.check(precision).unwrap_err().exit_status(), 2);
+            assert!(Selected::Cuda(0).check(precision).is_ok());
         }
     }
 }

@@ -105,7 +105,7 @@ impl Loaded {
     fn settle(self) -> Result<Prepared> {
         let Self { options, data, split, device } = self;
         let config = Config::resolve(&options, data.d_in(), split.train.len())?;
-        device.check(config.precision, config.spec.relaxation)?;
+        device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
             return Err(Error::Usage(
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
