@@ -157,7 +157,11 @@ fn wrong_arithmetic_is_found() {
         // The sign of the backward pass, of either kind; which latents fire; the gradient of the standardisation.
         ("gates.cu", "g[i] = f[i] * (v[i] - middle)", "g[i] = f[i] * (middle - v[i])"),
         ("gates.cu", "g[i] += (float)(share * (q[i] - middle))", "g[i] -= (float)(share * (q[i] - middle))"),
-        ("gates.cu", "if (larger[i] >= k) return;", "if (larger[i] >= p) return;"),
+        (
+            "gates.cu",
+            "if (larger[i] >= k) return;\n        top |= 1u << i;",
+            "if (larger[i] < k) top |= 1u << i;",
+        ),
         ("gates.cu", "(g[i] - mean - u[i] * along)", "(g[i] - mean)"),
         ("latent_update.cu", "dec[l] += h * widen(out.v[l]);", "dec[l] += g * widen(out.v[l]);"),
         ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),

@@ -8,9 +8,9 @@
 //! 4. Inverted index; gradients and Adam, latent by latent; the pre-bias; idle counts.
 //!
 //! In a warm-up by softmax the decoder and the gradients are dense products over tiles of latents, and nothing of size
-//! (N, M) exists but the scores. In one over candidates more entries than k are selected, and weighed before 3 and after
-//! it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits until statistics are
-//! collected.
+//! (N, M) exists but the scores. In one over candidates more entries than k are selected, weighed before 3, and their
+//! gradients taken through the weights after it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits
+//! until statistics are collected.
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
