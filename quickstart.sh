@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds `sae`, and trains a small relaxed top-k autoencoder on the sample proteins.
+# Installs what is missing, builds `sae`, and trains a small top-k autoencoder on the sample proteins.
 # Needs Rust, git and a C compiler; on Debian and Ubuntu it installs libhdf5 itself.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -14,5 +14,5 @@ cargo build --release
 sae="${CARGO_TARGET_DIR:-target}/release/sae"
 
 "$sae" train examples/data/prott5_uniprot_3ftx.h5 --out runs/quickstart --overwrite \
-    --latents 2048 --k 16 --steps 600 --batch-size 128 --anneal-steps 200 "$@"
+    --latents 512 --k 16 --steps 600 --batch-size 128 "$@"
 echo "look at runs/quickstart/relaxed_topk_sae_mse.png; on your data: $sae train YOUR_FILE.h5"

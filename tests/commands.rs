@@ -15,6 +15,7 @@ mod runs;
 
 use runs::{sae, sae_fails, sae_ok, same_run, write_data};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 const SMALL: [&str; 5] = ["--latents=64", "--k=4", "--steps=60", "--batch-size=32", "--anneal-steps=30"];
@@ -161,8 +162,68 @@ fn another_seed_gives_another_run() {
 }
 
 #[test]
+fn seeds_share_a_split_where_it_has_a_seed_of_its_own() {
+    let place = Place::with_data(300);
+    place.train("a", &["--seed=1", "--split-seed=5"]);
+    place.train("b", &["--seed=2", "--split-seed=5"]);
+    place.train("c", &["--seed=5"]);
+    place.train("d", &["--seed=1"]);
+    let splits = |run: &str| std::fs::read_to_string(place.path(run).join("splits.tsv")).unwrap();
+    assert_eq!(splits("a"), splits("b"));
+    assert_eq!(splits("a"), splits("c"));
+    assert_ne!(splits("a"), splits("d"));
+    let model = |run: &str| std::fs::read(place.path(run).join("model.safetensors")).unwrap();
+    assert!(model("a") != model("b"));
+    // Commands on the model go by the split that it was trained with.
+    let summary = json(&place.path("a/summary.json"));
+    let text = sae_ok(["eval", &place.name("a"), &place.name("data.h5"), "--split=val", "--json"]);
+    let results: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(results[0]["rows"], summary["val"]["rows"]);
+    let (a, b) = (results[0]["fvu"].as_f64().unwrap(), summary["val"]["fvu"].as_f64().unwrap());
+    assert!((a - b).abs() <= 1e-6 * b, "{a} {b}");
+    let codes = place.name("codes.tsv");
+    sae_ok(["encode", &place.name("a"), &place.name("data.h5"), "--split=val", "--format=tsv", "-o", &codes]);
+    let of_val: HashSet<String> =
+        splits("a").lines().filter_map(|l| l.strip_suffix("\tval")).map(str::to_owned).collect();
+    let encoded: HashSet<String> = std::fs::read_to_string(codes)
+        .unwrap()
+        .lines()
+        .skip(1)
+        .filter_map(|l| l.split('\t').next())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(encoded, of_val);
+}
+
+#[test]
+fn the_default_is_told_by_its_name_and_gives_the_same_run() {
+    let place = Place::with_data(300);
+    let plan = |more: &[&str]| {
+        sae_ok([&["train", &place.name("data.h5"), "--dry-run", "--json"][..], more].concat())
+    };
+    assert_eq!(plan(&[]), plan(&["--preset=data-topk"]));
+    let value: Value = serde_json::from_str(&plan(&[])).unwrap();
+    for (key, want) in
+        [("preset", "data-topk"), ("init", "data"), ("pre-bias", "mean"), ("relaxation", "none")]
+    {
+        assert_eq!(value["config"][key], want, "{key}");
+    }
+    // The literal warm-up stays what it was.
+    let value: Value = serde_json::from_str(&plan(&["--preset=relaxed-topk"])).unwrap();
+    for (key, want) in [("init", "linear"), ("pre-bias", "zero"), ("relaxation", "softmax")] {
+        assert_eq!(value["config"][key], want, "{key}");
+    }
+    for (key, want) in
+        [("lr", 1e-3), ("ema", 0.0), ("weight-decay", 0.0), ("adam-b2", 0.999), ("early-stop", 0.0)]
+    {
+        assert_eq!(value["config"][key].as_f64(), Some(want), "{key}");
+    }
+    assert_eq!(value["config"]["anneal-steps"], 2000);
+}
+
+#[test]
 fn eval_gives_the_figures_of_the_summary() {
-    for preset in ["relaxed-topk", "topk", "sparse-l1"] {
+    for preset in ["data-topk", "relaxed-topk", "topk", "sparse-l1"] {
         let place = Place::with_data(300);
         place.train("run", &["--preset", preset]);
         let summary = json(&place.path("run/summary.json"));
@@ -242,7 +303,10 @@ fn many_dead_latents_are_told_once_and_not_to_quiet_or_json() {
     };
     let text = dead("a", &[]);
     let told: Vec<&str> = text.lines().filter(|line| line.starts_with("warning: ")).collect();
-    assert!(told.len() == 1 && told[0].contains("--preset topk") && told[0].contains("--aux-k"), "{text}");
+    assert!(
+        told.len() == 1 && told[0].contains("--preset data-topk") && told[0].contains("--latents 512"),
+        "{text}"
+    );
     assert_eq!(dead("b", &["--quiet"]), "");
     assert!(!dead("c", &["--json"]).contains("dead"));
 }

@@ -68,9 +68,10 @@ impl Summary {
     pub fn dead_warning(&self) -> Option<String> {
         (self.dead_fraction > MANY_DEAD).then(|| {
             format!(
-                "{} % of the latents are dead: compare --preset topk, --aux-k {}, --anneal-steps 0 or another --lr",
+                "{} % of the latents are dead: compare --preset data-topk, a lower --lr, --latents {}, or --relaxation lapsum --anneal-steps {}",
                 number(100.0 * self.dead_fraction),
-                (self.n_latents / 8).max(1)
+                self.n_latents.div_ceil(2),
+                self.steps.div_ceil(3)
             )
         })
     }
