@@ -204,7 +204,7 @@ fn the_default_is_told_by_its_name_and_gives_the_same_run() {
     assert_eq!(plan(&[]), plan(&["--preset=data-topk"]));
     let value: Value = serde_json::from_str(&plan(&[])).unwrap();
     for (key, want) in
-        [("preset", "data-topk"), ("init", "data"), ("pre-bias", "mean"), ("relaxation", "none")]
+        [("preset", "data-topk"), ("init", "data"), ("pre-bias", "mean"), ("relaxation", "lapsum")]
     {
         assert_eq!(value["config"][key], want, "{key}");
     }

@@ -27,27 +27,32 @@ import numpy as np
 FIELDS = "data latents k recipe tied unit_norm seed steps val_fvu test_fvu train_fvu val_l0 alive evenness alike seconds".split()
 
 # Flags of each recipe; T is a third of the steps where something is annealed. `pytorch-start` is what a PyTorch layer
-# and a zero pre-bias give, `topk preset` what Gao et al. 2024 do, `default` what `sae train` does without flags.
+# and a zero pre-bias give, `topk preset` what Gao et al. 2024 do, `default` what `sae train` does without flags, and
+# `default none` that without its warm-up.
 PYTORCH_START = ["--preset", "relaxed-topk", "--relaxation", "none"]
 DATA_START = [*PYTORCH_START, "--init", "data", "--pre-bias", "mean"]
 AUXK = ["--aux-k", "D/2"]
-WARM = {name: ["--relaxation", name, "--anneal-steps", "T"] for name in ("softmax", "subset", "lapsum", "anneal-k")}
+SOFTMAX = ["--relaxation", "softmax", "--anneal-steps", "T"]
 RECIPES = {
     "pytorch-start hard": PYTORCH_START,
     "pytorch-start hard+auxk": PYTORCH_START + AUXK,
-    "pytorch-start softmax": PYTORCH_START + WARM["softmax"],
+    "pytorch-start softmax": PYTORCH_START + SOFTMAX,
     "topk preset (hard+auxk)": ["--preset", "topk"],
     "hard": DATA_START,
     "hard+auxk": DATA_START + AUXK,
-    **{name: DATA_START + flags for name, flags in WARM.items()},
+    "softmax": DATA_START + SOFTMAX,
+    **{
+        name: [*DATA_START, "--relaxation", name, "--pool", "8k", "--anneal-steps", "T"]
+        for name in ("subset", "lapsum", "anneal-k")
+    },
+    "default none": ["--relaxation", "none"],
     "default": [],
-    "default+lapsum": WARM["lapsum"],
 }
 
 
 def train(sae, path, cell, folder, args):
     """One run; returns its figures and decoder (M, D) of alive latents."""
-    words = {"T": args.steps // 3, "D/2": width(sae, path) // 2}
+    words = {"T": args.steps // 3, "D/2": width(sae, path) // 2, "8k": 8 * cell["k"]}
     common = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
     command = common + ["--threads", args.threads] if args.threads else common
     command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--split-seed", 0]

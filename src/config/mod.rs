@@ -364,7 +364,7 @@ fn pool(o: &Options, relaxation: Relaxation, k: usize, n_latents: usize) -> Resu
             usage(format!("--pool {pool} must lie between k, {k}, and the number of latents, {n_latents}"))
         }
         Some(pool) => Ok(pool),
-        None if relaxation.has_candidates() => Ok((8 * k).min(1024).max(k).min(n_latents)),
+        None if relaxation.has_candidates() => Ok((4 * k).min(1024).max(k).min(n_latents)),
         None => Ok(k),
     }
 }

@@ -158,17 +158,17 @@ pub struct Options {
     /// Steps over which the learning rate rises from 0 [default: 0]
     #[arg(long, value_name = "STEPS")]
     pub lr_warmup: Option<u64>,
-    /// What stands in for the exact top k during the warm-up [default: none; relaxed-topk: softmax]
+    /// What stands in for the exact top k during the warm-up [default: lapsum; relaxed-topk: softmax; topk, sparse-l1: none]
     #[arg(long)]
     pub relaxation: Option<Relaxation>,
-    /// Candidates a row in the warm-up of subset, lapsum and anneal-k [default: 8 k, at most 1024]
+    /// Candidates a row in the warm-up of subset, lapsum and anneal-k [default: 4 k, at most 1024]
     #[arg(long, value_name = "P")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<usize>,
-    /// Steps of the relaxed warm-up, T [default: 2000 or half the steps if fewer; without a relaxation 0]
+    /// Steps of the relaxed warm-up, T; 0 is none [default: 2000 or half the steps if fewer; without a relaxation 0]
     #[arg(long, value_name = "T")]
     pub anneal_steps: Option<u64>,
-    /// Temperature at the first step [default: 1]
+    /// Temperature at the first step [default: 0.5; other presets: 1]
     #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_start: Option<f64>,
     /// Temperature at the end of the warm-up [default: 0.05]

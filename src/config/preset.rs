@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
-    /// Exact top-k from the first step, latents that start as training rows, moving average: the best of the study of
-    /// recipes.
+    /// Latents that start from training rows, LapSum warm-up annealed to exact top-k, moving average: the best of the
+    /// study of recipes.
     #[default]
     DataTopk,
     /// Gumbel-softmax warm-up annealed to exact top-k, PyTorch's start.
@@ -34,6 +34,8 @@ impl Preset {
                 lr: Some(NumberOr::Number(3e-3)),
                 weight_decay: Some(0.1),
                 adam_b2: Some(0.99),
+                relaxation: Some(Relaxation::Lapsum),
+                tau_start: Some(0.5),
                 ema: Some(0.999),
                 early_stop: Some(5),
                 ..Options::default()

@@ -68,10 +68,9 @@ impl Summary {
     pub fn dead_warning(&self) -> Option<String> {
         (self.dead_fraction > MANY_DEAD).then(|| {
             format!(
-                "{} % of the latents are dead: compare --preset data-topk, a lower --lr, --latents {}, or --relaxation lapsum --anneal-steps {}",
+                "{} % of the latents are dead: compare --preset data-topk, a lower --lr or --latents {}",
                 number(100.0 * self.dead_fraction),
-                self.n_latents.div_ceil(2),
-                self.steps.div_ceil(3)
+                self.n_latents.div_ceil(2)
             )
         })
     }
