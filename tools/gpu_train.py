@@ -117,7 +117,7 @@ def kill_and_resume(runs, precision, preset):
 
 def compare(runs):
     device = runs.args.device
-    for preset in ["relaxed-topk", "topk", "sparse-l1"]:
+    for preset in ["data-topk", "relaxed-topk", "topk", "sparse-l1"]:
         cpu = runs.train(f"cpu-{preset}", "cpu", "f32", preset)
         want, want_fvu = curve(cpu), fvu(cpu)
         for precision in PRECISIONS if device != "cpu" else ["f32"]:
