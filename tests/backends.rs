@@ -214,19 +214,7 @@ fn one_latent_active_on_every_row_agrees() {
 
 #[test]
 fn exact_ties_agree_and_go_to_the_lowest_latent() {
-    let mut case = Case::new(17, 4, 70, 9);
-    case.spec.normalize = false;
-    // Small multiples of 1/4 make every score exact whatever the order of its sum. Each encoder row stands
-    // there ten times, and the rows are all the same but two.
-    case.edit = |params, x| {
-        let quarter = |i: usize| (i * 7 % 11) as f32 * 0.25 - 1.0;
-        params.w_enc.iter_mut().enumerate().for_each(|(i, w)| *w = quarter(i % 28));
-        params.b_pre.fill(0.25);
-        params.b_lat.fill(0.0);
-        x.iter_mut().enumerate().for_each(|(i, x)| *x = quarter(i % 4 + 20 * usize::from(i / 4 == 3)));
-    };
-    // Steps part the twins by rounding, so only the first is compared.
-    (case.exact, case.steps) = (true, 1);
+    let case = case::with_ties();
     in_every_phase(&case);
 
     let (data, state) = case.start();

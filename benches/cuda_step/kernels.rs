@@ -6,11 +6,11 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use topk_sae::backend::cuda::buffer::{Buffer, Values};
 use topk_sae::backend::cuda::device::{Device, Element, Product};
-use topk_sae::backend::cuda::launch::{self, Batch, Phase, Shared};
+use topk_sae::backend::cuda::launch::{self, Batch, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::timed::{Lap, Timed};
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan};
+use topk_sae::backend::{Backend, ModelSpec, Phase, Relaxation, StepPlan};
 use topk_sae::config::Precision;
 use topk_sae::data::Dtype;
 use topk_sae::error::Result;
@@ -141,7 +141,7 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
     let pitch = topk_sae::backend::cuda::tensors::pitch(d);
     let (spec, plan) = (start.spec(), plan(0, t));
     // Half of the scores are positive, so that a row has all the candidates it may have.
-    let (entries, soft) = (spec.candidates(&plan), spec.dense(&plan));
+    let (entries, soft) = (spec.candidates(&plan), spec.phase(&plan) == Phase::Softmax);
     let shape = Shape { n, d, pitch, m, k, entries, element: element(precision), tied: start.tied, soft };
     let phase = match spec.relaxation {
         Relaxation::Softmax => phase(t),

@@ -56,7 +56,7 @@ def train(sae, path, cell, folder, args):
     common = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
     command = common + ["--threads", args.threads] if args.threads else common
     command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--split-seed", 0]
-    command += ["--steps", args.steps, "--eval-every", args.steps, "--batch-size", args.batch_size, "--lr", args.lr]
+    command += ["--steps", args.steps, "--batch-size", args.batch_size, "--lr", args.lr]
     command += ["--tied" if cell["tied"] else "--untied", "--unit-norm-decoder", str(cell["unit_norm"]).lower()]
     command += [words.get(flag, flag) for flag in RECIPES[cell["recipe"]]]
     begun = time.monotonic()
@@ -154,7 +154,21 @@ def report(args):
         row = [*key[:4], *("yes" if v == "True" else "no" for v in key[4:]), spread("val_fvu"), spread("test_fvu"), *rest]
         text.append("| " + " | ".join([*row, f"{of(runs, 'seconds').mean():.0f}"]) + " |")
     (out / "table.md").write_text("\n".join(text) + "\n")
+    (out / "short.md").write_text(short(groups, of))
     plots(groups, of, out)
+
+
+def short(groups, of):
+    """Test FVU and latents alive of the recipes that a reader asks for first, untied and without unit norm."""
+    recipes = ["default", "default none", "topk preset (hard+auxk)", "pytorch-start hard+auxk", "pytorch-start softmax"]
+    text = ["| data | M | k | " + " | ".join(recipes) + " |", "| --- " * (3 + len(recipes)) + "|"]
+    for data, latents, k in sorted({key[:3] for key in groups}, key=lambda cell: (cell[0], int(cell[1]), int(cell[2]))):
+        row = [data, latents, k]
+        for recipe in recipes:
+            runs = groups.get((data, latents, k, recipe, "False", "False"))
+            row.append(f"{of(runs, 'test_fvu').mean():.4f} ({100 * of(runs, 'alive').mean():.0f} %)" if runs else "")
+        text.append("| " + " | ".join(row) + " |")
+    return "\n".join(text) + "\n"
 
 
 def plots(groups, of, out):

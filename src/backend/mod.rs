@@ -47,7 +47,7 @@ pub mod relaxation;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
 pub use codes::Codes;
-pub use relaxation::Relaxation;
+pub use relaxation::{Phase, Relaxation};
 
 use crate::data::Embeddings;
 use crate::error::{Error, Result};

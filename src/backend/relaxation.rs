@@ -74,29 +74,47 @@ impl Relaxation {
     }
 }
 
+/// What a training step's code is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The top k.
+    Hard,
+    /// The top k, and a softmax over all latents.
+    Softmax,
+    /// Candidates with weights.
+    Weighed,
+    /// The top of a larger k.
+    LargerK,
+}
+
+impl Phase {
+    /// True where a row's largest scores beyond the top k take part.
+    pub fn has_candidates(self) -> bool {
+        matches!(self, Self::Weighed | Self::LargerK)
+    }
+}
+
 impl ModelSpec {
+    /// What the code of a step is made of.
+    pub fn phase(&self, plan: &StepPlan<'_>) -> Phase {
+        match self.relaxation {
+            _ if !plan.soft() => Phase::Hard,
+            Relaxation::Softmax => Phase::Softmax,
+            Relaxation::Subset | Relaxation::Lapsum => Phase::Weighed,
+            Relaxation::AnnealK => Phase::LargerK,
+            Relaxation::None => Phase::Hard,
+        }
+    }
+
     /// Entries a row that may carry value in a training step: k, or more during a warm-up over candidates.
     pub fn candidates(&self, plan: &StepPlan<'_>) -> usize {
-        if !plan.soft() {
-            return self.k;
-        }
-        match self.relaxation {
-            Relaxation::Softmax | Relaxation::None => self.k,
-            Relaxation::Subset | Relaxation::Lapsum => self.pool.max(self.k),
-            Relaxation::AnnealK => {
+        match self.phase(plan) {
+            Phase::Hard | Phase::Softmax => self.k,
+            Phase::Weighed => self.pool.max(self.k),
+            Phase::LargerK => {
                 let ratio = self.pool.max(self.k) as f64 / self.k as f64;
                 (self.k as f64 * ratio.powf(1.0 - plan.alpha)).round() as usize
             }
         }
-    }
-
-    /// True where the step's code holds the softmax over all latents.
-    pub fn dense(&self, plan: &StepPlan<'_>) -> bool {
-        plan.soft() && self.relaxation == Relaxation::Softmax
-    }
-
-    /// True where the step weighs candidates.
-    pub fn gated(&self, plan: &StepPlan<'_>) -> bool {
-        plan.soft() && self.relaxation.is_gated()
     }
 }

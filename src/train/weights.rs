@@ -47,8 +47,8 @@ pub(super) fn start_state(prepared: &Prepared) -> TrainState {
 /// Bruckstein 2006); each further quarter is what the top k of the latents so far leave of other rows, so that the k
 /// parts of a code can add up instead of all being the row again. The decoder starts as the encoder, and both as long
 /// as makes the first reconstructions fit best in the least squares. Where decoder rows are kept at length 1
-/// (`unit`), the encoder takes the whole factor. A tied model has none to give then: its latents would add up to many times the row,
-/// and it keeps its random start.
+/// (`unit`), the encoder takes the whole factor. A tied model has none to give then: its latents would add up to many
+/// times the row, and it keeps its random start.
 ///
 /// `input` holds rows `x' - b_pre` (n, D), `params` a random start of rows of length 1.
 fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, seed: u64) {

@@ -199,6 +199,23 @@ impl Case {
     }
 }
 
+/// Exact ties: small multiples of 1/4 make every score exact whatever the order of its sum. Each encoder row stands
+/// there ten times, and the rows are all the same but two.
+pub fn with_ties() -> Case {
+    let mut case = Case::new(17, 4, 70, 9);
+    case.spec.normalize = false;
+    case.edit = |params, x| {
+        let quarter = |i: usize| (i * 7 % 11) as f32 * 0.25 - 1.0;
+        params.w_enc.iter_mut().enumerate().for_each(|(i, w)| *w = quarter(i % 28));
+        params.b_pre.fill(0.25);
+        params.b_lat.fill(0.0);
+        x.iter_mut().enumerate().for_each(|(i, x)| *x = quarter(i % 4 + 20 * usize::from(i / 4 == 3)));
+    };
+    // Steps part the twins by rounding, so only the first is compared.
+    (case.exact, case.steps) = (true, 1);
+    case
+}
+
 /// Cases of every relaxation over candidates: awkward sizes, rows with fewer positive scores than k, all latents as
 /// candidates; options take turns.
 pub fn over_candidates(phases: &[f64]) -> Vec<Case> {

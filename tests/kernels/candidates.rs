@@ -65,18 +65,7 @@ fn rows_with_few_positive_scores_or_none_agree() {
 
 #[test]
 fn ties_go_to_the_lowest_latent_and_equal_scores_have_no_spread() {
-    // As in tests/backends.rs: every score is exact, each encoder row stands there ten times.
-    let mut case = Case::new(17, 4, 70, 9);
-    case.spec.normalize = false;
-    case.edit = |params, x| {
-        let quarter = |i: usize| (i * 7 % 11) as f32 * 0.25 - 1.0;
-        params.w_enc.iter_mut().enumerate().for_each(|(i, w)| *w = quarter(i % 28));
-        params.b_pre.fill(0.25);
-        params.b_lat.fill(0.0);
-        x.iter_mut().enumerate().for_each(|(i, x)| *x = quarter(i % 4 + 20 * usize::from(i / 4 == 3)));
-    };
-    // Steps part the twins by rounding, so only the first is compared.
-    (case.exact, case.steps) = (true, 1);
+    let mut case = case::with_ties();
     agrees(&case, 25, 0.5);
     // All scores of a row are the same: the first latents are the candidates, and their weights have no slope.
     case.edit = |params, _| {

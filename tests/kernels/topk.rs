@@ -5,10 +5,10 @@ use crate::common::emulator::sanitizer;
 use topk_sae::backend::cpu::reference;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};
-use topk_sae::backend::cuda::launch::{self, Batch, Phase, Shared};
+use topk_sae::backend::cuda::launch::{self, Batch, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::backend::{ModelSpec, StepPlan};
+use topk_sae::backend::{ModelSpec, Phase, StepPlan};
 use topk_sae::data::Dtype;
 use topk_sae::noise::{Noise, philox4x32, unit};
 

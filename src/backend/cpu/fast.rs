@@ -19,7 +19,7 @@ use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
 use crate::backend::{
-    Backend, Codes, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights, check_same_kind,
+    Backend, Codes, EvalSums, ModelSpec, Pass, Phase, StepPlan, StepStats, Weights, check_same_kind,
 };
 use crate::data::Embeddings;
 use crate::error::Result;
@@ -140,7 +140,7 @@ impl FastCpu {
             batch,
             softmax,
             scores,
-            gates: self.spec.gated(plan).then(|| GateRule::new(&self.spec, plan)),
+            gates: (self.spec.phase(plan) == Phase::Weighed).then(|| GateRule::new(&self.spec, plan)),
             plan,
             mode,
             sparsity: (plan.l1 / (n * m) as f64) as f32,
@@ -294,7 +294,7 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
             codes.clear();
             let mut finite = true;
             for (i, z) in scores.chunks_exact(m).enumerate() {
-                finite &= if plan.soft() && !spec.dense(plan) {
+                finite &= if spec.phase(plan).has_candidates() {
                     candidate_row(spec, plan, chunk * ROWS + i, z, scratch, codes)
                 } else {
                     hard_row(z, spec.k, scale, scratch, codes)
@@ -317,7 +317,7 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
 /// Softmax in place of the scores, and the choice of how to go on.
 fn soften(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
     work.softmax.clear();
-    if !spec.dense(plan) {
+    if spec.phase(plan) != Phase::Softmax {
         return Mode::Hard;
     }
     work.softmax.resize(n, RowSoftmax::default());

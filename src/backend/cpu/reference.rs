@@ -5,8 +5,8 @@
 mod gates;
 
 use crate::backend::{
-    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, Relaxation, StepPlan, StepStats, Weights,
-    check_same_kind, ema_decay,
+    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, Phase, Relaxation, StepPlan, StepStats,
+    Weights, check_same_kind, ema_decay,
 };
 use crate::data::Embeddings;
 use crate::error::Result;
@@ -148,8 +148,9 @@ impl Reference {
         for j in top_k(&z, self.spec.k) {
             top[j] = true;
         }
-        let gates = (plan.soft() && !self.spec.dense(plan)).then(|| self.gates(&z, n, plan));
-        let soft = self.spec.dense(plan).then(|| {
+        let phase = self.spec.phase(plan);
+        let gates = phase.has_candidates().then(|| self.gates(&z, n, plan));
+        let soft = (phase == Phase::Softmax).then(|| {
             let noise = |j| gumbel_f64(plan.noise.uniform(plan.step, n, j, m));
             let e: Vec<f64> = (0..m).map(|j| (relu(z[j]) + noise(j)) / plan.tau).collect();
             let max = e.iter().copied().fold(f64::NEG_INFINITY, f64::max);

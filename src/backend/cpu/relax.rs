@@ -10,7 +10,7 @@ use super::gates::{GateRule, Gates};
 use super::select::{self, Scratch};
 use super::simd;
 use super::sparse::CodeChunk;
-use crate::backend::{ModelSpec, Relaxation, StepPlan};
+use crate::backend::{ModelSpec, Phase, StepPlan};
 use crate::noise::{Noise, gumbel_f64};
 
 /// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
@@ -90,7 +90,8 @@ pub fn candidate_row(
         least = *keys.select_nth_unstable_by(spec.k - 1, |a, b| b.cmp(a)).1;
     }
     let alpha = plan.alpha as f32;
-    if spec.gated(plan) {
+    let phase = spec.phase(plan);
+    if phase == Phase::Weighed {
         gates.forward(
             GateRule::new(spec, plan),
             top.iter().map(|&(_, z)| z),
@@ -99,9 +100,9 @@ pub fn candidate_row(
     }
     for (i, &(j, value)) in top.iter().enumerate() {
         let is_top = select::key(value, j) >= least;
-        let factor = match spec.relaxation {
-            Relaxation::AnnealK => 1.0,
-            _ => (1.0 - alpha) * gates.weights[i] as f32 + if is_top { alpha } else { 0.0 },
+        let factor = match phase {
+            Phase::Weighed => (1.0 - alpha) * gates.weights[i] as f32 + if is_top { alpha } else { 0.0 },
+            _ => 1.0,
         };
         chunk.push(j, factor * value, 0.0, factor);
         if is_top {

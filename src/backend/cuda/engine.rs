@@ -14,13 +14,13 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
-use super::launch::{self, Batch, Phase, Shared};
+use super::launch::{self, Batch, Shared};
 use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, Work};
 use crate::backend::{
-    Backend, Codes, EvalSums, ModelSpec, Pass, StepPlan, StepStats, Weights, check_same_kind,
+    Backend, Codes, EvalSums, ModelSpec, Pass, Phase, StepPlan, StepStats, Weights, check_same_kind,
 };
 use crate::config::Precision;
 use crate::data::Embeddings;
@@ -125,7 +125,7 @@ impl Backend for Engine {
         }
         let slot = parts.pending.len();
         let batch = parts.send(dev, rows, plan, slot)?;
-        let phase = Phase::of(&parts.spec, plan);
+        let phase = parts.spec.phase(plan);
         if batch.given != 0 {
             // Given numbers are a test's: nothing to record.
             parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))?;
@@ -250,10 +250,11 @@ impl Parts {
         let (n, m) = (rows.len(), self.sizes.m);
         self.need_rows(dev, n)?;
         let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
-        if spec.dense(plan) {
+        let phase = spec.phase(plan);
+        if phase == Phase::Softmax {
             work.need_soft(dev, sizes)?;
         }
-        if spec.gated(plan) {
+        if phase == Phase::Weighed {
             work.need_gates(dev, sizes, spec.relaxation)?;
         }
         if spec.clip_norm.is_some() {
@@ -387,7 +388,7 @@ impl Parts {
         work.need_kept(dev, &self.sizes)?;
         work.recon = Some(Buffer::zeros(dev, work.capacity * self.sizes.pitch, "reconstruction")?);
         let batch = self.send(dev, rows, plan, RING)?;
-        let result = self.queue(dev, &batch, Phase::of(&self.spec, plan), Aim::Look, after_tile);
+        let result = self.queue(dev, &batch, self.spec.phase(plan), Aim::Look, after_tile);
         result?;
         let outcomes = self.shared.outcomes.read(dev, RING + 1)?;
         // A look leaves no trace: neither a stop nor a latent that fired.

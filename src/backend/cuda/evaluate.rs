@@ -2,10 +2,10 @@
 
 use super::device::Device;
 use super::engine::{Parts, RING, no_buffers};
-use super::launch::{self, Batch, Phase};
+use super::launch::{self, Batch};
 use super::params::StepParams;
 use super::tensors::Operands;
-use crate::backend::{Codes, Inference, StepPlan, Weights};
+use crate::backend::{Codes, Inference, Phase, StepPlan, Weights};
 use crate::error::Result;
 use crate::noise::Noise;
 

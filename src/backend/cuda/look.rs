@@ -2,10 +2,9 @@
 
 use super::device::Device;
 use super::engine::Engine;
-use super::launch::Phase;
 use super::tensors::gather;
 use super::work::{Entries, Work};
-use crate::backend::{Pass, StepPlan};
+use crate::backend::{Pass, Phase, StepPlan};
 use crate::error::{Error, Result};
 use crate::model::Params;
 
@@ -33,7 +32,7 @@ impl Engine {
         let Some(work) = &mut parts.work else {
             return Err(Error::Failed("a look left nothing behind; please report this".into()));
         };
-        if Phase::of(&parts.spec, plan) != Phase::Softmax {
+        if parts.spec.phase(plan) != Phase::Softmax {
             scatter(dev, &work.main, n, m, Some(&mut code), &mut grad)?;
         }
         if let Some(aux) = work.aux.as_ref().filter(|_| any_dead) {

@@ -2,9 +2,10 @@
 
 use super::device::Device;
 use super::engine::{Parts, no_buffers};
-use super::launch::{self, Batch, Phase, Shared, Unit, Update};
+use super::launch::{self, Batch, Shared, Unit, Update};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, Kept, Sizes, Work};
+use crate::backend::Phase;
 use crate::error::Result;
 
 /// What is queued of a step.
@@ -41,7 +42,7 @@ impl Parts {
         launch::gather_norm(dev, s, batch, spec.normalize, w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
-        if phase == Phase::Candidates {
+        if phase.has_candidates() {
             launch::gate_weights(dev, s, batch, spec.relaxation, shared, work)?;
         }
         launch::topk_dead(dev, s, batch, tensors, shared, work)?;
@@ -70,7 +71,7 @@ impl Parts {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
-        if phase == Phase::Candidates {
+        if phase == Phase::Weighed {
             launch::gate_gradients(dev, s, batch, spec.relaxation, work)?;
         }
         let Work { main, aux, totals, cursor, unordered, .. } = work;

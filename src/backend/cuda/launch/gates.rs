@@ -73,9 +73,6 @@ pub fn gate_gradients(
     relaxation: Relaxation,
     work: &mut Work,
 ) -> Result<()> {
-    if !relaxation.is_gated() {
-        return Ok(());
-    }
     let (n, e, gates) = (batch.n, &work.main, gates(work)?);
     let (all, width) = (n * e.k, u(e.k)?);
     let (score, direct) = (gates.score.holds(all)?, gates.direct.holds(all)?);

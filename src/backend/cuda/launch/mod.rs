@@ -17,35 +17,12 @@ use super::buffer::Buffer;
 use super::device::{Arg, Device, Element, Launch, WARP};
 use super::params::{Control, Outcome, Quality};
 use super::work::Sizes;
-use crate::backend::{ModelSpec, StepPlan};
 use crate::data::Dtype;
 use crate::error::{Error, Result};
 
 const BLOCK: u32 = 256;
 
 const NULL: Arg = Arg::Pointer(0);
-
-/// What a step's code is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// The top k.
-    Hard,
-    /// The top k, and a softmax over all latents.
-    Softmax,
-    /// A row's largest scores beyond the top k, weighed or not.
-    Candidates,
-}
-
-impl Phase {
-    /// Of one step.
-    pub fn of(spec: &ModelSpec, plan: &StepPlan<'_>) -> Self {
-        match plan.soft() {
-            true if spec.dense(plan) => Self::Softmax,
-            true if spec.relaxation.has_candidates() => Self::Candidates,
-            _ => Self::Hard,
-        }
-    }
-}
 
 /// One batch on the device: how many rows, and where its numbers, row numbers and rows lie.
 #[derive(Debug, Clone, Copy)]

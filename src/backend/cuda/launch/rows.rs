@@ -4,7 +4,8 @@ use super::super::device::{Arg, Device, Launch, Matrix, Product};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
 use super::super::work::{Sizes, Work};
-use super::{BLOCK, Batch, NULL, Phase, Shared, by_element, count, grid, kind, row_block, u};
+use super::{BLOCK, Batch, NULL, Shared, by_element, count, grid, kind, row_block, u};
+use crate::backend::Phase;
 use crate::error::Result;
 
 /// Normalised rows into `work.input`, with their means and deviations.
@@ -62,13 +63,14 @@ pub fn topk(
     let n = batch.n;
     let soft = phase == Phase::Softmax;
     let (width, weighed) = match phase {
-        Phase::Candidates => (s.pool, work.gates.as_ref()),
+        Phase::Weighed => (s.pool, work.gates.as_ref()),
+        Phase::LargerK => (s.pool, None),
         Phase::Hard | Phase::Softmax => (s.k, None),
     };
     work.main.k = width;
     let e = &work.main;
     let scores = work.scores.holds(n * s.score_pitch)?;
-    let fired = if count_fired && phase != Phase::Candidates { shared.fired.holds(s.m)? } else { NULL };
+    let fired = if count_fired && !phase.has_candidates() { shared.fired.holds(s.m)? } else { NULL };
     let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(width)?];
     let name = if soft {
         by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
