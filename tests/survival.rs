@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Options that use every part of the state: warm-up, AuxK, average, clipping, best checkpoint.
 const RELAXED: &[&str] = &[
+    "--preset=relaxed-topk",
     "--latents=96",
     "--k=5",
     "--steps=240",
@@ -29,6 +30,8 @@ const RELAXED: &[&str] = &[
     "--clip-norm=1",
     "--threads=2",
 ];
+const DEFAULT: &[&str] =
+    &["--latents=96", "--k=5", "--steps=240", "--batch-size=48", "--checkpoint-every=7", "--early-stop=20"];
 const SPARSE: &[&str] =
     &["--preset=sparse-l1", "--latents=80", "--k=6", "--epochs=150", "--checkpoint-every=9"];
 
@@ -93,6 +96,11 @@ fn killed_runs_equal_whole_ones(options: &[&str], rounds: u32) {
 #[test]
 fn a_relaxed_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
     killed_runs_equal_whole_ones(RELAXED, 6);
+}
+
+#[test]
+fn a_default_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
+    killed_runs_equal_whole_ones(DEFAULT, 3);
 }
 
 #[test]
@@ -287,7 +295,9 @@ fn data_or_options_that_changed_are_refused_on_resume() {
     sae_ok(train_args(&data, &out, RELAXED));
     let config = Path::new(&out).join("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, text.replace("lr = 0.001", "lr = 0.002")).unwrap();
+    let other = text.replace("lr = 0.001", "lr = 0.002");
+    assert_ne!(other, text);
+    std::fs::write(&config, other).unwrap();
     let (status, message) = sae_fails(["train", "--resume", &out]);
     assert!(status == 2 && message.contains("config.toml"), "{message}");
     std::fs::write(&config, text).unwrap();
