@@ -176,12 +176,24 @@ def plots(groups, of, out):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib import ticker
 
     names = sorted({key[0] for key in groups})
     recipes = [r for r in RECIPES if any(key[3] == r for key in groups)]
     for field, label, file in (("val_fvu", "validation FVU", "fvu.png"), ("alive", "latents alive", "alive.png")):
-        figure, axes = plt.subplots(1, len(names), figsize=(4.5 * len(names), 4.5), squeeze=False, sharey=True)
-        for axis, name in zip(axes[0], names):
+        columns = min(3, len(names))
+        n_rows = math.ceil(len(names) / columns)
+        size = (5 * columns, 4.2 * n_rows)
+        figure, axes = plt.subplots(n_rows, columns, figsize=size, squeeze=False, sharey=True)
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        for axis, name in zip(axes.flat, names):
+            # A start that fails is several times worse than the rest, which should still be told apart.
+            if field == "val_fvu":
+                axis.set_xscale("log")
+                axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+                axis.xaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_minor_formatter(ticker.NullFormatter())
             for i, recipe in enumerate(recipes):
                 runs = [(key, r) for key, r in groups.items() if key[0] == name and key[3] == recipe]
                 for key, r in runs:
