@@ -5,12 +5,13 @@
     python3 benches/quality/study.py report results.csv --out FOLDER
 
 `run` may be stopped and started again: runs that are in the file are not made again, so cells may also be made on
-several days. Needs numpy and safetensors, `report` matplotlib. All runs of a data set have the same split; all recipes of
+several days; `--jobs` makes that many at once. Needs numpy and safetensors, `report` matplotlib. All runs of a data set have the same split; all recipes of
 a cell see the same rows, batches, steps and learning rate, and differ in what RECIPES says. Hyperparameters are for the validation split to choose; figures
 to quote are those of the test split.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import functools
 import itertools
@@ -52,12 +53,18 @@ RECIPES = {
 
 def train(sae, path, cell, folder, args):
     """One run; returns its figures and decoder (M, D) of alive latents."""
-    words = {"T": args.steps // 3, "D/2": width(sae, path) // 2, "8k": 8 * cell["k"]}
+    rows, d_in = shape(sae, path)
+    words = {"T": args.steps // 3, "D/2": d_in // 2, "8k": 8 * cell["k"]}
     common = [sae, "train", path, "--out", folder, "--overwrite", "--quiet", "--device", args.device]
     command = common + ["--threads", args.threads] if args.threads else common
     command += ["--latents", cell["latents"], "-k", cell["k"], "--seed", cell["seed"], "--split-seed", 0]
     command += ["--steps", args.steps, "--batch-size", args.batch_size, "--lr", args.lr]
     command += ["--tied" if cell["tied"] else "--untied", "--unit-norm-decoder", str(cell["unit_norm"]).lower()]
+    # Evaluations on the way change nothing but when the default stops: for it they need the validation split, a tenth of
+    # the rows, and for the others none.
+    stops = "--preset" not in RECIPES[cell["recipe"]]
+    command += ["--eval-rows", rows // 7 + 1] if stops else ["--eval-every", args.steps]
+    command += ["--checkpoint-every", args.steps]
     command += [words.get(flag, flag) for flag in RECIPES[cell["recipe"]]]
     begun = time.monotonic()
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
@@ -86,10 +93,11 @@ def train(sae, path, cell, folder, args):
 
 
 @functools.cache
-def width(sae, path):
-    """D of a data file."""
+def shape(sae, path):
+    """Rows and values of a row of a data file."""
     result = subprocess.run([sae, "inspect", path, "--json"], check=True, capture_output=True)
-    return json.loads(result.stdout)["d_in"]
+    facts = json.loads(result.stdout)
+    return facts["n_rows"], facts["d_in"]
 
 
 def alike(a, b):
@@ -115,26 +123,41 @@ def run(args):
             done = {tuple(line[f] for f in FIELDS[:8]) for line in csv.DictReader(file)}
     else:
         out.write_text(",".join(FIELDS) + "\n")
-    with tempfile.TemporaryDirectory() as folder:
-        for path, cell in cells(args):
-            keys = [{**cell, "seed": seed, "steps": args.steps} for seed in range(args.seeds)]
-            # A dictionary is compared with those of other seeds, so a cell is made whole or not at all.
-            if all(tuple(str(key[f]) for f in FIELDS[:8]) in done for key in keys):
-                continue
-            lines, decoders = [], []
-            for key in keys:
-                figures, decoder = train(args.sae, path, key, f"{folder}/run", args)
-                lines.append({**key, **figures})
-                decoders.append(decoder)
-            pairs = list(itertools.combinations(range(len(decoders)), 2))
-            for i, line in enumerate(lines):
-                mine = [alike(decoders[a], decoders[b]) for a, b in pairs if i in (a, b)]
-                line["alike"] = float(np.mean(mine)) if mine else float("nan")
-                line.update({f: f"{line[f]:.6g}" for f in FIELDS[8:]})
-            with open(out, "a", newline="") as file:
-                csv.DictWriter(file, FIELDS, lineterminator="\n").writerows(lines)
-            mean = np.mean([float(line["val_fvu"]) for line in lines])
-            print(*cell.values(), f"val FVU {mean:.4f}", file=sys.stderr, flush=True)
+    # A dictionary is compared with those of other seeds, so a cell is made whole or not at all.
+    keys = lambda cell: [{**cell, "seed": seed, "steps": args.steps} for seed in range(args.seeds)]
+    missing = [
+        (path, cell)
+        for path, cell in cells(args)
+        if not all(tuple(str(key[f]) for f in FIELDS[:8]) in done for key in keys(cell))
+    ]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        made = [pool.submit(make_cell, path, keys(cell), args) for path, cell in missing]
+        try:
+            for lines in concurrent.futures.as_completed(made):
+                lines = lines.result()
+                with open(out, "a", newline="") as file:
+                    csv.DictWriter(file, FIELDS, lineterminator="\n").writerows(lines)
+                mean = np.mean([float(line["val_fvu"]) for line in lines])
+                print(*(lines[0][f] for f in FIELDS[:6]), f"val FVU {mean:.4f}", file=sys.stderr, flush=True)
+        finally:
+            # A cell that fails ends the study, not after all others.
+            pool.shutdown(cancel_futures=True)
+
+
+def make_cell(path, keys, args):
+    """The runs of a cell, one a seed; returns their lines."""
+    lines, decoders = [], []
+    for key in keys:
+        with tempfile.TemporaryDirectory() as folder:
+            figures, decoder = train(args.sae, path, key, f"{folder}/run", args)
+        lines.append({**key, **figures})
+        decoders.append(decoder)
+    pairs = list(itertools.combinations(range(len(decoders)), 2))
+    for i, line in enumerate(lines):
+        mine = [alike(decoders[a], decoders[b]) for a, b in pairs if i in (a, b)]
+        line["alike"] = float(np.mean(mine)) if mine else float("nan")
+        line.update({f: f"{line[f]:.6g}" for f in FIELDS[8:]})
+    return lines
 
 
 def report(args):
@@ -225,6 +248,7 @@ def main():
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--device", default="auto")
     p.add_argument("--threads", type=int)
+    p.add_argument("--jobs", type=int, default=1, help="runs at once")
     p.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     p.set_defaults(do=run)
     p = commands.add_parser("report")
