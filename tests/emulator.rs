@@ -248,13 +248,14 @@ fn wrong_arguments_and_launches_are_errors() {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 32]);
     let (p, n) = (pointer(&out), Arg::U32(32));
-    let cases: [(&'static str, u32, &[Arg], &str); 7] = [
+    let cases: [(&'static str, u32, &[Arg], &str); 8] = [
         ("no_turns", 32, &[p], "takes 2 arguments, not 1"),
         ("no_turns", 32, &[p, Arg::U64(32)], "argument 1 is U64(32), not a u32"),
         ("no_turns", 32, &[Arg::U64(out.address()), n], "not a pointer"),
         ("no_turns", 32, &[Arg::Pointer(64), n], "do not lie in live memory"),
         ("no_turns", 33, &[p, n], "a card refuses"),
         ("no_turns", 2048, &[p, n], "a card refuses"),
+        ("no_turns", 288, &[p, n], "launch bounds of 256"),
         ("nothing", 32, &[p, n], "there is no kernel nothing"),
     ];
     for (kernel, block, args, want) in cases {

@@ -15,6 +15,8 @@ mod engine;
 mod index;
 #[path = "kernels/learning.rs"]
 mod learning;
+#[path = "kernels/offsets.rs"]
+mod offsets;
 #[path = "kernels/precision.rs"]
 mod precision;
 #[path = "kernels/topk.rs"]

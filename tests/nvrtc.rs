@@ -6,7 +6,7 @@
 use std::path::Path;
 use topk_sae::backend::cuda::compile::resources::{markdown, resources, warnings};
 use topk_sae::backend::cuda::compile::{Arch, Sources, cache, compile, supported};
-use topk_sae::backend::cuda::{libraries, sources::SOURCES};
+use topk_sae::backend::cuda::{libraries, sources::SOURCES, work::STATIC_SHARED};
 
 /// Every generation of cards that is promised.
 const ARCHITECTURES: [Arch; 6] = [Arch(80), Arch(86), Arch(89), Arch(90), Arch(100), Arch(120)];
@@ -57,6 +57,11 @@ fn all_kernels_compile_for_every_architecture_without_a_warning_or_a_spill() {
         assert_eq!(kernels.is_empty(), roots == 0, "{arch}:\n{}", compiled.log);
         for k in &kernels {
             assert_eq!((k.spill_stores, k.spill_loads), (0, 0), "{arch}: {k:?}");
+            // Those that launchers give dynamic shared memory besides.
+            let dynamic = ["decode", "evaluate", "latent_update", "gate_gradients_subset"];
+            if dynamic.iter().any(|name| k.kernel.starts_with(name)) {
+                assert!(k.shared as usize <= STATIC_SHARED, "{arch}: {k:?}");
+            }
         }
         table.push((arch, kernels));
     }

@@ -89,7 +89,10 @@ impl Case {
         (self.edit)(&mut params, &mut x);
         let mut state = TrainState::start(params, self.spec.ema.is_some());
         if let Some(every) = self.dead_every {
-            state.idle_rows.iter_mut().step_by(every).for_each(|idle| *idle = self.spec.dead_after + 1);
+            // At the very edge, from both sides.
+            let (dead, alive) = (self.spec.dead_after, self.spec.dead_after - 1);
+            let edge = |(j, idle): (usize, &mut u32)| *idle = if j % every == 0 { dead } else { alive };
+            state.idle_rows.iter_mut().enumerate().for_each(edge);
         }
         let rows = Arc::unwrap_or_clone(embeddings(self.d, x)).kept_as(self.dtype);
         (Arc::new(rows), state)

@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
 use topk_sae::backend::cuda::sources::SOURCES;
+use topk_sae::backend::cuda::work::STATIC_SHARED;
 use topk_sae::error::{Error, Result};
 
 /// What a block may have of dynamic shared memory on every card since 2017 (sm_70 has 96 KiB, sm_86 99 KiB).
@@ -35,6 +36,8 @@ pub struct Emulator {
     pub poison: bool,
     /// Memory of the device: what does not fit is told as not free.
     pub total: u64,
+    /// Blocks of a lower number in x are left out: the last row of a batch that nobody has the time to run whole.
+    pub first_block: u32,
 }
 
 /// `from` replaced by `to` in the text of `file`, where it must occur exactly once.
@@ -82,6 +85,7 @@ impl Emulator {
             seed: 0,
             poison: false,
             total: 8 << 30,
+            first_block: 0,
         }
     }
 
@@ -165,6 +169,32 @@ impl Emulator {
     }
 }
 
+/// From this size on memory is reserved alone: what is not touched takes none.
+const RESERVED: usize = 1 << 30;
+
+/// `bytes` zero bytes that come into being page by page.
+fn reserve(bytes: usize, what: &'static str, live: &Rc<RefCell<BTreeMap<u64, usize>>>) -> Result<Memory> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, at an address that the system chooses.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        let why = std::io::Error::last_os_error();
+        return Err(Error::Failed(format!("{bytes} bytes of {what} cannot be reserved: {why}")));
+    }
+    // A page of 2 MiB for each touched row would be thousands of times what is wanted.
+    // SAFETY: the mapping was made above with this length. An error costs memory alone.
+    let _ = unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
+    live.borrow_mut().insert(start as u64, bytes);
+    let live = live.clone();
+    let release = move |address: u64| {
+        live.borrow_mut().remove(&address);
+        // SAFETY: mapped above with this length; a `Memory` releases once.
+        unsafe { libc::munmap(address as *mut libc::c_void, bytes) };
+    };
+    Ok(Memory::new(start as u64, bytes, what, Box::new(release)))
+}
+
 /// What memory is filled with to show reads of it: NaN as float32, float64 and bfloat16.
 fn poison(bytes: &mut [u8]) {
     for (i, byte) in bytes.iter_mut().enumerate() {
@@ -180,6 +210,7 @@ unsafe fn run(
     run: build::LaunchFn,
     kernel: &build::Kernel,
     l: Launch,
+    first_block: u32,
     args: &[u64],
     seed: u64,
 ) -> Result<()> {
@@ -191,7 +222,7 @@ unsafe fn run(
     // kernel does with them is sound; the message has the length that is told.
     let failed = unsafe {
         let (text, size) = (message.as_mut_ptr(), message.len());
-        run(kernel, args.as_ptr(), l.grid.0, l.grid.1, l.block, l.shared, seed, text, size)
+        run(kernel, args.as_ptr(), l.grid.0, l.grid.1, first_block, l.block, l.shared, seed, text, size)
     };
     if failed == 0 {
         return Ok(());
@@ -215,6 +246,9 @@ impl Device for Emulator {
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.not_recording("an allocation")?;
+        if bytes >= RESERVED {
+            return reserve(bytes, what, &self.live);
+        }
         let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|e| Error::Failed(e.to_string()))?;
         // SAFETY: the layout is not empty.
         let start = unsafe { std::alloc::alloc_zeroed(layout) };
@@ -270,10 +304,10 @@ impl Device for Emulator {
 
     unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         let found = self.kernel(kernel)?;
-        if launch.shared > SHARED {
+        if launch.shared > 0 && launch.shared as usize + STATIC_SHARED > SHARED as usize {
             let bytes = launch.shared;
             return Err(Error::Failed(format!(
-                "kernel {kernel}: {bytes} bytes of shared memory, more than a card has"
+                "kernel {kernel}: {bytes} bytes of dynamic shared memory beside {STATIC_SHARED} of static, more than a card has"
             )));
         }
         let packed = self.pack(found, args)?;
@@ -282,7 +316,7 @@ impl Device for Emulator {
         self.launched.borrow_mut().insert(kernel);
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
         // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
-        unsafe { run(self.launch, found, launch, &packed, seed) }
+        unsafe { run(self.launch, found, launch, self.first_block, &packed, seed) }
     }
 
     unsafe fn product(&mut self, product: &Product) -> Result<()> {

@@ -154,7 +154,8 @@ Machine *take_machine() {
     return m;
 }
 
-void run(Machine &m, const Shared &shared, size_t dynamic) {
+// Blocks below `first_x` are left out.
+void run(Machine &m, const Shared &shared, size_t dynamic, unsigned first_x) {
     uint64_t blocks = (uint64_t)m.grid.grid_dim.x * m.grid.grid_dim.y;
     m.order.resize(blocks);
     for (uint64_t i = 0; i < blocks; i++) { // Fisher-Yates, inside out
@@ -163,6 +164,7 @@ void run(Machine &m, const Shared &shared, size_t dynamic) {
         m.order[j] = i;
     }
     for (uint64_t b : m.order) {
+        if (b % m.grid.grid_dim.x < first_x) continue;
         if (shared.size) fill(shared.data, shared.size);
         if (dynamic) fill(m.grid.dynamic, dynamic);
         if (!m.run_block({(unsigned)(b % m.grid.grid_dim.x), (unsigned)(b / m.grid.grid_dim.x), 0})) break;
@@ -208,12 +210,17 @@ void fail(const char *format, ...) {
 
 // Runs a launch to its end: 0, or 1 and a message.
 extern "C" __attribute__((visibility("default"))) int emulator_launch(const Kernel *kernel, const uint64_t *args,
-                                                                      unsigned grid_x, unsigned grid_y, unsigned block,
-                                                                      unsigned dynamic, uint64_t seed, char *message,
-                                                                      size_t message_size) {
+                                                                      unsigned grid_x, unsigned grid_y, unsigned first_x,
+                                                                      unsigned block, unsigned dynamic, uint64_t seed,
+                                                                      char *message, size_t message_size) {
     if (block == 0 || block % LANES || block > MOST_THREADS || grid_x == 0 || grid_y == 0 || grid_y > 65535) {
         snprintf(message, message_size, "kernel %s: a card refuses a grid of (%u, %u) blocks of %u threads", kernel->name,
                  grid_x, grid_y, block);
+        return 1;
+    }
+    if (block > kernel->most) {
+        snprintf(message, message_size, "kernel %s: a card refuses %u threads, above its launch bounds of %u", kernel->name,
+                 block, (unsigned)kernel->most);
         return 1;
     }
     Machine *m = take_machine();
@@ -233,7 +240,7 @@ extern "C" __attribute__((visibility("default"))) int emulator_launch(const Kern
     m->n_warps = block / LANES;
     m->main_stack = {nullptr, 0};
     machine = m;
-    run(*m, shared, dynamic);
+    run(*m, shared, dynamic, first_x);
     free(m->grid.dynamic);
     bool failed = m->failed;
     m->free_stacks.clear();

@@ -46,9 +46,10 @@ uint64_t collective(Kind kind, unsigned mask, uint64_t value, unsigned source, S
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #pragma GCC visibility pop
 
-// One kernel of a file: `kinds` has a letter for each parameter.
+// One kernel of a file: `kinds` has a letter for each parameter, `most` is the threads that its launch bounds allow.
 struct Kernel {
     const char *name, *kinds;
+    uint64_t most;
     void (*call)(void (*body)(), const uint64_t *args);
     void (*body)();
 };
@@ -74,8 +75,8 @@ template <typename... A> struct Signature {
         apply(reinterpret_cast<void (*)(A...)>(body), args, std::index_sequence_for<A...>());
     }
 };
-template <typename... A> Kernel kernel(const char *name, void (*f)(A...)) {
-    return {name, Signature<A...>::kinds, Signature<A...>::call, reinterpret_cast<void (*)()>(f)};
+template <typename... A> Kernel kernel(const char *name, unsigned most, void (*f)(A...)) {
+    return {name, Signature<A...>::kinds, most, Signature<A...>::call, reinterpret_cast<void (*)()>(f)};
 }
 
 template <typename T> uint64_t pack(T value) {
@@ -99,7 +100,8 @@ inline unsigned reduce(Kind kind, unsigned mask, unsigned value, Site site) {
 #define __host__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __launch_bounds__(...)
+// Read, and taken away, before a file is compiled (build.rs beside the other tests).
+#define __launch_bounds__(...) __emulated_bounds__(__VA_ARGS__)
 #define __align__(n) alignas(n)
 #ifdef __SANITIZE_ADDRESS__
 #define __shared__ static

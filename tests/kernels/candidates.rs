@@ -77,12 +77,24 @@ fn ties_go_to_the_lowest_latent_and_equal_scores_have_no_spread() {
     }
 }
 
+/// Scores that lie far apart. One of `outliers`: three of each row, so that the weights are 0 and 1 and no slope is left
+/// between them; or 33 whose weights are shares of k = 3, so that Newton's step from the middle leaves the bracket.
+pub fn far_apart(outliers: usize) -> Case {
+    let mut case = Case::new(17, 31, 130, 3);
+    (case.t, case.spec.pool) = (0.97, 60);
+    case.edit = match outliers {
+        3 => |params, _| (0..3).for_each(|j| params.b_lat[40 * j + 7] = 500.0),
+        _ => |params, _| params.b_lat.iter_mut().step_by(4).for_each(|b| *b = 50.0),
+    };
+    case.steps = 1;
+    case
+}
+
 #[test]
 fn scores_that_lie_far_apart_agree() {
-    let mut case = Case::new(17, 31, 130, 3);
-    // Three outliers of each row: the weights are 0 and 1, and no slope is left between them.
-    case.edit = |params, _| (0..3).for_each(|j| params.b_lat[40 * j + 7] = 500.0);
-    agrees(&case, 60, 0.97);
+    for outliers in [3, 33] {
+        agrees(&far_apart(outliers), 60, 0.97);
+    }
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Defects planted into the kernels, to see that the other tests of this folder would find them.
 
+use crate::candidates::far_apart;
 use crate::case::Case;
 use crate::common::device::emulation_only;
 use crate::common::emulator::{Emulator, mutate, sanitizer};
-use crate::engine::on;
+use crate::engine::{clips, crowded, on};
 use crate::{index, topk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::device::{Device, Element};
@@ -26,7 +27,9 @@ fn found(sources: &[(String, String)]) -> bool {
     };
     let everything = |t: f64, wide: bool| {
         move |device: Box<dyn Device>| {
-            let mut case = Case::new(70, if wide { 1100 } else { 40 }, 300, 6);
+            // Latents that end inside a tile, and with it.
+            let (d, m) = if wide { (1100, 300) } else { (40, 384) };
+            let mut case = Case::new(70, d, m, 6);
             (case.t, case.l1, case.steps, case.tied) = (t, 0.1, 2, wide);
             (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (4, Some(3), true);
             (case.spec.clip_norm, case.spec.ema) = (Some(1e-2), Some(0.9));
@@ -49,12 +52,19 @@ fn found(sources: &[(String, String)]) -> bool {
             (case.steps, case.spec.unit_norm_decoder) = (1, true);
             case.agree_with(on(device), |_| ());
         })
+        || failed(&|device| crowded(false).agree_with(on(device), |_| ()))
+        || failed(&|device| clips(device, 1.5))
         || failed(&everything(1.0, false))
         || failed(&everything(0.7, false))
         || failed(&everything(1.0, true))
         || failed(&|device| candidates(device, Relaxation::Lapsum))
         || failed(&|device| candidates(device, Relaxation::Subset))
         || failed(&|device| candidates(device, Relaxation::AnnealK))
+        || failed(&|device| {
+            let mut case = far_apart(33);
+            case.spec.relaxation = Relaxation::Lapsum;
+            case.agree_with(on(device), |_| ());
+        })
         || failed(&|device| crate::engine::evaluation_agrees(device, Inference::Topk, true))
 }
 

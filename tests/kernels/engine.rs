@@ -26,7 +26,7 @@ const PHASES: [f64; 4] = [1.0, 0.0, 0.7, 0.97];
 #[test]
 fn the_engine_agrees_with_the_reference_at_awkward_shapes_in_every_phase() {
     let mut i = 0;
-    for m in [1, 7, 31, 32, 33, 129, 257, 1000] {
+    for m in [1, 7, 31, 32, 33, 129, 257, 1000, 384] {
         for k in [1, 2, 31, 32, 33, m] {
             if k > m {
                 continue;
@@ -133,6 +133,43 @@ fn one_latent_active_on_every_row_agrees() {
     in_every_phase(&case);
 }
 
+/// A latent that more rows activate than the kernel brings to shared memory at once.
+pub fn crowded(tied: bool) -> Case {
+    let mut case = Case::new(600, 9, 40, 3);
+    (case.tied, case.steps) = (tied, 1);
+    case.edit = |params, _| params.b_lat[20] = 9.0;
+    case
+}
+
+#[test]
+fn a_latent_of_more_entries_than_are_staged_at_once_agrees() {
+    for tied in [true, false] {
+        let case = crowded(tied);
+        let (data, state) = case.start();
+        let code = ours(0)(data, case.spec.clone(), state).encode(&case.rows(), Weights::Last).unwrap();
+        assert!(code.indices.iter().filter(|&&j| j == 20).count() > 512);
+        case.agree_with(ours(1), |_| ());
+    }
+}
+
+#[test]
+fn a_norm_is_clipped_where_it_is_above_the_limit_alone() {
+    for ratio in [0.5, 1.5] {
+        clips(device::device(0), ratio);
+    }
+}
+
+/// Fails where a step whose norm is limited to `ratio` times what it is differs from the reference's.
+pub fn clips(device: Box<dyn Device>, ratio: f64) {
+    let mut case = Case::new(17, 31, 65, 6);
+    case.spec.clip_norm = Some(1e6);
+    let (data, state) = case.start();
+    let mut free = Reference::new(data, case.spec.clone(), state);
+    let norm = free.step_now(&case.rows(), &case.plan(0, &[])).unwrap().grad_norm;
+    (case.spec.clip_norm, case.steps) = (Some(ratio * norm), 1);
+    case.agree_with(on(device), |_| ());
+}
+
 /// What a checker of memory and races is run on: small, and every kind of step in it.
 #[test]
 fn a_small_step_of_each_kind_agrees() {
@@ -187,15 +224,20 @@ fn evaluation_agrees_with_the_reference() {
 
 /// Fails where an evaluation differs from the reference's.
 pub fn evaluation_agrees(device: Box<dyn Device>, inference: Inference, normalize: bool) {
-    let mut case = Case::new(600, 9, 150, 4);
+    // More rows than the block that sums them has threads, more latents than a block of a tile takes.
+    let mut case = Case::new(1100, 9, 1300, 4);
     (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
     let (data, mut state) = case.start();
     let average = state.ema.as_mut().unwrap();
     average.w_enc.iter_mut().for_each(|w| *w *= 0.5);
     let mut engine = on(device)(data.clone(), case.spec.clone(), state.clone());
     let mut reference = Reference::new(data, case.spec.clone(), state);
+    // Makes room for all rows at once, where an evaluation alone goes by 256.
+    let got = engine.inspect(&case.rows(), &case.plan(0, &[])).unwrap().stats.loss;
+    let want = reference.inspect(&case.rows(), &case.plan(0, &[])).unwrap().stats.loss;
+    assert!((got - want).abs() <= 1e-5 * want, "{got} {want}");
     for weights in [Weights::Last, Weights::Averaged] {
-        let (mut fired, mut want_fired) = (vec![7u64; 150], vec![7u64; 150]);
+        let (mut fired, mut want_fired) = (vec![7u64; 1300], vec![7u64; 1300]);
         let got = engine.evaluate(&case.rows(), weights, &mut fired).unwrap();
         let want = reference.evaluate(&case.rows(), weights, &mut want_fired).unwrap();
         assert_eq!((got.rows, got.active), (want.rows, want.active));

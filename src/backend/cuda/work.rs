@@ -17,6 +17,9 @@ const TILE: usize = 2048;
 pub const BLOCKS: usize = 1024;
 /// Runs of rows in column sums.
 pub const CHUNKS: usize = 64;
+/// Most bytes of static shared memory of a kernel that is given dynamic shared memory besides: both come out of what a
+/// card allows a block. `tests/nvrtc.rs` holds the kernels to it.
+pub const STATIC_SHARED: usize = 4096;
 /// Where the row numbers start in the message of a step.
 pub const ROWS_AT: usize = 128;
 
@@ -89,7 +92,7 @@ impl Sizes {
     /// # Errors
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
-        let need = 12 * self.pitch + 8 * self.pool.max(self.aux_k);
+        let need = 12 * self.pitch + 8 * self.pool.max(self.aux_k) + STATIC_SHARED;
         if need > most as usize {
             return Err(Error::Usage(format!(
                 "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",

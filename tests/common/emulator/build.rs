@@ -42,6 +42,7 @@ const SANITIZED: &[&str] =
 pub struct Kernel {
     name: *const c_char,
     kinds: *const c_char,
+    most: u64,
     call: *const c_void,
     body: *const c_void,
 }
@@ -68,6 +69,7 @@ pub type LaunchFn = unsafe extern "C" fn(
     args: *const u64,
     grid_x: u32,
     grid_y: u32,
+    first_x: u32,
     block: u32,
     shared: u32,
     seed: u64,
@@ -127,41 +129,54 @@ fn open(path: &Path, scope: c_int) -> &'static Library {
 fn build(folder: &Path, file: &str) {
     compile(folder, file, &["-E", "-include", "emulator.h", "-o", "unit.ii"]);
     let text = std::fs::read_to_string(folder.join("unit.ii")).unwrap();
-    let names = kernel_names(file, &text);
-    let entries: String = names.iter().map(|n| format!("emulator::kernel(\"{n}\", {n}),\n")).collect();
+    let kernels = declared(file, &text);
+    let entries: String =
+        kernels.iter().map(|(n, most)| format!("emulator::kernel(\"{n}\", {most}, {n}),\n")).collect();
     let table = format!(
         "\n# 1 \"table of kernels\"\n#pragma GCC visibility push(default)\n\
          extern \"C\" {{ extern const emulator::Kernel emulator_kernels[]; extern const size_t emulator_kernel_count; }}\n\
          const emulator::Kernel emulator_kernels[] = {{\n{entries}}};\n\
          const size_t emulator_kernel_count = {};\n",
-        names.len()
+        kernels.len()
     );
-    std::fs::write(folder.join("unit.ii"), text.replace("__global__", "") + &table).unwrap();
+    let plain = without_bounds(&text).replace("__global__", "");
+    std::fs::write(folder.join("unit.ii"), plain + &table).unwrap();
     compile(folder, "unit.ii", &["-o", "out.so"]);
 }
 
-/// Names after `extern "C" __global__ void` in preprocessed text.
-fn kernel_names(file: &str, text: &str) -> Vec<String> {
+/// What emulator.h makes of `__launch_bounds__(`.
+const BOUNDS: &str = "__emulated_bounds__(";
+
+/// Preprocessed text without launch bounds, which are no C++.
+fn without_bounds(text: &str) -> String {
+    let mut parts = text.split(BOUNDS);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.split_once(')').map_or("", |(_, rest)| rest))
+}
+
+/// Names after `extern "C" __global__ void` in preprocessed text, and the most threads that their launch bounds allow.
+fn declared(file: &str, text: &str) -> Vec<(String, u32)> {
     let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
     let code = code.join(" ");
     let parts: Vec<&str> = code.split("__global__").collect();
     assert!(parts.len() > 1, "{file}: no kernels in it");
-    let names = parts.windows(2).map(|pair| {
-        let mut words = pair[1].split('(').next().unwrap_or_default().split_whitespace();
-        let (void, name, rest) = (words.next(), words.next(), words.next());
-        match name {
-            Some(name)
-                if pair[0].trim_end().ends_with("extern \"C\"") && void == Some("void") && rest.is_none() =>
-            {
-                name.to_owned()
-            }
+    let kernels = parts.windows(2).map(|pair| {
+        let head = pair[1].trim_start().strip_prefix("void").map(str::trim_start);
+        // Without bounds a card allows what no block exceeds.
+        let (bounds, rest) = match head.and_then(|head| head.strip_prefix(BOUNDS)?.split_once(')')) {
+            Some((bounds, rest)) => (bounds.split(',').next().unwrap_or_default(), Some(rest)),
+            None => ("1024", head),
+        };
+        let mut words = rest.unwrap_or_default().split('(').next().unwrap_or_default().split_whitespace();
+        match (words.next(), words.next(), bounds.trim().parse()) {
+            (Some(name), None, Ok(most)) if pair[0].trim_end().ends_with("extern \"C\"") => (name.to_owned(), most),
             _ => panic!(
-                "{file}: a kernel must read `extern \"C\" __global__ void NAME(`: {}",
+                "{file}: a kernel must read `extern \"C\" __global__ void __launch_bounds__(THREADS) NAME(`: {}",
                 pair[1].chars().take(60).collect::<String>()
             ),
         }
     });
-    names.collect()
+    kernels.collect()
 }
 
 /// The folder in which `make` has built something from `files`; built at most once by this process, and renamed

@@ -1,0 +1,370 @@
+//! Rows and latents whose values begin beyond 2^32 of a buffer: a kernel does there what it does at the front.
+//!
+//! No memory holds such a batch whole. The emulation reserves the addresses, runs the block of the last row (or latent)
+//! alone, and only the pages that it touches come into being.
+
+use crate::common::device::emulation_only;
+use crate::common::emulator::{Emulator, mutate, sanitizer};
+use crate::common::values;
+use bytemuck::{Pod, Zeroable};
+use half::{bf16, f16};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use topk_sae::backend::cuda::device::{Arg, Device, Launch, Memory};
+use topk_sae::backend::cuda::params::{
+    Control, ModelView, ROW_LOSS, ROW_QUALITY, SoftRow, StepParams, TensorView,
+};
+use topk_sae::backend::cuda::sources::SOURCES;
+
+/// Values of a row.
+const D: usize = 4096;
+/// The first rows of D values that begin beyond 2^32 values are those from 2^20 on. Of the 1024 blocks that share out the
+/// latents this one belongs to the last.
+const FAR: usize = (1 << 20) + 1023;
+const U32_D: Arg = Arg::U32(D as u32);
+const NULL: Arg = Arg::Pointer(0);
+
+/// A device, and the memory of one launch.
+struct Place {
+    device: Emulator,
+    memory: Vec<Memory>,
+    /// The row (and latent) that all is about; those before it hold zeros.
+    at: usize,
+}
+
+impl Place {
+    fn new(sources: &[(String, String)], at: usize) -> Self {
+        Self { device: Emulator::with_sources(sources), memory: vec![], at }
+    }
+
+    /// `len` bytes of zeros, but for `bytes` from `offset` on; the place in `memory`.
+    fn block(&mut self, len: usize, offset: usize, bytes: &[u8]) -> usize {
+        let mut memory = self.device.allocate(len, "a block of a test").unwrap();
+        self.device.write(&mut memory, offset, bytes).unwrap();
+        self.memory.push(memory);
+        self.memory.len() - 1
+    }
+
+    fn arg(&self, block: usize) -> Arg {
+        Arg::Pointer(self.memory[block].address())
+    }
+
+    /// Values at the front.
+    fn front<T: Pod>(&mut self, values: &[T]) -> Arg {
+        let bytes = bytemuck::cast_slice(values);
+        let block = self.block(bytes.len(), 0, bytes);
+        self.arg(block)
+    }
+
+    /// Rows as wide as `row`, which is the one at `at`.
+    fn rows<T: Pod>(&mut self, row: &[T]) -> Arg {
+        let block = self.rows_to_read(row);
+        self.arg(block)
+    }
+
+    fn rows_to_read<T: Pod>(&mut self, row: &[T]) -> usize {
+        let bytes: &[u8] = bytemuck::cast_slice(row);
+        self.block((self.at + 1) * bytes.len(), self.at * bytes.len(), bytes)
+    }
+
+    /// The bytes of the row at `at`.
+    fn row(&mut self, block: usize) -> Vec<u8> {
+        let width = self.memory[block].bytes() / (self.at + 1);
+        let mut bytes = vec![0; width];
+        self.device.read(&self.memory[block], self.at * width, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Runs the last block in x of a grid of `at + 1` by `y`.
+    fn launch(&mut self, kernel: &'static str, y: u32, shared: usize, args: &[Arg]) {
+        let launch = Launch { grid: (self.at as u32 + 1, y), block: 256, shared: shared as u32 };
+        self.device.first_block = self.at as u32;
+        self.launch_as(kernel, launch, args);
+    }
+
+    fn launch_as(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) {
+        // SAFETY: the emulation checks number and types of the arguments; each test gives blocks of `at + 1` rows.
+        unsafe { self.device.launch(kernel, launch, args) }.unwrap();
+    }
+
+    /// Step numbers that do not depend on the place.
+    fn step(&mut self) -> Arg {
+        let step = StepParams {
+            alpha: 0.4,
+            rest: 0.6,
+            tau: 0.5,
+            inv_tau: 2.0,
+            n_rows: 7,
+            dead_after: 10,
+            active: 1024,
+            aux_coef: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            one_minus_beta1: 0.1,
+            one_minus_beta2: 0.01,
+            rate: 0.1,
+            fix2: 100.0,
+            adam_eps: 1e-3,
+            keep: 0.99,
+            ema_keep: 0.5,
+            ..StepParams::zeroed()
+        };
+        self.front(&[step])
+    }
+
+    fn control(&mut self) -> Arg {
+        self.front(&[Control { stopped: 0, n_dead: 1, clip: 1.0, unused: 0 }])
+    }
+}
+
+fn narrow(seed: u32) -> Vec<bf16> {
+    values(D, seed).iter().map(|&v| bf16::from_f32(v)).collect()
+}
+
+/// Data, row numbers, D, mean, deviation, decoder, b_pre, pitch, and one entry: latent `at` with value 0.5.
+fn decoder_args(place: &mut Place) -> Vec<Arg> {
+    let at = place.at as u32;
+    vec![
+        place.rows(&values(D, 1)),
+        Arg::U32(0),
+        place.rows(&[at]),
+        U32_D,
+        place.rows(&[0.01f64]),
+        place.rows(&[1.5f32]),
+        place.rows(&narrow(2)),
+        place.front(&values(D, 3)),
+        U32_D,
+        place.rows(&[at]),
+        place.rows(&[0.5f32]),
+        place.rows(&[1u32]),
+        Arg::U32(1),
+    ]
+}
+
+fn soft_row() -> SoftRow {
+    SoftRow { max: 1.5, inv_total: 0.01, sum: 300.0, c: 0.2 }
+}
+
+fn gather_norm(place: &mut Place) -> Vec<Vec<u8>> {
+    let x: Vec<f16> = values(D, 1).iter().map(|&v| f16::from_f32(v)).collect();
+    let out = [place.rows_to_read(&narrow(9)), place.rows_to_read(&[9f64]), place.rows_to_read(&[9f32])];
+    let mut args =
+        vec![place.rows(&x), Arg::U32(1), place.rows(&[place.at as u32]), place.front(&values(D, 2))];
+    args.extend([U32_D, U32_D, Arg::U32(1)]);
+    args.extend(out.map(|block| place.arg(block)));
+    place.launch("gather_norm_bf16", 1, 0, &args);
+    out.map(|block| place.row(block)).into()
+}
+
+fn topk(place: &mut Place) -> Vec<Vec<u8>> {
+    let k = 5;
+    let out = [
+        place.rows_to_read(&vec![0u32; k]),
+        place.rows_to_read(&vec![0f32; k]),
+        place.rows_to_read(&[0u32]),
+        place.rows_to_read(&[0u64]),
+        place.rows_to_read(&[7u32]),
+        place.rows_to_read(&[SoftRow::default()]),
+    ];
+    let uniform: Vec<f32> = values(D, 4).iter().map(|v| v.abs()).collect();
+    let mut args = vec![place.rows(&narrow(1)), place.front(&values(D, 2)), U32_D, U32_D, Arg::U32(k as u32)];
+    args.extend([place.step(), place.control()]);
+    args.extend(out[..5].iter().map(|&block| place.arg(block)));
+    args.extend([NULL, place.rows(&uniform), place.arg(out[5])]);
+    place.launch("topk_softmax_bf16", 1, 0, &args);
+    out.map(|block| place.row(block)).into()
+}
+
+fn decode(place: &mut Place) -> Vec<Vec<u8>> {
+    let mut all = vec![];
+    for soft in [false, true] {
+        let rows = place.rows_to_read(&[soft_row()]);
+        let out = [
+            place.rows_to_read(&narrow(9)),
+            place.rows_to_read(&[0f32]),
+            place.rows_to_read(&narrow(9)),
+            place.rows_to_read(&[0f32]),
+            place.rows_to_read(&values(D, 9)),
+            place.rows_to_read(&[0u8; ROW_LOSS]),
+        ];
+        let mut args = decoder_args(place);
+        let entry = args[9..12].to_vec();
+        args.extend(if soft { [place.rows(&values(D, 5)), place.arg(rows)] } else { [NULL, NULL] });
+        args.extend(entry);
+        args.extend([Arg::U32(1), place.step(), place.control()]);
+        args.extend(out.map(|block| place.arg(block)));
+        place.launch("decode_bf16", 1, 2 * 4 * D + 8, &args);
+        all.extend(out.map(|block| place.row(block)));
+        all.push(place.row(rows));
+    }
+    all
+}
+
+fn evaluate(place: &mut Place) -> Vec<Vec<u8>> {
+    let mut all = vec![];
+    for dense in [false, true] {
+        let out = [place.rows_to_read(&[0u32]), place.rows_to_read(&[0u8; ROW_QUALITY])];
+        let mut args = decoder_args(place);
+        args.push(if dense { place.rows(&values(D, 5)) } else { NULL });
+        args.extend([place.rows(&[3u32]), place.rows(&[0u32])]);
+        args.extend(out.map(|block| place.arg(block)));
+        place.launch("evaluate_bf16", 1, 8, &args);
+        all.extend(out.map(|block| place.row(block)));
+    }
+    all
+}
+
+fn soft_tiles(place: &mut Place) -> Vec<Vec<u8>> {
+    let uniform: Vec<f32> = values(D, 4).iter().map(|v| v.abs()).collect();
+    let (grad, code) = (place.rows_to_read(&narrow(6)), place.rows_to_read(&narrow(9)));
+    // All latents are one tile.
+    let mut tile = vec![place.rows(&narrow(1)), place.front(&values(D, 2)), U32_D, U32_D, Arg::U32(0)];
+    tile.extend([U32_D, U32_D]);
+    let (step, soft, given) = (place.step(), place.rows(&[soft_row()]), place.rows(&uniform));
+    let y = (D / 1024) as u32;
+    let mut all = vec![];
+    place.launch("soft_weights_bf16", y, 0, &[&tile[..], &[step, soft, given, place.arg(code)]].concat());
+    all.push(place.row(code));
+    let kth = place.rows(&[u64::from(0.5f32.to_bits()) << 32]);
+    let rest = [step, soft, kth, given, place.arg(grad), place.arg(code)];
+    place.launch("soft_gradients_bf16", y, 0, &[&tile[..], &rest].concat());
+    all.extend([place.row(grad), place.row(code)]);
+    let (active, fired) = (place.rows_to_read(&[0u32]), place.front(&vec![0u32; D]));
+    place.launch("relu_tile_bf16", y, 0, &[&tile[..], &[place.arg(active), fired, place.arg(code)]].concat());
+    all.extend([place.row(active), place.row(code)]);
+    all
+}
+
+/// One latent's update; or its gradients to memory, among those of all latents before it.
+fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
+    let at = place.at as u32;
+    let mut all = vec![];
+    for keep in [false, true] {
+        let mut out = vec![];
+        let mut tensor = |place: &mut Place, seed: u32| {
+            let blocks = [0, 1, 2, 3].map(|i| {
+                let row: Vec<f32> = values(D, seed + i).iter().map(|v| v.abs()).collect();
+                place.rows_to_read(&row)
+            });
+            out.extend(blocks);
+            let [w, m, v, e] = blocks.map(|block| place.memory[block].address());
+            TensorView { w, m, v, e }
+        };
+        let (enc, dec) = (tensor(place, 10), tensor(place, 20));
+        let copies = [place.rows_to_read(&narrow(9)), place.rows_to_read(&narrow(9))];
+        let [w, m, v] = [0.1f32, 0.2, 0.3].map(|value| {
+            let block = place.rows_to_read(&[value]);
+            place.memory[block].address()
+        });
+        let [enc_copy, dec_copy] = copies.map(|block| place.memory[block].address());
+        let lat = TensorView { w, m, v, e: 0 };
+        let model = place.front(&[ModelView { enc, dec, lat, enc_copy, dec_copy, ..ModelView::default() }]);
+        out.extend(copies);
+
+        let (first, latents) = if keep { (0, at + 1) } else { (at, 1) };
+        let mut offsets = vec![0u32; place.at + 2];
+        offsets[place.at + 1] = 1;
+        // One entry: of row `at`.
+        let lists =
+            [place.front(&offsets), place.front(&[at]), place.rows(&[0.5f32]), place.rows(&[0.25f32])];
+        let recon = place.rows(&narrow(31));
+        let mut args =
+            vec![Arg::U32(first), Arg::U32(latents), U32_D, U32_D, place.rows(&narrow(30)), recon, recon];
+        for _ in 0..2 {
+            args.extend(lists);
+            args.push(Arg::U32(1));
+        }
+        if keep {
+            args.extend([place.rows(&values(D, 40)), place.rows(&values(D, 41)), place.rows(&[0.125f32])]);
+            let kept = [place.rows_to_read(&values(D, 9)), place.rows_to_read(&values(D, 9))];
+            args.extend(kept.map(|block| place.arg(block)));
+            args.extend([place.rows(&[0f32]), place.front(&[0f64; 1024])]);
+            out.extend(kept);
+        } else {
+            args.extend([NULL; 7]);
+        }
+        let partial = place.block(1024 * D * 4, 0, &[]);
+        args.extend([Arg::U32(0), model, place.step(), place.control(), place.arg(partial)]);
+        // A block takes every 1024th latent.
+        let blocks = latents.min(1024);
+        place.device.first_block = (latents - 1) % blocks;
+        let launch = Launch { grid: (blocks, 1), block: 256, shared: (3 * 4 * D) as u32 };
+        place.launch_as("latent_update_bf16_untied", launch, &args);
+        all.extend(out.into_iter().map(|block| place.row(block)));
+    }
+    all
+}
+
+fn column_sums(place: &mut Place) -> Vec<Vec<u8>> {
+    let matrix = place.rows(&narrow(1));
+    let out = place.block(D * 8, 0, &[]);
+    place.device.first_block = (D / 32 - 1) as u32;
+    let launch = Launch { grid: ((D / 32) as u32, 1), block: 256, shared: 0 };
+    let args = [matrix, Arg::U32(place.at as u32 + 1), U32_D, U32_D, place.arg(out)];
+    place.launch_as("column_sums_bf16", launch, &args);
+    let mut sums = vec![0; D * 8];
+    place.device.read(&place.memory[out], 0, &mut sums).unwrap();
+    vec![sums]
+}
+
+type Run = fn(&mut Place) -> Vec<Vec<u8>>;
+
+/// Fails unless the kernel gives the same far out as at the front.
+fn same_far_out(sources: &[(String, String)], run: Run) {
+    let near = run(&mut Place::new(sources, 0));
+    let far = run(&mut Place::new(sources, FAR));
+    assert!(near.iter().flatten().any(|&byte| byte != 0));
+    for (i, (near, far)) in near.iter().zip(&far).enumerate() {
+        assert!(near == far, "output {i} differs beyond 2^32 values");
+    }
+}
+
+/// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
+const PLANTED: [(&str, Run, &str, &str); 13] = [
+    ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
+    ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
+    ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
+    ("decode.cu", decode, "load_pack(w + (u64)index[e] * pitch + i)", "load_pack(w + index[e] * pitch + i)"),
+    ("decode.cu", decode, "w + (u64)index[e] * pitch;", "w + index[e] * pitch;"),
+    ("decode.cu", decode, "store_pack(grad_recon + n * pitch", "store_pack(grad_recon + (u32)n * pitch"),
+    ("decode.cu", decode, "soft_recon[n * pitch + i + l]", "soft_recon[(u32)n * pitch + i + l]"),
+    ("decode.cu", evaluate, "dense_recon[n * pitch + i + l]", "dense_recon[(u32)n * pitch + i + l]"),
+    (
+        "soft_tiles.cu",
+        soft_tiles,
+        "u64 place = n * tile_pitch + at;",
+        "u64 place = (u32)n * tile_pitch + at;",
+    ),
+    ("latent_update.cu", latent_update, "u64 row = (u64)j * pitch;", "u64 row = j * pitch;"),
+    ("latent_update.cu", latent_update, "(u64)staged->row[e] * pitch", "staged->row[e] * pitch"),
+    ("latent_update.cu", latent_update, "kept.dec + (u64)at * pitch", "kept.dec + at * pitch"),
+    ("reduce.cu", column_sums, "(u64)row * pitch", "row * pitch"),
+];
+
+#[test]
+fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
+    // The sanitizers have nothing to add: a wrong place lies in the same block of memory.
+    if sanitizer::inside() || emulation_only("offsets of 64 bits") {
+        return;
+    }
+    let sources = mutate(SOURCES, "common.cuh", "#pragma once", "#pragma once");
+    for run in [gather_norm, topk, decode, evaluate, soft_tiles, latent_update, column_sums] as [Run; 7] {
+        same_far_out(&sources, run);
+    }
+}
+
+#[test]
+fn an_offset_of_32_bits_is_found() {
+    if sanitizer::inside() || emulation_only("planted offsets of 32 bits") {
+        return;
+    }
+    for (file, run, from, to) in PLANTED {
+        // Some stand there twice, and both are changed.
+        let change = |&(name, text): &(&str, &str)| {
+            assert!(name != file || text.contains(from), "{file}: {from}");
+            (name.to_owned(), if name == file { text.replace(from, to) } else { text.to_owned() })
+        };
+        let sources: Vec<(String, String)> = SOURCES.iter().map(change).collect();
+        let passed = catch_unwind(AssertUnwindSafe(|| same_far_out(&sources, run))).is_ok();
+        assert!(!passed, "{file}: {to}");
+    }
+}
