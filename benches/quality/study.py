@@ -182,16 +182,25 @@ def report(args):
 
 
 def short(groups, of):
-    """Test FVU and latents alive of the recipes that a reader asks for first, untied and without unit norm."""
-    recipes = ["default", "default none", "topk preset (hard+auxk)", "pytorch-start hard+auxk", "pytorch-start softmax"]
-    text = ["| data | M | k | " + " | ".join(recipes) + " |", "| --- " * (3 + len(recipes)) + "|"]
-    for data, latents, k in sorted({key[:3] for key in groups}, key=lambda cell: (cell[0], int(cell[1]), int(cell[2]))):
-        row = [data, latents, k]
-        for recipe in recipes:
-            runs = groups.get((data, latents, k, recipe, "False", "False"))
-            row.append(f"{of(runs, 'test_fvu').mean():.4f} ({100 * of(runs, 'alive').mean():.0f} %)" if runs else "")
-        text.append("| " + " | ".join(row) + " |")
-    return "\n".join(text) + "\n"
+    """Test FVU and latents alive of the recipes that a reader asks for first: untied without unit norm, then the others."""
+
+    def table(head, recipes, rows):
+        text = ["| " + " | ".join(head + recipes) + " |", "| --- " * (len(head) + len(recipes)) + "|"]
+        for row, size, kind in rows:
+            for recipe in recipes:
+                runs = groups.get((*size, recipe, *kind))
+                row.append(f"{of(runs, 'test_fvu').mean():.4f} ({100 * of(runs, 'alive').mean():.0f} %)" if runs else "")
+            text.append("| " + " | ".join(row) + " |")
+        return "\n".join(text) + "\n"
+
+    sizes = sorted({key[:3] for key in groups}, key=lambda size: (size[0], int(size[1]), int(size[2])))
+    untied = ["default", "default none", "topk preset (hard+auxk)", "pytorch-start hard+auxk", "pytorch-start softmax"]
+    first = table(["data", "M", "k"], untied, [([*size], size, ("False", "False")) for size in sizes])
+    kinds = sorted({(key[:3], key[4:]) for key in groups if key[4:] != ("False", "False")})
+    words = lambda kind: [("tied" if kind[0] == "True" else "untied") + (", unit norm" if kind[1] == "True" else "")]
+    others = [([*size, *words(kind)], size, kind) for size in sizes for of_size, kind in kinds if of_size == size]
+    every = ["default", "topk preset (hard+auxk)", "hard+auxk", "hard", "lapsum", "subset", "anneal-k", "softmax"]
+    return first + "\n" + table(["data", "M", "k", ""], every, others)
 
 
 def plots(groups, of, out):

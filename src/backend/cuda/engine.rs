@@ -386,7 +386,10 @@ impl Parts {
         self.need_rows(dev, rows.len())?;
         let Some(work) = &mut self.work else { return Err(no_buffers()) };
         work.need_kept(dev, &self.sizes)?;
-        work.recon = Some(Buffer::zeros(dev, work.capacity * self.sizes.pitch, "reconstruction")?);
+        // Once: steps that were recorded after a first look name it.
+        if work.recon.is_none() {
+            work.recon = Some(Buffer::zeros(dev, work.capacity * self.sizes.pitch, "reconstruction")?);
+        }
         let batch = self.send(dev, rows, plan, RING)?;
         let result = self.queue(dev, &batch, self.spec.phase(plan), Aim::Look, after_tile);
         result?;
