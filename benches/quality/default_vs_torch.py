@@ -1,10 +1,10 @@
 """The default of `sae train` beside hard top-k in PyTorch, without and with AuxK: the same split, steps and batch size.
 
 PyTorch's side is what a person writes first: nn.Linear's start, zero biases, Adam; AuxK as Gao et al. 2024 have it (the
-D / 2 best of the latents that did not fire for two epochs, weight 1 / 32, on what the others leave). Every learning rate
-of --torch-lr is tried there and the best on the validation split is shown; `sae train` runs once a seed, as it is.
+D / 2 best of the latents that did not fire for two epochs, weight 1 / 32, on what the others leave), at every learning
+rate of --torch-lr; `sae train` runs as it is, with its own.
 FVU is about the mean of the training split, dead latents are over the training rows; both sides are evaluated by the
-same code, the best model of an early stop included.
+same code.
 
     python benches/quality/default_vs_torch.py --sae target/release/sae --data FILE.h5 --out DIR
 """
