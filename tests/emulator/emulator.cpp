@@ -27,7 +27,7 @@ unsigned Machine::take_stack() {
 // What runs on every stack: a thread from its start to its end, and then any other that has not started.
 void fiber_main() {
     Machine &m = *machine;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_SANITIZED
     const void *bottom;
     size_t size;
     __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
@@ -56,9 +56,6 @@ void Machine::go(Context &from, Fiber *to) {
         to->started = true;
         to->stack = take_stack();
         Stack s = stack(to->stack);
-#ifdef __SANITIZE_ADDRESS__
-        __asan_unpoison_memory_region(s.bottom, s.size); // an abandoned thread leaves its frames
-#endif
         // Tops at different places in their pages, or all fibers would share a few cache lines.
         prepare(to->context, s.bottom, s.bottom + s.size - to->stack % 32 * 128, fiber_main);
     }
@@ -243,6 +240,10 @@ extern "C" __attribute__((visibility("default"))) int emulator_launch(const Kern
     run(*m, shared, dynamic, first_x);
     free(m->grid.dynamic);
     bool failed = m->failed;
+#ifdef EMULATOR_SANITIZED
+    // Threads that an error left in the middle leave the marks of their frames.
+    for (unsigned i = 0; failed && i < m->n_stacks; i++) __asan_unpoison_memory_region(m->stack(i).bottom, STACK);
+#endif
     m->free_stacks.clear();
     for (unsigned i = m->n_stacks; i > 0; i--) m->free_stacks.push_back(i - 1);
     std::lock_guard<std::mutex> hold(spare_lock);

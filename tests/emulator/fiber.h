@@ -7,7 +7,7 @@
 #ifdef EMULATOR_UCONTEXT
 #include <ucontext.h>
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_SANITIZED
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -15,7 +15,7 @@
 namespace emulator {
 namespace {
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_SANITIZED
 const size_t STACK = 256 << 10; // the sanitizer writes its report on the stack of the fiber
 #else
 const size_t STACK = 64 << 10;
@@ -71,7 +71,7 @@ struct Stack {
 };
 
 void switch_stacks(Context &from, Context &to, Stack stack) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATOR_SANITIZED
     void *fake = nullptr;
     __sanitizer_start_switch_fiber(&fake, stack.bottom, stack.size);
     swap(from, to);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::backend::cuda::work::STATIC_SHARED;
 use topk_sae::backend::{Backend, Inference, ModelSpec, Relaxation, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
@@ -59,6 +60,26 @@ fn rows_wider_than_a_block_of_threads_agree() {
         (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (3, Some(4), i == 2);
         case.agree_with(ours(i as u64), |_| ());
     }
+}
+
+#[test]
+fn the_widest_rows_that_a_card_holds_train_and_wider_ones_are_told() {
+    let most = device::device(0).facts().unwrap().shared as usize;
+    let widest = (most - STATIC_SHARED) / 12 / 8 * 8;
+    for aux_k in [0, 3] {
+        let mut case = Case::new(2, widest, 9, 3);
+        (case.steps, case.spec.aux_k, case.dead_every) = (1, aux_k, Some(4));
+        case.agree_with(ours(aux_k as u64), |_| ());
+    }
+    let case = Case::new(2, widest + 1, 9, 3);
+    let (data, state) = case.start();
+    let refused =
+        Engine::new("device".into(), device::device(0), data, case.spec, Precision::F32, &state).err();
+    let text = refused.unwrap().to_string();
+    assert!(
+        text.contains(&format!("rows of {} values", widest + 1)) && text.contains("--device cpu"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -87,12 +87,13 @@ impl Sizes {
         })
     }
 
-    /// Checks that a row's gradients fit in a block's shared memory of `most` bytes.
+    /// Checks that what one block keeps of a row fits in its shared memory of `most` bytes: a latent's gradients and
+    /// weights, or a row's input, reconstruction and entries.
     ///
     /// # Errors
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
-        let need = 12 * self.pitch + 8 * self.pool.max(self.aux_k) + STATIC_SHARED;
+        let need = 4 * self.pitch.max(2 * self.pool.max(self.aux_k)) + 8 * self.pitch + STATIC_SHARED;
         if need > most as usize {
             return Err(Error::Usage(format!(
                 "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
