@@ -1,28 +1,18 @@
-//! The kernels through NVIDIA's own compiler, which needs no GPU. A machine without NVRTC says so and passes;
-//! `SAE_REQUIRE_NVRTC=1` makes that a failure, as CI does.
+//! The kernels through NVIDIA's own compiler, which needs no GPU.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/compiler.rs"]
+mod compiler;
+
+use compiler::nvrtc;
 use std::path::Path;
 use topk_sae::backend::cuda::compile::resources::{markdown, resources, warnings};
 use topk_sae::backend::cuda::compile::{Arch, Sources, cache, compile, supported};
-use topk_sae::backend::cuda::{libraries, sources::SOURCES, work::STATIC_SHARED};
+use topk_sae::backend::cuda::{sources::SOURCES, work::STATIC_SHARED};
 
 /// Every generation of cards that is promised.
 const ARCHITECTURES: [Arch; 6] = [Arch(80), Arch(86), Arch(89), Arch(90), Arch(100), Arch(120)];
-
-/// Whether NVRTC is there; says so where it is not.
-fn nvrtc() -> bool {
-    match libraries::nvrtc(None) {
-        Ok(_) => true,
-        Err(reason) => {
-            let required = std::env::var("SAE_REQUIRE_NVRTC").is_ok_and(|v| v == "1");
-            assert!(!required, "SAE_REQUIRE_NVRTC=1: {reason}");
-            eprintln!("skipped: {reason}");
-            false
-        }
-    }
-}
 
 /// `common.cuh` and one file that uses it.
 fn toy(text: &str) -> Vec<(&str, &str)> {

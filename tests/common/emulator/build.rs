@@ -90,16 +90,27 @@ pub fn sanitized() -> bool {
 pub fn runtime() -> LaunchFn {
     static RUNTIME_FN: OnceLock<LaunchFn> = OnceLock::new();
     *RUNTIME_FN.get_or_init(|| {
-        let files =
-            [("emulator.h", HEADER), ("fiber.h", FIBER), ("turns.h", TURNS), ("emulator.cpp", RUNTIME)];
-        let flags = if sanitized() { BESIDE_SANITIZED } else { PLAIN };
-        let folder =
-            cached(&files, flags, |folder| compile(folder, "emulator.cpp", flags, &["-o", "out.so"]));
         // Kernels find its symbols, so it is opened for all.
-        let library = open(&folder.join("out.so"), RTLD_GLOBAL);
+        let library = open(&runtime_file(), RTLD_GLOBAL);
         // SAFETY: emulator.cpp defines it with these parameters; the library is never unloaded.
         unsafe { *library.get::<LaunchFn>(b"emulator_launch\0").unwrap() }
     })
+}
+
+/// The shared object that [`runtime`] opens.
+pub fn runtime_file() -> PathBuf {
+    let files = [("emulator.h", HEADER), ("fiber.h", FIBER), ("turns.h", TURNS), ("emulator.cpp", RUNTIME)];
+    let flags = if sanitized() { BESIDE_SANITIZED } else { PLAIN };
+    shared_object(&files, "emulator.cpp", flags)
+}
+
+/// `text`, which may include emulator.h, as a shared object of its own.
+pub fn beside(text: &str) -> PathBuf {
+    shared_object(&[("emulator.h", HEADER), ("beside.cpp", text)], "beside.cpp", PLAIN)
+}
+
+fn shared_object(files: &[(&str, &str)], main: &str, flags: &[&str]) -> PathBuf {
+    cached(files, flags, |folder| compile(folder, main, flags, &["-o", "out.so"])).join("out.so")
 }
 
 /// The kernels of `file`, one of `sources`.
@@ -107,15 +118,10 @@ pub fn kernels(sources: &[(String, String)], file: &str) -> &'static [Kernel] {
     type Slot = Arc<OnceLock<&'static [Kernel]>>;
     static LOADED: Mutex<Option<HashMap<PathBuf, Slot>>> = Mutex::new(None);
     runtime();
-    let used = sources.iter().filter(|(name, _)| name == file || name.ends_with(".cuh"));
-    let mut files: Vec<(&str, &str)> = used.map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    files.push(("emulator.h", HEADER));
-    files.push(("name", file));
-    let flags = if sanitized() { SANITIZED } else { PLAIN };
-    let folder = cached(&files, flags, |folder| build(folder, file, flags));
-    let slot = LOADED.lock().unwrap().get_or_insert_default().entry(folder.clone()).or_default().clone();
+    let path = kernels_file(sources, file);
+    let slot = LOADED.lock().unwrap().get_or_insert_default().entry(path.clone()).or_default().clone();
     slot.get_or_init(|| {
-        let library = open(&folder.join("out.so"), RTLD_LOCAL);
+        let library = open(&path, RTLD_LOCAL);
         // SAFETY: `build` adds both symbols with these types; the library is never unloaded.
         unsafe {
             let count = **library.get::<*const usize>(b"emulator_kernel_count\0").unwrap();
@@ -123,6 +129,16 @@ pub fn kernels(sources: &[(String, String)], file: &str) -> &'static [Kernel] {
             std::slice::from_raw_parts(table, count)
         }
     })
+}
+
+/// The shared object that [`kernels`] opens.
+pub fn kernels_file(sources: &[(String, String)], file: &str) -> PathBuf {
+    let used = sources.iter().filter(|(name, _)| name == file || name.ends_with(".cuh"));
+    let mut files: Vec<(&str, &str)> = used.map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    files.push(("emulator.h", HEADER));
+    files.push(("name", file));
+    let flags = if sanitized() { SANITIZED } else { PLAIN };
+    cached(&files, flags, |folder| build(folder, file, flags)).join("out.so")
 }
 
 fn open(path: &Path, scope: c_int) -> &'static Library {

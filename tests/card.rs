@@ -1,0 +1,253 @@
+//! `sae --device cuda` as a whole, on a driver and a cuBLAS that run on the CPU (`tests/card/stand_in.cpp`): what the
+//! program asks of a driver, in which order, when it waits, what it records, and what it says when something fails.
+//!
+//! The kernels' CUBIN comes from NVRTC, as for a card; their code from the emulation.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/compiler.rs"]
+mod compiler;
+#[path = "common/runs.rs"]
+mod runs;
+
+use common::emulator::build;
+use runs::{command, metrics, same_run, start, write_data};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::OnceLock;
+use topk_sae::backend::cuda::sources::SOURCES;
+
+/// The stand-in, to be found by the system loader as driver and cuBLAS, and its kernels.
+struct StandIn {
+    folder: tempfile::TempDir,
+    kernels: String,
+}
+
+fn stand_in() -> &'static StandIn {
+    static ONE: OnceLock<StandIn> = OnceLock::new();
+    ONE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let object = build::beside(include_str!("card/stand_in.cpp"));
+        for name in ["libcuda.so", "libcublas.so"] {
+            std::os::unix::fs::symlink(&object, folder.path().join(name)).unwrap();
+        }
+        let sources: Vec<(String, String)> =
+            SOURCES.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
+        let names = SOURCES.iter().map(|s| s.0).filter(|name| name.ends_with(".cu"));
+        let mut objects = vec![build::runtime_file()];
+        objects.extend(names.map(|name| build::kernels_file(&sources, name)));
+        let objects: Vec<_> = objects.iter().map(|path| path.to_str().unwrap()).collect();
+        StandIn { folder, kernels: objects.join(":") }
+    })
+}
+
+/// A folder with data, and `sae` beside the stand-in.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn with_data(rows: usize, d: usize) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        write_data(&place.path("data.h5"), rows, d);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Runs `sae` with settings of the stand-in (`MEMORY=...`); counts of calls go to the file `counts`.
+    fn sae(&self, settings: &[(&str, &str)], args: &[&str]) -> Output {
+        let lent = stand_in();
+        let mut command = command(args);
+        let mut folders = vec![lent.folder.path().to_owned()];
+        folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
+        command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
+        command.env("SAE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
+        command.env("STAND_IN_KERNELS", &lent.kernels).env("STAND_IN_COUNTS", self.path("counts"));
+        for (name, value) in settings {
+            command.env(format!("STAND_IN_{name}"), value);
+        }
+        start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
+    }
+
+    fn train(&self, settings: &[(&str, &str)], device: &str, out: &str, more: &[&str]) -> Output {
+        let (data, out, device) = (self.name("data.h5"), self.name(out), format!("--device={device}"));
+        let mut args = vec!["train", &data, "--out", &out, &device, "--quiet"];
+        args.extend(more);
+        self.sae(settings, &args)
+    }
+
+    fn trained(&self, settings: &[(&str, &str)], device: &str, out: &str, more: &[&str]) -> PathBuf {
+        well(&self.train(settings, device, out, more));
+        self.path(out)
+    }
+
+    /// How often each function was called in the last process, and what was left at its end.
+    fn counts(&self) -> HashMap<String, u64> {
+        let text = std::fs::read_to_string(self.path("counts")).unwrap();
+        let pair = |line: &str| {
+            let (name, count) = line.split_once('\t').unwrap();
+            (name.to_owned(), count.parse().unwrap())
+        };
+        text.lines().map(pair).collect()
+    }
+}
+
+/// Fails unless it succeeded without a word from the stand-in; its standard output.
+fn well(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !errors.contains("STAND-IN"), "{errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Fails unless it failed with one line; that line.
+fn told(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.lines().count() == 1 && text.starts_with("error: "), "{text}");
+    text
+}
+
+/// A column of `metrics.csv`.
+fn column(run: &Path, name: &str) -> Vec<f64> {
+    let mut reader = csv::Reader::from_path(run.join("metrics.csv")).unwrap();
+    let at = reader.headers().unwrap().iter().position(|header| header == name).unwrap();
+    reader.records().map(|record| record.unwrap()[at].parse().unwrap()).collect()
+}
+
+fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+    assert!(got.len() == want.len() && !want.is_empty(), "{what}");
+    for (step, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= tolerance * want.abs(), "{what}, {step}: {got} beside {want}");
+    }
+}
+
+const SIZES: [&str; 4] = ["--latents=64", "-k=4", "--batch-size=16", "--steps=24"];
+
+#[test]
+fn every_kind_of_model_trains_as_on_the_cpu_and_leaves_nothing_behind() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let kinds: [&[&str]; 5] = [
+        &[],
+        &["--preset=relaxed-topk", "--anneal-steps=12", "--tied"],
+        &["--preset=topk", "--aux-k=8"],
+        &["--preset=sparse-l1", "--anneal-steps=0"],
+        &["--relaxation=subset", "--tied", "--unit-norm-decoder=true", "--clip-norm=0.5", "--ema=0.9"],
+    ];
+    for (i, kind) in kinds.iter().enumerate() {
+        let args = [&SIZES, *kind, &["--eval-every=3"]].concat();
+        let (on_cpu, on_card) = (format!("cpu{i}"), format!("card{i}"));
+        let (cpu, card) =
+            (place.trained(&[], "cpu", &on_cpu, &args), place.trained(&[], "cuda", &on_card, &args));
+        close(&format!("{kind:?}: loss"), &column(&card, "train_loss"), &column(&cpu, "train_loss"), 1e-3);
+        close(&format!("{kind:?}: FVU"), &column(&card, "val_fvu"), &column(&cpu, "val_fvu"), 1e-2);
+        let counts = place.counts();
+        for left in ["bytes left", "pinned blocks left", "streams left"] {
+            assert_eq!(counts[left], 0, "{kind:?}: {left}");
+        }
+    }
+}
+
+#[test]
+fn a_step_is_one_replay_and_nothing_waits_between_evaluations() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let count = |steps: &str, more: &[&str]| {
+        let rare =
+            ["--eval-every=1000", "--checkpoint-every=1000", "--latents=64", "-k=4", "--batch-size=16"];
+        let args = [&rare[..], more, &[steps, "--overwrite"]].concat();
+        place.trained(&[], "cuda", "run", &args);
+        place.counts()
+    };
+    for more in [&["--preset=topk"][..], &["--preset=relaxed-topk", "--anneal-steps=80"]] {
+        let (few, many) = (count("--steps=100", more), count("--steps=140", more));
+        let added = |name: &str| many[name] as i64 - few[name] as i64;
+        assert_eq!(added("cuGraphLaunch"), 40, "{more:?}");
+        let same =
+            ["cuLaunchKernel", "cublasGemmEx", "cuMemAlloc_v2", "cuMemHostAlloc", "cuStreamBeginCapture_v2"];
+        for name in same {
+            assert_eq!(added(name), 0, "{more:?}: {name}");
+        }
+        // What is sent with a step: its numbers and rows, in one message.
+        assert_eq!(added("cuMemcpyHtoDAsync_v2"), 40, "{more:?}");
+        // The only waits are those of who fetches the losses of many steps, now and then by the clock.
+        assert_eq!(added("cuStreamSynchronize"), added("cuMemcpyDtoHAsync_v2"), "{more:?}");
+    }
+}
+
+#[test]
+fn rows_that_travel_with_each_batch_give_the_bits_of_rows_on_the_card() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let args = [&SIZES[..], &["--precision=bf16", "--eval-every=12"]].concat();
+    let runs = ["first", "again"].map(|name| place.trained(&[], "cuda", name, &args));
+    same_run(&runs[0], &runs[1]);
+    let resident = place.counts();
+    // No room for the data beside the 8 MiB of cuBLAS and the buffers of some thousand rows.
+    let little = [("MEMORY", "9000000"), ("CARD", "Stand-in=8.6")];
+    same_run(&runs[0], &place.trained(&little, "cuda", "travelling", &args));
+    let more = place.counts()["bytes sent"] as i64 - resident["bytes sent"] as i64;
+    assert!(more > 24 * 16 * 16 * 4, "{more}");
+}
+
+#[test]
+fn a_card_that_is_lost_leaves_a_run_that_goes_on_to_the_same_bits() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let args = [&SIZES[..], &["--checkpoint-every=6", "--eval-every=6"]].concat();
+    let whole = place.trained(&[], "cuda", "whole", &args);
+    let text =
+        String::from_utf8_lossy(&place.train(&[("LOST", "300")], "cuda", "lost", &args).stderr).into_owned();
+    assert!(text.contains("CUDA_ERROR_LAUNCH_FAILED") && text.contains("sae train --resume"), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let lost = place.name("lost");
+    well(&place.sae(&[], &["train", "--resume", &lost, "--device=cuda", "--quiet"]));
+    assert_ne!(metrics(&whole).len(), 0);
+    same_run(&whole, Path::new(&lost));
+}
+
+#[test]
+fn what_a_driver_refuses_is_told_in_one_line() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let cases: [(&[(&str, &str)], &str, &[&str]); 6] = [
+        (&[("CARD", "")], "cuda", &["lists no device", "CUDA_VISIBLE_DEVICES"]),
+        (&[("SERVES", "11080")], "cuda", &["driver is too old", "11.8"]),
+        (&[("SERVES", "12040")], "cuda", &["driver is too old for NVRTC", "12.4"]),
+        (&[("CARD", "Tesla V100=7.0")], "cuda", &["Tesla V100", "7.0", "--device cpu"]),
+        (&[("CARD", "A=8.6;B=9.0")], "cuda:2", &["can be used here: 2", "sae devices"]),
+        (
+            &[("MEMORY", "8400000"), ("CARD", "A=8.6")],
+            "cuda",
+            &["not enough GPU memory", "--batch-size", "bf16"],
+        ),
+    ];
+    for (settings, device, words) in cases {
+        let text = told(&place.train(settings, device, "run", &SIZES));
+        assert!(words.iter().all(|word| text.contains(word)), "{settings:?}: {text}");
+    }
+    let listed = well(&place.sae(&[("CARD", "A=8.6;B=9.0")], &["devices"]));
+    for part in ["cuda:0  A, compute capability 8.6", "cuda:1  B, compute capability 9.0", "takes cuda:0"] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    let text = place.trained(&[("CARD", "A=8.6;B=9.0")], "cuda:1", "second", &SIZES);
+    let summary = std::fs::read_to_string(text.join("summary.json")).unwrap();
+    assert!(summary.contains("cuda:1 B"), "{summary}");
+}
