@@ -1,4 +1,4 @@
-//! `sae --device cuda` as a whole, on a driver and a cuBLAS that run on the CPU (`tests/card/stand_in.cpp`): what the
+//! `sae --device cuda` as a whole, on a driver and a cuBLAS that run on the CPU (`tests/card/`): what the
 //! program asks of a driver, in which order, when it waits, what it records, and what it says when something fails.
 //!
 //! The kernels' CUBIN comes from NVRTC, as for a card; their code from the emulation.
@@ -28,7 +28,11 @@ fn stand_in() -> &'static StandIn {
     static ONE: OnceLock<StandIn> = OnceLock::new();
     ONE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let object = build::beside(include_str!("card/stand_in.cpp"));
+        let object = build::beside(&[
+            ("stand_in.cpp", include_str!("card/stand_in.cpp")),
+            ("cublas.h", include_str!("card/cublas.h")),
+            ("state.h", include_str!("card/state.h")),
+        ]);
         for name in ["libcuda.so", "libcublas.so"] {
             std::os::unix::fs::symlink(&object, folder.path().join(name)).unwrap();
         }
@@ -155,6 +159,17 @@ fn every_kind_of_model_trains_as_on_the_cpu_and_leaves_nothing_behind() {
             assert_eq!(counts[left], 0, "{kind:?}: {left}");
         }
     }
+}
+
+#[test]
+fn rows_so_wide_that_a_kernel_must_ask_for_its_shared_memory_train() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(20, 4100);
+    let args = ["--latents=16", "-k=2", "--batch-size=8", "--steps=4", "--eval-every=2"];
+    let (cpu, card) = (place.trained(&[], "cpu", "cpu", &args), place.trained(&[], "cuda", "card", &args));
+    close("loss", &column(&card, "train_loss"), &column(&cpu, "train_loss"), 1e-3);
 }
 
 #[test]

@@ -104,9 +104,9 @@ pub fn runtime_file() -> PathBuf {
     shared_object(&files, "emulator.cpp", flags)
 }
 
-/// `text`, which may include emulator.h, as a shared object of its own.
-pub fn beside(text: &str) -> PathBuf {
-    shared_object(&[("emulator.h", HEADER), ("beside.cpp", text)], "beside.cpp", PLAIN)
+/// The first of `files`, names and texts that may include emulator.h, as a shared object of its own.
+pub fn beside(files: &[(&str, &str)]) -> PathBuf {
+    shared_object(&[files, &[("emulator.h", HEADER)]].concat(), files[0].0, PLAIN)
 }
 
 fn shared_object(files: &[(&str, &str)], main: &str, flags: &[&str]) -> PathBuf {
