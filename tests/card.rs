@@ -14,9 +14,10 @@ use common::emulator::build;
 use runs::{command, metrics, same_run, start, write_data};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
-use topk_sae::backend::cuda::sources::SOURCES;
+use topk_sae::backend::cuda::device::Device;
+use topk_sae::backend::cuda::{card, gemm::Math, sources::SOURCES};
 
 /// The stand-in, to be found by the system loader as driver and cuBLAS, and its kernels.
 struct StandIn {
@@ -46,6 +47,16 @@ fn stand_in() -> &'static StandIn {
     })
 }
 
+fn beside_stand_in(mut command: Command) -> Output {
+    let lent = stand_in();
+    let mut folders = vec![lent.folder.path().to_owned()];
+    folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
+    command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
+    command.env("SAE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
+    command.env("STAND_IN_KERNELS", &lent.kernels);
+    start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
+}
+
 /// A folder with data, and `sae` beside the stand-in.
 struct Place {
     folder: tempfile::TempDir,
@@ -68,17 +79,12 @@ impl Place {
 
     /// Runs `sae` with settings of the stand-in (`MEMORY=...`); counts of calls go to the file `counts`.
     fn sae(&self, settings: &[(&str, &str)], args: &[&str]) -> Output {
-        let lent = stand_in();
         let mut command = command(args);
-        let mut folders = vec![lent.folder.path().to_owned()];
-        folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
-        command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
-        command.env("SAE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
-        command.env("STAND_IN_KERNELS", &lent.kernels).env("STAND_IN_COUNTS", self.path("counts"));
+        command.env("STAND_IN_COUNTS", self.path("counts"));
         for (name, value) in settings {
             command.env(format!("STAND_IN_{name}"), value);
         }
-        start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
+        beside_stand_in(command)
     }
 
     fn train(&self, settings: &[(&str, &str)], device: &str, out: &str, more: &[&str]) -> Output {
@@ -170,6 +176,35 @@ fn rows_so_wide_that_a_kernel_must_ask_for_its_shared_memory_train() {
     let args = ["--latents=16", "-k=2", "--batch-size=8", "--steps=4", "--eval-every=2"];
     let (cpu, card) = (place.trained(&[], "cpu", "cpu", &args), place.trained(&[], "cuda", "card", &args));
     close("loss", &column(&card, "train_loss"), &column(&cpu, "train_loss"), 1e-3);
+}
+
+/// Set in the process whose system loader finds the stand-in.
+const INSIDE: &str = "SAE_TEST_STAND_IN";
+
+#[test]
+fn more_messages_than_can_be_under_way_arrive_whole() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    if std::env::var_os(INSIDE).is_none() {
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "more_messages_than_can_be_under_way_arrive_whole"]).env(INSIDE, "1");
+        let text = well(&beside_stand_in(again));
+        assert!(text.contains("1 passed"), "{text}");
+        return;
+    }
+    let mut card = card::open(0, Math::F32).unwrap();
+    // Some need larger slots than those before them.
+    let sizes: Vec<usize> = (0..100).map(|i| 1 + i * 7919 % 9000).collect();
+    let mut sent: Vec<_> = sizes.iter().map(|&size| card.allocate(size, "a message").unwrap()).collect();
+    for (i, (memory, &size)) in sent.iter_mut().zip(&sizes).enumerate() {
+        card.send(memory, size, &mut |bytes| bytes.fill(i as u8)).unwrap();
+    }
+    for (i, (memory, &size)) in sent.iter().zip(&sizes).enumerate() {
+        let mut got = vec![0; size];
+        card.read(memory, 0, &mut got).unwrap();
+        assert!(got.iter().all(|&byte| byte == i as u8), "message {i} of {size} bytes");
+    }
 }
 
 #[test]
