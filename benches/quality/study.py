@@ -5,9 +5,9 @@
     python3 benches/quality/study.py report results.csv --out FOLDER
 
 `run` may be stopped and started again: runs that are in the file are not made again, so cells may also be made on
-several days; `--jobs` makes that many at once. Needs numpy and safetensors, `report` matplotlib. All runs of a data set have the same split; all recipes of
-a cell see the same rows, batches, steps and learning rate, and differ in what RECIPES says. Hyperparameters are for the validation split to choose; figures
-to quote are those of the test split.
+several days; `--jobs` makes that many at once. Needs numpy and safetensors, `report` matplotlib. All runs of a data set
+have the same split; all recipes of a cell see the same rows, batches, steps and learning rate, and differ in what
+RECIPES says. Hyperparameters are for the validation split to choose; figures to quote are those of the test split.
 """
 
 import argparse
