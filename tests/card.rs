@@ -11,7 +11,7 @@ mod compiler;
 mod runs;
 
 use common::emulator::build;
-use runs::{command, metrics, same_run, start, write_data};
+use runs::{Place, command, metrics, same_run, start};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -57,26 +57,8 @@ fn beside_stand_in(mut command: Command) -> Output {
     start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
 }
 
-/// A folder with data, and `sae` beside the stand-in.
-struct Place {
-    folder: tempfile::TempDir,
-}
-
+/// `sae` beside the stand-in.
 impl Place {
-    fn with_data(rows: usize, d: usize) -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        write_data(&place.path("data.h5"), rows, d);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn name(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
     /// Runs `sae` with settings of the stand-in (`MEMORY=...`); counts of calls go to the file `counts`.
     fn sae(&self, settings: &[(&str, &str)], args: &[&str]) -> Output {
         let mut command = command(args);

@@ -13,32 +13,14 @@ mod report;
 #[path = "common/runs.rs"]
 mod runs;
 
-use runs::{sae, sae_fails, sae_ok, same_run, write_data};
+use runs::{Place, sae, sae_fails, sae_ok, same_run, write_data};
 use serde_json::Value;
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const SMALL: [&str; 5] = ["--latents=64", "--k=4", "--steps=60", "--batch-size=32", "--anneal-steps=30"];
 
-struct Place {
-    folder: tempfile::TempDir,
-}
-
 impl Place {
-    fn with_data(rows: usize) -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        write_data(&place.path("data.h5"), rows, 16);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn name(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
     fn train(&self, out: &str, more: &[&str]) -> String {
         let mut args = vec!["train".to_owned(), self.name("data.h5"), "--out".into(), self.name(out)];
         args.extend(SMALL.iter().chain(more).map(|s| (*s).to_owned()));
@@ -60,7 +42,7 @@ fn json(path: &Path) -> Value {
 
 #[test]
 fn a_run_folder_holds_what_the_documentation_says() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let table = place.train("run", &[]);
     assert!(table.contains("train") && table.contains("val") && table.contains("FVU"), "{table}");
     let run = place.path("run");
@@ -111,7 +93,7 @@ fn a_run_folder_holds_what_the_documentation_says() {
 
 #[test]
 fn training_again_from_the_resolved_configuration_gives_the_same_run() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("first", &["--preset=topk", "--seed=7", "--tied"]);
     let config = place.name("first/config.toml");
     sae_ok(["train", "--config", &config, "--out", &place.name("second")]);
@@ -127,7 +109,7 @@ fn training_again_from_the_resolved_configuration_gives_the_same_run() {
 
 #[test]
 fn options_of_a_warm_up_that_contradict_each_other_are_wrong_usage() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     for (options, named) in [
         (&["--relaxation=none", "--anneal-steps=5"][..], "--anneal-steps 5"),
         (&["--pool=9"], "--pool 9"),
@@ -143,7 +125,7 @@ fn options_of_a_warm_up_that_contradict_each_other_are_wrong_usage() {
 
 #[test]
 fn the_bits_do_not_depend_on_the_number_of_threads() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     for options in [&[][..], &["--relaxation=subset", "--init=data", "--pre-bias=mean", "--device=cpu"]] {
         for (run, threads) in [("one", "--threads=1"), ("three", "--threads=3")] {
             place.train(run, &[&[threads, "--overwrite"], options].concat());
@@ -154,7 +136,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn another_seed_gives_another_run() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("a", &["--seed=1"]);
     place.train("b", &["--seed=2"]);
     let model = |run: &str| std::fs::read(place.path(run).join("model.safetensors")).unwrap();
@@ -163,7 +145,7 @@ fn another_seed_gives_another_run() {
 
 #[test]
 fn seeds_share_a_split_where_it_has_a_seed_of_its_own() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("a", &["--seed=1", "--split-seed=5"]);
     place.train("b", &["--seed=2", "--split-seed=5"]);
     place.train("c", &["--seed=5"]);
@@ -197,7 +179,7 @@ fn seeds_share_a_split_where_it_has_a_seed_of_its_own() {
 
 #[test]
 fn the_default_is_told_by_its_name_and_gives_the_same_run() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let plan = |more: &[&str]| {
         sae_ok([&["train", &place.name("data.h5"), "--dry-run", "--json"][..], more].concat())
     };
@@ -224,7 +206,7 @@ fn the_default_is_told_by_its_name_and_gives_the_same_run() {
 #[test]
 fn eval_gives_the_figures_of_the_summary() {
     for preset in ["data-topk", "relaxed-topk", "topk", "sparse-l1"] {
-        let place = Place::with_data(300);
+        let place = Place::with_data(300, 16);
         place.train("run", &["--preset", preset]);
         let summary = json(&place.path("run/summary.json"));
         let text = sae_ok(["eval", &place.name("run"), &place.name("data.h5"), "--json"]);
@@ -245,7 +227,7 @@ fn eval_gives_the_figures_of_the_summary() {
 
 #[test]
 fn sparse_l1_with_relu_inference_is_evaluated_with_all_positive_scores() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("topk", &["--preset=sparse-l1"]);
     place.train("relu", &["--preset=sparse-l1", "--inference=relu"]);
     let l0 = |run: &str| json(&place.path(run).join("summary.json"))["train"]["l0"].as_f64().unwrap();
@@ -255,7 +237,7 @@ fn sparse_l1_with_relu_inference_is_evaluated_with_all_positive_scores() {
 
 #[test]
 fn a_dry_run_prints_a_configuration_that_trains_and_makes_nothing() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let mut args = vec!["train".to_owned(), place.name("data.h5"), "--dry-run".into()];
     args.extend(SMALL.iter().map(|s| (*s).to_owned()));
     let text = sae_ok(args);
@@ -267,7 +249,7 @@ fn a_dry_run_prints_a_configuration_that_trains_and_makes_nothing() {
 
 #[test]
 fn a_dry_run_speaks_json() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let args = ["train", &place.name("data.h5"), "--dry-run", "--json", "--latents=64", "--k=4"];
     let plan: Value = serde_json::from_str(&sae_ok(args)).unwrap();
     assert_eq!(plan["config"]["latents"], 64);
@@ -280,7 +262,7 @@ fn a_dry_run_speaks_json() {
 
 #[test]
 fn a_model_that_no_memory_holds_is_refused_before_anything_is_made() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     for more in [["--latents=4000000000", "--k=4"], ["--latents=4294967295", "--aux-k=18446744073709551615"]]
     {
         let (status, message) = place.fails(&more);
@@ -294,7 +276,7 @@ fn a_model_that_no_memory_holds_is_refused_before_anything_is_made() {
 
 #[test]
 fn many_dead_latents_are_told_once_and_not_to_quiet_or_json() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     // A latent a row and 240 training rows: most of 1024 cannot fire.
     let dead = |out: &str, more: &[&str]| {
         let (data, out) = (place.name("data.h5"), place.name(out));
@@ -313,7 +295,7 @@ fn many_dead_latents_are_told_once_and_not_to_quiet_or_json() {
 
 #[test]
 fn a_folder_in_use_is_not_written_into() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let args = ["train", &place.name("data.h5"), "--out", &place.name("run"), "--steps=5", "--latents=40"]
         .map(str::to_owned);
@@ -330,7 +312,7 @@ fn a_folder_in_use_is_not_written_into() {
 
 #[test]
 fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     for (args, words) in [
         (vec!["--latents=16", "--k=17"], vec!["--k 17", "16"]),
         (vec!["--batch-size=5000"], vec!["--batch-size 5000", "full"]),
@@ -355,7 +337,7 @@ fn options_that_cannot_be_are_refused_with_the_flag_and_status_2() {
 
 #[test]
 fn a_device_that_is_not_there_is_refused_before_anything_is_made() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     // No machine has as many; one without a driver says that instead.
     for more in [vec!["--device=cuda:99"], vec!["--device=cuda:99", "--dry-run"]] {
         let (status, message) = place.fails(&more);
@@ -370,7 +352,7 @@ fn a_device_that_is_not_there_is_refused_before_anything_is_made() {
 
 #[test]
 fn the_bits_do_not_depend_on_when_steps_are_waited_for() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("seldom", &[]);
     place.train("often", &["--checkpoint-every=1"]);
     let (seldom, often) = (place.path("seldom"), place.path("often"));
@@ -381,7 +363,7 @@ fn the_bits_do_not_depend_on_when_steps_are_waited_for() {
 
 #[test]
 fn eval_tells_the_rows_that_it_skipped() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     write_data(&place.path("more.h5"), 310, 16);
     // Ids are those of the first file: 300 of them are seen twice.
@@ -394,7 +376,7 @@ fn eval_tells_the_rows_that_it_skipped() {
 
 #[test]
 fn a_model_of_the_gpu_s_precision_is_evaluated_and_its_run_not_resumed_on_the_cpu() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &["--device=cpu"]);
     // What a run in bf16 leaves, as far as the command line looks at it.
     let config = place.path("run/config.toml");
@@ -416,7 +398,7 @@ fn a_model_of_the_gpu_s_precision_is_evaluated_and_its_run_not_resumed_on_the_cp
 
 #[test]
 fn a_configuration_file_with_a_wrong_key_is_refused_with_its_line() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     std::fs::write(place.path("c.toml"), "k = 4\nlatent = 3\n").unwrap();
     let (status, message) = place.fails(&["--config", &place.name("c.toml")]);
     assert!(status == 2 && message.contains("line 2") && message.contains("latent"), "{message}");
@@ -424,7 +406,7 @@ fn a_configuration_file_with_a_wrong_key_is_refused_with_its_line() {
 
 #[test]
 fn an_output_place_that_cannot_be_written_is_told_with_its_path() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let out = "/proc/no-such-place/run";
     let (status, message) = sae_fails(["train", &place.name("data.h5"), "--out", out]);
     assert!(status == 1 && message.contains("/proc/no-such-place"), "{message}");
@@ -432,7 +414,7 @@ fn an_output_place_that_cannot_be_written_is_told_with_its_path() {
 
 #[test]
 fn files_of_another_kind_are_told_apart() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     std::fs::write(place.path("text.h5"), "hello").unwrap();
     let (status, message) = sae_fails(["train", &place.name("text.h5"), "--out", &place.name("x")]);
@@ -452,7 +434,7 @@ fn files_of_another_kind_are_told_apart() {
 
 #[test]
 fn early_stopping_keeps_the_best_model() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     // A large rate overfits soon: validation gets worse long before the last step.
     place.train("run", &["--lr=0.02", "--steps=4000", "--eval-every=20", "--early-stop=3", "--latents=256"]);
     let summary = json(&place.path("run/summary.json"));
@@ -462,7 +444,7 @@ fn early_stopping_keeps_the_best_model() {
 
 #[test]
 fn inspect_and_devices_speak_json_too() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let data: Value = serde_json::from_str(&sae_ok(["inspect", &place.name("data.h5"), "--json"])).unwrap();
     assert_eq!(data["n_rows"], 300);

@@ -5,7 +5,7 @@ mod common;
 #[path = "common/runs.rs"]
 mod runs;
 
-use runs::{sae, sae_fails, sae_ok, tensors, write_data};
+use runs::{Place, sae, sae_fails, sae_ok, tensors};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -16,29 +16,16 @@ const D: usize = 16;
 const M: usize = 64;
 const K: usize = 4;
 
-struct Place {
-    folder: tempfile::TempDir,
-}
-
 impl Place {
     /// Data and a short run on them.
     fn trained(more: &[&str]) -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        write_data(&place.path("data.h5"), 120, D);
+        let place = Self::with_data(120, D);
         let (data, run) = (place.name("data.h5"), place.name("run"));
         let mut args =
             vec!["train", &data, "--out", &run, "--latents=64", "--k=4", "--steps=20", "--batch-size=32"];
         args.extend(more);
         sae_ok(args);
         place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn name(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
     }
 
     /// Exports the run; returns the folder and what was said on standard error.

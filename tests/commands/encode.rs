@@ -62,7 +62,7 @@ fn table(path: &Path) -> HashMap<String, Vec<(usize, f64)>> {
 
 #[test]
 fn the_codes_of_a_top_k_model_are_those_of_the_formula() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("codes.h5"));
     let told = sae_ok(["encode", &run, &data, "-o", &out]);
@@ -89,7 +89,7 @@ fn the_codes_of_a_top_k_model_are_those_of_the_formula() {
 
 #[test]
 fn the_codes_of_a_relu_model_are_compressed_rows() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &["--inference=relu", "--anneal-steps=0"]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("codes.h5"));
     sae_ok(["encode", &run, &data, "-o", &out]);
@@ -108,7 +108,7 @@ fn the_codes_of_a_relu_model_are_compressed_rows() {
 
 #[test]
 fn a_split_holds_the_rows_that_splits_tsv_names() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("codes.h5"));
     sae_ok(["encode", &run, &data, "--out", &out, "--split=val"]);
@@ -119,7 +119,7 @@ fn a_split_holds_the_rows_that_splits_tsv_names() {
 
 #[test]
 fn encode_refuses_what_would_lose_a_file_and_leaves_nothing_half_done() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("codes.h5"));
     std::fs::write(&out, "mine").unwrap();
@@ -143,7 +143,7 @@ fn encode_refuses_what_would_lose_a_file_and_leaves_nothing_half_done() {
 
 #[test]
 fn compare_sorts_by_validation_fvu_and_marks_runs_that_are_not_finished() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("small", &["--k=2", "--steps=20"]);
     place.train("large", &["--k=16"]);
     std::fs::remove_file(place.path("small/summary.json")).unwrap();
@@ -167,7 +167,7 @@ fn compare_sorts_by_validation_fvu_and_marks_runs_that_are_not_finished() {
 
 #[test]
 fn compare_tells_a_folder_that_is_no_run() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     let folder = place.folder.path().to_str().unwrap().to_owned();
     let (status, text) = sae_fails(["compare", &folder]);
     assert!(status == 2 && text.contains("not a run folder") && text.contains("config.toml"), "{text}");
@@ -175,7 +175,7 @@ fn compare_tells_a_folder_that_is_no_run() {
 
 #[test]
 fn an_interrupted_encode_leaves_neither_half_a_file_nor_the_old_one_damaged() {
-    let place = Place::with_data(60_000);
+    let place = Place::with_data(60_000, 16);
     let mut args = vec!["train".to_owned(), place.name("data.h5"), "--out".into(), place.name("run")];
     args.extend(SMALL.map(str::to_owned));
     args.extend(["--latents=2048".into(), "--steps=1".into(), "--eval-rows=10".into()]);

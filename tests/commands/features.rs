@@ -40,7 +40,7 @@ fn codes(place: &Place, data: &str) -> HashMap<usize, Vec<(String, f32)>> {
 
 #[test]
 fn every_latent_has_a_line_with_what_encode_says_of_it() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data) = (place.name("run"), place.name("data.h5"));
     let codes = codes(&place, &data);
@@ -92,7 +92,7 @@ fn labels_from(place: &Place, codes: &HashMap<usize, Vec<(String, f32)>>) -> Vec
 
 #[test]
 fn a_label_that_is_a_latent_is_found_with_its_latent() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("features.tsv"));
     let codes = codes(&place, &data);
@@ -146,7 +146,7 @@ fn a_label_that_is_a_latent_is_found_with_its_latent() {
 
 #[test]
 fn residues_take_the_label_of_their_protein_or_are_pooled() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, labels) = (place.name("run"), place.name("residues.h5"), place.name("labels.tsv"));
     write_residues(&place.path("residues.h5"), 60, 5, 16);
@@ -194,7 +194,7 @@ fn residues_take_the_label_of_their_protein_or_are_pooled() {
 
 #[test]
 fn the_bits_of_the_tables_do_not_depend_on_the_number_of_threads() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data) = (place.name("run"), place.name("data.h5"));
     labels_from(&place, &codes(&place, &data));
@@ -218,7 +218,7 @@ fn the_bits_of_the_tables_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn features_refuses_what_would_lose_a_file_and_labels_that_cannot_be_used() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, labels) = (place.name("run"), place.name("data.h5"), place.name("labels.tsv"));
     std::fs::write(&labels, "id\tkind\nid0001\ta\nid0002\n").unwrap();

@@ -22,7 +22,7 @@ fn write_labels(path: &Path, rows: usize) {
 }
 
 fn place() -> (Place, Vec<String>) {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     write_labels(&place.path("labels.tsv"), 290);
     let args = ["overlap", &place.name("run"), &place.name("data.h5"), "--labels", &place.name("labels.tsv")];
@@ -124,7 +124,7 @@ fn overlap_tells_what_is_wrong_with_the_labels() {
 
 #[test]
 fn a_label_holds_for_all_residues_of_a_protein_and_proteins_are_shuffled() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let file = hdf5::File::create(place.path("residues.h5")).unwrap();
     let mut table = "id\tkind\n".to_owned();

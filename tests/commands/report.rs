@@ -14,7 +14,7 @@ fn page(path: &Path) -> String {
 
 #[test]
 fn a_report_is_one_file_with_all_that_there_is_to_say() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let run = place.name("run");
     let told = sae_ok(["report", &run]);
@@ -61,7 +61,7 @@ fn a_report_is_one_file_with_all_that_there_is_to_say() {
 
 #[test]
 fn what_comes_from_data_is_text_and_never_markup() {
-    let place = Place::with_data(10);
+    let place = Place::with_data(10, 16);
     let ids: Vec<String> = (0..300).map(|n| format!("{EVIL}{n:04}")).collect();
     write_named(&place.path("data.h5"), &ids, 16);
     place.train(EVIL.split('/').next().unwrap(), &[]);
@@ -89,7 +89,7 @@ fn what_comes_from_data_is_text_and_never_markup() {
 
 #[test]
 fn report_tells_what_is_missing_and_replaces_nothing_unasked() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.path("run/report.html"));
     let (status, text) = sae_fails(["report", &data]);
@@ -116,7 +116,7 @@ fn report_tells_what_is_missing_and_replaces_nothing_unasked() {
 
 #[test]
 fn an_id_is_marked_where_it_bears_the_label_of_its_latent() {
-    let place = Place::with_data(300);
+    let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, labels) = (place.name("run"), place.name("labels.tsv"));
     let kind = |id: &str| ["a", "b", ""][id[2..].parse::<usize>().unwrap() % 3];

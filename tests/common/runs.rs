@@ -22,6 +22,28 @@ fn output(command: &mut Command) -> Output {
     start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
 }
 
+/// A folder with data, and what is made of them.
+pub struct Place {
+    pub folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// [`write_data`] as `data.h5`.
+    pub fn with_data(rows: usize, d: usize) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        write_data(&place.path("data.h5"), rows, d);
+        place
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn name(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+}
+
 /// A matrix with ids, (rows, d) float32, of low rank plus a little noise, so that there is something to learn.
 pub fn write_data(path: &Path, rows: usize, d: usize) {
     write_named(path, &(0..rows).map(|n| format!("id{n:04}")).collect::<Vec<_>>(), d);
