@@ -259,7 +259,8 @@ fn what_a_driver_refuses_is_told_in_one_line() {
         return;
     }
     let place = Place::with_data(60, 16);
-    let cases: [(&[(&str, &str)], &str, &[&str]); 6] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [&'a str]);
+    let cases: [Case; 6] = [
         (&[("CARD", "")], "cuda", &["lists no device", "CUDA_VISIBLE_DEVICES"]),
         (&[("SERVES", "11080")], "cuda", &["driver is too old", "11.8"]),
         (&[("SERVES", "12040")], "cuda", &["driver is too old for NVRTC", "12.4"]),
