@@ -11,7 +11,7 @@ mod compiler;
 mod runs;
 
 use common::emulator::build;
-use runs::{Place, command, metrics, same_run, start};
+use runs::{Place, command, metrics, same_run, start, told};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -97,13 +97,6 @@ fn well(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !errors.contains("STAND-IN"), "{errors}");
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Fails unless it failed with one line; that line.
-fn told(output: &Output) -> String {
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && text.lines().count() == 1 && text.starts_with("error: "), "{text}");
-    text
 }
 
 /// A column of `metrics.csv`.
@@ -243,10 +236,8 @@ fn a_card_that_is_lost_leaves_a_run_that_goes_on_to_the_same_bits() {
     let place = Place::with_data(60, 16);
     let args = [&SIZES[..], &["--checkpoint-every=6", "--eval-every=6"]].concat();
     let whole = place.trained(&[], "cuda", "whole", &args);
-    let text =
-        String::from_utf8_lossy(&place.train(&[("LOST", "300")], "cuda", "lost", &args).stderr).into_owned();
+    let (_, text) = told(&place.train(&[("LOST", "300")], "cuda", "lost", &args));
     assert!(text.contains("CUDA_ERROR_LAUNCH_FAILED") && text.contains("sae train --resume"), "{text}");
-    assert_eq!(text.lines().count(), 1, "{text}");
     let lost = place.name("lost");
     well(&place.sae(&[], &["train", "--resume", &lost, "--device=cuda", "--quiet"]));
     assert_ne!(metrics(&whole).len(), 0);
@@ -273,7 +264,7 @@ fn what_a_driver_refuses_is_told_in_one_line() {
         ),
     ];
     for (settings, device, words) in cases {
-        let text = told(&place.train(settings, device, "run", &SIZES));
+        let (_, text) = told(&place.train(settings, device, "run", &SIZES));
         assert!(words.iter().all(|word| text.contains(word)), "{settings:?}: {text}");
     }
     let listed = well(&place.sae(&[("CARD", "A=8.6;B=9.0")], &["devices"]));

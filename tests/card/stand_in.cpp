@@ -189,8 +189,7 @@ API int cuStreamCreate(Stream **s, unsigned) {
 API int cuStreamDestroy_v2(Stream *s) {
     BEGIN;
     drain(*s);
-    for (size_t i = 0; i < streams.size(); i++)
-        if (streams[i] == s) streams.erase(streams.begin() + (long)i--);
+    streams.erase(std::remove(streams.begin(), streams.end(), s), streams.end());
     delete s;
     return lost;
 }

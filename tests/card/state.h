@@ -24,7 +24,7 @@ namespace {
 
 enum Result { // CUresult
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, NO_DEVICE = 100,
-    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600,
+    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600,
     ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
 };
 
@@ -170,8 +170,7 @@ void write_counts() {
 Work kernel_work(const emulator::Kernel *kernel, unsigned gx, unsigned gy, unsigned block, unsigned shared,
                  std::vector<uint64_t> args) {
     return [=]() -> Result {
-        const char *lost_at = getenv("STAND_IN_LOST");
-        if (++kernels_run == strtoull(lost_at ? lost_at : "0", nullptr, 10)) return LAUNCH_FAILED;
+        if (++kernels_run == strtoull(setting("STAND_IN_LOST", "0"), nullptr, 10)) return LAUNCH_FAILED;
         for (size_t i = 0; i < args.size(); i++)
             if (kernel->kinds[i] == 'p' && args[i] && !inside(memory, args[i], 0))
                 return complain(ILLEGAL_ADDRESS, "%s: argument %zu is not in live memory", kernel->name, i);

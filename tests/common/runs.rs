@@ -106,8 +106,12 @@ pub fn sae_ok<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> String {
 
 /// Runs `sae --quiet` and expects failure with one line on standard error; returns status and that line.
 pub fn sae_fails<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(args: I) -> (i32, String) {
-    let output = output(command(args).arg("--quiet"));
-    let text = String::from_utf8(output.stderr).unwrap();
+    told(&output(command(args).arg("--quiet")))
+}
+
+/// Fails unless a quiet `sae` failed with one line on standard error; status and that line.
+pub fn told(output: &Output) -> (i32, String) {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "expected a failure");
     assert_eq!(text.lines().count(), 1, "expected one line: {text}");
     assert!(text.starts_with("error: "), "{text}");

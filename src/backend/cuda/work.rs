@@ -93,7 +93,8 @@ impl Sizes {
     /// # Errors
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
-        let need = 4 * self.pitch.max(2 * self.pool.max(self.aux_k)) + 8 * self.pitch + STATIC_SHARED;
+        let entries = self.pool.max(self.aux_k);
+        let need = (12 * self.pitch).max(8 * self.pitch + 8 * entries) + STATIC_SHARED;
         if need > most as usize {
             return Err(Error::Usage(format!(
                 "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
