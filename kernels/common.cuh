@@ -53,20 +53,17 @@ __device__ inline float stored(const void *data, u32 kind, u64 at) {
     return kind == 1 ? widen(((const f16 *)data)[at]) : widen(((const bf16 *)data)[at]);
 }
 
-// Sixteen bytes of values: what one thread moves at a time.
-template <typename T> struct Pack;
-template <> struct alignas(16) Pack<float> {
-    static const u32 N = 4;
-    float v[4];
-};
-template <> struct alignas(16) Pack<bf16> {
-    static const u32 N = 8;
-    bf16 v[8];
+// Values that one thread moves at a time: sixteen bytes, unless told how many.
+template <typename T, u32 COUNT = 16 / sizeof(T)> struct alignas(COUNT * sizeof(T)) Pack {
+    static const u32 N = COUNT;
+    T v[COUNT];
 };
 
-// Loads and stores of one pack; the address must be a multiple of 16.
+// Loads and stores of one pack; the address must be a multiple of its bytes.
 template <typename T> __device__ inline Pack<T> load_pack(const T *p) { return *(const Pack<T> *)p; }
-template <typename T> __device__ inline void store_pack(T *p, Pack<T> v) { *(Pack<T> *)p = v; }
+template <typename T, u32 COUNT> __device__ inline void store_pack(T *p, Pack<T, COUNT> v) {
+    *(Pack<T, COUNT> *)p = v;
+}
 
 // Sum over the lanes of a warp, the same in every lane, always in the same order.
 template <typename S> __device__ inline S warp_sum(S v) {

@@ -13,9 +13,11 @@
 // second time from cache. Dynamic shared memory: pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
 //
 // 1. The entries are brought to shared memory. 2. Each thread sums its columns over the entries, in their order.
-// 3. Loss and dy', left in shared memory. 4. A warp an entry: its dot product with dy'. 5. The same for aux.
+// 3. Loss and dy', left in shared memory. 4. A warp four entries: their dot products with dy'. 5. The same for aux.
 // Every sum has a fixed order. Formula: src/backend/mod.rs.
 #include "common.cuh"
+
+#define TOGETHER 4u
 
 // acc += sum over `count` entries in shared memory of value times its row of W, at columns i .. i + N.
 template <typename T>
@@ -30,22 +32,35 @@ __device__ inline void gather_columns(const T *w, u32 pitch, u32 i, const u32 *i
     }
 }
 
-// out_e = dy . W[index_e] + add for all entries, a warp an entry; dy is in shared memory.
+// out_e = dy . W[index_e] + add for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
+// it reads of dy serves them all, and as many rows of W are on their way at once.
 template <typename T>
 __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, const float *dy, float add,
                                   float *out) {
     const u32 P = Pack<T>::N;
-    u32 lane = threadIdx.x % WARP;
-    for (u32 e = threadIdx.x / WARP; e < count; e += blockDim.x / WARP) {
-        const T *row = w + (u64)index[e] * pitch;
-        float dot = 0.0f;
-#pragma unroll 4
-        for (u32 i = lane * P; i < pitch; i += WARP * P) {
-            Pack<T> values = load_pack(row + i);
-            for (u32 l = 0; l < P; l++) dot += widen(values.v[l]) * dy[i + l];
+    u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    for (u32 first = threadIdx.x / WARP * TOGETHER; first < count; first += warps * TOGETHER) {
+        const T *row[TOGETHER];
+        float dot[TOGETHER];
+        for (u32 q = 0; q < TOGETHER; q++) {
+            // Beyond the last entry its row is read again, and what comes of it is dropped.
+            row[q] = w + (u64)index[min(first + q, count - 1)] * pitch;
+            dot[q] = 0.0f;
         }
-        dot = warp_sum(dot);
-        if (lane == 0) out[e] = dot + add;
+// Not unrolled: the rows in flight are enough, and more of them take registers that spill.
+#pragma unroll 1
+        for (u32 i = lane * P; i < pitch; i += WARP * P) {
+            Pack<T> values[TOGETHER];
+            for (u32 q = 0; q < TOGETHER; q++) values[q] = load_pack(row[q] + i);
+            for (u32 l = 0; l < P; l++) {
+                float g = dy[i + l];
+                for (u32 q = 0; q < TOGETHER; q++) dot[q] += widen(values[q].v[l]) * g;
+            }
+        }
+        for (u32 q = 0; q < TOGETHER; q++) {
+            dot[q] = warp_sum(dot[q]);
+            if (lane == 0 && first + q < count) out[first + q] = dot[q] + add;
+        }
     }
 }
 

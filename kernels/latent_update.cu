@@ -74,33 +74,54 @@ __device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T 
     }
 }
 
-// Frees `grad` of its part along the row `w`. A thread owns every blockDim-th column, here and in what follows.
+// Frees `grad` of its part along the row `w`; a thread takes every blockDim-th column.
 __device__ inline void project(float *grad, const float *w, u32 d, double *scratch) {
     double along = 0.0;
     for (u32 i = threadIdx.x; i < d; i += blockDim.x) along += (double)grad[i] * w[i];
     along = block_sum(along, scratch);
     for (u32 i = threadIdx.x; i < d; i += blockDim.x) grad[i] = (float)((double)grad[i] - along * w[i]);
+    // Adam gives the columns to other threads.
+    __syncthreads();
 }
 
-// Adam on one row, whose gradient lies in shared memory; `unit` scales it back to length 1.
+// Adam on one row, whose gradient lies in shared memory; `unit` scales it back to length 1. A thread owns packs of four
+// columns: what a block asks of memory at once must cover the time that memory takes to answer.
 __device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at, float *grad, u32 d, bool unit,
                                   bf16 *copy, double *scratch) {
     double squares = 0.0;
-    for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
-        float w = adam(step, clip, step->keep, t.w[at + i], &t.m[at + i], &t.v[at + i], grad[i]);
-        grad[i] = w;
-        squares += (double)w * w;
+    for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
+        Pack<float> w = load_pack(t.w + at + i), m = load_pack(t.m + at + i), v = load_pack(t.v + at + i);
+        Pack<float> g = load_pack(grad + i);
+        // Columns beyond d keep their zeros: with an epsilon of 0 a step there would be 0 / 0.
+        for (u32 l = 0; l < 4 && i + l < d; l++) {
+            w.v[l] = adam(step, clip, step->keep, w.v[l], &m.v[l], &v.v[l], g.v[l]);
+            if (unit) squares += (double)w.v[l] * w.v[l];
+        }
+        store_pack(t.m + at + i, m);
+        store_pack(t.v + at + i, v);
+        store_pack(grad + i, w);
     }
     double scale = 1.0;
     if (unit) {
         double norm = sqrt(block_sum(squares, scratch));
         if (norm > 0.0) scale = 1.0 / norm;
     }
-    for (u32 i = threadIdx.x; i < d; i += blockDim.x) {
-        float w = unit ? (float)((double)grad[i] * scale) : grad[i];
-        t.w[at + i] = w;
-        if (t.e != 0) t.e[at + i] = averaged(step->ema_keep, t.e[at + i], w);
-        if (copy != 0) narrow(w, &copy[at + i]);
+    for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
+        Pack<float> w = load_pack(grad + i);
+        if (unit) {
+            for (u32 l = 0; l < 4; l++) w.v[l] = (float)((double)w.v[l] * scale);
+        }
+        store_pack(t.w + at + i, w);
+        if (t.e != 0) {
+            Pack<float> e = load_pack(t.e + at + i);
+            for (u32 l = 0; l < 4; l++) e.v[l] = averaged(step->ema_keep, e.v[l], w.v[l]);
+            store_pack(t.e + at + i, e);
+        }
+        if (copy != 0) {
+            Pack<bf16, 4> rounded;
+            for (u32 l = 0; l < 4; l++) narrow(w.v[l], &rounded.v[l]);
+            store_pack(copy + at + i, rounded);
+        }
     }
 }
 
@@ -137,7 +158,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
     __shared__ double scratch[32];
     if (control->stopped) return;
     float *enc_row = (float *)shared, *dec_row = enc_row + pitch, *part = dec_row + pitch;
-    for (u32 i = threadIdx.x; i < d; i += blockDim.x) part[i] = 0.0f;
+    for (u32 i = threadIdx.x; i < pitch; i += blockDim.x) part[i] = 0.0f;
     double squares = 0.0;
     for (u32 at = blockIdx.x; at < latents; at += gridDim.x) {
         u32 j = first + at;
@@ -168,7 +189,11 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         __syncthreads();
         const Tensor *decoder = TIED ? &model->enc : &model->dec;
         if (unit == 1) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
-        for (u32 i = threadIdx.x; i < d; i += blockDim.x) part[i] += bias * model->enc.w[row + i];
+        for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
+            Pack<float> w = load_pack(model->enc.w + row + i), sum = load_pack(part + i);
+            for (u32 l = 0; l < 4; l++) sum.v[l] += bias * w.v[l];
+            store_pack(part + i, sum);
+        }
         if (kept.enc != 0) {
             squares += store_row(kept.enc + (u64)at * pitch, enc_row, d);
             if (!TIED) squares += store_row(kept.dec + (u64)at * pitch, dec_row, d);

@@ -324,7 +324,7 @@ const PLANTED: [(&str, Run, &str, &str); 13] = [
     ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("decode.cu", decode, "load_pack(w + (u64)index[e] * pitch + i)", "load_pack(w + index[e] * pitch + i)"),
-    ("decode.cu", decode, "w + (u64)index[e] * pitch;", "w + index[e] * pitch;"),
+    ("decode.cu", decode, "w + (u64)index[min(", "w + index[min("),
     ("decode.cu", decode, "store_pack(grad_recon + n * pitch", "store_pack(grad_recon + (u32)n * pitch"),
     ("decode.cu", decode, "soft_recon[n * pitch + i + l]", "soft_recon[(u32)n * pitch + i + l]"),
     ("decode.cu", evaluate, "dense_recon[n * pitch + i + l]", "dense_recon[(u32)n * pitch + i + l]"),
