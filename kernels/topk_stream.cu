@@ -7,14 +7,15 @@
 // scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. A step may want fewer than the lists
 // have room for: min(k, step->active), read here so that an annealed k changes no launch. With `idle`, only latents
 // idle for at least `dead_after` rows take part, and nothing happens while there are none.
-// One block of 256 threads a row. A warp reads 128 neighbouring scores at a time, as the noise is laid out.
+// One block of 256 threads a row. A thread reads eight neighbouring scores at a time; in the warm-up four of each of two
+// groups of 128, as the noise is laid out.
 //
 // 1. A key is (bits of z, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
 //    Keys are all different, so that the k largest are one set, in whatever order they arrive.
-// 2. Keys above the threshold are appended to shared memory, chunk by chunk of 2048 scores.
+// 2. Scores above the threshold are appended to shared memory as keys, chunk by chunk of 2048 scores.
 // 3. Once k are held, and whenever the next chunk might not fit, the k largest are kept: a radix select, 8 bits a pass
-//    from the top, that ends as soon as a digit's bin is wanted whole. The smallest key kept is the new threshold;
-//    what lies below it can not be among the k largest of the row.
+//    from the top, that ends as soon as a digit's bin is wanted whole. The smallest score kept is the new threshold:
+//    what lies below it can not be among the k largest of the row, nor what equals it and comes later.
 // 4. What is held at the end, at most k, is written in order of index: its rank is counted.
 //
 // Ties go to the lowest index; the result does not depend on the order of atomics. Scores that are not finite set
@@ -39,16 +40,20 @@ struct TopkShared {
     u32 in_bin;
 };
 
-// Appends the keys of a warp's lanes that are to be taken; all lanes call it.
-__device__ inline void append(TopkShared *s, u64 key, bool take) {
-    u32 lane = threadIdx.x % WARP;
-    u32 takers = __ballot_sync(FULL, take);
-    if (takers == 0) return;
+// Appends those keys of each thread whose bit is set in `takes`; all lanes of a warp call it.
+template <u32 COUNT> __device__ inline void append(TopkShared *s, const u64 *keys, u32 takes) {
+    u32 lane = threadIdx.x % WARP, own = __popc(takes), up_to = own;
+    for (u32 step = 1; step < WARP; step *= 2) {
+        u32 left = __shfl_up_sync(FULL, up_to, step);
+        if (lane >= step) up_to += left;
+    }
     u32 base = 0;
     // One atomic a warp; the order of warps does not matter, since keys are ordered later.
-    if (lane == 0) base = atomicAdd(&s->held, __popc(takers));
-    base = __shfl_sync(FULL, base, 0);
-    if (take) s->keys[base + __popc(takers & ((1u << lane) - 1u))] = key;
+    if (lane == WARP - 1 && up_to > 0) base = atomicAdd(&s->held, up_to);
+    u32 at = __shfl_sync(FULL, base, WARP - 1) + up_to - own;
+    for (u32 i = 0; i < COUNT; i++) {
+        if (takes >> i & 1) s->keys[at++] = keys[i];
+    }
 }
 
 // Step 3: finds the digit of the `want`-th largest key among those counted in the histogram.
@@ -86,7 +91,7 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
         s->histogram[threadIdx.x] = 0;
         // All bins must be empty before any is counted.
         __syncthreads();
-        for (u32 i = 0; i < TOPK_OWN; i++) {
+        for (u32 i = 0; i < TOPK_OWN && i * TOPK_THREADS < held; i++) {
             // An empty place holds 0, which is no key.
             if (own[i] != 0 && (own[i] & decided) == prefix) {
                 atomicAdd(&s->histogram[(u32)(own[i] >> shift) & 255u], 1u);
@@ -101,14 +106,16 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
         if (s->in_bin == want) break;
     }
     u64 least = ~(u64)0;
+    u32 takes = 0;
+    for (u32 i = 0; i < TOPK_OWN; i++) {
+        if (own[i] == 0 || own[i] < prefix) continue;
+        takes |= 1u << i;
+        least = own[i] < least ? own[i] : least;
+    }
     if (threadIdx.x == 0) s->held = 0;
     // Keys were copied before the first histogram; the counter must be 0 before it is added to.
     __syncthreads();
-    for (u32 i = 0; i < TOPK_OWN; i++) {
-        bool keep = own[i] != 0 && own[i] >= prefix;
-        if (keep && own[i] < least) least = own[i];
-        append(s, own[i], keep);
-    }
+    append<TOPK_OWN>(s, own, takes);
     for (u32 step = WARP / 2; step > 0; step /= 2) {
         u64 other = __shfl_xor_sync(FULL, least, step);
         least = other < least ? other : least;
@@ -158,6 +165,35 @@ __device__ inline SoftRow finish_softmax(Running r, float inv_tau) {
     return out;
 }
 
+// The latent of a thread's i-th score of eight in the chunk that starts at `first`.
+template <bool SOFT> __device__ inline u32 latent_of(u32 first, u32 i) {
+    if (!SOFT) return first + threadIdx.x * 8 + i;
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    return first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
+}
+
+// A thread's eight scores of a chunk, with their biases; 0 beyond the last latent.
+template <typename T, bool SOFT>
+__device__ inline void load_scores(const T *row, const float *b_lat, u32 m, u32 first, float *z) {
+    if (!SOFT && first + TOPK_CHUNK <= m) {
+        const u32 P = Pack<T>::N;
+        u32 j = latent_of<SOFT>(first, 0);
+        for (u32 i = 0; i < 8; i += P) {
+            Pack<T> scores = load_pack(row + j + i);
+            for (u32 l = 0; l < P; l++) z[i + l] = widen(scores.v[l]);
+        }
+        for (u32 i = 0; i < 8; i += 4) {
+            Pack<float> bias = load_pack(b_lat + j + i);
+            for (u32 l = 0; l < 4; l++) z[i + l] += bias.v[l];
+        }
+    } else {
+        for (u32 i = 0; i < 8; i++) {
+            u32 j = latent_of<SOFT>(first, i);
+            z[i] = j < m ? widen(row[j]) + b_lat[j] : 0.0f;
+        }
+    }
+}
+
 template <typename T, bool SOFT>
 __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,
                             const Step *step, const Control *control, u32 *index, float *value, u32 *count, u64 *kth,
@@ -173,25 +209,25 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     u32 want = idle != 0 ? k : min(k, step->active);
     float inv_tau = step->inv_tau;
     Running running = {-F32_INF, 0.0f, 0.0f};
-    u64 threshold = 0, least = 0;
-    u32 infinite = 0, held = 0;
+    float threshold = 0.0f, zeros = 0.0f;
+    u64 least = 0;
+    u32 held = 0;
     if (threadIdx.x == 0) s.held = 0;
     // The counter must be 0 before the first key is appended.
     __syncthreads();
     for (u32 first = 0; first < m; first += TOPK_CHUNK) {
         float z[8];
+        u64 keys[8];
+        u32 takes = 0;
+        load_scores<T, SOFT>(scores + n * pitch, b_lat, m, first, z);
         for (u32 i = 0; i < 8; i++) {
-            u32 j = first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
-            z[i] = j < m ? widen(scores[n * pitch + j]) + b_lat[j] : 0.0f;
+            u32 j = latent_of<SOFT>(first, i);
+            keys[i] = (u64)__float_as_uint(z[i]) << 32 | (u32)~j;
+            if (z[i] > threshold && (idle == 0 || idle[j] >= dead_after)) takes |= 1u << i;
+            // 0, unless a score is infinite or no number.
+            zeros += 0.0f * z[i];
         }
-        for (u32 i = 0; i < 8; i++) {
-            u32 j = first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
-            u32 bits = __float_as_uint(z[i]);
-            infinite |= (bits & 0x7f800000u) == 0x7f800000u;
-            u64 key = z[i] > 0.0f ? (u64)bits << 32 | (u32)~j : 0;
-            if (idle != 0 && key != 0 && idle[j] < dead_after) key = 0;
-            append(&s, key, key > threshold);
-        }
+        if (__any_sync(FULL, takes)) append<8>(&s, keys, takes);
         if (SOFT) {
             for (u32 g = 0; g < 2; g++) {
                 u32 group = first / 128 + warp * 2 + g;
@@ -211,11 +247,12 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         bool more = first + TOPK_CHUNK < m;
         // ... and all threads have looked before the next chunk adds to it.
         __syncthreads();
-        bool full = threshold == 0 || held > TOPK_CAPACITY - TOPK_CHUNK;
+        bool full = threshold == 0.0f || held > TOPK_CAPACITY - TOPK_CHUNK;
         if (more ? held >= want && full : held > want) {
-            threshold = keep_largest(&s, held, want);
+            u64 smallest = keep_largest(&s, held, want);
+            threshold = __uint_as_float((u32)(smallest >> 32));
             held = want;
-            if (!more) least = threshold;
+            if (!more) least = smallest;
         }
     }
     for (u32 e = threadIdx.x; e < held; e += TOPK_THREADS) {
@@ -229,7 +266,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         count[n] = held;
         if (kth != 0) kth[n] = least;
     }
-    infinite = __syncthreads_or(infinite);
+    int infinite = __syncthreads_or(zeros != 0.0f);
     if (threadIdx.x == 0 && bad != 0) bad[n] = infinite != 0;
     if (SOFT) {
         SoftRow row = finish_softmax(running, inv_tau);
@@ -238,14 +275,14 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
 }
 
 #define TOPK_STREAM(T, t)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256, 3)                                                               \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         topk_stream_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,                 \
                         const Step *step, const Control *control, u32 *index, float *value, u32 *count, u32 *bad,      \
                         u32 *fired) {                                                                                  \
         topk_stream<T, false>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad, fired, 0,  \
                               0);                                                                                      \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256, 3)                                                               \
+    extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,               \
                          const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,             \
                          u32 *fired, const float *given, SoftRow *soft) {                                              \
