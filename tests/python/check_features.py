@@ -14,9 +14,13 @@ import h5py
 import numpy as np
 import scipy.sparse
 import scipy.stats
+import sklearn
 import xxhash
 from safetensors import safe_open
 from sklearn.metrics import precision_recall_curve, precision_recall_fscore_support, roc_auc_score
+
+# Most of the time would go to checks of arguments.
+sklearn.set_config(assume_finite=True, skip_parameter_validation=True)
 
 HALF_SEED = 0x6C6162656C732F32
 UNKNOWN = {"", "NA", "N/A", "NaN", "nan"}
@@ -65,11 +69,11 @@ def best_threshold(truth, values):
 
     None where no true row is active.
     """
+    if not (values[truth] > 0).any():
+        return None
     precision, recall, thresholds = precision_recall_curve(truth, values)
     keep = thresholds > 0
     precision, recall, thresholds = precision[:-1][keep], recall[:-1][keep], thresholds[keep]
-    if not len(thresholds) or recall.max() == 0:
-        return None
     with np.errstate(invalid="ignore"):
         f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
     best = thresholds[f1 > f1.max() * (1 - 1e-12)].max()
