@@ -38,6 +38,7 @@ fn found(sources: &[(String, String)]) -> bool {
         }
     };
     failed(&|mut device| topk::check(device.as_mut(), Element::F32, 6200, 64))
+        || failed(&|mut device| topk::check_just_above(device.as_mut()))
         || failed(&|mut device| {
             let latent = |row: usize, e: usize| if e == 0 { 3 } else { 4 + (row % 3) as u32 };
             index::check(device.as_mut(), 9000, 8, 2, &latent, &|_| 2);
@@ -174,6 +175,11 @@ fn wrong_arithmetic_is_found() {
         ),
         ("gates.cu", "(g[i] - mean - u[i] * along)", "(g[i] - mean)"),
         ("latent_update.cu", "dec[l] += h * widen(out.v[l]);", "dec[l] += g * widen(out.v[l]);"),
+        (
+            "topk_stream.cu",
+            "for (u32 w = 0; w < TOPK_THREADS / WARP; w++) least",
+            "for (u32 w = 1; w < TOPK_THREADS / WARP; w++) least",
+        ),
         ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),
         ("reduce.cu", "rows > ~0u - n_rows ? ~0u : rows + n_rows", "rows + 1"),
     ] {

@@ -107,6 +107,31 @@ pub fn check(device: &mut dyn Device, element: Element, m: usize, k: usize) {
     }
 }
 
+/// Rows whose first k scores are all in front but one, which is just above the least of them: it is lost where any
+/// thread takes the threshold of that front to be higher than it is.
+pub fn check_just_above(device: &mut dyn Device) {
+    let (n, m, k) = (64, 4096, 64);
+    let at = |row: u32, e: u32| philox4x32([e, row, 7, 8], [9, 10])[0] as usize % 2048;
+    let row = |row: u32| {
+        let mut scores = vec![-1.0; m];
+        (0..200).for_each(|e| scores[at(row, e)] = 1.0 + e as f32);
+        let mut best: Vec<f32> = scores.clone();
+        best.sort_unstable_by(|a, b| b.total_cmp(a));
+        scores[2048 + at(row, 200)] = best[k - 1] + 0.5;
+        scores
+    };
+    let scores: Vec<Vec<f32>> = (0..n).map(row).collect();
+    let got = select(device, Element::F32, &scores, &vec![0.0; m], k);
+    for (r, (got, row)) in got.rows.iter().zip(&scores).enumerate() {
+        assert_eq!(*got, sorted(row, k), "row {r}");
+    }
+}
+
+#[test]
+fn a_score_just_above_the_front_is_taken() {
+    check_just_above(device(0).as_mut());
+}
+
 #[test]
 fn selection_equals_a_full_sort_at_awkward_sizes() {
     // The sanitizers are slow: they see each element's kernel in other tests too.
