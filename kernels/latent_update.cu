@@ -167,7 +167,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         for (u32 start = 0; start < pitch; start += blockDim.x * P) {
             // All threads take part in bringing entries, also those beyond the last column.
             u32 i = start + threadIdx.x * P;
-            float enc[P], dec[P];
+            alignas(16) float enc[P], dec[P];
             for (u32 l = 0; l < P; l++) {
                 bool inside = i + l < pitch;
                 enc[l] = dense.enc != 0 && inside ? dense.enc[(u64)at * pitch + i + l] : 0.0f;
@@ -180,9 +180,10 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             if (aux.offsets != 0) {
                 add_entries<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
             }
-            for (u32 l = 0; l < P && i + l < pitch; l++) {
-                enc_row[i + l] = enc[l];
-                if (!TIED) dec_row[i + l] = dec[l];
+            // A row ends with a pack.
+            for (u32 l = 0; l < P && i < pitch; l += 4) {
+                store_pack(enc_row + i + l, load_pack(enc + l));
+                if (!TIED) store_pack(dec_row + i + l, load_pack(dec + l));
             }
         }
         // Columns of the rows belong to other threads from here on.
