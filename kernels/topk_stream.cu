@@ -249,10 +249,10 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         __syncthreads();
         bool full = threshold == 0.0f || held > TOPK_CAPACITY - TOPK_CHUNK;
         if (more ? held >= want && full : held > want) {
-            u64 smallest = keep_largest(&s, held, want);
-            threshold = __uint_as_float((u32)(smallest >> 32));
+            // Also the row's k-th largest key, unless a later chunk has a larger one: then this happens again.
+            least = keep_largest(&s, held, want);
+            threshold = __uint_as_float((u32)(least >> 32));
             held = want;
-            if (!more) least = smallest;
         }
     }
     for (u32 e = threadIdx.x; e < held; e += TOPK_THREADS) {

@@ -52,6 +52,15 @@ fn the_engine_agrees_with_the_reference_over_several_tiles_and_beyond_32768_late
     }
 }
 
+/// The selection goes over chunks of 2048 scores: what comes after the first adds nothing here.
+#[test]
+fn rows_whose_top_k_stand_in_front_agree_in_the_warm_up() {
+    let mut case = Case::new(5, 17, 2500, 3);
+    (case.t, case.steps) = (0.5, 1);
+    case.edit = |params, _| params.b_lat[..3].fill(20.0);
+    case.agree_with(ours(0), |_| ());
+}
+
 #[test]
 fn rows_wider_than_a_block_of_threads_agree() {
     for (i, t) in [1.0, 0.4, 1.0].into_iter().enumerate() {
