@@ -1,25 +1,51 @@
-//! The device that tests run on: the emulation, or, with `SAE_TEST_DEVICE=cuda`, the first CUDA card.
+//! The device that tests run on: the emulation, which runs what g++ makes of the kernels or, with
+//! `SAE_TEST_DEVICE=ptx`, what NVRTC makes of them; or, with `SAE_TEST_DEVICE=cuda`, the first CUDA card.
 
-use super::emulator::Emulator;
+use super::emulator::{Emulator, ptx};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use topk_sae::backend::cuda::card::{self, Card};
+use topk_sae::backend::cuda::compile::Arch;
 use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
+use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::backend::cuda::{self, gemm::Math};
 use topk_sae::config::Precision;
 use topk_sae::error::Result;
 
 const WANTED: &str = "SAE_TEST_DEVICE";
 
+#[derive(PartialEq)]
+enum Wanted {
+    Emulation,
+    Ptx,
+    Card,
+}
+
+fn wanted() -> Wanted {
+    match std::env::var(WANTED).as_deref() {
+        Ok("cuda") => Wanted::Card,
+        Ok("ptx") => Wanted::Ptx,
+        Ok(name) => panic!("{WANTED}={name}: it can be cuda, ptx, or not set"),
+        Err(_) => Wanted::Emulation,
+    }
+}
+
 /// Whether tests run on a card.
 pub fn on_card() -> bool {
-    match std::env::var(WANTED) {
-        Ok(name) if name == "cuda" => true,
-        Ok(name) => panic!("{WANTED}={name}: it can be cuda, or not set"),
-        Err(_) => false,
-    }
+    wanted() == Wanted::Card
+}
+
+/// The kernels as NVRTC makes them for sm_90.
+fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
+    static KERNELS: OnceLock<BTreeMap<String, ptx::Kernel>> = OnceLock::new();
+    KERNELS.get_or_init(|| {
+        let text = cuda::compile::ptx(SOURCES, Arch(90)).unwrap();
+        ptx::parse(&text).unwrap().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect()
+    })
 }
 
 /// True on a card, with a line that says that `what` is for the emulation alone.
@@ -41,7 +67,7 @@ pub fn device_for(precision: Precision, seed: u64, free: Option<u64>) -> Box<dyn
     if on_card() {
         return Box::new(Lent { card: lend(cuda::math(precision)), free });
     }
-    let mut device = Emulator::new();
+    let mut device = if wanted() == Wanted::Ptx { Emulator::of_ptx(compiled()) } else { Emulator::new() };
     device.seed = seed;
     device.total = free.unwrap_or(device.total);
     Box::new(device)

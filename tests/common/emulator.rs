@@ -5,6 +5,7 @@
 
 pub mod build;
 mod product;
+pub mod ptx;
 pub mod sanitizer;
 
 use std::alloc::Layout;
@@ -25,6 +26,10 @@ const SHARED: u32 = 99 << 10;
 pub struct Emulator {
     kernels: BTreeMap<&'static str, &'static build::Kernel>,
     launch: build::LaunchFn,
+    /// The same kernels as NVIDIA's compiler has made them, where these are to run.
+    compiled: Option<&'static BTreeMap<String, ptx::Kernel>>,
+    /// What launches of them moved, by kernel.
+    moved: Rc<RefCell<BTreeMap<&'static str, ptx::Counts>>>,
     live: Rc<RefCell<BTreeMap<u64, usize>>>,
     records: HashMap<RecordKey, Vec<String>>,
     recording: Option<Vec<String>>,
@@ -77,6 +82,8 @@ impl Emulator {
         Self {
             kernels,
             launch: build::runtime(),
+            compiled: None,
+            moved: Rc::default(),
             live: Rc::default(),
             records: HashMap::new(),
             recording: None,
@@ -87,6 +94,40 @@ impl Emulator {
             total: 8 << 30,
             first_block: 0,
         }
+    }
+
+    /// A device that runs `compiled` in place of what g++ made of the same sources.
+    pub fn of_ptx(compiled: &'static BTreeMap<String, ptx::Kernel>) -> Self {
+        Self { compiled: Some(compiled), ..Self::new() }
+    }
+
+    /// What launches in PTX have moved, by kernel, now and later.
+    pub fn moved(&self) -> Rc<RefCell<BTreeMap<&'static str, ptx::Counts>>> {
+        self.moved.clone()
+    }
+
+    /// Runs a kernel of `compiled`, whose arguments have been checked.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    unsafe fn run_ptx(
+        &self,
+        kernel: &ptx::Kernel,
+        name: &'static str,
+        l: Launch,
+        args: &[u64],
+        seed: u64,
+    ) -> Result<()> {
+        let live: Vec<(u64, usize)> =
+            self.live.borrow().iter().map(|(&start, &bytes)| (start, bytes)).collect();
+        let first_block = self.first_block;
+        let grid = ptx::Grid { launch: l, first_block, arguments: args, live: &live, seed };
+        // SAFETY: live memory is the device's, which is borrowed; the caller promises the rest.
+        let counts = unsafe { kernel.run(&grid) }.map_err(Error::Failed)?;
+        let mut moved = self.moved.borrow_mut();
+        let sum = moved.entry(name).or_default();
+        *sum = *sum + counts;
+        Ok(())
     }
 
     /// Names of all kernels.
@@ -315,6 +356,12 @@ impl Device for Emulator {
         self.launches += 1;
         self.launched.borrow_mut().insert(kernel);
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
+        if let Some(compiled) = self.compiled {
+            let ptx =
+                compiled.get(kernel).ok_or_else(|| Error::Failed(format!("there is no PTX of {kernel}")))?;
+            // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
+            return unsafe { self.run_ptx(ptx, kernel, launch, &packed, seed) };
+        }
         // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
         unsafe { run(self.launch, found, launch, self.first_block, &packed, seed) }
     }

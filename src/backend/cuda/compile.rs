@@ -91,34 +91,51 @@ fn options(arch: Arch, told: bool) -> Vec<String> {
 /// # Errors
 /// NVRTC is missing, or the sources do not compile: the first error, and where the whole log was written.
 pub fn compile(sources: Sources<'_>, arch: Arch, told: bool) -> Result<Compiled> {
+    let (program, log) = build(sources, arch, told)?;
+    let cubin = program.cubin().map_err(|e| broken(arch, &format!("no CUBIN ({e:?})")))?;
+    if cubin.is_empty() {
+        return Err(broken(arch, "an empty CUBIN"));
+    }
+    Ok(Compiled { cubin, log })
+}
+
+/// The PTX from which the CUBIN of `arch` is made.
+///
+/// # Errors
+/// As [`compile`].
+pub fn ptx(sources: Sources<'_>, arch: Arch) -> Result<String> {
+    let (program, _) = build(sources, arch, false)?;
+    // SAFETY: the program lives.
+    let text =
+        unsafe { nvrtc::get_ptx(program.handle) }.map_err(|e| broken(arch, &format!("no PTX ({e:?})")))?;
+    let bytes: Vec<u8> = text.into_iter().map(|c| c as u8).take_while(|c| *c != 0).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn broken(arch: Arch, what: &str) -> Error {
+    let (major, minor) = libraries::nvrtc(None).unwrap_or_default();
+    Error::Failed(format!(
+        "the kernels do not compile for {arch} with NVRTC {major}.{minor}: {what}; please report this"
+    ))
+}
+
+/// A compiled program, and what the compiler said.
+fn build(sources: Sources<'_>, arch: Arch, told: bool) -> Result<(Program, String)> {
     let version = libraries::nvrtc(None).map_err(Error::Failed)?;
-    let broken = |what: String| {
-        Error::Failed(format!(
-            "the kernels do not compile for {arch} with NVRTC {}.{}: {what}; please report this",
-            version.0, version.1
-        ))
-    };
-    let program = Program::new(sources).map_err(&broken)?;
+    let program = Program::new(sources).map_err(|what| broken(arch, &what))?;
     let options = options(arch, told);
     // SAFETY: the program was created just now and lives.
     let status = unsafe { nvrtc::compile_program(program.handle, &options) };
     let log = program.log();
     match status {
-        Ok(()) => {}
-        Err(NvrtcError(nvrtcResult::NVRTC_ERROR_INVALID_OPTION)) => {
-            return Err(Error::Failed(format!(
-                "NVRTC {}.{} does not compile for {arch}: install a newer one (`pip install --upgrade \
-                 nvidia-cuda-nvrtc nvidia-cublas`), or use --device cpu",
-                version.0, version.1
-            )));
-        }
-        Err(e) => return Err(broken(first_error(&log, &format!("{e:?}")))),
+        Ok(()) => Ok((program, log)),
+        Err(NvrtcError(nvrtcResult::NVRTC_ERROR_INVALID_OPTION)) => Err(Error::Failed(format!(
+            "NVRTC {}.{} does not compile for {arch}: install a newer one (`pip install --upgrade \
+             nvidia-cuda-nvrtc nvidia-cublas`), or use --device cpu",
+            version.0, version.1
+        ))),
+        Err(e) => Err(broken(arch, &first_error(&log, &format!("{e:?}")))),
     }
-    let cubin = program.cubin().map_err(|e| broken(format!("no CUBIN ({e:?})")))?;
-    if cubin.is_empty() {
-        return Err(broken("an empty CUBIN".to_owned()));
-    }
-    Ok(Compiled { cubin, log })
 }
 
 /// The first error of a log, and the file that has all of it.
