@@ -7,6 +7,8 @@ mod candidates;
 #[path = "backends/case.rs"]
 mod case;
 mod common;
+#[path = "common/compiler.rs"]
+mod compiler;
 #[path = "kernels/controls.rs"]
 mod controls;
 #[path = "kernels/engine.rs"]
@@ -25,19 +27,32 @@ mod topk;
 use common::device;
 use common::emulator::sanitizer;
 
-#[test]
-fn the_same_holds_on_a_gpu() {
-    if sanitizer::inside() {
-        return;
-    }
-    device::same_on_a_card("the_same_holds_on_a_gpu", &["controls::", SANITIZED]);
+/// Tests that run the others again, elsewhere.
+const ELSEWHERE: &str = "the_same_holds_";
+
+/// Whether this process is one that such a test has started, or is not for them.
+fn started() -> bool {
+    sanitizer::inside() || device::emulation_only("the same elsewhere")
 }
 
-const SANITIZED: &str = "all_of_this_holds_with_the_sanitizers";
+#[test]
+fn the_same_holds_on_a_gpu() {
+    if !started() {
+        device::same_on_a_card(&[ELSEWHERE, "controls::"]);
+    }
+}
 
 #[test]
-fn all_of_this_holds_with_the_sanitizers() {
-    if !device::emulation_only("kernels with the sanitizers") {
-        sanitizer::run_all_but(SANITIZED);
+fn the_same_holds_with_the_sanitizers() {
+    if !started() {
+        sanitizer::run_all_but(ELSEWHERE);
+    }
+}
+
+#[test]
+fn the_same_holds_of_what_nvrtc_makes() {
+    // Two hundred steps take some ten minutes so; CONTRIBUTING.md says how to run them.
+    if !started() && compiler::nvrtc() {
+        device::again("ptx", &[ELSEWHERE, "controls::", "offsets::", "two_hundred_steps"]);
     }
 }

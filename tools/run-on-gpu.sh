@@ -136,7 +136,7 @@ echo
 echo "== summary ($((SECONDS - began)) s)"
 grep -E '^(NVIDIA|Tesla|name,)|^processor' "$raw/facts.log"
 cat "$summary"
-grep -hE '^test result|^NOT ON A CARD|^FAIL ' "$raw"/parity.log "$raw"/goldens.log "$raw"/train.log 2> /dev/null
+grep -hE '^test result|^NOT HERE|^FAIL ' "$raw"/parity.log "$raw"/goldens.log "$raw"/train.log 2> /dev/null
 grep -hE 'ERROR SUMMARY|RACECHECK SUMMARY' "$raw"/*check.log 2> /dev/null
 [ ! -f "$raw/gpu_vs_peers.md" ] || sed -n '/^## /,$p' "$raw/gpu_vs_peers.md"
 echo "report: $out/report.md"

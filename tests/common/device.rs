@@ -39,6 +39,11 @@ pub fn on_card() -> bool {
     wanted() == Wanted::Card
 }
 
+/// Whether tests run on what NVRTC makes of the kernels, without a card.
+pub fn of_nvrtc() -> bool {
+    wanted() == Wanted::Ptx
+}
+
 /// The kernels as NVRTC makes them for sm_90.
 fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
     static KERNELS: OnceLock<BTreeMap<String, ptx::Kernel>> = OnceLock::new();
@@ -48,13 +53,20 @@ fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
     })
 }
 
-/// True on a card, with a line that says that `what` is for the emulation alone.
+/// True on a card and with NVRTC's kernels, with a line that says that `what` is for those of g++ alone.
 pub fn emulation_only(what: &str) -> bool {
-    let skip = on_card();
+    let skip = wanted() != Wanted::Emulation;
     if skip {
-        eprintln!("NOT ON A CARD: {what}");
+        eprintln!("NOT HERE: {what}");
     }
     skip
+}
+
+/// The emulation that is wanted; `seed` chooses the order of blocks and threads.
+pub fn emulator(seed: u64) -> Emulator {
+    let mut device = if of_nvrtc() { Emulator::of_ptx(compiled()) } else { Emulator::new() };
+    device.seed = seed;
+    device
 }
 
 /// The device for float32. On the emulation, `seed` chooses the order of blocks and threads; a card has its own.
@@ -67,8 +79,7 @@ pub fn device_for(precision: Precision, seed: u64, free: Option<u64>) -> Box<dyn
     if on_card() {
         return Box::new(Lent { card: lend(cuda::math(precision)), free });
     }
-    let mut device = if wanted() == Wanted::Ptx { Emulator::of_ptx(compiled()) } else { Emulator::new() };
-    device.seed = seed;
+    let mut device = emulator(seed);
     device.total = free.unwrap_or(device.total);
     Box::new(device)
 }
@@ -154,29 +165,31 @@ impl Device for Lent {
     }
 }
 
-/// Runs this binary's other tests on a card; `me` is the calling test, and tests whose names contain one of `skip`
-/// are left out. Without a card it says so, and fails where `SAE_REQUIRE_GPU=1` asks for one.
-pub fn same_on_a_card(me: &str, skip: &[&str]) {
-    if on_card() {
-        return;
-    }
+/// Runs this binary's other tests on a card; tests whose names contain one of `skip` are left out. Without a card it
+/// says so, and fails where `SAE_REQUIRE_GPU=1` asks for one.
+pub fn same_on_a_card(skip: &[&str]) {
     if let Err(missing) = cuda::available() {
         eprintln!("no GPU: {}; these tests did not run on a card", missing.reason);
         let required = std::env::var("SAE_REQUIRE_GPU").is_ok_and(|v| v == "1");
         assert!(!required, "SAE_REQUIRE_GPU=1, and there is no GPU: {}", missing.reason);
         return;
     }
+    again("cuda", skip);
+}
+
+/// Runs this binary's tests again, but those whose names contain one of `skip`, on another device.
+pub fn again(device: &str, skip: &[&str]) {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.env(WANTED, "cuda").args(["--nocapture", "--skip", me]);
+    child.env(WANTED, device).arg("--nocapture");
     for name in skip {
         child.args(["--skip", name]);
     }
     let out = child.output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{:?} on a card:\n{text}", out.status);
-    assert!(!text.contains("running 0 tests"), "no tests ran on a card:\n{text}");
+    assert!(out.status.success(), "{:?} with {WANTED}={device}:\n{text}", out.status);
+    assert!(!text.contains("running 0 tests"), "no tests ran with {WANTED}={device}:\n{text}");
     // The counts, for whoever reads the log.
     text.lines()
-        .filter(|l| l.starts_with("test result") || l.starts_with("NOT ON"))
-        .for_each(|l| eprintln!("{l}"));
+        .filter(|l| l.starts_with("test result") || l.starts_with("NOT HERE"))
+        .for_each(|l| eprintln!("{device}: {l}"));
 }

@@ -1,7 +1,6 @@
 //! Memory as a launch sees it: bounds, alignment, what was written, who else touches it; and how much is moved.
 
 use super::{LANES, Lanes, Variable};
-use std::collections::HashMap;
 use std::ops::Add;
 
 /// What a launch moved.
@@ -132,7 +131,8 @@ pub struct Global<'a> {
     live: &'a [(u64, usize)],
     /// The block of memory that was found last.
     last: usize,
-    traces: HashMap<usize, Vec<Trace>>,
+    /// Of each block of memory, once it is touched.
+    traces: Vec<Vec<Trace>>,
     block: u32,
     pub counts: Counts,
 }
@@ -144,7 +144,7 @@ impl<'a> Global<'a> {
     /// # Safety
     /// `live` must be memory of this process that nothing else uses while this lives.
     pub unsafe fn new(live: &'a [(u64, usize)]) -> Self {
-        Self { live, last: 0, traces: HashMap::new(), block: 0, counts: Counts::default() }
+        Self { live, last: 0, traces: vec![vec![]; live.len()], block: 0, counts: Counts::default() }
     }
 
     pub fn enter(&mut self, block: u32) {
@@ -164,7 +164,7 @@ impl<'a> Global<'a> {
         aligned("", address, bytes)
     }
 
-    /// Notes one lane's access, which [`Self::inside`] has found inside.
+    /// Notes one lane's access, which [`Self::inside`] has just found inside.
     pub fn touch(
         &mut self,
         address: u64,
@@ -173,16 +173,15 @@ impl<'a> Global<'a> {
         mut who: Who,
         same: bool,
     ) -> Result<(), String> {
-        self.inside(address, bytes)?;
         let (start, len) = self.live[self.last];
         if len >= TRACED {
             return Ok(());
         }
         who.block = self.block;
-        let traces = self
-            .traces
-            .entry(self.last)
-            .or_insert_with(|| vec![Trace::default(); len.div_ceil(GLOBAL_PLACE)]);
+        let traces = &mut self.traces[self.last];
+        if traces.is_empty() {
+            traces.resize(len.div_ceil(GLOBAL_PLACE), Trace::default());
+        }
         let first = (address - start) as usize / GLOBAL_PLACE;
         for (i, trace) in traces[first..first + bytes / GLOBAL_PLACE].iter_mut().enumerate() {
             trace.touch(kind, who, same).map_err(|told| {
@@ -198,7 +197,8 @@ impl<'a> Global<'a> {
         let mut n = 0;
         for lane in super::lanes(mask) {
             let sector = at[lane] / 32;
-            if !sectors[..n].contains(&sector) {
+            // Neighbours are mostly lanes of one sector.
+            if n == 0 || (sectors[n - 1] != sector && !sectors[..n].contains(&sector)) {
                 sectors[n] = sector;
                 n += 1;
             }
@@ -232,6 +232,27 @@ impl<'a> Global<'a> {
             std::ptr::copy_nonoverlapping(value.to_le_bytes().as_ptr(), address as *mut u8, bytes.min(8));
         }
     }
+}
+
+/// The most words of one bank among `words`, of which there are at most 32; the same word counts once.
+fn passes(words: impl Iterator<Item = u64> + Clone) -> u32 {
+    let mut first = [u64::MAX; LANES];
+    let mut apart = false;
+    let mut most = 0;
+    for word in words.clone() {
+        let bank = &mut first[word as usize % LANES];
+        apart |= *bank != u64::MAX && *bank != word;
+        (*bank, most) = (word, 1);
+    }
+    if apart {
+        let mut all: Vec<u64> = words.collect();
+        all.sort_unstable();
+        all.dedup();
+        let mut banks = [0; LANES];
+        all.iter().for_each(|word| banks[*word as usize % LANES] += 1);
+        most = banks.into_iter().max().unwrap_or(0);
+    }
+    most
 }
 
 /// Shared memory of a block.
@@ -278,7 +299,7 @@ impl Shared {
         aligned("shared ", address, bytes)
     }
 
-    /// Notes one lane's access, which [`Self::inside`] has found inside.
+    /// Notes one lane's access, which [`Self::inside`] has just found inside.
     pub fn touch(
         &mut self,
         address: u64,
@@ -287,7 +308,6 @@ impl Shared {
         who: Who,
         same: bool,
     ) -> Result<(), String> {
-        self.inside(address, bytes)?;
         let first = address as usize / SHARED_PLACE;
         let Variable { name, offset, .. } = &self.variables[self.last];
         for (i, trace) in self.traces[first..first + bytes.div_ceil(SHARED_PLACE)].iter_mut().enumerate() {
@@ -305,17 +325,10 @@ impl Shared {
         // A pass serves 128 bytes: lanes of 8 bytes go by halves of a warp, of 16 by quarters.
         let together = (LANES * 4 / bytes.max(4)).min(LANES);
         for part in (0..LANES).step_by(together) {
-            let mut banks = [(0u32, [0u64; LANES]); LANES];
-            for lane in (part..part + together).filter(|lane| mask >> lane & 1 == 1) {
-                for word in at[lane] / 4..(at[lane] + bytes.max(4) as u64) / 4 {
-                    let (n, words) = &mut banks[word as usize % LANES];
-                    if !words[..*n as usize].contains(&word) {
-                        words[*n as usize] = word;
-                        *n += 1;
-                    }
-                }
-            }
-            let passes = banks.iter().map(|b| b.0).max().unwrap_or(0);
+            let words = (part..part + together)
+                .filter(|lane| mask >> lane & 1 == 1)
+                .flat_map(|lane| at[lane] / 4..(at[lane] + bytes.max(4) as u64) / 4);
+            let passes = passes(words);
             self.counts.passes += u64::from(passes);
             self.counts.fewest_passes += u64::from(passes > 0);
         }
