@@ -32,10 +32,16 @@ __device__ inline void gather_columns(const T *w, u32 pitch, u32 i, const u32 *i
     }
 }
 
+// Where columns i + l .. i + l + 4 of a row lie in shared memory, for packs of P columns: the halves of a pack of eight
+// lie half a row apart, so that threads that follow one another are never in one bank.
+template <u32 P> __device__ inline float *quarter(float *row, u32 pitch, u32 i, u32 l) {
+    return row + l / 4 * (pitch * 4 / P) + i * 4 / P;
+}
+
 // out_e = dy . W[index_e] + add for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
 // it reads of dy serves them all, and as many rows of W are on their way at once.
 template <typename T>
-__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, const float *dy, float add,
+__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, float *dy, float add,
                                   float *out) {
     const u32 P = Pack<T>::N;
     u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
@@ -52,9 +58,11 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 c
         for (u32 i = lane * P; i < pitch; i += WARP * P) {
             Pack<T> values[TOGETHER];
             for (u32 q = 0; q < TOGETHER; q++) values[q] = load_pack(row[q] + i);
-            for (u32 l = 0; l < P; l++) {
-                float g = dy[i + l];
-                for (u32 q = 0; q < TOGETHER; q++) dot[q] += widen(values[q].v[l]) * g;
+            for (u32 l = 0; l < P; l += 4) {
+                Pack<float> g = load_pack(quarter<P>(dy, pitch, i, l));
+                for (u32 r = 0; r < 4; r++) {
+                    for (u32 q = 0; q < TOGETHER; q++) dot[q] += widen(values[q].v[l + r]) * g.v[r];
+                }
             }
         }
         for (u32 q = 0; q < TOGETHER; q++) {
@@ -107,17 +115,21 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
         gather_columns(w_dec, pitch, i, entry, scale, held, acc);
         Pack<T> out;
+        Pack<float> bias, soft_part = {};
         for (u32 l = 0; l < P; l++) {
-            float y = share * acc[l] + b_pre[i + l];
-            float soft_y = soft != 0 ? soft_recon[n * pitch + i + l] : 0.0f;
+            if (l % 4 == 0) {
+                bias = load_pack(b_pre + i + l);
+                if (soft != 0) soft_part = load_pack(soft_recon + n * pitch + i + l);
+            }
+            float y = share * acc[l] + bias.v[l % 4], soft_y = soft_part.v[l % 4];
             y += soft_scale * soft_y;
             float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
             float off = i + l < d ? y * sigma - x_centered : 0.0f;
             float g = off * factor;
             squared += (double)off * off;
             along += (double)g * soft_y;
-            dy[i + l] = g;
-            if (aux_k > 0) miss[i + l] = off;
+            quarter<P>(dy, pitch, i, l)[l % 4] = g;
+            if (aux_k > 0) quarter<P>(miss, pitch, i, l)[l % 4] = off;
             if (recon != 0) recon[n * pitch + i + l] = i + l < d ? (float)((double)(y * sigma) + mu) : 0.0f;
             narrow(g, &out.v[l]);
         }
@@ -144,10 +156,10 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
             gather_columns(w_dec, pitch, i, entry, scale, held, acc);
             Pack<T> out;
             for (u32 l = 0; l < P; l++) {
-                float off = i + l < d ? acc[l] * sigma + miss[i + l] : 0.0f;
+                float off = i + l < d ? acc[l] * sigma + quarter<P>(miss, pitch, i, l)[l % 4] : 0.0f;
                 float g = off * aux_factor;
                 aux_squared += (double)off * off;
-                dy[i + l] = g;
+                quarter<P>(dy, pitch, i, l)[l % 4] = g;
                 narrow(g, &out.v[l]);
             }
             store_pack(aux_recon + n * pitch + i, out);

@@ -28,10 +28,13 @@ extern "C" __global__ void __launch_bounds__(1024)
     u32 before = 0;
     for (u32 first = 0; first < m; first += 4 * 1024) {
         u32 j = first + 4 * threadIdx.x;
-        u32 own[4], sum = 0;
+        bool whole = j + 4 <= m;
+        Pack<u32> own = {};
+        if (whole) own = load_pack(totals + j);
+        u32 sum = 0;
         for (u32 l = 0; l < 4; l++) {
-            own[l] = j + l < m ? totals[j + l] : 0;
-            sum += own[l];
+            if (!whole && j + l < m) own.v[l] = totals[j + l];
+            sum += own.v[l];
         }
         u32 up_to = sum;
         for (u32 step = 1; step < WARP; step *= 2) {
@@ -46,12 +49,16 @@ extern "C" __global__ void __launch_bounds__(1024)
             if (w < warp) start += warps[w];
             all += warps[w];
         }
+        Pack<u32> starts;
         for (u32 l = 0; l < 4; l++) {
-            if (j + l < m) {
-                offsets[j + l] = start;
-                cursor[j + l] = start;
-            }
-            start += own[l];
+            starts.v[l] = start;
+            start += own.v[l];
+        }
+        if (whole) {
+            store_pack(offsets + j, starts);
+            store_pack(cursor + j, starts);
+        } else {
+            for (u32 l = 0; l < 4 && j + l < m; l++) offsets[j + l] = cursor[j + l] = starts.v[l];
         }
         before += all;
         // All threads have read the sums before the next tile writes them.

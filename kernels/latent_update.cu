@@ -13,7 +13,7 @@
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
 // 1. Entries are brought to shared memory, blockDim at a time, and every thread adds its columns, in order of rows.
-// 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step. 4. Adam, row scale,
+// 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step, and Adam, row scale,
 // average, and the rounded copies; or the gradient to memory, with its sum of squares.
 //
 // Every sum has a fixed order (src/index: entries ascend; blocks own their latents). Reads 2 pitch operands an entry,
@@ -84,14 +84,24 @@ __device__ inline void project(float *grad, const float *w, u32 d, double *scrat
     __syncthreads();
 }
 
+// part += bias w, four columns of a row of W_enc before the step: the part of db_pre.
+__device__ inline void add_part(float *part, float bias, Pack<float> w) {
+    Pack<float> sum = load_pack(part);
+    for (u32 l = 0; l < 4; l++) sum.v[l] += bias * w.v[l];
+    store_pack(part, sum);
+}
+
 // Adam on one row, whose gradient lies in shared memory; `unit` scales it back to length 1. A thread owns packs of four
-// columns: what a block asks of memory at once must cover the time that memory takes to answer.
+// columns: what a block asks of memory at once must cover the time that memory takes to answer. A row of W_enc adds to
+// `part` on the way.
+template <bool ENC>
 __device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at, float *grad, u32 d, bool unit,
-                                  bf16 *copy, double *scratch) {
+                                  bf16 *copy, double *scratch, float *part, float bias) {
     double squares = 0.0;
     for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
         Pack<float> w = load_pack(t.w + at + i), m = load_pack(t.m + at + i), v = load_pack(t.v + at + i);
         Pack<float> g = load_pack(grad + i);
+        if (ENC) add_part(part + i, bias, w);
         // Columns beyond d keep their zeros: with an epsilon of 0 a step there would be 0 / 0.
         for (u32 l = 0; l < 4 && i + l < d; l++) {
             w.v[l] = adam(step, clip, step->keep, w.v[l], &m.v[l], &v.v[l], g.v[l]);
@@ -168,10 +178,12 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             // All threads take part in bringing entries, also those beyond the last column.
             u32 i = start + threadIdx.x * P;
             alignas(16) float enc[P], dec[P];
-            for (u32 l = 0; l < P; l++) {
-                bool inside = i + l < pitch;
-                enc[l] = dense.enc != 0 && inside ? dense.enc[(u64)at * pitch + i + l] : 0.0f;
-                dec[l] = dense.dec != 0 && inside ? dense.dec[(u64)at * pitch + i + l] : 0.0f;
+            // A row ends with a pack.
+            for (u32 l = 0; l < P; l += 4) {
+                Pack<float> none = {};
+                u64 from = (u64)at * pitch + i + l;
+                store_pack(enc + l, dense.enc != 0 && i < pitch ? load_pack(dense.enc + from) : none);
+                store_pack(dec + l, dense.dec != 0 && i < pitch ? load_pack(dense.dec + from) : none);
             }
             bias = dense.bias != 0 ? dense.bias[at] : 0.0f;
             if (main.offsets != 0) {
@@ -180,7 +192,6 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             if (aux.offsets != 0) {
                 add_entries<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
             }
-            // A row ends with a pack.
             for (u32 l = 0; l < P && i < pitch; l += 4) {
                 store_pack(enc_row + i + l, load_pack(enc + l));
                 if (!TIED) store_pack(dec_row + i + l, load_pack(dec + l));
@@ -190,12 +201,10 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         __syncthreads();
         const Tensor *decoder = TIED ? &model->enc : &model->dec;
         if (unit == 1) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
-        for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
-            Pack<float> w = load_pack(model->enc.w + row + i), sum = load_pack(part + i);
-            for (u32 l = 0; l < 4; l++) sum.v[l] += bias * w.v[l];
-            store_pack(part + i, sum);
-        }
         if (kept.enc != 0) {
+            for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
+                add_part(part + i, bias, load_pack(model->enc.w + row + i));
+            }
             squares += store_row(kept.enc + (u64)at * pitch, enc_row, d);
             if (!TIED) squares += store_row(kept.dec + (u64)at * pitch, dec_row, d);
             if (threadIdx.x == 0) {
@@ -204,8 +213,12 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             }
         } else {
             float clip = control->clip;
-            update_row(step, clip, model->enc, row, enc_row, d, TIED && unit != 0, model->enc_copy, scratch);
-            if (!TIED) update_row(step, clip, model->dec, row, dec_row, d, unit != 0, model->dec_copy, scratch);
+            update_row<true>(step, clip, model->enc, row, enc_row, d, TIED && unit != 0, model->enc_copy, scratch, part,
+                             bias);
+            if (!TIED) {
+                update_row<false>(step, clip, model->dec, row, dec_row, d, unit != 0, model->dec_copy, scratch, part,
+                                  bias);
+            }
             if (threadIdx.x == 0) {
                 Tensor b = model->lat;
                 float w = adam(step, clip, 1.0f, b.w[j], &b.m[j], &b.v[j], bias);

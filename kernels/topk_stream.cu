@@ -7,8 +7,7 @@
 // scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. A step may want fewer than the lists
 // have room for: min(k, step->active), read here so that an annealed k changes no launch. With `idle`, only latents
 // idle for at least `dead_after` rows take part, and nothing happens while there are none.
-// One block of 256 threads a row. A thread reads eight neighbouring scores at a time; in the warm-up four of each of two
-// groups of 128, as the noise is laid out.
+// One block of 256 threads a row. A thread takes eight scores of a chunk at a time.
 //
 // 1. A key is (bits of z, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
 //    Keys are all different, so that the k largest are one set, in whatever order they arrive.
@@ -165,9 +164,10 @@ __device__ inline SoftRow finish_softmax(Running r, float inv_tau) {
     return out;
 }
 
-// The latent of a thread's i-th score of eight in the chunk that starts at `first`.
+// The latent of a thread's i-th score of eight in the chunk that starts at `first`: two packs of four, each beside those
+// of the neighbouring threads; in the warm-up four of each of two groups of 128, as the noise is laid out.
 template <bool SOFT> __device__ inline u32 latent_of(u32 first, u32 i) {
-    if (!SOFT) return first + threadIdx.x * 8 + i;
+    if (!SOFT) return first + i / 4 * (TOPK_CHUNK / 2) + threadIdx.x * 4 + i % 4;
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     return first + (warp * 2 + i / 4) * 128 + i % 4 * WARP + lane;
 }
@@ -176,15 +176,11 @@ template <bool SOFT> __device__ inline u32 latent_of(u32 first, u32 i) {
 template <typename T, bool SOFT>
 __device__ inline void load_scores(const T *row, const float *b_lat, u32 m, u32 first, float *z) {
     if (!SOFT && first + TOPK_CHUNK <= m) {
-        const u32 P = Pack<T>::N;
-        u32 j = latent_of<SOFT>(first, 0);
-        for (u32 i = 0; i < 8; i += P) {
-            Pack<T> scores = load_pack(row + j + i);
-            for (u32 l = 0; l < P; l++) z[i + l] = widen(scores.v[l]);
-        }
         for (u32 i = 0; i < 8; i += 4) {
-            Pack<float> bias = load_pack(b_lat + j + i);
-            for (u32 l = 0; l < 4; l++) z[i + l] += bias.v[l];
+            u32 j = latent_of<SOFT>(first, i);
+            Pack<T, 4> scores = *(const Pack<T, 4> *)(row + j);
+            Pack<float> bias = load_pack(b_lat + j);
+            for (u32 l = 0; l < 4; l++) z[i + l] = widen(scores.v[l]) + bias.v[l];
         }
     } else {
         for (u32 i = 0; i < 8; i++) {

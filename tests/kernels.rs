@@ -23,6 +23,8 @@ mod offsets;
 mod precision;
 #[path = "kernels/topk.rs"]
 mod topk;
+#[path = "kernels/traffic.rs"]
+mod traffic;
 
 use common::device;
 use common::emulator::sanitizer;

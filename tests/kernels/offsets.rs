@@ -319,14 +319,14 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 }
 
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
-const PLANTED: [(&str, Run, &str, &str); 13] = [
+const PLANTED: [(&str, Run, &str, &str); 14] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
     ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("decode.cu", decode, "load_pack(w + (u64)index[e] * pitch + i)", "load_pack(w + index[e] * pitch + i)"),
     ("decode.cu", decode, "w + (u64)index[min(", "w + index[min("),
     ("decode.cu", decode, "store_pack(grad_recon + n * pitch", "store_pack(grad_recon + (u32)n * pitch"),
-    ("decode.cu", decode, "soft_recon[n * pitch + i + l]", "soft_recon[(u32)n * pitch + i + l]"),
+    ("decode.cu", decode, "soft_recon + n * pitch + i + l", "soft_recon + (u32)n * pitch + i + l"),
     ("decode.cu", evaluate, "dense_recon[n * pitch + i + l]", "dense_recon[(u32)n * pitch + i + l]"),
     (
         "soft_tiles.cu",
@@ -336,6 +336,7 @@ const PLANTED: [(&str, Run, &str, &str); 13] = [
     ),
     ("latent_update.cu", latent_update, "u64 row = (u64)j * pitch;", "u64 row = j * pitch;"),
     ("latent_update.cu", latent_update, "(u64)staged->row[e] * pitch", "staged->row[e] * pitch"),
+    ("latent_update.cu", latent_update, "u64 from = (u64)at * pitch", "u64 from = at * pitch"),
     ("latent_update.cu", latent_update, "kept.dec + (u64)at * pitch", "kept.dec + at * pitch"),
     ("reduce.cu", column_sums, "(u64)row * pitch", "row * pitch"),
 ];

@@ -13,7 +13,7 @@ use topk_sae::data::Dtype;
 use topk_sae::noise::{Noise, philox4x32, unit};
 
 /// Rows of scores, each another shape of trouble.
-fn rows(m: usize) -> Vec<Vec<f32>> {
+pub fn rows(m: usize) -> Vec<Vec<f32>> {
     let random = |seed: u32, j: usize| 2.0 * unit(philox4x32([j as u32, seed, 1, 2], [3, 4])[0]) - 1.0;
     let make = |f: &dyn Fn(usize) -> f32| (0..m).map(f).collect::<Vec<f32>>();
     vec![

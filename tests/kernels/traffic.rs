@@ -1,0 +1,120 @@
+//! What the kernels move, as NVRTC makes them, beside what their work needs. `kernels/TRAFFIC.md` is the table that the
+//! last test prints.
+
+use super::topk::{rows, select};
+use crate::case::Case;
+use crate::common::device::{emulator, of_nvrtc};
+use crate::common::emulator::ptx::Counts;
+use std::collections::BTreeMap;
+use topk_sae::backend::Backend;
+use topk_sae::backend::cuda::device::Element;
+use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::config::Precision;
+use topk_sae::data::Dtype;
+
+const N: usize = 64;
+const D: usize = 512;
+const M: usize = 4096;
+const K: usize = 32;
+
+/// What the kernels of one step move.
+fn step(t: f64, precision: Precision, tied: bool) -> BTreeMap<&'static str, Counts> {
+    let mut case = Case::new(N, D, M, K);
+    (case.tied, case.dtype, case.t) = (tied, Dtype::F16, t);
+    let (data, state) = case.start();
+    let device = emulator(1);
+    let moved = device.moved();
+    let mut engine =
+        Engine::new("device".into(), Box::new(device), data, case.spec.clone(), precision, &state).unwrap();
+    moved.borrow_mut().clear();
+    engine.step(&case.rows(), &case.plan(0, &[])).unwrap();
+    moved.take()
+}
+
+/// Bytes that a kernel's work needs where every value is read or written once from the nearest place that may hold
+/// it, caches among them; `s` is the size of an operand.
+fn needs(kernel: &str, s: usize, tied: bool, soft: bool) -> Option<usize> {
+    let (batch, scores, entries) = (N * D, N * M, N * K);
+    let matrices = if tied { 1 } else { 2 };
+    let copy = if s == 2 { 2 } else { 0 };
+    Some(match kernel.trim_end_matches("_bf16").trim_end_matches("_f32") {
+        // Rows three times, b_pre and the operand.
+        "gather_norm" => batch * (3 * 2 + 4 + s),
+        // Scores and b_lat, and the entries.
+        "topk_stream" | "topk_softmax" => scores * (s + 4) + 8 * entries,
+        // Rows of W_dec, for dh once more; the row, b_pre, dy', and the dense part.
+        "decode" if soft => entries * D * s + batch * (2 + 4 + s + 4),
+        "decode" => 2 * entries * D * s + batch * (2 + 4 + s),
+        "soft_weights" => scores * (s + 4 + s),
+        // dh is read, and dz and the code are written.
+        "soft_gradients" => scores * (s + 4 + 3 * s),
+        name if name.starts_with("latent_update") => {
+            let dense = if soft { matrices * M * D * 4 } else { 2 * entries * D * s };
+            matrices * M * D * (24 + copy) + dense
+        }
+        _ => return None,
+    })
+}
+
+#[test]
+fn kernels_move_what_their_work_needs_and_hardly_more() {
+    if !of_nvrtc() {
+        return;
+    }
+    println!(
+        "| step | kernel | needed, KB | moved, KB | moved/needed | instructions of warps | bank passes/fewest |"
+    );
+    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
+    for (t, precision, tied) in [
+        (1.0, Precision::Bf16, true),
+        (1.0, Precision::F32, false),
+        (0.5, Precision::Bf16, true),
+        (0.5, Precision::F32, false),
+    ] {
+        let mut seen = 0;
+        for (kernel, c) in step(t, precision, tied) {
+            let size = if precision == Precision::Bf16 { 2 } else { 4 };
+            let Some(needed) = needs(kernel, size, tied, t < 1.0) else { continue };
+            let moved = 32 * c.sectors as usize;
+            let (ratio, conflicts) =
+                (moved as f64 / needed as f64, c.passes as f64 / c.fewest_passes.max(1) as f64);
+            let phase = if t < 1.0 { "softmax" } else { "hard" };
+            let weights = if tied { "tied" } else { "untied" };
+            let Counts { instructions, .. } = c;
+            println!(
+                "| {phase}, {precision}, {weights} | `{kernel}` | {} | {} | {ratio:.2} | {instructions} | {conflicts:.2} |",
+                needed / 1000,
+                moved / 1000
+            );
+            // What is beyond 1 are facts of the step, read again after stores: by all lanes at once, and from cache.
+            assert!(ratio < 1.4, "{kernel}: {moved} bytes where {needed} are needed");
+            assert!(conflicts < 1.3, "{kernel}: {conflicts} passes over shared memory for one");
+            seen += 1;
+        }
+        assert_eq!(seen, if t < 1.0 { 6 } else { 4 });
+    }
+}
+
+/// Scores and biases once, whatever the row holds; beside them the list, an entry at a time, and what is read once a row.
+#[test]
+fn scores_are_read_once_however_long_the_row() {
+    if !of_nvrtc() {
+        return;
+    }
+    for (element, size, m, k) in [
+        (Element::Bf16, 2, 2048, 32),
+        (Element::F32, 4, 4096, 512),
+        (Element::Bf16, 2, 40_961, 64),
+        (Element::F32, 4, 131_072, 128),
+    ] {
+        let mut device = emulator(m as u64);
+        let moved = device.moved();
+        let scores = rows(m);
+        select(&mut device, element, &scores, &vec![0.0; m], k);
+        let name = if size == 2 { "topk_stream_bf16" } else { "topk_stream_f32" };
+        let sectors = 32 * moved.borrow()[name].sectors;
+        let once = m * (size + 4);
+        let allowed = scores.len() * (once + once / 20 + 2 * 32 * k + 4096);
+        assert!(sectors < allowed as u64, "{element:?} M {m} k {k}: {sectors} bytes, {allowed} allowed");
+    }
+}
