@@ -116,13 +116,17 @@ __device__ inline Words uniform_words(u64 seed, u64 step, u32 row, u32 group, u3
 // U on [0, 1) from the 24 high bits of a word.
 __device__ inline float unit(u32 word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
 
-// -ln(-ln(U + 1e-9) + 1e-9). Near 1 the inner logarithm is taken of 1 + ((U - 1) + 1e-9): U - 1 is exact there,
-// while U + 1e-9 would lose the 1e-9 and with it the largest noise values.
+// -ln(-ln(U + 1e-9) + 1e-9). Above 1/2 the sum would lose the 1e-9, and with it the largest noise values; there
+// ln(U + 1e-9) = ln(U) + 1e-9 / U, and where 1 / U is not 1 the logarithm is so much larger that it does not matter.
 __device__ inline float gumbel(float u) {
     const float eps = 1e-9f;
-    float inner = u > 0.75f ? log1pf((u - 1.0f) + eps) : logf(u + eps);
+    bool high = u > 0.5f;
+    float inner = logf(high ? u : u + eps) + (high ? eps : 0.0f);
     return -logf(eps - inner);
 }
+
+// e^(t / tau) for many t: 2^(t per_tau), where per_tau = per_temperature(1 / tau). A power of two is one instruction.
+__device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.44269504f; }
 
 // What the host tells of one step; mirrored field by field by `StepParams` in src/backend/cuda/params.rs.
 struct Step {

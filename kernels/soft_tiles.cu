@@ -25,7 +25,7 @@ __device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32
     u64 n = blockIdx.x;
     u32 lane = threadIdx.x % WARP;
     u32 group = (first + blockIdx.y * 1024) / 128 + threadIdx.x / WARP;
-    float inv_tau = step->inv_tau;
+    float per_tau = per_temperature(step->inv_tau);
     Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
     Quad q;
     for (u32 w = 0; w < 4; w++) {
@@ -34,7 +34,7 @@ __device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32
         q.j[w] = j;
         q.z[w] = inside ? widen(scores[n * pitch + j]) + b_lat[j] : 0.0f;
         float u = given != 0 && inside ? given[n * m + j] : unit(words.w[w]);
-        q.p[w] = expf((fmaxf(q.z[w], 0.0f) + gumbel(u) - row.max) * inv_tau) * row.inv_total;
+        q.p[w] = exp2f((fmaxf(q.z[w], 0.0f) + gumbel(u) - row.max) * per_tau) * row.inv_total;
     }
     return q;
 }

@@ -126,25 +126,27 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
     return least;
 }
 
-// A running softmax total: sum of e^((t - max) inv_tau).
+// A running softmax total: sum of e^((t - max) / tau).
 struct Running {
     float max;
     float total;
     float sum;
 };
-__device__ inline void perturb(Running *r, float positive, float noise, float inv_tau) {
-    float t = positive + noise;
-    r->sum += positive;
-    if (t > r->max) {
-        r->total = r->total * expf((r->max - t) * inv_tau) + 1.0f;
-        r->max = t;
-    } else {
-        r->total += expf((t - r->max) * inv_tau);
-    }
+
+// Adds eight perturbed scores; -infinity stands for none.
+__device__ inline void add_perturbed(Running *r, const float *t, float per_tau) {
+    float max = r->max;
+    for (u32 i = 0; i < 8; i++) max = fmaxf(max, t[i]);
+    // As long as there is no score, infinity would be taken from infinity.
+    if (max == -F32_INF) return;
+    float total = r->total * exp2f((r->max - max) * per_tau);
+    for (u32 i = 0; i < 8; i++) total += exp2f((t[i] - max) * per_tau);
+    r->total = total;
+    r->max = max;
 }
 
 // Brings the running totals of all threads together; the same in every thread.
-__device__ inline SoftRow finish_softmax(Running r, float inv_tau) {
+__device__ inline SoftRow finish_softmax(Running r, float per_tau) {
     __shared__ float maxima[TOPK_THREADS / WARP];
     __shared__ double scratch[32];
     float max = r.max;
@@ -153,8 +155,8 @@ __device__ inline SoftRow finish_softmax(Running r, float inv_tau) {
     // The maxima of all warps must be there before they are compared.
     __syncthreads();
     for (u32 w = 0; w < TOPK_THREADS / WARP; w++) max = fmaxf(max, maxima[w]);
-    // A thread without a score has total 0 at -infinity: e^-infinity is 0.
-    double total = block_sum((double)r.total * (double)expf((r.max - max) * inv_tau), scratch);
+    // A thread without a score has total 0 at -infinity: 2^-infinity is 0.
+    double total = block_sum((double)r.total * (double)exp2f((r.max - max) * per_tau), scratch);
     double sum = block_sum((double)r.sum, scratch);
     SoftRow out;
     out.max = max;
@@ -203,7 +205,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 dead_after = step->dead_after;
     u32 want = idle != 0 ? k : min(k, step->active);
-    float inv_tau = step->inv_tau;
+    float per_tau = per_temperature(step->inv_tau);
     Running running = {-F32_INF, 0.0f, 0.0f};
     float threshold = 0.0f, zeros = 0.0f;
     u64 least = 0;
@@ -230,12 +232,13 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
                 Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
                 for (u32 w = 0; w < 4; w++) {
                     u32 j = group * 128 + w * WARP + lane;
-                    if (j < m) {
-                        float u = given != 0 ? given[n * m + j] : unit(words.w[w]);
-                        perturb(&running, fmaxf(z[g * 4 + w], 0.0f), gumbel(u), inv_tau);
-                    }
+                    float u = given != 0 && j < m ? given[n * m + j] : unit(words.w[w]);
+                    float positive = fmaxf(z[g * 4 + w], 0.0f);
+                    running.sum += positive;
+                    z[g * 4 + w] = j < m ? positive + gumbel(u) : -F32_INF;
                 }
             }
+            add_perturbed(&running, z, per_tau);
         }
         // All keys of the chunk must be counted before the count is looked at ...
         __syncthreads();
@@ -265,7 +268,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     int infinite = __syncthreads_or(zeros != 0.0f);
     if (threadIdx.x == 0 && bad != 0) bad[n] = infinite != 0;
     if (SOFT) {
-        SoftRow row = finish_softmax(running, inv_tau);
+        SoftRow row = finish_softmax(running, per_tau);
         if (threadIdx.x == 0) soft[n] = row;
     }
 }
