@@ -7,6 +7,8 @@ mod candidates;
 #[path = "backends/case.rs"]
 mod case;
 mod common;
+#[path = "kernels/compiled.rs"]
+mod compiled;
 #[path = "common/compiler.rs"]
 mod compiler;
 #[path = "kernels/controls.rs"]

@@ -45,7 +45,7 @@ pub fn of_nvrtc() -> bool {
 }
 
 /// The kernels as NVRTC makes them for sm_90.
-fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
+pub fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
     static KERNELS: OnceLock<BTreeMap<String, ptx::Kernel>> = OnceLock::new();
     KERNELS.get_or_init(|| {
         let text = cuda::compile::ptx(SOURCES, Arch(90)).unwrap();

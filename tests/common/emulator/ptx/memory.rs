@@ -74,11 +74,16 @@ impl Trace {
     /// Notes an access and tells of one that nothing orders with it. A store that leaves what is there `same` harms
     /// nobody: flags are set so.
     fn touch(&mut self, kind: Kind, who: Who, same: bool) -> Result<(), String> {
+        let Who { block, thread, .. } = who;
         let told = |what: &str, other: Who| {
-            Err(format!(
-                "{what} thread {} of block {} and thread {} of block {}, with nothing between",
-                other.thread, other.block, who.thread, who.block
-            ))
+            let (other, place) = match other {
+                Who { block: b, thread: t, .. } if b != block => {
+                    (format!("thread {t} of block {b}"), format!(" of block {block}"))
+                }
+                Who { thread: t, .. } if t != thread => (format!("thread {t}"), String::new()),
+                _ => ("several threads".to_owned(), String::new()),
+            };
+            Err(format!("{what} {other} and thread {thread}{place}, with nothing between"))
         };
         if let Some(writer) = self.writer.filter(|w| w.beside(who) && !(self.atomic && kind == Kind::Atomic))
         {
@@ -96,7 +101,6 @@ impl Trace {
             return Ok(());
         }
         if self.blocks && !same {
-            let Who { block, thread, .. } = who;
             return Err(format!("read by several blocks and written by thread {thread} of block {block}"));
         }
         let beside = |r: &Who| r.beside(who) || (self.readers && same_epoch(*r, who));

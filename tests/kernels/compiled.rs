@@ -1,0 +1,90 @@
+//! Defects planted into the kernels before NVRTC compiles them, to see that running its PTX tells of them.
+
+use crate::case::Case;
+use crate::common::device::{compiled, of_nvrtc};
+use crate::common::emulator::{Emulator, mutate, ptx};
+use crate::engine::on;
+use crate::topk;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use topk_sae::backend::cuda::compile::{self, Arch};
+use topk_sae::backend::cuda::device::Element;
+use topk_sae::backend::cuda::sources::SOURCES;
+
+/// A device whose kernels of `file` have `to` in place of `from`.
+fn planted(file: &str, from: &str, to: &str) -> Emulator {
+    let sources = mutate(SOURCES, file, from, to);
+    let needed = sources.iter().filter(|(name, _)| name == file || name == "common.cuh");
+    let needed: Vec<(&str, &str)> = needed.map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let mut kernels = compiled().clone();
+    for kernel in ptx::parse(&compile::ptx(&needed, Arch(90)).unwrap()).unwrap() {
+        kernels.insert(kernel.name.clone(), kernel);
+    }
+    // A device's kernels live as long as the process.
+    Emulator::of_ptx(Box::leak(Box::new(kernels)))
+}
+
+fn selects(mut device: Emulator) {
+    topk::check(&mut device, Element::F32, 5000, 64);
+}
+
+fn trains(device: Emulator) {
+    let mut case = Case::new(20, 600, 300, 6);
+    case.steps = 1;
+    case.edit = |params, _| params.b_lat[200] = 6.0;
+    case.agree_with(on(Box::new(device)), |_| ());
+}
+
+#[test]
+fn what_is_wrong_in_the_compiled_kernels_is_told() {
+    if !of_nvrtc() {
+        return;
+    }
+    // Which one comes first is chance, where a barrier is missing.
+    const ORDER: &[&str] = &["with nothing between", "read before it was written"];
+    let cases: [(&str, fn(Emulator), &str, &str, &[&str]); 8] = [
+        (
+            "topk_stream.cu",
+            selects,
+            "__syncthreads();\n        for (u32 i = 0; i < TOPK_OWN && i",
+            "for (u32 i = 0; i < TOPK_OWN && i",
+            ORDER,
+        ),
+        ("topk_stream.cu", selects, "__syncthreads();\n        bool full", "bool full", ORDER),
+        (
+            "topk_stream.cu",
+            selects,
+            "s->keys[at++] = keys[i]",
+            "s->keys[at++ + 3000] = keys[i]",
+            &["lie outside"],
+        ),
+        (
+            "topk_stream.cu",
+            selects,
+            "index[n * k + rank] = j",
+            "index[n * k + rank + 40] = j",
+            &["in live memory"],
+        ),
+        (
+            "topk_stream.cu",
+            selects,
+            "    __syncthreads();\n    for (u32 w = 0; w < warp; w++)",
+            "    if (warp > 0) __syncthreads();\n    for (u32 w = 0; w < warp; w++)",
+            &["never come"],
+        ),
+        ("decode.cu", trains, "__syncthreads();\n    if (soft == 0)", "if (soft == 0)", ORDER),
+        (
+            "decode.cu",
+            trains,
+            "quarter<P>(dy, pitch, i, l)[l % 4] = g;\n            if",
+            "if (l != 3) quarter<P>(dy, pitch, i, l)[l % 4] = g;\n            if",
+            ORDER,
+        ),
+        ("latent_update.cu", trains, "__syncthreads();\n        const Tensor", "const Tensor", ORDER),
+    ];
+    for (file, check, from, to, reasons) in cases {
+        let device = planted(file, from, to);
+        let told = catch_unwind(AssertUnwindSafe(|| check(device))).expect_err(to);
+        let told = told.downcast_ref::<String>().map_or("", String::as_str);
+        assert!(reasons.iter().any(|r| told.contains(r)) && told.contains(file), "{to}: {told}");
+    }
+}
