@@ -1,5 +1,5 @@
 //! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`tests/emulator/`), and the same
-//! tests on a card where there is one.
+//! tests on the PTX that NVRTC makes (`tests/common/emulator/ptx/`) and on a card, where there are such.
 #![allow(clippy::unwrap_used)]
 
 #[path = "kernels/candidates.rs"]

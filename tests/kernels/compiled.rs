@@ -3,25 +3,30 @@
 use crate::case::Case;
 use crate::common::device::{compiled, of_nvrtc};
 use crate::common::emulator::{Emulator, mutate, ptx};
+use crate::controls::{every_barrier, found};
 use crate::engine::on;
 use crate::topk;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::compile::{self, Arch};
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::sources::SOURCES;
 
-/// A device whose kernels of `file` have `to` in place of `from`.
-fn planted(file: &str, from: &str, to: &str) -> Emulator {
-    let sources = mutate(SOURCES, file, from, to);
-    let needed = sources.iter().filter(|(name, _)| name == file || name == "common.cuh");
+/// The kernels, those of `file` as they are in `sources`.
+fn kernels(sources: &[(String, String)], file: &str) -> &'static BTreeMap<String, ptx::Kernel> {
+    // What all files include is in all kernels.
+    let header = "common.cuh";
+    let needed = sources.iter().filter(|(name, _)| [file, header].contains(&name.as_str()) || file == header);
     let needed: Vec<(&str, &str)> = needed.map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mut kernels = compiled().clone();
     for kernel in ptx::parse(&compile::ptx(&needed, Arch(90)).unwrap()).unwrap() {
         kernels.insert(kernel.name.clone(), kernel);
     }
     // A device's kernels live as long as the process.
-    Emulator::of_ptx(Box::leak(Box::new(kernels)))
+    Box::leak(Box::new(kernels))
 }
+
+type Check = fn(Emulator);
 
 fn selects(mut device: Emulator) {
     topk::check(&mut device, Element::F32, 5000, 64);
@@ -41,7 +46,7 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
     }
     // Which one comes first is chance, where a barrier is missing.
     const ORDER: &[&str] = &["with nothing between", "read before it was written"];
-    let cases: [(&str, fn(Emulator), &str, &str, &[&str]); 8] = [
+    let cases: [(&str, Check, &str, &str, &[&str]); 8] = [
         (
             "topk_stream.cu",
             selects,
@@ -82,9 +87,20 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
         ("latent_update.cu", trains, "__syncthreads();\n        const Tensor", "const Tensor", ORDER),
     ];
     for (file, check, from, to, reasons) in cases {
-        let device = planted(file, from, to);
+        let device = Emulator::of_ptx(kernels(&mutate(SOURCES, file, from, to), file));
         let told = catch_unwind(AssertUnwindSafe(|| check(device))).expect_err(to);
         let told = told.downcast_ref::<String>().map_or("", String::as_str);
         assert!(reasons.iter().any(|r| told.contains(r)) && told.contains(file), "{to}: {told}");
     }
+}
+
+#[test]
+#[ignore = "takes ten minutes"]
+fn every_barrier_that_is_missing_is_told() {
+    assert!(of_nvrtc(), "with SAE_TEST_DEVICE=ptx");
+    assert!(!found(|| Emulator::of_ptx(compiled())));
+    every_barrier(|file, sources| {
+        let with = kernels(&sources, file);
+        found(|| Emulator::of_ptx(with))
+    });
 }

@@ -16,11 +16,11 @@ fn elsewhere() -> bool {
     sanitizer::inside() || emulation_only("planted defects")
 }
 
-/// Runs what finds most defects on other kernels; true where some check fails.
-fn found(sources: &[(String, String)]) -> bool {
+/// Runs what finds most defects on the kernels of devices that `make` makes; true where some check fails.
+pub fn found(make: impl Fn() -> Emulator) -> bool {
     let failed = |check: &dyn Fn(Box<dyn Device>)| {
         (0..4).any(|seed| {
-            let mut device = Emulator::with_sources(sources);
+            let mut device = make();
             device.seed = seed;
             catch_unwind(AssertUnwindSafe(|| check(Box::new(device)))).is_err()
         })
@@ -102,7 +102,7 @@ const PLANTED: &str = "SAE_PLANTED_SOURCES";
 fn runs_planted_sources_if_asked() {
     if let Some(path) = std::env::var_os(PLANTED) {
         let sources: Vec<(String, String)> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        assert!(!found(&sources));
+        assert!(!found(|| Emulator::with_sources(&sources)));
     }
 }
 
@@ -193,7 +193,8 @@ fn writes_one_place_too_far_if_asked() {
     if std::env::var_os("SAE_PLANT_OUT_OF_BOUNDS").is_some() {
         assert!(sanitizer::inside());
         let far = "i <= pitch; i += blockDim.x) {";
-        found(&mutate(SOURCES, "gather_norm.cu", "i < pitch; i += blockDim.x) {", far));
+        let sources = mutate(SOURCES, "gather_norm.cu", "i < pitch; i += blockDim.x) {", far);
+        found(|| Emulator::with_sources(&sources));
     }
 }
 
@@ -217,10 +218,14 @@ fn the_kernels_as_they_are_pass_the_same_checks() {
     assert!(!found_by_a_child(&changed("", str::to_owned)));
 }
 
-/// Each barrier of each kernel, taken out alone.
 #[test]
 #[ignore = "takes five minutes"]
 fn every_barrier_that_is_missing_is_found() {
+    every_barrier(|_, sources| found_by_a_child(&sources));
+}
+
+/// Fails where `is_found` is false of a file and the sources without one of its barriers, taken out alone.
+pub fn every_barrier(is_found: impl Fn(&str, Vec<(String, String)>) -> bool) {
     const BARRIER: &str = "__syncthreads();";
     let mut missed = vec![];
     for &(name, text) in SOURCES {
@@ -230,7 +235,7 @@ fn every_barrier_that_is_missing_is_found() {
                 text.replace_range(at..at + BARRIER.len(), "");
                 text
             };
-            let verdict = found_by_a_child(&changed(name, without));
+            let verdict = is_found(name, changed(name, without));
             let line = text[..at].lines().count();
             println!("{name}:{line}: {}", if verdict { "found" } else { "MISSED" });
             if !verdict {
