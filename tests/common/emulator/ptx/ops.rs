@@ -157,6 +157,7 @@ pub fn named(name: &str) -> Option<Compute> {
         "rcp.rn.f32" => compute!(|a| of(1.0 / f(a))),
         "max.f32" => compute!(|a, b| of(max(f(a), f(b)))),
         "min.f32" => compute!(|a, b| of(min(f(a), f(b)))),
+        "lg2.approx.f32" => compute!(|a| of(f64::from(f(a)).log2() as f32)),
         "ex2.approx.f32" => compute!(|a| of(f64::from(f(a)).exp2() as f32)),
         "ex2.approx.ftz.f32" => compute!(|a| of(exp2(f(a)))),
         // A value that is not a number saturates to zero.
