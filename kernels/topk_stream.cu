@@ -79,10 +79,10 @@ __device__ inline void find_digit(TopkShared *s, u32 want) {
 
 // Step 3: keeps the k largest of `held` keys (held >= k) at the front; returns the smallest of them.
 __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
-    u64 own[TOPK_OWN];
-    for (u32 i = 0; i < TOPK_OWN; i++) {
+    u64 own[TOPK_OWN] = {};
+    for (u32 i = 0; i < TOPK_OWN && i * TOPK_THREADS < held; i++) {
         u32 at = i * TOPK_THREADS + threadIdx.x;
-        own[i] = at < held ? s->keys[at] : 0;
+        if (at < held) own[i] = s->keys[at];
     }
     u64 prefix = 0, decided = 0;
     u32 want = k;
@@ -106,7 +106,7 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
     }
     u64 least = ~(u64)0;
     u32 takes = 0;
-    for (u32 i = 0; i < TOPK_OWN; i++) {
+    for (u32 i = 0; i < TOPK_OWN && i * TOPK_THREADS < held; i++) {
         if (own[i] == 0 || own[i] < prefix) continue;
         takes |= 1u << i;
         least = own[i] < least ? own[i] : least;
