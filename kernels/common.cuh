@@ -60,7 +60,9 @@ template <typename T, u32 COUNT = 16 / sizeof(T)> struct alignas(COUNT * sizeof(
 };
 
 // Loads and stores of one pack; the address must be a multiple of its bytes.
-template <typename T> __device__ inline Pack<T> load_pack(const T *p) { return *(const Pack<T> *)p; }
+template <typename T, u32 COUNT = 16 / sizeof(T)> __device__ inline Pack<T, COUNT> load_pack(const T *p) {
+    return *(const Pack<T, COUNT> *)p;
+}
 template <typename T, u32 COUNT> __device__ inline void store_pack(T *p, Pack<T, COUNT> v) {
     *(Pack<T, COUNT> *)p = v;
 }

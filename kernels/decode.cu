@@ -34,14 +34,14 @@ __device__ inline void gather_columns(const T *w, u32 pitch, u32 i, const u32 *i
 
 // Where columns i + l .. i + l + 4 of a row lie in shared memory, for packs of P columns: the halves of a pack of eight
 // lie half a row apart, so that threads that follow one another are never in one bank.
-template <u32 P> __device__ inline float *quarter(float *row, u32 pitch, u32 i, u32 l) {
+template <u32 P, typename F> __device__ inline F *quarter(F *row, u32 pitch, u32 i, u32 l) {
     return row + l / 4 * (pitch * 4 / P) + i * 4 / P;
 }
 
 // out_e = dy . W[index_e] + add for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
 // it reads of dy serves them all, and as many rows of W are on their way at once.
 template <typename T>
-__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, float *dy, float add,
+__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, const float *dy, float add,
                                   float *out) {
     const u32 P = Pack<T>::N;
     u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;

@@ -180,7 +180,7 @@ __device__ inline void load_scores(const T *row, const float *b_lat, u32 m, u32 
     if (!SOFT && first + TOPK_CHUNK <= m) {
         for (u32 i = 0; i < 8; i += 4) {
             u32 j = latent_of<SOFT>(first, i);
-            Pack<T, 4> scores = *(const Pack<T, 4> *)(row + j);
+            Pack<T, 4> scores = load_pack<T, 4>(row + j);
             Pack<float> bias = load_pack(b_lat + j);
             for (u32 l = 0; l < 4; l++) z[i + l] = widen(scores.v[l]) + bias.v[l];
         }
