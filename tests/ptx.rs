@@ -7,7 +7,7 @@ mod compiler;
 #[path = "ptx/ops.rs"]
 mod ops;
 
-use common::emulator::ptx::{Counts, Grid, Kernel, parse};
+use common::emulator::ptx::{Counts, Grid, Kernel, Kernels, parse};
 use compiler::nvrtc;
 use std::sync::OnceLock;
 use topk_sae::backend::cuda::compile::{Arch, ptx};
@@ -15,15 +15,14 @@ use topk_sae::backend::cuda::device::Launch;
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::noise;
 
-fn compiled(text: &str) -> Result<Vec<Kernel>, String> {
+fn compiled(text: &str) -> Result<Kernels, String> {
     let header = SOURCES.iter().find(|s| s.0 == "common.cuh").unwrap();
     parse(&ptx(&[*header, ("toy.cu", text)], Arch(90)).unwrap())
 }
 
 fn kernel(name: &str) -> &'static Kernel {
-    static ALL: OnceLock<Vec<Kernel>> = OnceLock::new();
-    let all = ALL.get_or_init(|| compiled(include_str!("ptx/toy.cu")).unwrap());
-    all.iter().find(|k| k.name == name).unwrap()
+    static ALL: OnceLock<Kernels> = OnceLock::new();
+    &ALL.get_or_init(|| compiled(include_str!("ptx/toy.cu")).unwrap())[name]
 }
 
 /// Runs a kernel on `out`, `x` and `n`.

@@ -3,7 +3,6 @@
 
 use super::emulator::{Emulator, ptx};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::Command;
 use std::rc::Rc;
@@ -45,17 +44,23 @@ pub fn of_nvrtc() -> bool {
 }
 
 /// The kernels as NVRTC makes them for sm_90.
-pub fn compiled() -> &'static BTreeMap<String, ptx::Kernel> {
-    static KERNELS: OnceLock<BTreeMap<String, ptx::Kernel>> = OnceLock::new();
-    KERNELS.get_or_init(|| {
-        let text = cuda::compile::ptx(SOURCES, Arch(90)).unwrap();
-        ptx::parse(&text).unwrap().into_iter().map(|kernel| (kernel.name.clone(), kernel)).collect()
-    })
+pub fn compiled() -> &'static ptx::Kernels {
+    static KERNELS: OnceLock<ptx::Kernels> = OnceLock::new();
+    KERNELS.get_or_init(|| ptx::parse(&cuda::compile::ptx(SOURCES, Arch(90)).unwrap()).unwrap())
 }
 
 /// True on a card and with NVRTC's kernels, with a line that says that `what` is for those of g++ alone.
 pub fn emulation_only(what: &str) -> bool {
-    let skip = wanted() != Wanted::Emulation;
+    only(Wanted::Emulation, what)
+}
+
+/// True where tests do not run on NVRTC's kernels without a card, with a line that says that `what` is for these.
+pub fn nvrtc_only(what: &str) -> bool {
+    only(Wanted::Ptx, what)
+}
+
+fn only(device: Wanted, what: &str) -> bool {
+    let skip = wanted() != device;
     if skip {
         eprintln!("NOT HERE: {what}");
     }

@@ -27,7 +27,7 @@ pub struct Emulator {
     kernels: BTreeMap<&'static str, &'static build::Kernel>,
     launch: build::LaunchFn,
     /// The same kernels as NVIDIA's compiler has made them, where these are to run.
-    compiled: Option<&'static BTreeMap<String, ptx::Kernel>>,
+    compiled: Option<&'static ptx::Kernels>,
     /// What launches of them moved, by kernel.
     moved: Rc<RefCell<BTreeMap<&'static str, ptx::Counts>>>,
     live: Rc<RefCell<BTreeMap<u64, usize>>>,
@@ -97,7 +97,7 @@ impl Emulator {
     }
 
     /// A device that runs `compiled` in place of what g++ made of the same sources.
-    pub fn of_ptx(compiled: &'static BTreeMap<String, ptx::Kernel>) -> Self {
+    pub fn of_ptx(compiled: &'static ptx::Kernels) -> Self {
         Self { compiled: Some(compiled), ..Self::new() }
     }
 

@@ -1,27 +1,24 @@
 //! Defects planted into the kernels before NVRTC compiles them, to see that running its PTX tells of them.
 
 use crate::case::Case;
-use crate::common::device::{compiled, of_nvrtc};
+use crate::common::device::{compiled, nvrtc_only, of_nvrtc};
 use crate::common::emulator::{Emulator, mutate, ptx};
 use crate::controls::{every_barrier, found};
 use crate::engine::on;
 use crate::topk;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::compile::{self, Arch};
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::sources::SOURCES;
 
 /// The kernels, those of `file` as they are in `sources`.
-fn kernels(sources: &[(String, String)], file: &str) -> &'static BTreeMap<String, ptx::Kernel> {
+fn kernels(sources: &[(String, String)], file: &str) -> &'static ptx::Kernels {
     // What all files include is in all kernels.
     let header = "common.cuh";
     let needed = sources.iter().filter(|(name, _)| [file, header].contains(&name.as_str()) || file == header);
     let needed: Vec<(&str, &str)> = needed.map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mut kernels = compiled().clone();
-    for kernel in ptx::parse(&compile::ptx(&needed, Arch(90)).unwrap()).unwrap() {
-        kernels.insert(kernel.name.clone(), kernel);
-    }
+    kernels.extend(ptx::parse(&compile::ptx(&needed, Arch(90)).unwrap()).unwrap());
     // A device's kernels live as long as the process.
     Box::leak(Box::new(kernels))
 }
@@ -41,7 +38,7 @@ fn trains(device: Emulator) {
 
 #[test]
 fn what_is_wrong_in_the_compiled_kernels_is_told() {
-    if !of_nvrtc() {
+    if nvrtc_only("defects planted before NVRTC") {
         return;
     }
     // Which one comes first is chance, where a barrier is missing.

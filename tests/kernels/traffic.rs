@@ -3,7 +3,7 @@
 
 use super::topk::{rows, select};
 use crate::case::Case;
-use crate::common::device::{emulator, of_nvrtc};
+use crate::common::device::{emulator, nvrtc_only};
 use crate::common::emulator::ptx::Counts;
 use std::collections::BTreeMap;
 use topk_sae::backend::Backend;
@@ -58,7 +58,7 @@ fn needs(kernel: &str, s: usize, tied: bool, soft: bool) -> Option<usize> {
 
 #[test]
 fn kernels_move_what_their_work_needs_and_hardly_more() {
-    if !of_nvrtc() {
+    if nvrtc_only("what kernels move") {
         return;
     }
     println!(
@@ -98,7 +98,7 @@ fn kernels_move_what_their_work_needs_and_hardly_more() {
 /// Scores and biases once, whatever the row holds; beside them the list, an entry at a time, and what is read once a row.
 #[test]
 fn scores_are_read_once_however_long_the_row() {
-    if !of_nvrtc() {
+    if nvrtc_only("what kernels move") {
         return;
     }
     for (element, size, m, k) in [

@@ -16,9 +16,12 @@ mod parse;
 mod warp;
 
 pub use memory::Counts;
-pub use parse::parse;
+pub use parse::{Kernels, parse};
 
 use memory::{Global, Shared};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use topk_sae::backend::cuda::device::Launch;
 use warp::{Block, Warp};
 
@@ -226,10 +229,10 @@ impl Kernel {
             let (wants, got) = (self.parameters.len(), grid.arguments.len());
             return Err(format!("{} takes {wants} parameters, not {got}", self.name));
         }
-        let mut random = Random(grid.seed | 1);
+        let mut random = SmallRng::seed_from_u64(grid.seed);
         let mut order: Vec<(u32, u32)> =
             (0..ny).flat_map(|y| (grid.first_block.min(nx)..nx).map(move |x| (x, y))).collect();
-        random.shuffle(&mut order);
+        order.shuffle(&mut random);
         // SAFETY: the caller's promise is handed on.
         let mut global = unsafe { Global::new(grid.live) };
         let warps = (block as usize) / LANES;
@@ -250,28 +253,6 @@ impl Kernel {
             block.run().map_err(|told| format!("{}, block ({x}, {y}): {told}", self.name))?;
         }
         Ok(global.counts + memory.counts)
-    }
-}
-
-/// SplitMix64 (Steele et al. 2014), enough to choose orders.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    fn shuffle<T>(&mut self, list: &mut [T]) {
-        for i in (1..list.len()).rev() {
-            list.swap(i, self.below(i + 1));
-        }
     }
 }
 

@@ -2,16 +2,19 @@
 
 use super::ops;
 use super::{Address, Instruction, Kernel, LANES, Op, Operand, Place, Shuffle, Special, Variable, Vote};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Bytes between shared variables, so that an access past the end of one does not reach another.
 const GAP: u32 = 64;
+
+/// Kernels by name.
+pub type Kernels = BTreeMap<String, Kernel>;
 
 /// The kernels of a program.
 ///
 /// # Errors
 /// What is not known here, with its statement.
-pub fn parse(text: &str) -> Result<Vec<Kernel>, String> {
+pub fn parse(text: &str) -> Result<Kernels, String> {
     // What follows is for debuggers.
     let text = text.split("\n\t.section").next().unwrap_or_default();
     let text: String =
@@ -26,7 +29,9 @@ pub fn parse(text: &str) -> Result<Vec<Kernel>, String> {
     // Those of kernels stand further in.
     let outside = |line: &&str| line.starts_with(".shared") || line.starts_with(".extern .shared");
     let outside: Vec<&str> = text.lines().filter(outside).map(|line| line.trim_end_matches(';')).collect();
-    text.split(".visible .entry ").skip(1).map(|text| Reader::new(&outside, &files).kernel(text)).collect()
+    let kernel =
+        |text| Reader::new(&outside, &files).kernel(text).map(|kernel| (kernel.name.clone(), kernel));
+    text.split(".visible .entry ").skip(1).map(kernel).collect()
 }
 
 /// Kinds of registers by their declared type; a predicate is a bit a lane.

@@ -2,9 +2,11 @@
 
 use super::memory::{Global, Kind, Shared, Who};
 use super::{
-    Address, Grid, Instruction, Kernel, LANES, Lanes, Op, Operand, Place, Random, Shuffle, Special, Vote,
-    lanes,
+    Address, Grid, Instruction, Kernel, LANES, Lanes, Op, Operand, Place, Shuffle, Special, Vote, lanes,
 };
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 /// The most instructions of a warp between two barriers: a loop without an end is told.
 const ENDLESS: u64 = 1 << 31;
@@ -113,7 +115,7 @@ pub struct Block<'a, 'b> {
     pub warps: &'a mut [Warp],
     pub shared: &'a mut Shared,
     pub global: &'a mut Global<'b>,
-    pub random: &'a mut Random,
+    pub random: &'a mut SmallRng,
 }
 
 impl Block<'_, '_> {
@@ -129,10 +131,10 @@ impl Block<'_, '_> {
                 self.release()?;
                 continue;
             }
-            let chosen = ready[self.random.below(ready.len())];
+            let chosen = ready[self.random.random_range(..ready.len())];
             // Mostly short turns, so that warps meet in many ways.
-            let most = 1 << self.random.below(12);
-            let turn = 1 + self.random.below(most) as u64;
+            let most = 1u64 << self.random.random_range(..12u32);
+            let turn = 1 + self.random.random_range(..most);
             self.turn(chosen, turn)?;
         }
     }
@@ -443,7 +445,7 @@ impl Block<'_, '_> {
                 let what = (*place, 4, Kind::Atomic);
                 // No order of lanes is promised.
                 let mut order: Vec<usize> = lanes(mask).collect();
-                self.random.shuffle(&mut order);
+                order.shuffle(self.random);
                 for lane in order {
                     self.access(w, what, lane, at[lane], &[])?;
                     out[lane] = self.load(*place, at[lane], 4);
