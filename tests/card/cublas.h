@@ -45,6 +45,7 @@ API int cublasCreate_v2(Blas **blas) {
 API int cublasDestroy_v2(Blas *blas) {
     delete blas;
     BEGIN_BLAS;
+    break_records(); // it waits for the device
     return OK;
 }
 API int cublasSetStream_v2(Blas *blas, Stream *s) {

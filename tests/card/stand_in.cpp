@@ -94,7 +94,7 @@ API int cuCtxGetCurrent(void **context) {
 }
 API int cuCtxSynchronize() {
     BEGIN;
-    NOT_RECORDED;
+    if (Result refused = break_records()) return refused;
     for (Stream *s : streams) drain(*s);
     return lost;
 }
@@ -202,13 +202,18 @@ API int cuStreamBeginCapture_v2(Stream *s, int) {
     BEGIN;
     if (s->record) return complain(INVALID_VALUE, "a stream is recorded twice");
     s->record.reset(new Graph());
+    s->recorder = std::this_thread::get_id();
+    s->broken = false;
     return OK;
 }
 API int cuStreamEndCapture(Stream *s, Graph **graph) {
     BEGIN;
     if (!s->record) return complain(INVALID_VALUE, "a stream was not recorded");
     *graph = s->record.release();
-    return OK;
+    if (!s->broken) return OK;
+    delete *graph;
+    *graph = nullptr;
+    return CAPTURE_INVALIDATED;
 }
 API int cuGraphInstantiateWithFlags(Graph **ready, Graph *graph, unsigned long long) {
     BEGIN;
@@ -268,7 +273,8 @@ API int cuEventSynchronize(Event *event) {
             if (run_one(*s)) return lost;
     return OK;
 }
-API int cuEventElapsedTime_v2(float *ms, Event *start, Event *end) {
+// Drivers before CUDA 12.8 have no cuEventElapsedTime_v2, and this one has none either.
+API int cuEventElapsedTime(float *ms, Event *start, Event *end) {
     BEGIN;
     if (start->done != start->recorded || end->done != end->recorded) return NOT_READY;
     *ms = std::chrono::duration<float, std::milli>(end->when - start->when).count();
@@ -298,13 +304,15 @@ API int cuModuleGetFunction(Function **function, const char *, const char *name)
 API int cuFuncGetAttribute(int *value, int attribute, Function *function) {
     BEGIN;
     if (attribute != 8) return complain(INVALID_VALUE, "attribute %d of a kernel is not known here", attribute);
-    *value = (int)function->shared;
+    // What it was given, or what any block has unasked: the kernel's static shared memory is not counted.
+    *value = (int)(function->asked ? function->shared : SHARED_UNASKED);
     return OK;
 }
 API int cuFuncSetAttribute(Function *function, int attribute, int value) {
     BEGIN;
     if (attribute != 8 || value < 0 || (unsigned)value + STATIC_SHARED > SHARED) return INVALID_VALUE;
     function->shared = (unsigned)value;
+    function->asked = true;
     return OK;
 }
 API int cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,

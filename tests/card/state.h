@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -26,6 +27,7 @@ enum Result { // CUresult
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, NO_DEVICE = 100,
     INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600,
     ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
 };
 
 typedef std::function<Result()> Work;
@@ -38,10 +40,13 @@ struct Event {
 struct Stream {
     std::deque<Work> queue;
     std::unique_ptr<Graph> record; // what is recorded; null where nothing is
+    std::thread::id recorder;      // the thread that began the record
+    bool broken = false;           // another thread synchronized the device meanwhile
 };
 struct Function {
     const emulator::Kernel *kernel;
     unsigned shared; // most dynamic shared memory, in bytes
+    bool asked;      // it was asked for
 };
 struct Card {
     std::string name;
@@ -111,8 +116,16 @@ struct Call {
 // What waits or allocates must not be called by a thread that records (capture mode THREAD_LOCAL).
 Result outside_records(const char *name) {
     for (Stream *s : streams)
-        if (s->record) return complain(CAPTURE_UNSUPPORTED, "%s while a stream is recorded", name);
+        if (s->record && s->recorder == std::this_thread::get_id())
+            return complain(CAPTURE_UNSUPPORTED, "%s while a stream is recorded", name);
     return OK;
+}
+// What synchronizes the whole device breaks every record under way, in whatever mode it was begun.
+Result break_records() {
+    Result result = OK;
+    for (Stream *s : streams)
+        if (s->record) s->broken = true, result = CAPTURE_UNSUPPORTED;
+    return result;
 }
 #define NOT_RECORDED                                                                                                   \
     if (Result refused = outside_records(__func__)) return refused
@@ -150,7 +163,7 @@ bool load_kernels() {
         }
         auto table = static_cast<const emulator::Kernel *>(dlsym(library, "emulator_kernels"));
         auto count = static_cast<const size_t *>(dlsym(library, "emulator_kernel_count"));
-        for (size_t i = 0; i < *count; i++) functions[table[i].name] = {&table[i], SHARED_UNASKED - STATIC_SHARED};
+        for (size_t i = 0; i < *count; i++) functions[table[i].name] = {&table[i], SHARED_UNASKED - STATIC_SHARED, false};
     }
     return launch_emulated && !functions.empty();
 }

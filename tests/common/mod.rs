@@ -74,10 +74,16 @@ impl Golden {
     }
 }
 
+/// The folder that `variable` names, or `own` in the project. A test binary that was copied to another machine finds no
+/// project there.
+pub fn folder(variable: &str, own: &str) -> PathBuf {
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join(own);
+    std::env::var_os(variable).map_or_else(own, PathBuf::from)
+}
+
 /// All golden files of a kind, from `SAE_GOLDENS` or the project's own copies. A file that is of no kind fails.
 pub fn goldens(kind: Kind) -> Vec<Golden> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let folder = std::env::var_os("SAE_GOLDENS").map_or(own, PathBuf::from);
+    let folder = folder("SAE_GOLDENS", "tests/goldens");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
         .map(|entry| entry.unwrap().path())

@@ -3,7 +3,7 @@
 use crate::case::Case;
 use crate::common::device::{device, emulation_only};
 use crate::common::emulator::{Emulator, sanitizer};
-use std::path::Path;
+use crate::common::folder;
 use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cuda;
@@ -16,7 +16,7 @@ use topk_sae::noise::Noise;
 use topk_sae::schedule::{anneal_fraction, temperature};
 
 fn sample() -> Arc<Embeddings> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/prott5_uniprot_3ftx.h5");
+    let path = folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
     Arc::new(Embeddings::load(&[path], &LoadOptions::default()).unwrap())
 }
 

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use blas::Blas;
 use cudarc::driver::result;
 use cudarc::driver::sys::{
-    CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute as FunctionAttribute,
-    CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
+    self as driver_sys, CUdevice_attribute as Attribute, CUevent, CUevent_flags,
+    CUfunction_attribute as FunctionAttribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
 };
 use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
@@ -20,13 +20,22 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod blas;
 
 pub use super::libraries::available;
 
 const WAITING: &str = "waiting for the GPU";
+
+/// Held while a thread records, and while one does what synchronizes the whole device, as opening a card and closing
+/// cuBLAS do: that would spoil a record that another thread has under way, in whatever mode it was begun.
+static DEVICE_WIDE: Mutex<()> = Mutex::new(());
+
+/// Waits until no other thread holds [`DEVICE_WIDE`]. It guards no data, so a panic of its holder leaves nothing broken.
+fn device_wide() -> MutexGuard<'static, ()> {
+    DEVICE_WIDE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A CUDA card with its kernels and one stream.
 // Fields are dropped in this order: what uses the stream before the stream.
@@ -54,7 +63,7 @@ enum Record {
 /// A kernel that was launched before.
 struct Kernel {
     function: CudaFunction,
-    /// Most dynamic shared memory that it may have so far, in bytes.
+    /// Most dynamic shared memory that it was given so far, in bytes.
     shared: u32,
 }
 
@@ -78,10 +87,12 @@ pub fn open(ordinal: usize, math: Math) -> Result<Card> {
     let kept = cache::compiled(sources::SOURCES, arch, cache::folder().as_deref())?;
     let opening = format!("opening cuda:{ordinal} ({})", listed.name);
     let failed = |e| fault::driver(&opening, e);
+    let alone = device_wide();
     let context = CudaContext::new(ordinal).map_err(failed)?;
     let stream = context.new_stream().map_err(failed)?;
     let loading = format!("loading the kernels for {arch} on cuda:{ordinal} ({})", listed.name);
     let module = context.load_module(Ptx::from_binary(kept.cubin)).map_err(|e| fault::driver(&loading, e))?;
+    drop(alone);
     let blas = Blas::new(&stream, listed.capability)?;
     Ok(Card {
         records: HashMap::new(),
@@ -156,14 +167,11 @@ impl Card {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let function = self.module.load_function(name).map_err(failed)?;
-                let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function came from a module that lives as long as it does.
-                let most =
-                    unsafe { result::function::get_function_attribute(function.cu_function(), attribute) }
-                        .map_err(failed)?;
-                entry.insert(Kernel { function, shared: most.unsigned_abs() })
+                entry.insert(Kernel { function, shared: 0 })
             }
         };
+        // Always asked for: a block has 48 KiB without asking, of which the kernel's static shared memory takes its
+        // part, and what the driver tells as the limit of a function need not count that.
         if shared > kernel.shared {
             let doing = format!("giving the kernel {name} {shared} bytes of shared memory");
             kernel
@@ -181,8 +189,9 @@ impl Card {
     /// Records what `work` queues.
     fn capture(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<CudaGraph> {
         let failed = |e| fault::driver("recording launches", e);
-        // Other threads' calls of CUDA do not spoil the record in this mode.
+        // In this mode other threads' calls do not spoil the record, but for those that synchronize the device.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let _alone = device_wide();
         self.stream.begin_capture(mode).map_err(failed)?;
         self.recording = true;
         let worked = work(self);
@@ -335,7 +344,8 @@ impl Device for Card {
         work(self)?;
         let ended = self.stream.record_event(flags).map_err(failed)?;
         ended.synchronize().map_err(failed)?;
-        Ok(f64::from(began.elapsed_ms(&ended).map_err(failed)?) * 1e-3)
+        let ms = elapsed_ms(began.cu_event(), ended.cu_event()).map_err(failed)?;
+        Ok(f64::from(ms) * 1e-3)
     }
 
     fn forget(&mut self) {
@@ -355,6 +365,21 @@ impl Drop for Card {
         // Pinned memory, graphs and the workspace may be in use until then. There is nobody to tell of an error.
         let _ = self.stream.synchronize();
     }
+}
+
+/// Milliseconds between two events. cudarc calls `cuEventElapsedTime_v2`, which came with CUDA 12.8 and panics on the
+/// older drivers that are served; every driver exports the function of this name.
+fn elapsed_ms(began: CUevent, ended: CUevent) -> std::result::Result<f32, DriverError> {
+    type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+    let mut ms = 0.0;
+    // SAFETY: the driver is open, the function has had these parameters since CUDA 2, both events are live and were
+    // recorded with the time, and the driver writes one float.
+    unsafe {
+        let elapsed = driver_sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
+        let elapsed = elapsed.map_err(|_| DriverError(CUresult::CUDA_ERROR_NOT_FOUND))?;
+        elapsed(&mut ms, began, ended).result()?;
+    }
+    Ok(ms)
 }
 
 fn range(offset: usize, len: usize) -> Range<usize> {

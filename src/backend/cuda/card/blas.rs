@@ -1,6 +1,6 @@
 //! cuBLAS on the card's stream.
 
-use super::take;
+use super::{device_wide, take};
 use crate::backend::cuda::device::Memory;
 use crate::backend::cuda::fault;
 use crate::backend::cuda::gemm::GemmCall;
@@ -27,6 +27,7 @@ struct Handle(cublasHandle_t);
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        let _alone = device_wide();
         // SAFETY: created by `Blas::new` and destroyed here alone. An error leaves nothing to do.
         let _ = unsafe { result::destroy_handle(self.0) };
     }
@@ -43,7 +44,11 @@ impl Blas {
         let failed = |e| fault::cublas(STARTING, e);
         let bytes = workspace(capability);
         let memory = take(stream, bytes, "the workspace of cuBLAS")?;
-        let handle = Handle(result::create_handle().map_err(failed)?);
+        let created = {
+            let _alone = device_wide();
+            result::create_handle()
+        };
+        let handle = Handle(created.map_err(failed)?);
         // SAFETY: the handle is new and the stream lives: `Card` holds both.
         unsafe { result::set_stream(handle.0, stream.cu_stream().cast()) }.map_err(failed)?;
         // Setting the stream takes the workspace away, so this comes after it. A workspace of its own makes sums
