@@ -1,7 +1,8 @@
 //! The CUDA engine on a card: ceilings of the card, where the time of a step goes, steps a second.
 //!
-//! `cargo bench --bench cuda_step`. Without a card it says why and does nothing. `SAE_BENCH_OUT=FILE.json` keeps
-//! every figure; `SAE_BENCH_EMULATION=1` runs all of it on the emulation at tiny sizes, to check the bench itself.
+//! `cargo bench --bench cuda_step`. Without a card it says why and does nothing. `SAE_BENCH_PARTS="ceilings steps"`
+//! runs these alone (also: `profiles`, `selections`, which need the ceilings). `SAE_BENCH_OUT=FILE.json` keeps every
+//! figure; `SAE_BENCH_EMULATION=1` runs all of it on the emulation at tiny sizes, to check the bench itself.
 #![allow(missing_docs)]
 
 #[path = "../tests/common/mod.rs"]
@@ -40,10 +41,13 @@ const LARGE: Size = Size { n: 4096, d: 1024, m: 16_384, k: 64 };
 const SMALL: Size = Size { n: 512, d: 1024, m: 8192, k: 32 };
 const TINY: Size = Size { n: 33, d: 40, m: 300, k: 6 };
 
-pub const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
-/// Warm-up fractions, then the hard phase.
-const PHASES: [f64; 4] = [1.0, 0.1, 0.5, 0.9];
+pub const PRECISIONS: [Precision; 3] = [Precision::Bf16, Precision::Tf32, Precision::F32];
+/// The hard phase, and the middle of two warm-ups: the default's and the one that is dense.
+const PHASES: [(Relaxation, f64); 3] =
+    [(Relaxation::None, 1.0), (Relaxation::Lapsum, 0.5), (Relaxation::Softmax, 0.5)];
 const SAMPLES: usize = 10;
+/// Parts of the bench; the ceilings of the card are always measured.
+const PARTS: [&str; 4] = ["ceilings", "steps", "profiles", "selections"];
 
 impl Size {
     pub fn text(&self) -> String {
@@ -156,21 +160,23 @@ pub fn plan(step: u64, t: f64) -> StepPlan<'static> {
     StepPlan { step, alpha: t, tau: temperature(t, 1.0, 0.05), lr: 1e-4, l1: 0.0, noise }
 }
 
-pub fn phase(t: f64) -> String {
-    if t >= 1.0 { "hard".into() } else { format!("warm-up t {t}") }
+pub fn phase(relaxation: Relaxation, t: f64) -> String {
+    if t >= 1.0 { "hard".into() } else { format!("warm-up {relaxation:?} t {t}") }
 }
 
 /// Steps queued one after another, timed by the clock on the wall from the first to the last one's end.
 fn steps(bench: &mut Bench, c: &mut Criterion) {
     for size in bench.sizes() {
         for tied in [true, false] {
-            let start = Start::new(size, tied);
+            let mut start = Start::new(size, tied);
             let mut group = c.benchmark_group(format!("step {} {}", size.text(), start.weights()));
             group.throughput(Throughput::Elements(size.n as u64)).sampling_mode(SamplingMode::Flat);
             for precision in PRECISIONS {
-                for t in PHASES {
+                for (relaxation, t) in PHASES {
+                    start.relaxation = relaxation;
+                    let phase = phase(relaxation, t);
                     let (mut engine, mut step, mut ms) = (None, 0, vec![]);
-                    group.bench_function(BenchmarkId::new(precision.to_string(), phase(t)), |b| {
+                    group.bench_function(BenchmarkId::new(precision.to_string(), &phase), |b| {
                         let engine =
                             engine.get_or_insert_with(|| start.engine(bench.open(precision), precision));
                         b.iter_custom(|iterations| {
@@ -196,7 +202,7 @@ fn steps(bench: &mut Bench, c: &mut Criterion) {
                         "steps",
                         json!({
                             "size": size.text(), "weights": start.weights(), "precision": precision.to_string(),
-                            "phase": phase(t), "ms": kept, "median_ms": middle,
+                            "phase": phase, "ms": kept, "median_ms": middle,
                             "rows_per_second": size.n as f64 / middle * 1e3,
                         }),
                     );
@@ -223,16 +229,28 @@ fn main() {
     let facts = must(first.facts());
     println!("{}, {} multiprocessors, {} MiB", facts.name, facts.multiprocessors, facts.total >> 20);
     bench.keep("device", json!({ "name": facts.name, "multiprocessors": facts.multiprocessors }));
+    let parts = std::env::var("SAE_BENCH_PARTS").unwrap_or_else(|_| PARTS.join(" "));
+    let wanted = |part: &str| parts.split_whitespace().any(|name| name == part);
+    if let Some(unknown) = parts.split_whitespace().find(|name| !PARTS.contains(name)) {
+        eprintln!("error: SAE_BENCH_PARTS: there is no part `{unknown}`; there are {}", PARTS.join(", "));
+        std::process::exit(2);
+    }
     let ceilings = kernels::ceilings(&mut bench);
-    kernels::profiles(&mut bench, &ceilings);
-    kernels::selections(&mut bench, &ceilings);
-    let mut criterion = Criterion::default()
-        .sample_size(SAMPLES)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500))
-        .without_plots()
-        .configure_from_args();
-    steps(&mut bench, &mut criterion);
-    criterion.final_summary();
+    if wanted("steps") {
+        let mut criterion = Criterion::default()
+            .sample_size(SAMPLES)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_millis(300))
+            .without_plots()
+            .configure_from_args();
+        steps(&mut bench, &mut criterion);
+        criterion.final_summary();
+    }
+    if wanted("profiles") {
+        kernels::profiles(&mut bench, &ceilings);
+    }
+    if wanted("selections") {
+        kernels::selections(&mut bench, &ceilings);
+    }
     drop(first);
 }

@@ -189,19 +189,35 @@ def sides(args, size, weights, t, x, device):
     return peers
 
 
-def time_ours(args, size, weights, t, precision):
-    """Milliseconds a step of our side, a process of its own; None and a text where it did not run."""
-    if not args.bin:
-        return None, "not measured: no --bin given"
-    n, d, m, k = map(str, size)
-    device = "cuda:0" if args.device == "cuda" else args.device
-    command = [args.bin, "--n", n, "--d", d, "--m", m, "--k", k, f"--{weights}", "--device", device]
-    command += ["--hard"] if t >= 1.0 else ["--t", str(t)]
-    command += ["--precision", precision, "--steps", str(max(args.steps, 20)), "--repeats", "3"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        return None, f"failed: {done.stderr.strip()[-300:]}"
-    return statistics.median(json.loads(done.stdout.splitlines()[-1])["ms"]), None
+class Ours:
+    """Our side: one process for a precision of a case, which times a turn for each line that it is sent."""
+
+    def __init__(self, args, size, weights, t, precision):
+        n, d, m, k = map(str, size)
+        device = "cuda:0" if args.device == "cuda" else args.device
+        command = [args.bin, "--n", n, "--d", d, "--m", m, "--k", k, f"--{weights}", "--device", device]
+        command += ["--hard"] if t >= 1.0 else ["--t", str(t)]
+        command += ["--precision", precision, "--steps", str(max(args.steps, 20)), "--repeats", "3", "--turns"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.process.communicate()[1].strip()[-300:])
+        return json.loads(line)
+
+    def time(self, clock, steps):
+        """Milliseconds a step: the median of a turn's repeats, after half a second that does not count."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return statistics.median(self.answer()["ms"])
+
+    def close(self):
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
 
 
 # ------------------------------------------------------------------------------------ measuring
@@ -213,7 +229,11 @@ def measure(args, size, weights, t, device):
     torch.manual_seed(0)
     x = torch.randn(n, d, device=device) + torch.randn(d, device=device)
     clock, made, found = Clock(device), {}, {}
-    for name, make in sides(args, size, weights, t, x, device).items():
+    makers = sides(args, size, weights, t, x, device)
+    for precision in OURS if device.type == "cuda" else ["f32"]:
+        make = lambda precision=precision: Ours(args, size, weights, t, precision)
+        makers[f"ours {precision}"] = make if args.bin else "not measured: no --bin given"
+    for name, make in makers.items():
         if isinstance(make, str):
             found[name] = {"why": make}
             continue
@@ -226,19 +246,17 @@ def measure(args, size, weights, t, device):
         except Exception as error:  # a peer that does not run here is told, and the others go on
             made.pop(name, None)
             found[name] = {"why": f"failed: {type(error).__name__}: {str(error)[:300]}"}
-    ours = OURS if device.type == "cuda" else ["f32"]
     for round_number in range(args.rounds):
-        order = list(made) + [f"ours {p}" for p in ours]
-        for name in order if round_number % 2 == 0 else reversed(order):
-            if name in made:
-                found[name]["ms"].append(made[name].time(clock, args.steps))
-                continue
-            ms, why = time_ours(args, size, weights, t, name.split()[1])
-            entry = found.setdefault(name, {"ms": []})
-            if ms is None:
-                found[name] = {"why": why}
-            elif "ms" in entry:
-                entry["ms"].append(ms)
+        for name in made if round_number % 2 == 0 else reversed(made):
+            # Half a second that does not count: the clock of a GPU falls while it has nothing to do.
+            if device.type == "cuda" and not isinstance(made[name], Ours):
+                until = time.perf_counter() + 0.5
+                while time.perf_counter() < until:
+                    made[name].time(clock, args.steps)
+            found[name]["ms"].append(made[name].time(clock, args.steps))
+    for side in made.values():
+        if isinstance(side, Ours):
+            side.close()
     del made
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,7 +1,8 @@
 //! Times training steps and prints one line of JSON: `{"ms": [...], "mode": "Hard" | "Support" | "Dense" | null,
 //! "device": "..."}`. On the CPU each timed step gives a figure; on a GPU `--steps` steps are queued, waited for, and
-//! give their mean, `--repeats` times. `benches/step_vs_torch.py` and `benches/gpu_vs_peers.py` run it in turns with
-//! others.
+//! give their mean, `--repeats` times. `benches/step_vs_torch.py` runs it in turns with others. With `--turns` one
+//! process takes them all, as for `benches/gpu_vs_peers.py`: it says once that it is ready, `{"device": "..."}`, and
+//! times anew for each line on its standard input.
 
 use clap::Parser;
 use rand::{RngExt, SeedableRng};
@@ -10,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::{Backend, DeviceChoice, ModelSpec, Selected, StepPlan, open};
 use topk_sae::config::{Init, Precision};
@@ -22,6 +23,8 @@ use topk_sae::schedule::temperature;
 
 /// Steps before the timed ones: buffers are made and the clock of the processor settles.
 const UNTIMED: u64 = 2;
+/// Time of untimed steps on a GPU, whose clock falls while it has nothing to do.
+const WARM_UP: Duration = Duration::from_millis(500);
 
 /// Times training steps.
 #[derive(Parser)]
@@ -68,14 +71,14 @@ struct Args {
     /// Rows and weights: x (N, D), w_enc (M, D), b_pre (D), b_lat (M), and w_dec (M, D) unless tied, all float32
     #[arg(long, value_name = "FILE.safetensors")]
     input: Option<PathBuf>,
+    /// Times once for each line on standard input
+    #[arg(long)]
+    turns: bool,
 }
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_status())
@@ -83,7 +86,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<serde_json::Value> {
+fn run(args: &Args) -> Result<()> {
     let t = if args.hard { 1.0 } else { args.t };
     if !(0.0..=1.0).contains(&t) {
         return Err(Error::Usage(format!("--t {t}: give a fraction from 0 to 1")));
@@ -105,49 +108,94 @@ fn run(args: &Args) -> Result<serde_json::Value> {
     let (spec, state) = (ModelSpec::plain(args.k as usize), TrainState::start(params, false));
     let batch: Vec<u32> = (0..args.n).collect();
     let selected = args.device.select(true)?;
-    let (ms, mode, device) = if selected == Selected::Cpu {
+    if selected == Selected::Cpu {
         selected.check(args.precision)?;
         let mut backend = FastCpu::new(data, spec, state);
-        let ms = pool.install(|| time_steps(&mut backend, &batch, t, (args.steps, 1)))?;
-        (ms, backend.last_mode().map(|mode| format!("{mode:?}")), backend.device())
+        let device = backend.device();
+        let mut steps = Steps { batch, t, next: 0 };
+        turns(args, &device, || {
+            let ms = pool.install(|| steps.time(&mut backend, Duration::ZERO, (args.steps, 1)))?;
+            Ok((ms, backend.last_mode().map(|mode| format!("{mode:?}"))))
+        })
     } else {
         let mut backend = open(selected, data, spec, args.precision, state)?;
-        let ms = time_steps(backend.as_mut(), &batch, t, (args.repeats, args.steps))?;
-        (ms, None, backend.device())
-    };
-    Ok(serde_json::json!({ "ms": ms, "mode": mode, "device": device }))
+        let device = backend.device();
+        let mut steps = Steps { batch, t, next: 0 };
+        turns(args, &device, || {
+            Ok((steps.time(backend.as_mut(), WARM_UP, (args.repeats, args.steps))?, None))
+        })
+    }
 }
 
-/// Milliseconds a step, of each of `repeats` runs of `steps` steps that are queued before they are waited for.
-fn time_steps(
-    backend: &mut dyn Backend,
-    batch: &[u32],
+/// Prints what `time` gives: once, or for each line on standard input.
+fn turns(
+    args: &Args,
+    device: &str,
+    mut time: impl FnMut() -> Result<(Vec<f64>, Option<String>)>,
+) -> Result<()> {
+    let mut turn = || -> Result<()> {
+        let (ms, mode) = time()?;
+        println!("{}", serde_json::json!({ "ms": ms, "mode": mode, "device": device }));
+        Ok(())
+    };
+    if !args.turns {
+        return turn();
+    }
+    println!("{}", serde_json::json!({ "device": device }));
+    for line in std::io::stdin().lines() {
+        line.map_err(|e| Error::Failed(format!("cannot read standard input: {e}")))?;
+        turn()?;
+    }
+    Ok(())
+}
+
+/// Steps of one batch at one point of the warm-up.
+struct Steps {
+    batch: Vec<u32>,
     t: f64,
-    (repeats, steps): (u64, u64),
-) -> Result<Vec<f64>> {
-    let (mut ms, mut step) = (vec![], 0);
-    // One run more than is kept: buffers are made, kernels loaded and recorded in it.
-    let runs = std::iter::once((UNTIMED.max(steps), false)).chain((0..repeats).map(|_| (steps, true)));
-    for (steps, timed) in runs {
-        let began = Instant::now();
+    next: u64,
+}
+
+impl Steps {
+    /// Queues a number of steps and waits for them.
+    fn take(&mut self, backend: &mut dyn Backend, steps: u64) -> Result<()> {
         for _ in 0..steps {
-            let tau = temperature(t, 1.0, 0.05);
-            let plan = StepPlan { step, alpha: t, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 0 } };
-            backend.step(batch, &plan)?;
-            step += 1;
+            let (alpha, tau) = (self.t, temperature(self.t, 1.0, 0.05));
+            let noise = Noise::Philox { seed: 0 };
+            let plan = StepPlan { step: self.next, alpha, tau, lr: 1e-3, l1: 0.0, noise };
+            backend.step(&self.batch, &plan)?;
+            self.next += 1;
         }
-        let stats = backend.collect()?;
-        if timed {
-            ms.push(began.elapsed().as_secs_f64() * 1e3 / steps as f64);
-        }
-        if let Some(bad) = stats.iter().find(|s| !s.loss.is_finite()) {
-            return Err(Error::Failed(format!(
-                "the loss became {} before step {step}: nothing to time",
-                bad.loss
-            )));
+        match backend.collect()?.iter().find(|s| !s.loss.is_finite()) {
+            Some(bad) => Err(Error::Failed(format!(
+                "the loss became {} before step {}: nothing to time",
+                bad.loss, self.next
+            ))),
+            None => Ok(()),
         }
     }
-    Ok(ms)
+
+    /// Milliseconds per step, of each of `repeats` runs of `steps` steps that are queued before they are waited for.
+    /// Before them, untimed, comes one more run, in which buffers are made and kernels are loaded and recorded, and
+    /// more of them until `warm_up` is over.
+    fn time(
+        &mut self,
+        backend: &mut dyn Backend,
+        warm_up: Duration,
+        (repeats, steps): (u64, u64),
+    ) -> Result<Vec<f64>> {
+        let began = Instant::now();
+        self.take(backend, UNTIMED.max(steps))?;
+        while began.elapsed() < warm_up {
+            self.take(backend, steps)?;
+        }
+        let run = |_| {
+            let began = Instant::now();
+            self.take(backend, steps)?;
+            Ok(began.elapsed().as_secs_f64() * 1e3 / steps as f64)
+        };
+        (0..repeats).map(run).collect()
+    }
 }
 
 /// Standard normal rows around one standard normal mean row, as the PyTorch side draws them.

@@ -68,10 +68,11 @@ def main():
     ]:
         parts += [f"## {title}", fenced(read(folder, f"{name}.log") or "not run", 4000)]
     parts.append("## Benches")
-    text = read(folder, "cuda_step.json")
-    parts += bench(json.loads(text)) if text else ["not measured"]
-    if (log := read(folder, "bench.log")) and not text:
-        parts.append(fenced(log))
+    for log, figures in [("steps", "cuda_step"), ("profiles", "cuda_profiles")]:
+        text = read(folder, f"{figures}.json")
+        parts += bench(json.loads(text)) if text else [f"{log}: not measured"]
+        if (log := read(folder, f"{log}.log")) and not text:
+            parts.append(fenced(log))
     parts.append("## Beside others")
     peers = read(folder, "gpu_vs_peers.md")
     parts.append(peers.replace("\n## ", "\n### ").removeprefix("# ") if peers else "not measured")

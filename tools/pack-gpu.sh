@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds what a GPU box without Rust needs into gpu-pack/: release binaries with HDF5 in them, tests, benches, data.
 # Needs CMake 3.26 or newer, or python3 with pip to fetch it. Copy the folder there and run gpu-pack/run-on-gpu.sh.
+# PACK_HDF5=system leaves HDF5 out, which needs libhdf5 there: to check a pack on the machine that made it
+# (tools/check-pack.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="${CARGO_TARGET_DIR:-target}"
@@ -11,7 +13,10 @@ cmake_is_new() {
     version=$(cmake --version 2> /dev/null | sed -n 's/^cmake version //p') || return 1
     [ "$(printf '%s\n3.26\n' "$version" | sort -V | head -1)" = 3.26 ]
 }
-if ! cmake_is_new; then
+static=(--features static)
+if [ "${PACK_HDF5:-static}" = system ]; then
+    static=()
+elif ! cmake_is_new; then
     [ -x "$target/cmake-venv/bin/cmake" ] || {
         python3 -m venv "$target/cmake-venv"
         "$target/cmake-venv/bin/pip" install -q 'cmake>=3.26'
@@ -23,7 +28,7 @@ fi
 rm -rf "$pack"
 mkdir -p "$pack/bin" "$pack/examples" "$pack/tests"
 # One line of JSON for each binary says where it lies.
-cargo build --release --features static --bin sae --example step_time --test kernels --test goldens \
+cargo build --release "${static[@]}" --bin sae --example step_time --test kernels --test goldens \
     --bench cuda_step --message-format=json-render-diagnostics > "$pack/built.json"
 python3 - "$pack" << 'PYTHON'
 import json, shutil, sys
@@ -50,7 +55,7 @@ git rev-parse HEAD > "$pack/commit"
 
 for binary in "$pack"/bin/*; do
     # What the box must bring: nothing but the C library.
-    if ldd "$binary" | grep -q hdf5; then
+    if [ ${#static[@]} -gt 0 ] && ldd "$binary" | grep -q hdf5; then
         echo "pack-gpu: $binary still needs libhdf5" >&2
         exit 1
     fi

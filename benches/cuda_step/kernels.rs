@@ -4,6 +4,7 @@ use crate::traffic::{self, Shape};
 use crate::{Bench, PRECISIONS, Size, Start, median, must, phase, plan, values};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use topk_sae::backend::cuda::buffer::{Buffer, Values};
 use topk_sae::backend::cuda::device::{Device, Element, Product};
 use topk_sae::backend::cuda::launch::{self, Batch, Shared};
@@ -30,10 +31,18 @@ impl Ceilings {
 
 type Work1<'a> = &'a mut dyn FnMut(&mut dyn Device) -> Result<()>;
 
-/// Median seconds of `work`, after two that do not count.
-fn time(device: &mut dyn Device, repeats: usize, work: Work1<'_>) -> f64 {
-    let all: Vec<f64> = (0..repeats + 2).map(|_| must(device.timed(work))).collect();
-    median(all[2..].to_vec())
+/// How long a device works before it is timed: the clock of a card falls while it has nothing to do.
+const WARM_UP: Duration = Duration::from_millis(500);
+
+/// Median seconds of `work`, after two that do not count, and more of these while the card warms up.
+fn time(bench: &Bench, device: &mut dyn Device, repeats: usize, work: Work1<'_>) -> f64 {
+    let began = Instant::now();
+    let mut untimed = 0;
+    while untimed < 2 || (!bench.emulated && began.elapsed() < WARM_UP) {
+        must(device.timed(work));
+        untimed += 1;
+    }
+    median((0..repeats).map(|_| must(device.timed(work))).collect())
 }
 
 fn element(precision: Precision) -> Element {
@@ -56,14 +65,14 @@ pub fn ceilings(bench: &mut Bench) -> Ceilings {
     let dev = device.as_mut();
     let from = must(random(dev, len));
     let mut to = must(Values::zeros(dev, Element::Bf16, len, "copy"));
-    let copy = 6.0 * len as f64 / time(dev, 10, &mut |dev| launch::narrow_copy(dev, &from, &mut to));
+    let copy = 6.0 * len as f64 / time(bench, dev, 10, &mut |dev| launch::narrow_copy(dev, &from, &mut to));
     let mut filled = must(Buffer::<f32>::zeros(dev, len, "filled"));
-    let fill = 4.0 * len as f64 / time(dev, 10, &mut |dev| filled.zero(dev, len));
+    let fill = 4.0 * len as f64 / time(bench, dev, 10, &mut |dev| filled.zero(dev, len));
     drop((from, to, filled));
     println!("\nmemory: narrowing copy {:.2} TB/s, filling {:.2} TB/s", copy * 1e-12, fill * 1e-12);
     let rates = PRECISIONS.map(|precision| {
         let mut device = bench.open(precision);
-        let rate = must(product_rate(device.as_mut(), element(precision), side));
+        let rate = must(product_rate(bench, device.as_mut(), element(precision), side));
         println!("product {side}^3 {precision}: {:.1} TFLOP/s", rate * 1e-12);
         rate
     });
@@ -71,12 +80,12 @@ pub fn ceilings(bench: &mut Bench) -> Ceilings {
     bench.keep(
         "ceilings",
         json!({ "copy_bytes_per_second": copy, "fill_bytes_per_second": fill, "product_side": side,
-            "f32_flops": rates[0], "tf32_flops": rates[1], "bf16_flops": rates[2] }),
+            "bf16_flops": rates[0], "tf32_flops": rates[1], "f32_flops": rates[2] }),
     );
     found
 }
 
-fn product_rate(device: &mut dyn Device, element: Element, side: usize) -> Result<f64> {
+fn product_rate(bench: &Bench, device: &mut dyn Device, element: Element, side: usize) -> Result<f64> {
     let square = side * side;
     let wide = [random(device, square)?, random(device, square)?];
     let mut narrow = vec![];
@@ -96,7 +105,7 @@ fn product_rate(device: &mut dyn Device, element: Element, side: usize) -> Resul
     let (a, b) = (operand(0)?, operand(1)?);
     let product = Product { a, a_transposed: false, b, b_transposed: true, out, add: false };
     // SAFETY: all three are live buffers of side^2 values, and the result is memory of its own.
-    let seconds = time(device, 10, &mut |dev| unsafe { dev.product(&product) });
+    let seconds = time(bench, device, 10, &mut |dev| unsafe { dev.product(&product) });
     Ok(2.0 * (square * side) as f64 / seconds)
 }
 
@@ -125,17 +134,24 @@ pub fn profiles(bench: &mut Bench, ceilings: &Ceilings) {
 }
 
 fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision, t: f64, input: &str) {
-    let (untimed, repeats) = if bench.emulated { (1, 2) } else { (3, 20) };
+    let repeats = if bench.emulated { 2 } else { 20 };
     let (device, laps) = Timed::new(bench.open(precision));
     let mut engine = start.engine(Box::new(device), precision);
     let mut steps: Vec<Vec<Lap>> = vec![];
-    for step in 0..untimed + repeats {
+    let began = Instant::now();
+    for step in 0.. {
         laps.borrow_mut().clear();
         start.queue(&mut engine, step, t);
-        steps.push(laps.take());
+        let laps = laps.take();
         must(engine.collect());
+        // The first makes buffers; then the card warms up.
+        if step > 0 && (bench.emulated || began.elapsed() > WARM_UP) {
+            steps.push(laps);
+        }
+        if steps.len() == repeats {
+            break;
+        }
     }
-    steps.drain(..untimed as usize);
     let total = median(steps.iter().map(|laps| laps.iter().map(|l| l.seconds).sum()).collect());
     let Size { n, d, m, k } = start.size;
     let pitch = topk_sae::backend::cuda::tensors::pitch(d);
@@ -143,10 +159,7 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
     // Half of the scores are positive, so that a row has all the candidates it may have.
     let (entries, soft) = (spec.candidates(&plan), spec.phase(&plan) == Phase::Softmax);
     let shape = Shape { n, d, pitch, m, k, entries, element: element(precision), tied: start.tied, soft };
-    let phase = match spec.relaxation {
-        Relaxation::Softmax => phase(t),
-        other => format!("{} {other:?}", phase(t)),
-    };
+    let phase = phase(spec.relaxation, t);
     let what = format!("{} {} {precision} {phase}, {input}", start.size.text(), start.weights());
     println!("\n{what}: {:.0} us in launches\n", total * 1e6);
     print!("| kernel | launches | us a launch | us a step | of the step ");
@@ -233,7 +246,7 @@ pub fn selections(bench: &mut Bench, c: &Ceilings) {
             ];
             for (name, score) in inputs {
                 let mut device = bench.open(precision);
-                let seconds = must(selection(device.as_mut(), precision, (n, m, k), score));
+                let seconds = must(selection(bench, device.as_mut(), precision, (n, m, k), score));
                 let rate = (n * m * element(precision).size() + 8 * n * k) as f64 / seconds;
                 let what = format!("N {n} M {m} k {k} {precision}");
                 let (us, gb, share) = (seconds * 1e6, rate * 1e-9, rate / c.bandwidth);
@@ -248,6 +261,7 @@ pub fn selections(bench: &mut Bench, c: &Ceilings) {
 }
 
 fn selection(
+    bench: &Bench,
     device: &mut dyn Device,
     precision: Precision,
     (n, m, k): (usize, usize, usize),
@@ -266,7 +280,7 @@ fn selection(
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params))?;
     let batch = Batch { n, step: work.message.address(), rows: 0, data: 0, given: 0 };
     let b_lat = bias.address();
-    Ok(time(device, 10, &mut |dev| {
+    Ok(time(bench, device, 10, &mut |dev| {
         launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, Phase::Hard, &mut work)
     }))
 }

@@ -207,7 +207,9 @@ fn cached(files: &[(&str, &str)], flags: &[&str], make: impl FnOnce(&Path)) -> P
     static BUILT: Mutex<Option<HashMap<u128, Slot>>> = Mutex::new(None);
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let hash = xxh3_128(format!("{files:?} {FLAGS:?} {flags:?} {}", compiler_version()).as_bytes());
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    // A test binary that was copied to another machine has no such folder there.
+    let own = || PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let root = std::env::var_os("SAE_TEST_TMP").map_or_else(own, PathBuf::from).join("emulator");
     let folder = root.join(format!("{hash:032x}"));
     let slot = BUILT.lock().unwrap().get_or_insert_default().entry(hash).or_default().clone();
     slot.get_or_init(|| {
