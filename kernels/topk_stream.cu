@@ -31,9 +31,11 @@
 struct TopkShared {
     u64 keys[TOPK_CAPACITY];
     u64 minima[TOPK_THREADS / WARP];
+    // Away from the digit and what goes with it: the compiler reads neighbours as one vector, and a read of `held` on
+    // the way would race with the thread that sets it.
+    u32 held;
     u32 histogram[256];
     u32 warp_totals[TOPK_THREADS / WARP];
-    u32 held;
     u32 digit;
     u32 above;
     u32 in_bin;

@@ -52,12 +52,21 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
         let mut engine =
             Engine::new("engine".into(), device(0), data.clone(), spec, Precision::F32, &state).unwrap();
         let (got, want) = (losses(&mut engine, data.n_rows()), losses(&mut cpu, data.n_rows()));
-        for (step, (got, want)) in got.iter().zip(&want).enumerate() {
-            // A candidate that comes or goes changes a weighed code at once: two CPU runs whose start weights differ
-            // by one rounding part by up to 0.08 here, after some 40 steps.
-            let allowed = if relaxation.is_gated() && step >= 20 { 0.15 } else { 1e-3 };
-            let off = (got / want - 1.0).abs();
-            assert!(off < allowed, "tied {tied} {relaxation:?} step {step}: {got} {want}");
+        let off: Vec<f64> = got.iter().zip(&want).map(|(got, want)| (got / want - 1.0).abs()).collect();
+        let worst = |steps: &[f64]| steps.iter().fold(0.0, |a, b| f64::max(a, *b));
+        let parts: Vec<String> = off.chunks(50).map(|steps| format!("{:.1e}", worst(steps))).collect();
+        println!("tied {tied} {relaxation:?}: worst of each 50 steps {}", parts.join(", "));
+        for (step, off) in off.iter().enumerate() {
+            let allowed = match (relaxation, step) {
+                // A candidate that comes or goes changes a weighed code at once: two CPU runs whose start weights
+                // differ by one rounding separate by up to 0.08 here, after some 40 steps.
+                (Relaxation::Subset | Relaxation::Lapsum, 20..) => 0.15,
+                // Such runs separate by a factor of 10,000 around step 110 of the tied model, when many latents change
+                // places. On an H100, whose logarithms in the noise are approximate, 1.7e-3 was seen.
+                (Relaxation::Softmax, 100..) => 1e-2,
+                _ => 1e-3,
+            };
+            assert!(off < &allowed, "tied {tied} {relaxation:?} step {step}: {} {}", got[step], want[step]);
         }
         assert!(want[199] < 0.7 * want[0], "nothing was learned: {} {}", want[0], want[199]);
     }
