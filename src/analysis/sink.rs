@@ -69,21 +69,29 @@ enum Rows {
 }
 
 impl Sink {
-    /// Begins a file at `path` that will be called `shown`.
+    /// Begins an HDF5 file at `path` that will be called `shown`.
     ///
     /// # Errors
     /// A file that cannot be made.
-    pub fn create(path: &Path, shown: &Path, format: CodeFormat, shape: &Shape) -> Result<Self> {
-        let file = match format {
-            CodeFormat::H5 => File::Hdf5(Box::new(Hdf5::create(path, shape).map_err(refused(shown))?)),
-            CodeFormat::Tsv => {
-                let file = std::fs::File::create(path).map_err(Error::io(shown, "write"))?;
-                let mut file = BufWriter::new(file);
-                file.write_all(b"id\tlatent\tvalue\n").map_err(Error::io(shown, "write"))?;
-                File::Table(file)
-            }
+    pub fn hdf5(path: &Path, shown: &Path, shape: &Shape) -> Result<Self> {
+        let file = Hdf5::create(path, shape).map_err(refused(shown))?;
+        Ok(Self::new(shown, File::Hdf5(Box::new(file))))
+    }
+
+    /// Begins a table in `file` that will be called `shown`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn table(file: &std::fs::File, shown: &Path) -> Result<Self> {
+        let begin = || {
+            let mut file = BufWriter::new(file.try_clone()?);
+            file.write_all(b"id\tlatent\tvalue\n").map(|()| file)
         };
-        Ok(Self { shown: shown.to_owned(), file, rows: 0, active: 0 })
+        Ok(Self::new(shown, File::Table(begin().map_err(Error::io(shown, "write"))?)))
+    }
+
+    fn new(shown: &Path, file: File) -> Self {
+        Self { shown: shown.to_owned(), file, rows: 0, active: 0 }
     }
 
     /// Adds rows with their ids.

@@ -18,7 +18,7 @@ use crate::backend::DeviceChoice;
 use crate::data::Part;
 use crate::error::{Error, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Train sparse autoencoders on embeddings in HDF5.
@@ -156,7 +156,7 @@ impl Cli {
                 .build_global()
                 .map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))?;
         }
-        match command {
+        let done = match command {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
@@ -168,23 +168,37 @@ impl Cli {
             Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
+        };
+        match done {
+            // The reader of an output has gone away (`-o /dev/stdout | head`), so nothing is left to do.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
         }
     }
 }
 
-/// Writes a result to standard output; a reader that has gone away (`| head`) is no error.
+/// Writes a result to standard output.
 fn print(text: &str) -> Result<()> {
     use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::Io { path: PathBuf::from("standard output"), action: "write", source: e })
-        }
-        _ => Ok(()),
+    std::io::stdout().write_all(text.as_bytes()).map_err(Error::io(Path::new("standard output"), "write"))
+}
+
+/// Prints a result where it does not mix with the command's own outputs: to standard error where one of them is
+/// standard output.
+fn print_apart(outputs: &[&Path], text: &str) -> Result<()> {
+    if outputs.iter().any(|path| crate::files::is_stdout(path)) {
+        eprint!("{text}");
+        return Ok(());
     }
+    print(text)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("the result cannot be printed as JSON: {e}")))?;
+    Ok(format!("{json}\n"))
 }
 
 fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::Failed(format!("the result cannot be printed as JSON: {e}")))?;
-    print(&format!("{json}\n"))
+    print(&json(value)?)
 }

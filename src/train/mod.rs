@@ -15,6 +15,7 @@ use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::TrainState;
 use crate::report::progress::Phase;
 use checkpoint::Progress;
@@ -120,6 +121,7 @@ impl Loaded {
 /// # Errors
 /// Everything that can go wrong with data, options, disk and loss; [`Error::Interrupted`] after a checkpoint.
 pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
+    let out = &files::check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
     let prepared = prepare(options, session)?;
     memory::check(&prepared)?;
