@@ -10,6 +10,8 @@ mod features;
 mod outputs;
 #[path = "commands/overlap.rs"]
 mod overlap;
+#[path = "commands/refusals.rs"]
+mod refusals;
 #[path = "commands/report.rs"]
 mod report;
 #[path = "common/runs.rs"]

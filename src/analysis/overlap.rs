@@ -209,7 +209,9 @@ fn check(request: &OverlapRequest) -> Result<()> {
         )));
     }
     if !(min_activation >= 0.0 && min_activation.is_finite()) {
-        return Err(Error::Usage(format!("--min-activation {min_activation}: give 0 or more")));
+        return Err(Error::Usage(format!(
+            "--min-activation {min_activation}: give a finite number, 0 or more"
+        )));
     }
     let mut inputs = request.source.inputs();
     inputs.push(request.labels.clone());

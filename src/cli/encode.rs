@@ -22,7 +22,7 @@ pub struct Args {
     /// h5: ids, and (N, k) indices and values or compressed sparse rows; tsv: id, latent, value
     #[arg(long, default_value = "h5")]
     format: CodeFormat,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
 }

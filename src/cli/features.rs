@@ -26,7 +26,7 @@ pub struct Args {
     /// Table with a line a latent [default: to standard output]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace files that are there
+    /// Replace files that exist
     #[arg(long)]
     overwrite: bool,
     /// Rows to look at

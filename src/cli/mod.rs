@@ -17,9 +17,14 @@ use crate::analysis::Source;
 use crate::backend::DeviceChoice;
 use crate::data::Part;
 use crate::error::{Error, Result};
+use crate::report::table::thousands;
 use clap::{Parser, Subcommand, ValueEnum};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+
+/// Starting many more threads than there are cores takes minutes and helps nobody.
+const MAX_THREADS: usize = 1024;
 
 /// Train sparse autoencoders on embeddings in HDF5.
 #[derive(Debug, Parser)]
@@ -37,7 +42,7 @@ pub struct Global {
     /// Where to compute: auto (the first GPU that can be used, else the CPU), cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with, at most 1024 [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// No progress and no warnings
@@ -147,15 +152,7 @@ impl Cli {
     /// Whatever the command meets; `main` prints it and exits with its status.
     pub fn run(self, stop: &AtomicBool) -> Result<()> {
         let Self { global, command } = self;
-        if let Some(threads) = global.threads {
-            if threads == 0 {
-                return Err(Error::Usage("--threads 0: give at least 1".into()));
-            }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))?;
-        }
+        start_threads(global.threads)?;
         let done = match command {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
@@ -177,9 +174,31 @@ impl Cli {
     }
 }
 
+/// Starts as many threads as are asked for, with the option or with the variables that rayon goes by.
+fn start_threads(asked: Option<usize>) -> Result<()> {
+    let of_variable = |name| Some((name, std::env::var(name).ok()?.parse().ok()?));
+    let (name, threads) = match asked {
+        Some(threads) => ("--threads", threads),
+        None => match ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"].into_iter().find_map(of_variable) {
+            Some((name, threads)) if threads > 0 => (name, threads),
+            _ => return Ok(()),
+        },
+    };
+    if threads == 0 || threads > MAX_THREADS {
+        let cores =
+            std::thread::available_parallelism().map_or("an unknown number of".to_owned(), |n| n.to_string());
+        return Err(Error::Usage(format!(
+            "{name} {threads}: give 1 to {}; this machine has {cores} cores",
+            thousands(MAX_THREADS as u64)
+        )));
+    }
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        Error::Failed(format!("{threads} threads cannot be started: {e}; give fewer with --threads"))
+    })
+}
+
 /// Writes a result to standard output.
 fn print(text: &str) -> Result<()> {
-    use std::io::Write;
     std::io::stdout().write_all(text.as_bytes()).map_err(Error::io(Path::new("standard output"), "write"))
 }
 
@@ -187,8 +206,8 @@ fn print(text: &str) -> Result<()> {
 /// standard output.
 fn print_apart(outputs: &[&Path], text: &str) -> Result<()> {
     if outputs.iter().any(|path| crate::files::is_stdout(path)) {
-        eprint!("{text}");
-        return Ok(());
+        let told = std::io::stderr().write_all(text.as_bytes());
+        return told.map_err(Error::io(Path::new("standard error"), "write"));
     }
     print(text)
 }

@@ -52,7 +52,7 @@ pub struct Args {
     /// Draw the latents' shares in two groups against each other into this PNG file
     #[arg(long, value_name = "FILE.png")]
     plot: Option<PathBuf>,
-    /// Replace these files if they are there
+    /// Replace these files if they exist
     #[arg(long)]
     overwrite: bool,
 }

@@ -21,7 +21,7 @@ pub struct Args {
     /// File that is made [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
     /// Rows to look at

@@ -25,7 +25,8 @@ mod text;
 
 pub use batches::BatchOrder;
 pub use embeddings::{Embeddings, Skipped, Source};
-pub(crate) use h5::brief;
+pub(crate) use h5::{brief, library_name};
+pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
 pub use kind::Dtype;
 pub use split::{Part, Split, part_of_id};

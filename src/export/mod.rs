@@ -152,15 +152,19 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     let temporary = files::temporary_folder(parent).map_err(Error::io(parent, "write"))?;
     let new = temporary.path().join("new");
     fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
-    let notes = match request.format {
-        Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
-        Format::Sparsify => sparsify::write(&new, &params, &meta),
-        Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
-        Format::Interprot => interprot::write(&new, &params, &meta),
-        Format::Openai => openai::write(&new, &params, &meta),
-    }?;
-    write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
-    files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
+    let fill = || -> Result<Notes> {
+        let notes = match request.format {
+            Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
+            Format::Sparsify => sparsify::write(&new, &params, &meta),
+            Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
+            Format::Interprot => interprot::write(&new, &params, &meta),
+            Format::Openai => openai::write(&new, &params, &meta),
+        }?;
+        write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
+        files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
+        Ok(notes)
+    };
+    let notes = fill().map_err(|e| e.renamed(&new, out))?;
     let kept = temporary.path().join("old");
     if old {
         fs::rename(out, &kept).map_err(Error::io(out, "replace"))?;

@@ -155,7 +155,7 @@ impl RunFolder {
             .and_then(|()| files::write_whole(&fresh.join(names::SPLITS), splits.as_bytes()))
             .and_then(|()| RunLock::take(&fresh))
             .and_then(|lock| put_in_place(&fresh, root, &aside.path().join("old"), overwrite).map(|()| lock));
-        let lock = made?.map(|lock| lock.moved_to(root));
+        let lock = made.map_err(|e| e.renamed(&fresh, root))?.map(|lock| lock.moved_to(root));
         Ok(Self { root: root.to_owned(), lock })
     }
 
