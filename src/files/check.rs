@@ -1,6 +1,7 @@
 //! The one check of what a command is about to write, made before its work and not after hours of it.
 
 use super::target::{Target, resolve};
+use crate::data::files_behind;
 use crate::error::{Error, Result};
 use crate::train::folder::{self, names};
 use std::fs;
@@ -44,12 +45,21 @@ impl Outputs<'_> {
 
     fn check_file(&self, told: &str, place: &Path) -> Result<()> {
         check_not_of_a_run(told, place, self.report_of)?;
-        if self.inputs.iter().any(|input| same_file(input, place)) {
+        let is_read = |inputs: &[PathBuf]| inputs.iter().any(|input| same_file(input, place));
+        if is_read(self.inputs) {
             return Err(Error::Usage(format!("{told} is an input as well; name another file")));
         }
         if place.exists() && !self.overwrite {
             return Err(Error::Usage(format!(
                 "{told} exists already; name another file, or replace it with --overwrite"
+            )));
+        }
+        // Asked last, for it opens the data.
+        let from = self.inputs.iter().filter(|_| place.exists()).find(|input| is_read(&files_behind(input)));
+        if let Some(input) = from {
+            return Err(Error::Usage(format!(
+                "{told} is an input as well: {} takes values from it; name another file",
+                input.display()
             )));
         }
         let folder = place.parent().unwrap_or(Path::new("/"));

@@ -65,7 +65,7 @@ pub fn write_with(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Resul
 }
 
 /// As [`write_with`], for libraries that open files by name: `write` gets the path of an empty file. What is for a pipe
-/// or device is written to a file in the system's temporary folder, whose bytes are then copied.
+/// or device is written to a file in the system's temporary folder (`TMPDIR`), whose bytes are then copied.
 ///
 /// # Errors
 /// As [`write_with`].
@@ -80,7 +80,11 @@ pub fn write_by_name(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Re
     }
     let folder = std::env::temp_dir();
     let temporary = unfinished(0o600).tempfile_in(&folder).map_err(Error::io(&folder, "write"))?;
-    write(temporary.path())?;
+    // A temporary folder that is full is not the output's fault.
+    write(temporary.path()).map_err(|e| match e {
+        Error::Io { action, source, .. } => Error::Io { path: folder, action, source },
+        other => other,
+    })?;
     let mut file = File::open(temporary.path()).map_err(Error::io(temporary.path(), "read"))?;
     let stream = target.open_stream().map_err(wrong)?;
     stream.map_or(Ok(0), |mut stream| io::copy(&mut file, &mut stream)).map(drop).map_err(wrong)

@@ -1,7 +1,7 @@
 //! Every output option of every command: what it refuses to replace, and what it can write into.
 
-use super::Place;
-use crate::runs::{sae_fails, sae_ok};
+use super::{Place, write_data};
+use crate::runs::{hdf5_guard, sae_fails, sae_ok};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -217,6 +217,52 @@ fn no_output_replaces_what_the_command_reads() {
     }
     let after: Vec<Vec<u8>> = inputs.iter().map(|name| fs::read(place.path(name)).unwrap()).collect();
     assert!(before == after, "an input was touched");
+}
+
+#[test]
+fn no_output_replaces_a_file_that_the_data_take_values_from() {
+    let place = place();
+    write_data(&place.path("linked.h5"), 300, 16);
+    write_data(&place.path("virtual.h5"), 300, 16);
+    fs::write(place.path("raw.bin"), [0; 300 * 16 * 4]).unwrap();
+    let index = place.path("index.h5");
+    {
+        let _guard = hdf5_guard();
+        let file = hdf5::File::create(&index).unwrap();
+        file.link_external("linked.h5", "/embeddings", "embeddings").unwrap();
+        file.link_external("linked.h5", "/ids", "ids").unwrap();
+        let group = file.create_group("more").unwrap();
+        let build = group.new_dataset::<f32>().shape((300, 16)).virtual_map(
+            "virtual.h5",
+            "/embeddings",
+            (300, 16),
+            ..,
+            (300, 16),
+            ..,
+        );
+        build.create("virtual").unwrap();
+        group
+            .new_dataset::<f32>()
+            .shape((300, 16))
+            .external("raw.bin", 0, 300 * 16 * 4)
+            .create("raw")
+            .unwrap();
+    }
+    let names = ["linked.h5", "virtual.h5", "raw.bin"];
+    let before: Vec<Vec<u8>> = names.iter().map(|name| fs::read(place.path(name)).unwrap()).collect();
+    let (run, index, labels) = (place.name("run"), place.name("index.h5"), place.name("labels.tsv"));
+    let how = ["--dataset", "embeddings", "--labels", &labels];
+    for (command, flag) in [("features", "--out"), ("features", "--associations"), ("overlap", "--plot")] {
+        let args: Vec<String> =
+            [&[command, &run, &index][..], &how].concat().iter().map(|s| s.to_string()).collect();
+        for name in names {
+            let out = place.path(name);
+            refused(&with(&args, flag, &out, &["--overwrite"]), &[flag, name, "input", "index.h5"]);
+        }
+        sae_ok(with(&args, flag, &place.path("out"), &["--overwrite"]));
+    }
+    let after: Vec<Vec<u8>> = names.iter().map(|name| fs::read(place.path(name)).unwrap()).collect();
+    assert!(before == after);
 }
 
 #[test]
