@@ -29,7 +29,7 @@ pub fn place() -> Place {
         place.train(run, &[]);
         sae_ok(["report", &place.name(run), "--quiet"]);
     }
-    let line = |n: usize| format!("id{n:04}\t{}\n", if n % 2 == 0 { "even" } else { "odd" });
+    let line = |n: usize| format!("id{n:04}\t{}\n", if n.is_multiple_of(2) { "even" } else { "odd" });
     let lines: String = (0..300).map(line).collect();
     fs::write(place.path("labels.tsv"), format!("id\tkind\n{lines}")).unwrap();
     sae_ok(["export", &place.name("run"), "--format=saelens", "-o", &place.name("exported")]);

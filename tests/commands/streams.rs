@@ -120,6 +120,22 @@ fn what_is_no_file_to_write_into_is_refused_by_name() {
 }
 
 #[test]
+fn labels_may_come_through_a_fifo() {
+    let place = place();
+    let (fifo, out) = (place.path("fifo"), place.path("out"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    fs::write(&out, "old").unwrap();
+    let labels = fs::read(place.path("labels.tsv")).unwrap();
+    let path = fifo.clone();
+    let writer = std::thread::spawn(move || fs::write(path, labels));
+    let args = ["features", &place.name("run"), &place.name("data.h5"), "--labels", fifo.to_str().unwrap()];
+    // The check of what would be replaced must not take the labels.
+    sae_ok(with(&args.map(str::to_owned), "--out", &out, &["--overwrite"]));
+    writer.join().unwrap().unwrap();
+    assert_ne!(fs::read(&out).unwrap(), b"old");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_error() {
     let place = place();
     let mut commands: Vec<Vec<String>> =
