@@ -69,13 +69,13 @@ fn io_hint(action: &str, source: &std::io::Error) -> &'static str {
             "; ask for the right to read it"
         }
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            "; free some space, then go on with `sae train --resume RUN`"
+            "; free some space, then run the command again"
         }
         std::io::ErrorKind::FileTooLarge => {
-            "; raise the limit on the size of files (`ulimit -f`), then go on with `sae train --resume RUN`"
+            "; raise the limit on the size of files (`ulimit -f unlimited`), then run the command again"
         }
         std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-            "; choose a folder you may write with --out"
+            "; name a place that you may write to"
         }
         std::io::ErrorKind::NotFound => "; check the path",
         _ => "",
@@ -86,6 +86,38 @@ impl Error {
     /// A data error in `path`, at `place` (dataset, row; may be empty).
     pub fn data(path: &Path, place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Data { path: path.to_owned(), place: place.into(), what: what.into() }
+    }
+
+    /// The error on a file in the folder `from`, told with the name that the folder is to get, `to`.
+    pub fn renamed(self, from: &Path, to: &Path) -> Self {
+        match self {
+            Self::Io { path, action, source } => {
+                let path = path.strip_prefix(from).map(|rest| to.join(rest)).unwrap_or(path);
+                Self::Io { path, action, source }
+            }
+            other => other,
+        }
+    }
+
+    /// The error of a training run: once there is room for its files, it goes on where it stopped.
+    pub fn in_run(self, run: &Path) -> Self {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match self {
+            Self::Io { path, action, source }
+                if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) =>
+            {
+                let first = match source.kind() {
+                    FileTooLarge => "raise the limit on the size of files (`ulimit -f unlimited`)",
+                    _ => "free some space",
+                };
+                Self::Failed(format!(
+                    "{}: cannot {action}: {source}; {first}, then go on with `sae train --resume {}`",
+                    path.display(),
+                    run.display()
+                ))
+            }
+            other => other,
+        }
     }
 
     /// A closure for `map_err` on file operations.

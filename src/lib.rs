@@ -19,7 +19,7 @@
 //! | [`export`] | models of other libraries, written and read |
 //! | [`report`] | curves, tables, progress, the HTML page of a run |
 //! | [`devices`] | processor, CUDA libraries and GPUs found |
-//! | [`files`] | files written whole or not at all |
+//! | [`files`] | files written whole or not at all, and the one check of outputs |
 //! | [`cli`] | clap alone |
 //! | [`error`] | what went wrong, where, what to do next |
 //!

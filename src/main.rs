@@ -1,6 +1,7 @@
 //! The `sae` command: parse, run, print one error, leave with the documented status.
 
 use clap::Parser;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     match cli.run(&stop) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Not `eprintln!`, which panics where standard error cannot be written.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.exit_status())
         }
     }

@@ -6,12 +6,18 @@ mod common;
 mod encode;
 #[path = "commands/features.rs"]
 mod features;
+#[path = "commands/outputs.rs"]
+mod outputs;
 #[path = "commands/overlap.rs"]
 mod overlap;
+#[path = "commands/refusals.rs"]
+mod refusals;
 #[path = "commands/report.rs"]
 mod report;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "commands/streams.rs"]
+mod streams;
 
 use runs::{Place, sae, sae_fails, sae_ok, same_run, write_data};
 use serde_json::Value;

@@ -186,6 +186,7 @@ fn a_full_disk_stops_the_run_with_one_line_and_it_resumes_once_there_is_room() {
     let checked = std::panic::catch_unwind(|| {
         assert_eq!(failed.status.code(), Some(1), "{text}");
         assert!(text.lines().count() == 1 && text.contains("space"), "{text}");
+        assert!(text.contains(&format!("`sae train --resume {out}`")), "{text}");
         assert!(left.len() <= 2, "{left:?}");
         assert!(resumed, "the run did not resume");
         same_run(Path::new(&whole), Path::new(&out));

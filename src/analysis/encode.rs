@@ -5,7 +5,7 @@ use super::sink::{CodeFormat, Shape, Sink};
 use super::{Source, load_model};
 use crate::data::Part;
 use crate::error::Result;
-use crate::files;
+use crate::files::{self, Outputs};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -53,19 +53,30 @@ pub struct Encoded {
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the
 /// split; scores that are not finite; [`crate::error::Error::Interrupted`] once `stop` is set; what the device or disk refuses.
 pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
-    files::check_out("--out", &request.out, &request.source.inputs(), request.overwrite)?;
+    Outputs {
+        files: &[("--out", &request.out)],
+        inputs: &request.source.inputs(),
+        overwrite: request.overwrite,
+        ..Default::default()
+    }
+    .check()?;
     let (params, meta) = load_model(&request.source.model)?;
     let shape = Shape::new(&meta, request.source.model.display().to_string());
     let mut walked = Walked::default();
     let mut active = 0;
-    files::write_whole_with(&request.out, |temporary| {
-        let mut sink = Sink::create(temporary, &request.out, request.format, &shape)?;
+    let fill = |mut sink: Sink| {
         walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
             sink.add(&names.ids, codes)
         })?;
         active = sink.finish()?.1;
         Ok(())
-    })?;
+    };
+    match request.format {
+        CodeFormat::H5 => {
+            files::write_by_name(&request.out, |path| fill(Sink::hdf5(path, &request.out, &shape)?))
+        }
+        CodeFormat::Tsv => files::write_with(&request.out, |file| fill(Sink::table(file, &request.out)?)),
+    }?;
     Ok(Encoded {
         path: request.out.display().to_string(),
         rows: walked.rows,

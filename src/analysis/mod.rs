@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
 use crate::train;
-use crate::train::folder::names;
+use crate::train::folder::{files_of, names};
 use crate::train::metrics::{EvalSet, Quality, dead_fraction, mean_row};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -74,8 +74,9 @@ pub struct Source {
 
 impl Source {
     /// The files that are read, so that no output takes the place of one.
-    pub fn inputs(&self) -> Vec<&Path> {
-        self.data.iter().chain([&self.model]).map(PathBuf::as_path).collect()
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let model = if self.model.is_dir() { files_of(&self.model) } else { vec![self.model.clone()] };
+        self.data.iter().cloned().chain(model).collect()
     }
 }
 

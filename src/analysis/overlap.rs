@@ -21,14 +21,14 @@ use super::codes;
 use super::{Source, load_model};
 use crate::data::Part;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::Outputs;
 use gather::{Gather, Totals};
 use groups::{kept_groups, named_groups};
 use labels::Labels;
 use permute::Shuffles;
 pub use permute::{Active, Measure, Pair};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 pub use table::largest_but;
 
@@ -209,14 +209,15 @@ fn check(request: &OverlapRequest) -> Result<()> {
         )));
     }
     if !(min_activation >= 0.0 && min_activation.is_finite()) {
-        return Err(Error::Usage(format!("--min-activation {min_activation}: give 0 or more")));
+        return Err(Error::Usage(format!(
+            "--min-activation {min_activation}: give a finite number, 0 or more"
+        )));
     }
     let mut inputs = request.source.inputs();
-    inputs.push(&request.labels);
-    for (flag, out) in &request.outputs {
-        files::check_out(flag, out, &inputs, request.overwrite)?;
-    }
-    Ok(())
+    inputs.push(request.labels.clone());
+    let files: Vec<(&str, &Path)> =
+        request.outputs.iter().map(|(flag, path)| (*flag, path.as_path())).collect();
+    Outputs { files: &files, inputs: &inputs, overwrite: request.overwrite, ..Default::default() }.check()
 }
 
 fn latents(totals: &[Totals], active: &Active, n_latents: usize) -> Vec<Latent> {

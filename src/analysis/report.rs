@@ -7,7 +7,7 @@ use super::labels::LabelTable;
 use crate::config::Options;
 use crate::data::Part;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Outputs};
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
@@ -37,6 +37,7 @@ pub struct ReportRequest {
 #[derive(Debug, Clone, Serialize)]
 pub struct Reported {
     /// The file.
+    #[serde(serialize_with = "files::path_as_text")]
     pub path: PathBuf,
     /// Its size.
     pub bytes: usize,
@@ -64,9 +65,15 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let options = Options::from_toml(&run.join(names::CONFIG))?;
     let wanted = with_defaults(&request.features, &options)?;
     let out = request.out.clone().unwrap_or_else(|| run.join(names::REPORT));
-    let inputs: Vec<&Path> =
-        wanted.source.data.iter().chain(wanted.labels.iter().map(|l| &l.0)).map(PathBuf::as_path).collect();
-    files::check_out("--out", &out, &inputs, request.overwrite)?;
+    let mut inputs = wanted.source.inputs();
+    inputs.extend(wanted.labels.iter().map(|(path, _)| path.clone()));
+    Outputs {
+        files: &[("--out", &out)],
+        inputs: &inputs,
+        overwrite: request.overwrite,
+        report_of: Some(run),
+    }
+    .check()?;
     let summary = read_summary(&run.join(names::SUMMARY))?;
     let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
     let (features, gathered) = features_of(&wanted, stop)?;

@@ -1,7 +1,7 @@
 //! Where codes are written: HDF5 or a table.
 
 use crate::backend::{Codes, Inference};
-use crate::data::brief;
+use crate::data::{brief, library_name};
 use crate::error::{Error, Result};
 use crate::model_file::ModelMeta;
 use hdf5::types::VarLenUnicode;
@@ -69,21 +69,29 @@ enum Rows {
 }
 
 impl Sink {
-    /// Begins a file at `path` that will be called `shown`.
+    /// Begins an HDF5 file at `path` that will be called `shown`.
     ///
     /// # Errors
     /// A file that cannot be made.
-    pub fn create(path: &Path, shown: &Path, format: CodeFormat, shape: &Shape) -> Result<Self> {
-        let file = match format {
-            CodeFormat::H5 => File::Hdf5(Box::new(Hdf5::create(path, shape).map_err(refused(shown))?)),
-            CodeFormat::Tsv => {
-                let file = std::fs::File::create(path).map_err(Error::io(shown, "write"))?;
-                let mut file = BufWriter::new(file);
-                file.write_all(b"id\tlatent\tvalue\n").map_err(Error::io(shown, "write"))?;
-                File::Table(file)
-            }
+    pub fn hdf5(path: &Path, shown: &Path, shape: &Shape) -> Result<Self> {
+        let file = Hdf5::create(path, shape).map_err(refused(shown))?;
+        Ok(Self::new(shown, File::Hdf5(Box::new(file))))
+    }
+
+    /// Begins a table in `file` that will be called `shown`.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn table(file: &std::fs::File, shown: &Path) -> Result<Self> {
+        let begin = || {
+            let mut file = BufWriter::new(file.try_clone()?);
+            file.write_all(b"id\tlatent\tvalue\n").map(|()| file)
         };
-        Ok(Self { shown: shown.to_owned(), file, rows: 0, active: 0 })
+        Ok(Self::new(shown, File::Table(begin().map_err(Error::io(shown, "write"))?)))
+    }
+
+    fn new(shown: &Path, file: File) -> Self {
+        Self { shown: shown.to_owned(), file, rows: 0, active: 0 }
     }
 
     /// Adds rows with their ids.
@@ -119,12 +127,18 @@ impl Sink {
 
 /// An error of the library on the file `path`.
 fn refused(path: &Path) -> impl FnOnce(hdf5::Error) -> Error {
-    let shown = path.display().to_string();
+    let path = path.to_owned();
     move |error| {
-        Error::Failed(format!(
-            "{shown}: HDF5 cannot write it ({}); free some space, or name another place with --out",
-            brief(&error)
-        ))
+        let why = brief(&error);
+        // The library passes on what the system said: `..., errno = 28, error message = ...`.
+        let digits = why.split_once("errno = ").map(|(_, rest)| rest.split(',').next().unwrap_or(rest));
+        match digits.and_then(|digits| digits.trim().parse().ok()) {
+            Some(errno) => Error::io(&path, "write")(std::io::Error::from_raw_os_error(errno)),
+            None => Error::Failed(format!(
+                "{}: HDF5 cannot write it ({why}); name another place with --out",
+                path.display()
+            )),
+        }
     }
 }
 
@@ -141,7 +155,8 @@ fn write_lines(file: &mut impl Write, ids: &[String], codes: &Codes) -> std::io:
 
 impl Hdf5 {
     fn create(path: &Path, shape: &Shape) -> hdf5::Result<Self> {
-        let file = hdf5::File::create(path)?;
+        let there = std::fs::File::open(path).map_err(|e| hdf5::Error::from(e.to_string()))?;
+        let file = hdf5::File::create(library_name(path, &there))?;
         let text = |name: &str, value: &str| -> hdf5::Result<()> {
             let value: VarLenUnicode = value.parse().map_err(|_| "an attribute holds a NUL")?;
             file.new_attr::<VarLenUnicode>().create(name)?.write_scalar(&value)

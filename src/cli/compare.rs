@@ -1,12 +1,13 @@
 //! `sae compare`.
 
-use super::{Global, print, print_json};
+use super::{Global, json, print_apart};
 use crate::analysis::compare::{RunRow, compare};
 use crate::error::Result;
-use crate::files;
+use crate::files::{self, Outputs};
 use crate::report::plots::frontier::{Frontier, Point, render_frontier};
 use crate::report::table::{number, table};
-use std::path::PathBuf;
+use crate::train::folder::files_of;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `sae compare`.
 #[derive(Debug, clap::Args)]
@@ -17,10 +18,18 @@ pub struct Args {
     /// Draw validation FVU against L0 into this PNG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Replace the plot if it exists
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Runs the command.
 pub fn run(args: &Args, global: &Global) -> Result<()> {
+    if let Some(path) = &args.plot {
+        let inputs: Vec<PathBuf> = args.runs.iter().flat_map(|run| files_of(run)).collect();
+        let files: &[(&str, &Path)] = &[("--plot", path)];
+        Outputs { files, inputs: &inputs, overwrite: args.overwrite, ..Default::default() }.check()?;
+    }
     let rows = compare(&args.runs)?;
     if let Some(path) = &args.plot {
         let point = |r: &RunRow| {
@@ -29,8 +38,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         let plot = Frontier { points: rows.iter().filter_map(point).collect() };
         files::write_whole(path, &render_frontier(&plot)?)?;
     }
+    let outputs: Vec<&Path> = args.plot.iter().map(PathBuf::as_path).collect();
     if global.json {
-        return print_json(&rows);
+        return print_apart(&outputs, &json(&rows)?);
     }
     let header = ["run", "preset", "tied", "M", "k", "steps", "val FVU", "val L0", "dead %", "rows/s"];
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
@@ -38,7 +48,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     if rows.iter().any(|r| !r.finished) {
         text.push_str("* not finished: the last evaluation in metrics.csv\n");
     }
-    print(&text)
+    print_apart(&outputs, &text)
 }
 
 fn line(r: &RunRow) -> Vec<String> {

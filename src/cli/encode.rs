@@ -1,6 +1,6 @@
 //! `sae encode`.
 
-use super::{Global, SourceArgs, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::encode::{EncodeRequest, encode};
 use crate::analysis::sink::CodeFormat;
 use crate::error::Result;
@@ -22,7 +22,7 @@ pub struct Args {
     /// h5: ids, and (N, k) indices and values or compressed sparse rows; tsv: id, latent, value
     #[arg(long, default_value = "h5")]
     format: CodeFormat,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
 }
@@ -37,14 +37,16 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         overwrite: args.overwrite,
     };
     let done = encode(&request, stop)?;
-    if global.json {
-        return print_json(&done);
-    }
-    print(&format!(
-        "{}: {} rows, {} of {} latents active a row\n",
-        done.path,
-        thousands(done.rows),
-        number(done.l0),
-        thousands(done.width as u64)
-    ))
+    let text = if global.json {
+        json(&done)?
+    } else {
+        format!(
+            "{}: {} rows, {} of {} latents active a row\n",
+            done.path,
+            thousands(done.rows),
+            number(done.l0),
+            thousands(done.width as u64)
+        )
+    };
+    print_apart(&[&request.out], &text)
 }

@@ -1,13 +1,13 @@
 //! `sae features`.
 
-use super::{Global, SourceArgs, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::features::tables::{write_associations, write_features};
 use crate::analysis::features::{
     Feature, Features, FeaturesRequest, Finding, LabelResult, Q_LIMIT, features,
 };
 use crate::analysis::labels::choose::LabelOptions;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Outputs};
 use crate::report::table::{number, table, thousands};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub struct Args {
     /// Table with a line a latent [default: to standard output]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace files that are there
+    /// Replace files that exist
     #[arg(long)]
     overwrite: bool,
     /// Rows to look at
@@ -105,15 +105,12 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         source: global.source_of(args.source),
     };
     let mut inputs = request.source.inputs();
-    inputs.extend(request.labels.iter().map(|(path, _)| path.as_path()));
-    for (flag, path) in [("--out", &out), ("--associations", &associations)] {
-        if let Some(path) = path {
-            files::check_out(flag, path, &inputs, overwrite)?;
-        }
-    }
-    if out.is_some() && out == associations {
-        return Err(Error::Usage("--out and --associations name the same file; name two".into()));
-    }
+    inputs.extend(request.labels.iter().map(|(path, _)| path.clone()));
+    let named = [("--out", &out), ("--associations", &associations)];
+    let files: Vec<(&str, &Path)> =
+        named.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    let outputs: Vec<&Path> = files.iter().map(|(_, path)| *path).collect();
+    Outputs { files: &files, inputs: &inputs, overwrite, ..Default::default() }.check()?;
     let mut found = features(&request, stop)?;
     if !global.quiet {
         warn(&found);
@@ -122,27 +119,30 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         write(path, |file| write_associations(file, &labels.associations, &labels.labels))?;
     }
     let Some(path) = &out else {
-        return if global.json { print_json(&found) } else { print_table(&found) };
+        let text = if global.json { json(&found)? } else { table_of(&found)? };
+        return print_apart(&outputs, &text);
     };
     write(path, |file| write_features(file, &found))?;
     if global.json {
         // The latents are in the file.
         found.latents.clear();
-        return print_json(&found);
+        return print_apart(&outputs, &json(&found)?);
     }
     let more = associations.as_ref().map_or(String::new(), |path| format!(" and {}", path.display()));
-    print(&format!("{}{more}: {}", path.display(), summary(&found)))
+    print_apart(&outputs, &format!("{}{more}: {}", path.display(), summary(&found)))
 }
 
-fn print_table(found: &Features) -> Result<()> {
+fn table_of(found: &Features) -> Result<String> {
     let mut text = vec![];
     write_features(&mut text, found).map_err(Error::io(Path::new("standard output"), "write"))?;
-    print(&String::from_utf8_lossy(&text))
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<std::fs::File>) -> std::io::Result<()>) -> Result<()> {
-    files::write_whole_with(path, |temporary| {
-        let file = std::fs::File::create(temporary).map_err(Error::io(path, "write"))?;
+fn write(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<&std::fs::File>) -> std::io::Result<()>,
+) -> Result<()> {
+    files::write_with(path, |file| {
         let mut file = BufWriter::new(file);
         fill(&mut file).and_then(|()| file.flush()).map_err(Error::io(path, "write"))
     })

@@ -1,6 +1,6 @@
 //! `sae import`.
 
-use super::{Global, print, print_json};
+use super::{Global, json, print_apart};
 use crate::backend::Inference;
 use crate::error::Result;
 use crate::export::Format;
@@ -35,9 +35,9 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
     let Args { from, format, k, normalize, out, overwrite } = args;
     let done = import(&ImportRequest { from, format, k, normalize, out, overwrite })?;
     if global.json {
-        return print_json(&done);
+        return print_apart(&[&done.model], &json(&done)?);
     }
-    print(&format!(
+    let text = format!(
         "{}: from {}, D = {}, M = {}, {}, {}{}\n",
         done.model.display(),
         done.format,
@@ -49,5 +49,6 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         },
         if done.normalize { "rows normalised" } else { "rows as they are" },
         if done.own { ", as sae exported it" } else { "" }
-    ))
+    );
+    print_apart(&[&done.model], &text)
 }

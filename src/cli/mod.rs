@@ -17,9 +17,14 @@ use crate::analysis::Source;
 use crate::backend::DeviceChoice;
 use crate::data::Part;
 use crate::error::{Error, Result};
+use crate::report::table::thousands;
 use clap::{Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+
+/// Starting many more threads than there are cores takes minutes and helps nobody.
+const MAX_THREADS: usize = 1024;
 
 /// Train sparse autoencoders on embeddings in HDF5.
 #[derive(Debug, Parser)]
@@ -37,7 +42,7 @@ pub struct Global {
     /// Where to compute: auto (the first GPU that can be used, else the CPU), cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: DeviceChoice,
-    /// Threads to compute with [default: all cores]
+    /// Threads to compute with, at most 1024 [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// No progress and no warnings
@@ -147,16 +152,8 @@ impl Cli {
     /// Whatever the command meets; `main` prints it and exits with its status.
     pub fn run(self, stop: &AtomicBool) -> Result<()> {
         let Self { global, command } = self;
-        if let Some(threads) = global.threads {
-            if threads == 0 {
-                return Err(Error::Usage("--threads 0: give at least 1".into()));
-            }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))?;
-        }
-        match command {
+        start_threads(global.threads)?;
+        let done = match command {
             Command::Train(args) => train::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global),
             Command::Encode(args) => encode::run(args, &global, stop),
@@ -168,23 +165,59 @@ impl Cli {
             Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
             Command::Devices => devices::run(&global),
+        };
+        match done {
+            // The reader of an output has gone away (`-o /dev/stdout | head`), so nothing is left to do.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
         }
     }
 }
 
-/// Writes a result to standard output; a reader that has gone away (`| head`) is no error.
-fn print(text: &str) -> Result<()> {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::Io { path: PathBuf::from("standard output"), action: "write", source: e })
-        }
-        _ => Ok(()),
+/// Starts as many threads as are asked for, with the option or with the variables that rayon goes by.
+fn start_threads(asked: Option<usize>) -> Result<()> {
+    let of_variable = |name| Some((name, std::env::var(name).ok()?.parse().ok()?));
+    let (name, threads) = match asked {
+        Some(threads) => ("--threads", threads),
+        None => match ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"].into_iter().find_map(of_variable) {
+            Some((name, threads)) if threads > 0 => (name, threads),
+            _ => return Ok(()),
+        },
+    };
+    if threads == 0 || threads > MAX_THREADS {
+        let cores =
+            std::thread::available_parallelism().map_or("an unknown number of".to_owned(), |n| n.to_string());
+        return Err(Error::Usage(format!(
+            "{name} {threads}: give 1 to {}; this machine has {cores} cores",
+            thousands(MAX_THREADS as u64)
+        )));
     }
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        Error::Failed(format!("{threads} threads cannot be started: {e}; give fewer with --threads"))
+    })
+}
+
+/// Writes a result to standard output.
+fn print(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(Error::io(Path::new("standard output"), "write"))
+}
+
+/// Prints a result where it does not mix with the command's own outputs: to standard error where one of them is
+/// standard output.
+fn print_apart(outputs: &[&Path], text: &str) -> Result<()> {
+    if outputs.iter().any(|path| crate::files::is_stdout(path)) {
+        let told = std::io::stderr().write_all(text.as_bytes());
+        return told.map_err(Error::io(Path::new("standard error"), "write"));
+    }
+    print(text)
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<String> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("the result cannot be printed as JSON: {e}")))?;
+    Ok(format!("{json}\n"))
 }
 
 fn print_json<T: serde::Serialize>(value: &T) -> Result<()> {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::Failed(format!("the result cannot be printed as JSON: {e}")))?;
-    print(&format!("{json}\n"))
+    print(&json(value)?)
 }

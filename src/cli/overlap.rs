@@ -1,12 +1,12 @@
 //! `sae overlap`.
 
-use super::{Global, SourceArgs, SplitArg, print, print_json};
+use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
 use crate::error::Result;
 use crate::files;
 use crate::report::plots::groups::{Dot, Panel, render_panels};
 use crate::report::table::{number, table, thousands};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Latents listed of each group.
@@ -52,7 +52,7 @@ pub struct Args {
     /// Draw the latents' shares in two groups against each other into this PNG file
     #[arg(long, value_name = "FILE.png")]
     plot: Option<PathBuf>,
-    /// Replace these files if they are there
+    /// Replace these files if they exist
     #[arg(long)]
     overwrite: bool,
 }
@@ -80,7 +80,9 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     if let Some(path) = &args.plot {
         files::write_whole(path, &render_panels(&panels(&done), args.threshold)?)?;
     }
-    if global.json { print_json(&done) } else { print(&text(&done)) }
+    let text = if global.json { json(&done)? } else { text(&done) };
+    let outputs: Vec<&Path> = [&args.out, &args.plot].into_iter().flatten().map(PathBuf::as_path).collect();
+    print_apart(&outputs, &text)
 }
 
 /// The result as a person reads it.

@@ -1,7 +1,7 @@
 //! `sae report`.
 
 use super::features::{LabelArgs, warn};
-use super::{DataArgs, Global, SplitArg, print, print_json};
+use super::{DataArgs, Global, SplitArg, json, print_apart};
 use crate::analysis::features::FeaturesRequest;
 use crate::analysis::report::{ReportRequest, report};
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub struct Args {
     /// File that is made [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
     /// Rows to look at
@@ -61,14 +61,16 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     if !global.quiet {
         warn(&done.features);
     }
-    if global.json {
-        return print_json(&done);
-    }
-    print(&format!(
-        "{}: {}, {} of {} latents that fire; open it in a browser\n",
-        done.path.display(),
-        bytes(done.bytes as u64),
-        thousands(done.shown as u64),
-        thousands(done.features.alive as u64)
-    ))
+    let text = if global.json {
+        json(&done)?
+    } else {
+        format!(
+            "{}: {}, {} of {} latents that fire; open it in a browser\n",
+            done.path.display(),
+            bytes(done.bytes as u64),
+            thousands(done.shown as u64),
+            thousands(done.features.alive as u64)
+        )
+    };
+    print_apart(&[&done.path], &text)
 }

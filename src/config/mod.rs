@@ -3,6 +3,7 @@
 
 mod options;
 mod preset;
+mod ranges;
 
 pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Word};
 pub use preset::Preset;
@@ -119,14 +120,14 @@ impl Config {
         let preset = o.preset.unwrap_or_default();
         let given_k = o.k;
         let o = &o.clone().or(preset.options(d_in));
+        o.check_ranges()?;
 
         let n_latents = o.latents.unwrap_or(8 * d_in);
         // A default adapts to few latents; a k that was asked for is refused below.
         let k = given_k.unwrap_or(o.k.unwrap_or(32).min(n_latents));
         let batch_size = batch_size(o, n_train)?;
         let steps = match o.epochs {
-            Some(e) if e > 0.0 && e.is_finite() => (e * n_train as f64 / batch_size as f64).ceil() as u64,
-            Some(e) => return usage(format!("--epochs {e} must be above 0")),
+            Some(e) => steps_of(e, n_train, batch_size)?,
             None => o.steps.unwrap_or(5000),
         };
         let relaxation = relaxation(o);
@@ -205,11 +206,11 @@ impl Config {
             keep_checkpoints: o.keep_checkpoints.unwrap_or(2),
             precision: o.precision.unwrap_or(Precision::F32),
         };
-        config.check(clip, ema)?;
+        config.check()?;
         Ok(config)
     }
 
-    fn check(&self, clip: f64, ema: f64) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let s = &self.spec;
         let (d, m, k) = (self.d_in, self.n_latents, s.k);
         if m == 0 || m > u32::MAX as usize || m.checked_mul(d).is_none_or(|all| all > usize::MAX / 64) {
@@ -235,28 +236,6 @@ impl Config {
         }
         if self.eval_rows == 0 || self.keep_checkpoints == 0 {
             return usage("--eval-rows and --keep-checkpoints must be at least 1".into());
-        }
-        let ranges = [
-            ("--lr", self.lr, 0.0, f64::MAX),
-            ("--tau-start", self.tau_start, 1e-3, f64::MAX),
-            ("--tau-end", self.tau_end, 1e-3, f64::MAX),
-            ("--l1", self.l1, 0.0, f64::MAX),
-            ("--weight-decay", s.weight_decay, 0.0, f64::MAX),
-            ("--adam-b1", s.beta1, 0.0, 0.999_999),
-            ("--adam-b2", s.beta2, 0.0, 0.999_999_9),
-            ("--adam-eps", s.adam_eps, 0.0, 1.0),
-            ("--aux-coef", s.aux_coef, 0.0, f64::MAX),
-            ("--clip-norm", clip, 0.0, f64::MAX),
-            ("--ema", ema, 0.0, 0.999_999_9),
-        ];
-        for (flag, value, low, high) in ranges {
-            if !(value >= low && value <= high && value.is_finite()) {
-                let top = if high == f64::MAX { String::new() } else { format!(" and at most {high}") };
-                return usage(format!("{flag} {value} must be at least {low}{top}"));
-            }
-        }
-        if matches!(self.init, Init::Xavier { gain } if !(gain > 0.0 && gain.is_finite())) {
-            return usage("--init-gain must be above 0".into());
         }
         Ok(())
     }
@@ -346,6 +325,17 @@ impl Config {
             PreBias::Median => PreBiasInit::Median,
         }
     }
+}
+
+/// Steps of `epochs` passes over the training rows.
+fn steps_of(epochs: f64, n_train: usize, batch_size: usize) -> Result<u64> {
+    // Above this, neighbouring whole numbers are one float64.
+    const MOST: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+    let steps = (epochs * n_train as f64 / batch_size as f64).ceil();
+    if steps > MOST {
+        return usage(format!("--epochs {epochs:?} is more steps than can be counted: give fewer"));
+    }
+    Ok(steps as u64)
 }
 
 /// A preset without a warm-up gets the softmax only where the length of one is given.

@@ -51,7 +51,7 @@ pub struct Skipped {
     pub width: usize,
     /// Rows whose id was seen before.
     pub duplicate: usize,
-    /// Rows whose id is empty or holds a tab or line break.
+    /// Rows whose id is empty or holds a control character, such as a tab.
     pub bad_id: usize,
     /// The first of each kind, as the error would have told it.
     pub examples: Vec<String>,

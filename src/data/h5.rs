@@ -5,6 +5,7 @@
 //! float16 conversion is twenty times slower than `half`'s.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 
@@ -94,12 +95,20 @@ pub(crate) fn brief(error: &hdf5::Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// A name of the open file `file` for the library's binding, which takes UTF-8 alone: `path` if it is that.
+pub(crate) fn library_name(path: &Path, file: &std::fs::File) -> PathBuf {
+    match path.to_str() {
+        Some(_) => path.to_owned(),
+        None => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+    }
+}
+
 impl File {
     pub fn open(path: &Path) -> Result<Self> {
         let raw = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
         let meta = raw.metadata().map_err(Error::io(path, "open"))?;
         super::signature::check(path, &raw, &meta)?;
-        let hdf = hdf5::File::open(path).map_err(|error| {
+        let hdf = hdf5::File::open(library_name(path, &raw)).map_err(|error| {
             let why = brief(&error);
             let what = if why.contains("truncated file") {
                 format!("the file is cut short at {} bytes; download or copy it again", meta.len())

@@ -31,6 +31,18 @@ pub(super) fn last(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
+/// The first control character in a text, in words: a table with it in a field is cut or garbled.
+pub(crate) fn first_control(text: &str) -> Option<String> {
+    let found = text.chars().find(|c| c.is_control())?;
+    let name = match found {
+        '\t' => "a tab",
+        '\n' => "a line feed",
+        '\r' => "a carriage return",
+        _ => "a control character",
+    };
+    Some(format!("{name} (U+{:04X})", found as u32))
+}
+
 /// One id a dataset: the last part of its path, or what `layout` says where those collide.
 pub(super) fn ids_of_paths(datasets: &[Dataset]) -> Vec<String> {
     let lasts: Vec<&str> = datasets.iter().map(|d| last(&d.path)).collect();

@@ -51,7 +51,7 @@ pub struct FileSummary {
     pub other_width_rows: usize,
     /// Rows whose id was seen before.
     pub duplicate_id_rows: usize,
-    /// Rows whose id is empty or holds a tab or line break.
+    /// Rows whose id is empty or holds a control character, such as a tab.
     pub bad_id_rows: usize,
     /// The first bad row of each kind.
     pub examples: Vec<String>,

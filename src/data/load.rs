@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use super::LoadOptions;
 use super::embeddings::{Embeddings, Groups, Skipped, Source};
+use super::ids::first_control;
 use super::kind::Dtype;
 use super::layout::{Ids, Layout, Piece, Plan, place, plan};
 use super::read::{Part, Values, read_all};
@@ -206,8 +207,11 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
         };
         for (row, id) in ids.iter().enumerate() {
             let rows = located.start + row..located.start + row + rows_each;
-            if id.is_empty() || id.chars().any(char::is_control) {
-                let what = format!("the id {id:?} is empty or holds a tab or line break");
+            if id.is_empty() || first_control(id).is_some() {
+                let what = match first_control(id) {
+                    Some(found) => format!("the id {id:?} holds {found}, which no table can keep"),
+                    None => "the id is empty".to_owned(),
+                };
                 judge.bad(Reason::BadId, rows_each, || located.error(row, what))?;
                 keep[rows].fill(false);
                 continue;

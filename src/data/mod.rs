@@ -7,6 +7,7 @@
 
 mod advice;
 mod batches;
+mod behind;
 mod embeddings;
 mod h5;
 mod header;
@@ -24,8 +25,10 @@ mod stream;
 mod text;
 
 pub use batches::BatchOrder;
+pub use behind::files_behind;
 pub use embeddings::{Embeddings, Skipped, Source};
-pub(crate) use h5::brief;
+pub(crate) use h5::{brief, library_name};
+pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
 pub use kind::Dtype;
 pub use split::{Part, Split, part_of_id};

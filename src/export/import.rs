@@ -5,6 +5,7 @@ use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
 use crate::backend::Inference;
 use crate::error::{Error, Result};
+use crate::files::Outputs;
 use crate::model_file;
 use safetensors::SafeTensors;
 use serde::Serialize;
@@ -35,6 +36,7 @@ pub struct Imported {
     /// Format it was in.
     pub format: Format,
     /// The file written.
+    #[serde(serialize_with = "crate::files::path_as_text")]
     pub model: PathBuf,
     /// D.
     pub d_in: usize,
@@ -56,18 +58,9 @@ pub struct Imported {
 /// A format that is not recognised; what our model cannot represent; a file in the way.
 pub fn import(request: &ImportRequest) -> Result<Imported> {
     let (from, out) = (&request.from, &request.out);
-    if out.is_dir() {
-        return Err(Error::Usage(format!(
-            "{} is a folder; give -o a file, model.safetensors",
-            out.display()
-        )));
-    }
-    if out.exists() && !request.overwrite {
-        return Err(Error::Usage(format!(
-            "{} is there already; add --overwrite to replace it, or give -o another file",
-            out.display()
-        )));
-    }
+    let inputs = inputs(from);
+    Outputs { files: &[("--out", out)], inputs: &inputs, overwrite: request.overwrite, ..Default::default() }
+        .check()?;
     let (format, place) = find(from, request.format)?;
     let foreign = match format {
         Format::Saelens => saelens::read(&place),
@@ -107,6 +100,12 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         normalize: meta.normalize,
         own: own.is_some(),
     })
+}
+
+/// What may be read where a model is at `from`, a folder or a file with others beside it.
+fn inputs(from: &Path) -> Vec<PathBuf> {
+    let folder = if from.is_dir() { from } else { from.parent().unwrap_or(Path::new("")) };
+    super::NAMES.iter().map(|name| folder.join(name)).chain([from.to_owned()]).collect()
 }
 
 /// What our own export kept beside the weights, if it is of this model: the same format, sizes, and k.

@@ -40,6 +40,23 @@ use std::sync::atomic::AtomicBool;
 /// In every exported folder: what the other formats have no place for, so that import gives the same model again.
 const SIDECAR: &str = "topk_sae.json";
 
+const README: &str = "README.txt";
+
+/// Every file that an export writes.
+const NAMES: [&str; 11] = [
+    SIDECAR,
+    README,
+    saelens::CONFIG,
+    saelens::WEIGHTS,
+    saelens::SPARSITY,
+    sparsify::CONFIG,
+    sparsify::WEIGHTS,
+    dictionary_learning::CONFIG,
+    dictionary_learning::WEIGHTS,
+    interprot::WEIGHTS,
+    openai::WEIGHTS,
+];
+
 /// A library whose models are written and read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -88,6 +105,7 @@ pub struct Exported {
     /// For which library.
     pub format: Format,
     /// The folder.
+    #[serde(serialize_with = "files::path_as_text")]
     pub folder: PathBuf,
     /// Names in it, sorted.
     pub files: Vec<String>,
@@ -116,8 +134,8 @@ struct Sidecar {
 /// No such model; a folder that is there already and may not be replaced; data for a format that has no place for
 /// firing rates, or what [`codes::walk`] meets in them; as the disk gives them.
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
+    let out = &files::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
-    let out = &request.out;
     let old = check_target(out, request.overwrite)?;
     let rates = match (request.format, request.source.data.is_empty()) {
         (_, true) => None,
@@ -130,22 +148,23 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     };
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
-    // The outer folder is its owner's alone; the inner one has the user's usual mode, and is the one that stays.
-    let temporary = tempfile::Builder::new()
-        .prefix(".tmp-export-")
-        .tempdir_in(parent)
-        .map_err(Error::io(parent, "write"))?;
+    // Deleted with what is left in it: an old export, or a new one that failed.
+    let temporary = files::temporary_folder(parent).map_err(Error::io(parent, "write"))?;
     let new = temporary.path().join("new");
     fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
-    let notes = match request.format {
-        Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
-        Format::Sparsify => sparsify::write(&new, &params, &meta),
-        Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
-        Format::Interprot => interprot::write(&new, &params, &meta),
-        Format::Openai => openai::write(&new, &params, &meta),
-    }?;
-    write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
-    files::write_whole(&new.join("README.txt"), readme(request.format, &params, &meta, &notes).as_bytes())?;
+    let fill = || -> Result<Notes> {
+        let notes = match request.format {
+            Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
+            Format::Sparsify => sparsify::write(&new, &params, &meta),
+            Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
+            Format::Interprot => interprot::write(&new, &params, &meta),
+            Format::Openai => openai::write(&new, &params, &meta),
+        }?;
+        write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
+        files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
+        Ok(notes)
+    };
+    let notes = fill().map_err(|e| e.renamed(&new, out))?;
     let kept = temporary.path().join("old");
     if old {
         fs::rename(out, &kept).map_err(Error::io(out, "replace"))?;
@@ -164,36 +183,40 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     files.sort();
     let Notes { load, warning } = notes;
     let load = load
-        .replace("\"DIR/", &format!("\"{}/", out.display()))
-        .replace("DIR", &format!("{:?}", out.display().to_string()));
-    Ok(Exported { format: request.format, folder: out.clone(), files, load, warning })
+        .replace("\"DIR/", &format!("\"{}/", request.out.display()))
+        .replace("DIR", &format!("{:?}", request.out.display().to_string()));
+    Ok(Exported { format: request.format, folder: request.out.clone(), files, load, warning })
 }
 
-/// Whether there is a folder to replace. A folder that no export made is never replaced: `-o .` must not empty a
-/// home folder.
+/// Whether there is a folder to replace. Only what an export made is replaced: `-o .` must not empty a home folder.
 fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
     if !out.exists() {
         return Ok(false);
     }
-    if !out.is_dir() {
-        return Err(Error::Usage(format!("{} is a file; give -o a folder to make", out.display())));
+    let refused = |what: &str| Err(Error::Usage(format!("--out {} {what}", out.display())));
+    let mut foreign = None;
+    let mut empty = true;
+    for entry in fs::read_dir(out).map_err(Error::io(out, "list"))? {
+        let entry = entry.map_err(Error::io(out, "list"))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        empty = false;
+        if !NAMES.contains(&name.as_str()) || entry.path().is_dir() {
+            foreign = Some(name);
+        }
     }
-    if fs::read_dir(out).map_err(Error::io(out, "list"))?.next().is_none() {
-        return Ok(false);
+    match foreign {
+        _ if empty => Ok(false),
+        Some(name) => {
+            refused(&format!("holds {name}, which no export made; name another folder or move it away"))
+        }
+        None if !out.join(SIDECAR).is_file() => {
+            refused("holds a model of another program and not an export of sae; name another folder")
+        }
+        None if !overwrite => {
+            refused("holds an export already; name another folder, or replace it with --overwrite")
+        }
+        None => Ok(true),
     }
-    if !out.join(SIDECAR).is_file() {
-        return Err(Error::Usage(format!(
-            "{} holds something else than an export; give -o another folder",
-            out.display()
-        )));
-    }
-    if !overwrite {
-        return Err(Error::Usage(format!(
-            "{} is there already; add --overwrite to replace it, or give -o another folder",
-            out.display()
-        )));
-    }
-    Ok(true)
 }
 
 fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> String {

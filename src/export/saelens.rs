@@ -18,7 +18,7 @@ use std::path::Path;
 pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
 /// Log10 of the firing rates, tensor `sparsity` (M): optional, next to a model that SAELens trained itself.
-const SPARSITY: &str = "sparsity.safetensors";
+pub(super) const SPARSITY: &str = "sparsity.safetensors";
 /// Added to a rate before its logarithm (`sae_lens/training/sae_trainer.py`): a latent that never fires has -10.
 const RATE_EPS: f64 = 1e-10;
 /// Version of the format: without one of at least 6 SAELens takes its reader of old models.

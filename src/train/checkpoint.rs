@@ -176,6 +176,12 @@ pub fn name(step: u64) -> String {
     format!("step-{step:012}.safetensors")
 }
 
+/// The step in a checkpoint's name.
+pub fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".safetensors"))?;
+    digits.parse().ok()
+}
+
 /// Checkpoints in a folder by rising step.
 ///
 /// # Errors
@@ -185,8 +191,7 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
         let path = entry.map_err(Error::io(folder, "list"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".safetensors"));
-        if let Some(step) = step.and_then(|digits| digits.parse().ok()) {
+        if let Some(step) = step_of(&name) {
             found.push((step, path));
         }
     }

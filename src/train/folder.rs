@@ -34,6 +34,7 @@ pub mod names {
     pub const BEST: &str = "best.safetensors";
 }
 
+/// What may lie in a run folder itself.
 const ALL: [&str; 11] = [
     lock::NAME,
     names::CONFIG,
@@ -47,6 +48,64 @@ const ALL: [&str; 11] = [
     names::REPORT,
     names::CHECKPOINTS,
 ];
+
+/// The run that a path belongs to, by its name in the run's folder; the file itself need not exist. `path` has no
+/// links in it.
+pub fn run_that_owns(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent()?;
+    let known = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| ALL.contains(&name));
+    if known && is_run(folder) {
+        return Some(folder.to_owned());
+    }
+    // All that is below `checkpoints` goes away with the run.
+    let checkpoints = path.ancestors().skip(1).filter(|above| above.ends_with(names::CHECKPOINTS));
+    checkpoints.filter_map(Path::parent).find(|run| is_run(run)).map(Path::to_owned)
+}
+
+/// The files that a run keeps and reads, without its report; those that exist and those that do not.
+pub fn files_of(run: &Path) -> Vec<PathBuf> {
+    let own = ALL.iter().filter(|name| ![names::REPORT, names::CHECKPOINTS].contains(name));
+    let entries = fs::read_dir(run.join(names::CHECKPOINTS)).into_iter().flatten().flatten();
+    own.map(|name| run.join(name)).chain(entries.map(|entry| entry.path())).collect()
+}
+
+/// Whether a folder is a run's, also where a part of the run is gone.
+fn is_run(folder: &Path) -> bool {
+    const TELLING: [&str; 4] = [names::SPLITS, names::METRICS, names::SUMMARY, names::CHECKPOINTS];
+    has_own_config(folder) || TELLING.iter().filter(|name| folder.join(name).exists()).count() > 1
+}
+
+/// A person's own config.toml is no run: the first line of ours says whose it is.
+fn has_own_config(folder: &Path) -> bool {
+    fs::read(folder.join(names::CONFIG)).is_ok_and(|text| text.starts_with(Config::FIRST_WORDS.as_bytes()))
+}
+
+/// Whether a file in a run folder was left unfinished by a process that was killed. Version 0.1.0 named such files
+/// after the file that they were to become.
+fn is_leftover(name: &str) -> bool {
+    let becomes = |name: &str| ALL.contains(&name) || is_checkpoint(name);
+    files::is_unfinished(name) || name.strip_suffix(".tmp").is_some_and(becomes)
+}
+
+fn is_checkpoint(name: &str) -> bool {
+    name == names::BEST || checkpoint::step_of(name).is_some()
+}
+
+/// Names in a folder.
+fn entries(folder: &Path) -> Result<Vec<String>> {
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).map_err(Error::io(folder, "list"))
+    };
+    fs::read_dir(folder).map_err(Error::io(folder, "list"))?.map(name).collect()
+}
+
+/// Deletes files that a killed process left unfinished.
+fn remove_leftovers(folder: &Path) -> Result<()> {
+    for name in entries(folder)?.iter().filter(|name| is_leftover(name)) {
+        let _ = fs::remove_file(folder.join(name));
+    }
+    Ok(())
+}
 
 /// Paths of a run, and the lock that keeps other processes out of it.
 #[derive(Debug)]
@@ -84,26 +143,19 @@ impl RunFolder {
     /// As [`RunFolder::check_free`], for things may have changed since it was asked; as the disk gives them.
     /// Nothing is left behind.
     pub fn create(root: &Path, overwrite: bool, config: &str, splits: &str) -> Result<Self> {
-        let name = root
-            .file_name()
-            .ok_or_else(|| Error::Usage(format!("--out {}: no folder name", root.display())))?;
         let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(Error::io(parent, "create"))?;
-        let sibling = |kind: &str| {
-            parent.join(format!(".{}.{kind}.{}.tmp", name.to_string_lossy(), std::process::id()))
-        };
-        let fresh = sibling("new");
+        // Deleted with what is left in it: an old run, or a new one that failed.
+        let aside = files::temporary_folder(parent).map_err(Error::io(root, "create"))?;
+        let fresh = aside.path().join("new");
         let made = fs::create_dir(&fresh)
             .and_then(|()| fs::create_dir(fresh.join(names::CHECKPOINTS)))
             .map_err(Error::io(root, "create"))
             .and_then(|()| files::write_whole(&fresh.join(names::CONFIG), config.as_bytes()))
             .and_then(|()| files::write_whole(&fresh.join(names::SPLITS), splits.as_bytes()))
             .and_then(|()| RunLock::take(&fresh))
-            .and_then(|lock| put_in_place(&fresh, root, &sibling("old"), overwrite).map(|()| lock));
-        if made.is_err() {
-            let _ = fs::remove_dir_all(&fresh);
-        }
-        let lock = made?.map(|lock| lock.moved_to(root));
+            .and_then(|lock| put_in_place(&fresh, root, &aside.path().join("old"), overwrite).map(|()| lock));
+        let lock = made.map_err(|e| e.renamed(&fresh, root))?.map(|lock| lock.moved_to(root));
         Ok(Self { root: root.to_owned(), lock })
     }
 
@@ -124,8 +176,8 @@ impl RunFolder {
         let folder = Self { root: root.to_owned(), lock };
         let checkpoints = folder.checkpoints();
         fs::create_dir_all(&checkpoints).map_err(Error::io(&checkpoints, "create"))?;
-        files::remove_unfinished(root)?;
-        files::remove_unfinished(&checkpoints)?;
+        remove_leftovers(root)?;
+        remove_leftovers(&checkpoints)?;
         Ok(folder)
     }
 
@@ -173,17 +225,18 @@ impl RunFolder {
 /// off.
 fn check_contents(root: &Path, overwrite: bool) -> Result<()> {
     let shown = root.display();
-    let mut empty = true;
-    for entry in fs::read_dir(root).map_err(Error::io(root, "list"))? {
-        let name = entry.map_err(Error::io(root, "list"))?.file_name().to_string_lossy().into_owned();
-        empty = false;
-        if !ALL.contains(&name.as_str()) && !files::is_unfinished(&name) {
-            return Err(Error::Usage(format!(
-                "--out {shown} holds {name}, which is not of a run; name another folder or move it away"
-            )));
-        }
+    let own = entries(root)?;
+    let checkpoints = root.join(names::CHECKPOINTS);
+    let below = if checkpoints.is_dir() { entries(&checkpoints)? } else { vec![] };
+    let foreign = own.iter().find(|name| !ALL.contains(&name.as_str()) && !is_leftover(name)).cloned();
+    let foreign_below = || below.iter().find(|name| !is_checkpoint(name) && !is_leftover(name));
+    let foreign = foreign.or_else(|| foreign_below().map(|name| format!("{}/{name}", names::CHECKPOINTS)));
+    if let Some(name) = foreign {
+        return Err(Error::Usage(format!(
+            "--out {shown} holds {name}, which is not part of a run; name another folder or move it away"
+        )));
     }
-    if empty || overwrite || has_nothing_to_keep(root) {
+    if own.is_empty() || overwrite || has_nothing_to_keep(root) {
         return Ok(());
     }
     Err(Error::Usage(format!(
@@ -195,22 +248,16 @@ fn check_contents(root: &Path, overwrite: bool) -> Result<()> {
 fn has_nothing_to_keep(root: &Path) -> bool {
     let beginning = [names::CONFIG, names::SPLITS, names::CHECKPOINTS, lock::NAME];
     let only = |folder: &Path, known: &[&str]| {
-        fs::read_dir(folder).is_ok_and(|entries| {
-            entries.flatten().all(|entry| {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                known.contains(&name.as_str()) || files::is_unfinished(&name)
-            })
-        })
+        entries(folder).is_ok_and(|all| all.iter().all(|n| known.contains(&n.as_str()) || is_leftover(n)))
     };
-    // A person's own config.toml is no run: the first line of ours says whose it is.
-    let ours = fs::read_to_string(root.join(names::CONFIG)).is_ok_and(|t| t.starts_with(Config::FIRST_WORDS));
-    ours && root.join(names::SPLITS).is_file()
+    has_own_config(root)
+        && root.join(names::SPLITS).is_file()
         && only(root, &beginning)
         && only(&root.join(names::CHECKPOINTS), &[])
 }
 
 /// Renames `fresh` to `root`. What is there already goes away under its own lock, by way of the name `old`, so
-/// that no process that is at work in it, or is just about to be, loses its folder.
+/// that no process that is at work in it, or is just about to be, loses its folder. The caller deletes it there.
 fn put_in_place(fresh: &Path, root: &Path, old: &Path, overwrite: bool) -> Result<()> {
     RunFolder::check_free(root, overwrite)?;
     let there = fs::symlink_metadata(root);
@@ -226,10 +273,7 @@ fn put_in_place(fresh: &Path, root: &Path, old: &Path, overwrite: bool) -> Resul
     fs::rename(fresh, root).map_err(|e| {
         let _ = fs::rename(old, root);
         Error::io(root, "create")(e)
-    })?;
-    // Only a run's own files are in it.
-    let _ = fs::remove_dir_all(old);
-    Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -255,6 +299,48 @@ mod tests {
         }
         run.prune(2, 7).unwrap();
         assert_eq!(names_in(&run.checkpoints()), [checkpoint::name(5), checkpoint::name(7)]);
+    }
+
+    #[test]
+    fn resuming_deletes_what_a_killed_process_left_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("run");
+        let run = RunFolder::create(&root, false, "", "").unwrap();
+        let mine = ["notes.tmp", ".tmpnotes", "mine.safetensors.tmp"];
+        // The last three are as version 0.1.0 and safetensors name them.
+        let left = [".sae-Ab3xYz12.tmp", ".tmpAb3xYz", "model.safetensors.tmp", "best.safetensors.tmp"];
+        for folder in [&root, &run.checkpoints()] {
+            for name in mine.iter().chain(&left) {
+                fs::write(folder.join(name), "").unwrap();
+            }
+        }
+        fs::write(run.checkpoints().join(format!("{}.tmp", checkpoint::name(7))), "").unwrap();
+        drop(run);
+        let run = RunFolder::open(&root).unwrap();
+        let mut mine = mine.map(str::to_owned);
+        mine.sort();
+        assert_eq!(names_in(&run.checkpoints()), mine);
+        drop(run);
+        let others = [names::CHECKPOINTS, names::CONFIG, names::SPLITS];
+        let rest: Vec<String> =
+            names_in(&root).into_iter().filter(|n| !others.contains(&n.as_str())).collect();
+        assert_eq!(rest, mine);
+    }
+
+    #[test]
+    fn a_run_is_known_by_what_is_left_of_it() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().canonicalize().unwrap().join("run");
+        drop(RunFolder::create(&root, false, Config::FIRST_WORDS, "").unwrap());
+        let owner = |name: &str| run_that_owns(&root.join(name));
+        for name in [names::MODEL, names::CHECKPOINTS, "checkpoints/best.safetensors", "checkpoints/a/b"] {
+            assert_eq!(owner(name).as_deref(), Some(&*root), "{name}");
+        }
+        assert_eq!((owner("codes.h5"), owner("a/model.safetensors")), (None, None));
+        fs::remove_file(root.join(names::CONFIG)).unwrap();
+        assert_eq!(owner(names::MODEL).as_deref(), Some(&*root), "splits and checkpoints are left");
+        fs::remove_file(root.join(names::SPLITS)).unwrap();
+        assert_eq!(owner(names::MODEL), None);
     }
 
     #[test]

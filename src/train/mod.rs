@@ -15,6 +15,7 @@ use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::TrainState;
 use crate::report::progress::Phase;
 use checkpoint::Progress;
@@ -80,10 +81,21 @@ struct Loaded {
 
 impl Loaded {
     fn new(options: &Options, session: &Session<'_>) -> Result<Self> {
+        // Before minutes of loading.
+        options.check_ranges()?;
         let mut options = options.clone();
         let paths = options.data.clone().unwrap_or_default();
         if paths.is_empty() {
             return Err(Error::Usage("no data: name one or more HDF5 files".into()));
+        }
+        // Absolute, so that the run can be resumed from anywhere.
+        let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
+        let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
+        if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
+            return Err(Error::Usage(format!(
+                "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
+                path.display()
+            )));
         }
         let device = session.device.select(session.quiet)?;
         let how = LoadOptions {
@@ -91,9 +103,7 @@ impl Loaded {
             skip_bad_rows: options.skip_bad_rows.unwrap_or(false),
         };
         let data = load(&paths, &how, session.quiet)?;
-        // Absolute, so that the run can be resumed from anywhere.
-        let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
-        options.data = Some(absolute.collect::<Result<_>>()?);
+        options.data = Some(absolute);
         let split = Split::new(&data, options.seed_of_split());
         if split.val.is_empty() {
             // A preset stops early where it can; only a person's own wish for it is refused below.
@@ -120,6 +130,7 @@ impl Loaded {
 /// # Errors
 /// Everything that can go wrong with data, options, disk and loss; [`Error::Interrupted`] after a checkpoint.
 pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
+    let out = &files::check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
     let prepared = prepare(options, session)?;
     memory::check(&prepared)?;
@@ -129,7 +140,8 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
     let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
     warn_if_unlocked(&folder, session);
     let progress = Progress::start(fingerprint(&prepared.config)?, prepared.data.fingerprint());
-    Trainer::new(prepared, folder, backend, progress).run(session)
+    let root = folder.root().to_owned();
+    Trainer::new(prepared, folder, backend, progress).run(session).map_err(|e| e.in_run(&root))
 }
 
 /// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet.
@@ -165,7 +177,7 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
             "warning: the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
         );
     }
-    Trainer::new(prepared, folder, backend, progress).run(session)
+    Trainer::new(prepared, folder, backend, progress).run(session).map_err(|e| e.in_run(root))
 }
 
 fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {

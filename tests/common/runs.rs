@@ -12,6 +12,11 @@ pub const SAE: &str = env!("CARGO_BIN_EXE_sae");
 /// process is started while a file is written.
 static WRITING: Mutex<()> = Mutex::new(());
 
+/// Held while a test writes an HDF5 file by itself.
+pub fn hdf5_guard() -> std::sync::MutexGuard<'static, ()> {
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Starts a process.
 pub fn start(command: &mut Command) -> Child {
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);

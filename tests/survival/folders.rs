@@ -100,7 +100,8 @@ fn a_limit_on_the_size_of_files_is_one_line_and_leaves_nothing_unfinished() {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.lines().count() == 1 && text.contains("ulimit -f"), "{text}");
+    assert!(text.lines().count() == 1 && text.contains("ulimit -f unlimited"), "{text}");
+    assert!(text.contains(&format!("`sae train --resume {out}`")), "{text}");
     assert_eq!(std::fs::read_dir(Path::new(&out).join("checkpoints")).unwrap().count(), 0);
     assert!(sae(["train", "--resume", &out]).status.success());
     assert!(!checkpoints(Path::new(&out)).is_empty());

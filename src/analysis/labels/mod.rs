@@ -6,6 +6,7 @@
 
 pub mod choose;
 
+use crate::data::first_control;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -31,7 +32,8 @@ impl LabelTable {
     ///
     /// # Errors
     /// [`Error::Data`] naming file and line: not UTF-8; a header without a label column, with an empty or a repeated
-    /// name; a line with another number of fields; an id that is empty or was seen before. A table without lines.
+    /// name; a field with a control character; a line with another number of fields; an id that is empty or was seen
+    /// before. A table without lines.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let text = String::from_utf8(bytes).map_err(|e| {
@@ -54,7 +56,12 @@ impl LabelTable {
                 "has no tab; give a tab-separated table whose first column is the id".into(),
             ));
         }
+        let control = |line: usize, what: &str, field: &str| match first_control(field) {
+            Some(found) => Err(wrong(line, format!("the {what} {field:?} holds {found}; remove it"))),
+            None => Ok(()),
+        };
         for (at, name) in columns.iter().enumerate() {
+            control(1, "column name", name)?;
             if name.is_empty() {
                 return Err(wrong(1, format!("names no column {}; give it a name", at + 2)));
             }
@@ -73,6 +80,10 @@ impl LabelTable {
             if n != columns.len() {
                 let what = format!("has {} fields, the header {}; mend it", n + 1, columns.len() + 1);
                 return Err(wrong(number, what));
+            }
+            control(number, "id", &text[id.clone()])?;
+            for cell in &cells[before..] {
+                control(number, "label", &text[cell.clone()])?;
             }
             if id.is_empty() {
                 return Err(wrong(number, "has no id in its first field; mend it".into()));
@@ -198,6 +209,10 @@ mod tests {
             ("id\tx\ty\nA\ta\tb\n\nB\ta\n", ["line 4", "2 fields, the header 3"]),
             ("id\tx\nA\ta\n\tb\n", ["line 3", "no id"]),
             ("id\tx\nA\ta\nB\tb\nA\tb\n", ["line 4", "of line 2 again"]),
+            ("id\tx\nA\ta\n\nB\tp\u{7}q\n", ["line 4: the label \"p\\u{7}q\"", "control character (U+0007)"]),
+            ("id\tx\nA\ta\rB\n", ["line 2", "carriage return (U+000D)"]),
+            ("id\tx\nA\0\ta\n", ["line 2: the id", "(U+0000)"]),
+            ("id\tx\u{1b}y\nA\ta\n", ["line 1: the column name", "(U+001B)"]),
         ] {
             let error = refused(text);
             assert!(told.iter().all(|part| error.contains(part)), "{text:?}: {error}");

@@ -6,7 +6,7 @@ use cudarc::cublas::sys::cublasStatus_t as Status;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-const GO_ON: &str = "the run folder is whole: go on with `sae train --resume RUN`";
+const GO_ON: &str = "run the command again; training goes on with `sae train --resume RUN`";
 const LESS: &str = "lower --batch-size or --latents, or use --precision bf16; \
                     `nvidia-smi` shows what other programs hold";
 

@@ -1,0 +1,28 @@
+//! The other files that a data file takes values from.
+
+use super::h5::{File, Place};
+use super::scan::scan;
+use std::path::{Path, PathBuf};
+
+/// Datasets looked at: a file of many thousands that are merely compressed is not opened one by one.
+const MOST: usize = 10_000;
+
+/// Files that external links, virtual datasets and external storage of `path` name; none for what is no HDF5 file. A
+/// relative name is told as the library looks for it: beside the file.
+pub fn files_behind(path: &Path) -> Vec<PathBuf> {
+    // Opening a pipe would take it away from its reader.
+    let Some(Ok(file)) = path.is_file().then(|| File::open(path)) else { return vec![] };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut found = vec![];
+    for dataset in
+        scan(&file, "", true).unwrap_or_default().iter().filter(|d| d.place == Place::Library).take(MOST)
+    {
+        let Ok(dataset) = file.hdf.dataset(&dataset.path) else { continue };
+        found.push(dataset.filename());
+        if let Ok(list) = dataset.create_plist() {
+            found.extend(list.external().into_iter().map(|part| part.name));
+            found.extend(list.virtual_map().into_iter().map(|part| part.src_filename));
+        }
+    }
+    found.into_iter().map(|name| folder.join(name)).collect()
+}
