@@ -6,7 +6,10 @@
 
 use topk_sae::backend::cuda::compile::resources::{markdown, resources};
 use topk_sae::backend::cuda::compile::{Arch, compile};
-use topk_sae::backend::cuda::{libraries, sources::SOURCES};
+use topk_sae::backend::cuda::{
+    libraries::{self, Need},
+    sources::SOURCES,
+};
 use topk_sae::error::{Error, Result};
 
 fn main() -> Result<()> {
@@ -20,7 +23,7 @@ fn main() -> Result<()> {
     if architectures.is_empty() {
         architectures = [80, 86, 89, 90, 100, 120].map(Arch).to_vec();
     }
-    let (major, minor) = libraries::nvrtc(None).map_err(Error::Failed)?;
+    let (major, minor) = libraries::nvrtc(Need::default()).map_err(Error::Failed)?.version;
     let mut columns = Vec::new();
     for arch in architectures {
         columns.push((arch, resources(&compile(SOURCES, arch, true)?.log)));

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::backend::cuda::compile;
 use crate::backend::cuda::libraries::{self, Version};
 use crate::report::table::bytes;
 pub use places::Place;
@@ -72,6 +71,10 @@ pub struct Library {
     pub loader_opens: bool,
     /// Its version, as in `13.0`, if it opens and tells.
     pub version: Option<String>,
+    /// Copies that come before it and cannot be used, each with the reason.
+    pub skipped: Vec<String>,
+    /// Why no copy can be used, where there is one.
+    pub problem: Option<String>,
 }
 
 /// One NVIDIA GPU.
@@ -91,35 +94,25 @@ pub struct Gpu {
 
 /// Looks at this machine.
 pub fn find() -> DevicesReport {
-    let places = places::places(&|name| std::env::var(name).ok());
-    let mut libraries = vec![
-        // SAFETY: the four questions open and close a library by its name and call nothing in it;
-        // opening runs the initialisers of NVIDIA's own libraries, which are made to be opened so.
-        unsafe { library("NVIDIA driver", "libcuda.so", &places, cudarc::driver::sys::is_culib_present) },
-        // SAFETY: as above.
-        unsafe { library("NVRTC", "libnvrtc.so", &places, cudarc::nvrtc::sys::is_culib_present) },
-        // SAFETY: as above.
-        unsafe { library("cuBLAS", "libcublas.so", &places, cudarc::cublas::sys::is_culib_present) },
-        // SAFETY: as above.
-        unsafe { library("cuBLASLt", "libcublasLt.so", &places, cudarc::cublaslt::sys::is_culib_present) },
-    ];
-    // From here on libraries stay open, as training opens them; what the loader finds alone is settled above.
+    let places = places::here();
     let driver = libraries::driver();
-    let major = driver.as_ref().ok().map(|d| d.serves.0);
-    let version = |told: libraries::Outcome<Version>| told.ok().map(dotted);
-    if libraries[1].found {
-        libraries[1].version = version(libraries::nvrtc(major));
-    }
-    if libraries[2].found {
-        libraries[2].version = version(libraries::cublas(major));
-    }
+    let need = libraries::Need {
+        driver: driver.as_ref().ok().map(|d| d.serves),
+        card: driver.as_ref().ok().and_then(|d| d.cards.first()).map(|card| card.capability),
+    };
+    let (nvrtc, cublas) = (libraries::nvrtc(need), libraries::cublas(need));
+    let libraries = vec![
+        library("NVIDIA driver", "libcuda.so", &places, libraries::driver_is_there()),
+        library("NVRTC", "libnvrtc.so", &places, by_loader(libraries::Library::Nvrtc)).with(&nvrtc),
+        library("cuBLAS", "libcublas.so", &places, by_loader(libraries::Library::Cublas)).with(&cublas),
+    ];
     let (usable_gpus, note) = match libraries::available() {
         Ok(n) => (n, "`--device auto` takes cuda:0".to_owned()),
         Err(reason) => (0, format!("`--device auto` takes the CPU: {reason}")),
     };
-    let supported = libraries[1].version.as_ref().and_then(|_| compile::supported().ok()).unwrap_or_default();
+    let compiles_for = nvrtc.map(|copy| copy.known.clone()).unwrap_or_default();
     let compiles_for =
-        supported.into_iter().map(|arch| (arch / 10, arch % 10)).filter(|c| *c >= libraries::OLDEST_CARD);
+        compiles_for.into_iter().map(|arch| (arch / 10, arch % 10)).filter(|c| *c >= libraries::OLDEST_CARD);
     DevicesReport {
         cpu: cpu(),
         kernel_driver: kernel_driver(),
@@ -149,18 +142,31 @@ fn gpus(driver: &libraries::Driver) -> Vec<Gpu> {
     driver.cards.iter().enumerate().map(gpu).collect()
 }
 
-/// # Safety
-/// `opens` must be sound to call on any machine, with or without the library.
-unsafe fn library(
-    name: &'static str,
-    file: &'static str,
-    places: &[Place],
-    opens: unsafe fn() -> bool,
-) -> Library {
-    // SAFETY: promised by the caller.
-    let loader_opens = unsafe { opens() };
-    let path = places.iter().find_map(|p| places::file_in(&p.folder, file));
-    Library { name, file, found: loader_opens || path.is_some(), path, loader_opens, version: None }
+/// Whether the system loader opens a library by its name; it is closed again.
+fn by_loader(library: libraries::Library) -> bool {
+    libraries::by_loader(library).is_some()
+}
+
+fn library(name: &'static str, file: &'static str, places: &[Place], loader_opens: bool) -> Library {
+    let path = places.iter().find_map(|p| places::files_in(&p.folder, file).into_iter().next());
+    let found = loader_opens || path.is_some();
+    Library { name, file, found, path, loader_opens, version: None, skipped: Vec::new(), problem: None }
+}
+
+impl Library {
+    /// With what is known of the copy that is used, or why none is.
+    fn with<F>(mut self, copy: &libraries::Outcome<&'static libraries::Copy<F>>) -> Self {
+        match copy {
+            Ok(copy) => {
+                self.version = Some(dotted(copy.version));
+                self.path = Some(PathBuf::from(&copy.from)).filter(|path| path.is_absolute());
+                self.skipped.clone_from(&copy.skipped);
+            }
+            Err(why) if self.found => self.problem = Some(why.clone()),
+            Err(_) => {}
+        }
+        self
+    }
 }
 
 /// The version of the loaded kernel module.
@@ -260,6 +266,12 @@ impl fmt::Display for DevicesReport {
             };
             let version = library.version.as_deref().map_or(String::new(), |v| format!(" ({v})"));
             writeln!(f, "  {:<14} {:<15} {place}{version}", library.name, library.file)?;
+            for why in &library.skipped {
+                writeln!(f, "  {:<30} skipped {why}", "")?;
+            }
+            if let Some(problem) = &library.problem {
+                writeln!(f, "  {:<30} {problem}", "")?;
+            }
         }
         if !self.compiles_for.is_empty() {
             let all = self.compiles_for.join(", ");

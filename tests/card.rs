@@ -47,9 +47,14 @@ fn stand_in() -> &'static StandIn {
     })
 }
 
-fn beside_stand_in(mut command: Command) -> Output {
+fn beside_stand_in(command: Command) -> Output {
+    beside_stand_in_after(&[], command)
+}
+
+/// The stand-in comes after the folders `first` for the system loader.
+fn beside_stand_in_after(first: &[PathBuf], mut command: Command) -> Output {
     let lent = stand_in();
-    let mut folders = vec![lent.folder.path().to_owned()];
+    let mut folders = [first, &[lent.folder.path().to_owned()]].concat();
     folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
     command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
     command.env("SAE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
@@ -299,6 +304,65 @@ fn a_card_that_is_lost_leaves_a_run_that_goes_on_to_the_same_bits() {
     same_run(&whole, Path::new(&lost));
 }
 
+/// A shared object with these functions.
+fn copy_of(folder: &Path, file: &str, functions: &str) {
+    let text = format!("#define API extern \"C\" __attribute__((visibility(\"default\")))\n{functions}");
+    std::fs::copy(build::beside(&[("copy.cpp", &text)]), folder.join(file)).unwrap();
+}
+
+#[test]
+fn a_copy_that_does_not_know_the_card_is_skipped_by_name_for_one_that_does() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    // What the system loader finds first, as a distribution's packages: NVRTC for old cards, cuBLAS before Blackwell.
+    copy_of(
+        &place.path(""),
+        "libnvrtc.so",
+        "API int nvrtcVersion(int *a, int *b) { *a = 12; *b = 4; return 0; }
+         API int nvrtcGetNumSupportedArchs(int *n) { *n = 1; return 0; }
+         API int nvrtcGetSupportedArchs(int *a) { *a = 80; return 0; }
+         API int nvrtcCreateProgram() { return 5; }
+         API int nvrtcDestroyProgram() { return 5; }
+         API int nvrtcCompileProgram() { return 5; }
+         API int nvrtcGetProgramLogSize() { return 5; }
+         API int nvrtcGetProgramLog() { return 5; }
+         API int nvrtcGetCUBINSize() { return 5; }
+         API int nvrtcGetCUBIN() { return 5; }
+         API int nvrtcGetPTXSize() { return 5; }
+         API int nvrtcGetPTX() { return 5; }",
+    );
+    copy_of(
+        &place.path(""),
+        "libcublas.so",
+        "API int cublasGetProperty(int which, int *v) { *v = which == 0 ? 12 : 4; return 0; }
+         API int cublasCreate_v2() { return 1; }
+         API int cublasDestroy_v2() { return 1; }
+         API int cublasSetStream_v2() { return 1; }
+         API int cublasSetWorkspace_v2() { return 1; }
+         API int cublasSetMathMode() { return 1; }
+         API int cublasGemmEx() { return 1; }",
+    );
+    let beside = |args: &[&str]| {
+        let mut command = command(args);
+        command.env("STAND_IN_CARD", "New=12.0");
+        well(&beside_stand_in_after(&[place.path("")], command))
+    };
+    let listed = beside(&["devices"]);
+    let [nvrtc, cublas] = ["libnvrtc.so", "libcublas.so"].map(|file| {
+        let from = listed.lines().position(|line| line.contains(&format!(" {file} "))).unwrap();
+        listed.lines().skip(from).take(2).collect::<Vec<_>>().join("\n")
+    });
+    for (what, used) in [(&nvrtc, "site-packages"), (&cublas, stand_in().folder.path().to_str().unwrap())] {
+        let skipped = "skipped the system loader: version 12.4 does not know compute capability 12.0";
+        assert!(what.contains(skipped) && what.contains(used), "{listed}");
+    }
+    assert!(listed.contains("takes cuda:0"), "{listed}");
+    let (data, out) = (place.name("data.h5"), place.name("run"));
+    beside(&["train", &data, "--out", &out, "--device=cuda", "--quiet", "--latents=64", "-k=4", "--steps=4"]);
+}
+
 #[test]
 fn what_a_driver_refuses_is_told_in_one_line() {
     if !compiler::nvrtc() {
@@ -309,7 +373,7 @@ fn what_a_driver_refuses_is_told_in_one_line() {
     let cases: [Case; 6] = [
         (&[("CARD", "")], "cuda", &["lists no device", "CUDA_VISIBLE_DEVICES"]),
         (&[("SERVES", "11080")], "cuda", &["driver is too old", "11.8"]),
-        (&[("SERVES", "12040")], "cuda", &["driver is too old for NVRTC", "12.4"]),
+        (&[("SERVES", "12040")], "cuda", &["NVRTC", "driver is too old", "up to 12.4", "update the driver"]),
         (&[("CARD", "Tesla V100=7.0")], "cuda", &["Tesla V100", "7.0", "--device cpu"]),
         (&[("CARD", "A=8.6;B=9.0")], "cuda:2", &["can be used here: 2", "sae devices"]),
         (

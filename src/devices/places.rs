@@ -13,22 +13,32 @@ pub struct Place {
     pub folder: PathBuf,
 }
 
-/// `file` or `file.VERSION` in `folder`; the unversioned name if both are there.
-pub(crate) fn file_in(folder: &Path, file: &str) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(folder).ok()?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| {
-            let rest = name.strip_prefix(file);
-            rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+/// `file` and `file.VERSION` in `folder`, the unversioned name first; one name of those that lead to the same file.
+pub(crate) fn files_in(folder: &Path, file: &str) -> Vec<PathBuf> {
+    let named = children(folder, |name| {
+        let rest = name.strip_prefix(file);
+        rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+    });
+    let mut real = Vec::new();
+    named
+        .into_iter()
+        .filter(|path| {
+            let target = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let new = !real.contains(&target);
+            real.push(target);
+            new
         })
-        .collect();
-    names.sort();
-    names.first().map(|name| folder.join(name))
+        .collect()
 }
 
-/// The folders where CUDA's libraries may lie, given the environment; each once, in order of precedence.
-pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
+/// [`places`] on this machine.
+pub(crate) fn here() -> Vec<Place> {
+    places(&|name| std::env::var(name).ok(), Path::new("/"))
+}
+
+/// The folders where CUDA's libraries may lie, given the environment and the root of the file system; each once, in
+/// order of precedence.
+pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>, root: &Path) -> Vec<Place> {
     let mut found: Vec<Place> = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
     let mut add = |reason: &str, folder: PathBuf| {
@@ -52,15 +62,23 @@ pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
             add(name, Path::new(&home).join("lib"));
         }
     }
-    for cuda in children(Path::new("/usr/local"), |name| name.starts_with("cuda")) {
+    for cuda in children(&root.join("usr/local"), |name| name.starts_with("cuda")) {
         add("/usr/local/cuda*", cuda.join("lib64"));
     }
-    for folder in loader_folders() {
+    add("/opt/cuda", root.join("opt/cuda/lib64"));
+    for folder in loader_folders(root) {
         add("system loader", folder);
     }
-    for (reason, prefix) in python_prefixes(variable) {
+    for (reason, prefix) in python_prefixes(variable, root) {
         for folder in python_library_folders(&prefix) {
             add(&reason, folder);
+        }
+        // conda's own packages of CUDA lie beside Python, not among its packages.
+        if prefix.join("conda-meta").is_dir() {
+            add(&reason, prefix.join("lib"));
+            for target in children(&prefix.join("targets"), |_| true) {
+                add(&reason, target.join("lib"));
+            }
         }
     }
     found
@@ -68,41 +86,70 @@ pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>) -> Vec<Place> {
 
 /// Where the system loader looks, as far as files tell: its configuration, its defaults, and the places
 /// where containers and WSL mount the driver.
-fn loader_folders() -> Vec<PathBuf> {
-    let mut files = vec![PathBuf::from("/etc/ld.so.conf")];
-    files.extend(children(Path::new("/etc/ld.so.conf.d"), |name| name.ends_with(".conf")));
+fn loader_folders(root: &Path) -> Vec<PathBuf> {
+    let mut files = vec![root.join("etc/ld.so.conf")];
+    files.extend(children(&root.join("etc/ld.so.conf.d"), |name| name.ends_with(".conf")));
     let mut folders = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let lines = text.lines().map(str::trim);
-        folders.extend(lines.filter(|l| l.starts_with('/')).map(PathBuf::from));
+        folders.extend(lines.filter_map(|l| Some(root.join(l.strip_prefix('/')?))));
     }
     let arch = std::env::consts::ARCH;
-    folders.extend([
-        format!("/usr/lib/{arch}-linux-gnu").into(),
-        "/usr/lib64".into(),
-        "/usr/lib".into(),
-        "/usr/local/nvidia/lib64".into(),
-        "/usr/lib/wsl/lib".into(),
-    ]);
+    let usual = [
+        &format!("usr/lib/{arch}-linux-gnu"),
+        "usr/lib64",
+        "usr/lib",
+        "usr/local/nvidia/lib64",
+        "usr/lib/wsl/lib",
+    ];
+    folders.extend(usual.map(|folder| root.join(folder)));
     folders
 }
 
-/// Python environments: the active ones, and those whose `python3` is on the PATH.
-fn python_prefixes(variable: &dyn Fn(&str) -> Option<String>) -> Vec<(String, PathBuf)> {
+/// Python environments: the active ones, those whose `python3` is on the PATH or behind it, and where `pip` installs for
+/// a user and for the system.
+fn python_prefixes(variable: &dyn Fn(&str) -> Option<String>, root: &Path) -> Vec<(String, PathBuf)> {
+    let given = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let mut prefixes: Vec<(String, PathBuf)> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
         .into_iter()
-        .filter_map(|name| Some((name.to_owned(), variable(name).filter(|v| !v.is_empty())?.into())))
+        .filter_map(|name| Some((name.to_owned(), given(name)?)))
         .collect();
     for bin in variable("PATH").iter().flat_map(std::env::split_paths) {
-        // The link is not followed: a virtual environment's python3 points out of it.
-        if bin.join("python3").exists()
-            && let Some(prefix) = bin.parent()
-        {
-            prefixes.push(("python3 on PATH".to_owned(), prefix.to_owned()));
+        let python = bin.join("python3");
+        if python.exists() {
+            let behind = linked(&python);
+            prefixes.extend(behind.into_iter().map(|prefix| ("python3 on PATH".to_owned(), prefix)));
+            prefixes.extend(behind_shim(&bin).into_iter().map(|prefix| ("pyenv".to_owned(), prefix)));
         }
     }
+    let user = given("PYTHONUSERBASE").or_else(|| Some(given("HOME")?.join(".local")));
+    prefixes.extend(user.map(|prefix| ("pip install --user".to_owned(), prefix)));
+    prefixes.extend(["usr/local", "usr"].map(|prefix| ("system's Python".to_owned(), root.join(prefix))));
     prefixes
+}
+
+/// The prefixes of a program in `PREFIX/bin` and of what it links to, one link after another: a virtual environment's
+/// python3 points out of it, and a link elsewhere may point into one.
+fn linked(program: &Path) -> Vec<PathBuf> {
+    let mut prefixes = Vec::new();
+    let mut at = program.to_owned();
+    // As many as the system follows.
+    for _ in 0..40 {
+        prefixes.extend(at.parent().and_then(Path::parent).map(Path::to_owned));
+        let (Ok(target), Some(folder)) = (at.read_link(), at.parent()) else { break };
+        at = folder.join(target);
+    }
+    prefixes
+}
+
+/// The Pythons behind a folder of pyenv's shims, scripts that choose one: first those of the file `version`.
+fn behind_shim(bin: &Path) -> Vec<PathBuf> {
+    let Some(pyenv) = bin.parent().filter(|_| bin.ends_with("shims")) else { return Vec::new() };
+    let chosen = std::fs::read_to_string(pyenv.join("version")).unwrap_or_default();
+    let versions = pyenv.join("versions");
+    let chosen = chosen.split_whitespace().map(|name| versions.join(name));
+    chosen.chain(children(&versions, |_| true)).collect()
 }
 
 /// `nvidia/*/lib` in the packages of a Python environment. If there is none, the folder that would

@@ -73,7 +73,7 @@ struct Kernel {
 /// One line each: no driver, no such card, a driver or card too old, NVRTC or cuBLAS missing, kernels that do not
 /// compile or load.
 pub fn open(ordinal: usize, math: Math) -> Result<Card> {
-    let (driver, _) = libraries::open_all().map_err(Error::Failed)?;
+    let driver = libraries::open_all(ordinal).map_err(Error::Failed)?;
     let Some(listed) = driver.cards.get(ordinal) else {
         let count = driver.cards.len();
         return Err(Error::Usage(format!(

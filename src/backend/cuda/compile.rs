@@ -2,10 +2,10 @@
 //!
 //! All `.cu` files are one program, whose root only includes them; every file is handed to NVRTC in memory.
 
-use super::libraries::{self, Version};
+use super::libraries::{self, Copy, Need, Nvrtc, Version};
 use crate::error::{Error, Result};
-use cudarc::nvrtc::result::{self as nvrtc, NvrtcError};
-use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+use cudarc::nvrtc::result::NvrtcError;
+use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 use std::ffi::{CString, c_char};
 use std::io::Write;
 
@@ -32,21 +32,17 @@ impl Arch {
     /// # Errors
     /// NVRTC is missing, or knows nothing of the generation.
     pub fn of(capability: Version) -> Result<Self> {
-        let (major, minor) = capability;
-        let version = libraries::nvrtc(None).map_err(Error::Failed)?;
-        newest_of(&supported()?, capability).map(Self).ok_or_else(|| {
-            Error::Failed(format!(
-                "NVRTC {}.{} does not compile for compute capability {major}.{minor}: install a newer one \
-                 (`pip install --upgrade nvidia-cuda-nvrtc nvidia-cublas`), or use --device cpu",
-                version.0, version.1
-            ))
+        let need = Need { card: Some(capability), ..Need::default() };
+        let copy = libraries::nvrtc(need).map_err(Error::Failed)?;
+        libraries::newest_of(&copy.known, capability).map(Self).ok_or_else(|| {
+            Error::Failed(format!("NVRTC does not know compute capability {}.{}", capability.0, capability.1))
         })
     }
 }
 
-fn newest_of(known: &[u32], (major, minor): Version) -> Option<u32> {
-    let fits = |arch: &&u32| **arch / 10 == major && **arch % 10 <= minor;
-    known.iter().filter(fits).max().copied()
+/// The copy of NVRTC in use.
+fn nvrtc() -> Result<&'static Copy<Nvrtc>> {
+    libraries::nvrtc(Need::default()).map_err(Error::Failed)
 }
 
 /// The architectures that NVRTC compiles for, as 90 for sm_90.
@@ -54,15 +50,7 @@ fn newest_of(known: &[u32], (major, minor): Version) -> Option<u32> {
 /// # Errors
 /// NVRTC is missing or does not answer.
 pub fn supported() -> Result<Vec<u32>> {
-    libraries::nvrtc(None).map_err(Error::Failed)?;
-    let failed = |e: NvrtcError| Error::Failed(format!("NVRTC does not list its architectures ({e:?})"));
-    let mut count = 0;
-    // SAFETY: NVRTC is open, and writes one int.
-    unsafe { sys::nvrtcGetNumSupportedArchs(&mut count) }.result().map_err(failed)?;
-    let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
-    // SAFETY: NVRTC writes as many ints as it has just said, and `known` has as many.
-    unsafe { sys::nvrtcGetSupportedArchs(known.as_mut_ptr()) }.result().map_err(failed)?;
-    Ok(known.into_iter().filter_map(|arch| u32::try_from(arch).ok()).collect())
+    Ok(nvrtc()?.known.clone())
 }
 
 /// A compiled program.
@@ -105,15 +93,12 @@ pub fn compile(sources: Sources<'_>, arch: Arch, told: bool) -> Result<Compiled>
 /// As [`compile`].
 pub fn ptx(sources: Sources<'_>, arch: Arch) -> Result<String> {
     let (program, _) = build(sources, arch, false)?;
-    // SAFETY: the program lives.
-    let text =
-        unsafe { nvrtc::get_ptx(program.handle) }.map_err(|e| broken(arch, &format!("no PTX ({e:?})")))?;
-    let bytes: Vec<u8> = text.into_iter().map(|c| c as u8).take_while(|c| *c != 0).collect();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let text = program.text(program.nvrtc.nvrtcGetPTXSize, program.nvrtc.nvrtcGetPTX);
+    text.map_err(|e| broken(arch, &format!("no PTX ({e:?})")))
 }
 
 fn broken(arch: Arch, what: &str) -> Error {
-    let (major, minor) = libraries::nvrtc(None).unwrap_or_default();
+    let (major, minor) = nvrtc().map(|copy| copy.version).unwrap_or_default();
     Error::Failed(format!(
         "the kernels do not compile for {arch} with NVRTC {major}.{minor}: {what}; please report this"
     ))
@@ -121,13 +106,12 @@ fn broken(arch: Arch, what: &str) -> Error {
 
 /// A compiled program, and what the compiler said.
 fn build(sources: Sources<'_>, arch: Arch, told: bool) -> Result<(Program, String)> {
-    let version = libraries::nvrtc(None).map_err(Error::Failed)?;
-    let program = Program::new(sources).map_err(|what| broken(arch, &what))?;
-    let options = options(arch, told);
-    // SAFETY: the program was created just now and lives.
-    let status = unsafe { nvrtc::compile_program(program.handle, &options) };
+    let copy = nvrtc()?;
+    let version = copy.version;
+    let program = Program::new(&copy.functions, sources).map_err(|what| broken(arch, &what))?;
+    let status = program.compile(&options(arch, told)).map_err(|what| broken(arch, &what))?;
     let log = program.log();
-    match status {
+    match status.result() {
         Ok(()) => Ok((program, log)),
         Err(NvrtcError(nvrtcResult::NVRTC_ERROR_INVALID_OPTION)) => Err(Error::Failed(format!(
             "NVRTC {}.{} does not compile for {arch}: install a newer one (`pip install --upgrade \
@@ -155,15 +139,19 @@ fn write_log(log: &str) -> Option<String> {
     Some(path.display().to_string())
 }
 
+type GetSize = unsafe extern "C" fn(nvrtcProgram, *mut usize) -> nvrtcResult;
+type GetBytes = unsafe extern "C" fn(nvrtcProgram, *mut c_char) -> nvrtcResult;
+
 /// A program of NVRTC; destroyed when dropped.
 struct Program {
+    nvrtc: &'static Nvrtc,
     handle: nvrtcProgram,
     // NVRTC may refer to the texts as long as the program lives.
     _texts: Vec<CString>,
 }
 
 impl Program {
-    fn new(sources: Sources<'_>) -> std::result::Result<Self, String> {
+    fn new(nvrtc: &'static Nvrtc, sources: Sources<'_>) -> std::result::Result<Self, String> {
         let root: String = sources
             .iter()
             .filter(|(name, _)| name.ends_with(".cu"))
@@ -180,38 +168,59 @@ impl Program {
         let (root, name) = (pointer(2 * sources.len()), pointer(2 * sources.len() + 1));
         let count = i32::try_from(sources.len()).map_err(|e| e.to_string())?;
         let mut handle = std::ptr::null_mut();
-        // SAFETY: the caller has opened NVRTC. `bodies` and `names` have `count` strings each, all ending in a zero
+        // SAFETY: `bodies` and `names` have `count` strings each, all ending in a zero
         // byte, and the strings live as long as the program.
         let status = unsafe {
-            sys::nvrtcCreateProgram(&mut handle, root, name, count, bodies.as_ptr(), names.as_ptr())
+            (nvrtc.nvrtcCreateProgram)(&mut handle, root, name, count, bodies.as_ptr(), names.as_ptr())
         };
         status.result().map_err(|e| format!("{e:?}"))?;
-        Ok(Self { handle, _texts: texts })
+        Ok(Self { nvrtc, handle, _texts: texts })
+    }
+
+    /// What NVRTC answers when it is asked to compile.
+    fn compile(&self, options: &[String]) -> std::result::Result<nvrtcResult, String> {
+        let options = options.iter().map(|option| CString::new(option.as_str()));
+        let options: Vec<CString> =
+            options.collect::<std::result::Result<_, _>>().map_err(|e| e.to_string())?;
+        let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+        let count = i32::try_from(pointers.len()).map_err(|e| e.to_string())?;
+        // SAFETY: the program lives, and so do the `count` strings during the call.
+        Ok(unsafe { (self.nvrtc.nvrtcCompileProgram)(self.handle, count, pointers.as_ptr()) })
+    }
+
+    /// Bytes that NVRTC has for the program: it tells how many, and writes them.
+    fn bytes(&self, size: GetSize, get: GetBytes) -> std::result::Result<Vec<u8>, NvrtcError> {
+        let mut count = 0;
+        // SAFETY: the program lives, and NVRTC writes one size.
+        unsafe { size(self.handle, &mut count) }.result()?;
+        let mut bytes = vec![0u8; count];
+        // SAFETY: the program lives, and NVRTC writes as many bytes as it has just said, which `bytes` has.
+        unsafe { get(self.handle, bytes.as_mut_ptr().cast()) }.result()?;
+        Ok(bytes)
+    }
+
+    /// The same as text, up to the zero byte that ends it.
+    fn text(&self, size: GetSize, get: GetBytes) -> std::result::Result<String, NvrtcError> {
+        let bytes = self.bytes(size, get)?;
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 
     /// What the compiler said; empty where it does not tell.
     fn log(&self) -> String {
-        // SAFETY: the program lives.
-        let log = unsafe { nvrtc::get_program_log(self.handle) }.unwrap_or_default();
-        let bytes: Vec<u8> = log.into_iter().map(|c| c as u8).take_while(|c| *c != 0).collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        let log = self.text(self.nvrtc.nvrtcGetProgramLogSize, self.nvrtc.nvrtcGetProgramLog);
+        log.unwrap_or_default().trim().to_owned()
     }
 
     fn cubin(&self) -> std::result::Result<Vec<u8>, NvrtcError> {
-        let mut size = 0;
-        // SAFETY: the program lives, and NVRTC writes one size.
-        unsafe { sys::nvrtcGetCUBINSize(self.handle, &mut size) }.result()?;
-        let mut cubin = vec![0u8; size];
-        // SAFETY: the program lives, and NVRTC writes as many bytes as it has just said, which `cubin` has.
-        unsafe { sys::nvrtcGetCUBIN(self.handle, cubin.as_mut_ptr().cast()) }.result()?;
-        Ok(cubin)
+        self.bytes(self.nvrtc.nvrtcGetCUBINSize, self.nvrtc.nvrtcGetCUBIN)
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
         // SAFETY: created by `new` and destroyed here alone. An error leaves nothing to do.
-        let _ = unsafe { nvrtc::destroy_program(self.handle) };
+        let _ = unsafe { (self.nvrtc.nvrtcDestroyProgram)(&mut self.handle) };
     }
 }
 
@@ -222,12 +231,12 @@ mod tests {
     #[test]
     fn a_card_newer_than_the_compiler_gets_code_of_its_generation_or_none() {
         let known = [75, 80, 86, 87, 89, 90, 100];
-        assert_eq!(newest_of(&known, (8, 0)), Some(80));
-        assert_eq!(newest_of(&known, (8, 6)), Some(86));
-        assert_eq!(newest_of(&known, (8, 8)), Some(87));
-        assert_eq!(newest_of(&known, (9, 0)), Some(90));
-        assert_eq!(newest_of(&known, (10, 3)), Some(100));
-        assert_eq!(newest_of(&known, (12, 0)), None);
+        assert_eq!(libraries::newest_of(&known, (8, 0)), Some(80));
+        assert_eq!(libraries::newest_of(&known, (8, 6)), Some(86));
+        assert_eq!(libraries::newest_of(&known, (8, 8)), Some(87));
+        assert_eq!(libraries::newest_of(&known, (9, 0)), Some(90));
+        assert_eq!(libraries::newest_of(&known, (10, 3)), Some(100));
+        assert_eq!(libraries::newest_of(&known, (12, 0)), None);
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! Finds and opens the driver, NVRTC and cuBLAS, and says in one line what is missing.
-//!
-//! The system loader is asked first. What it does not open is opened by its absolute path from the folders of
-//! `sae devices`, with its symbols for all: cudarc's own `dlopen` by name then finds the library that is
-//! loaded already, by its SONAME.
 
-use super::fault;
-use crate::devices::places::{self, Place};
-use cudarc::cublas::sys::libraryPropertyType as Property;
+use super::fault::{self, one_line};
+use crate::devices::places;
+pub use copies::{Copy, Cublas, Functions, Need, Nvrtc, by_loader, newest_of};
 use cudarc::driver::result::{device, init};
 use cudarc::driver::sys::{self as driver_sys, CUdevice_attribute as Attribute, CUresult};
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
-use std::path::{Path, PathBuf};
+
+mod copies;
 
 /// A reason in one line, for people: what was looked for, where, and what to install.
 pub type Outcome<T> = std::result::Result<T, String>;
@@ -20,10 +17,6 @@ pub const OLDEST_CARD: (u32, u32) = (8, 0);
 
 /// The oldest CUDA that a driver must serve, as the driver counts: 1000 major + 10 minor.
 const OLDEST_DRIVER: u32 = 12_000;
-
-/// The oldest CUDA whose NVRTC and cuBLAS have all the functions that are called; a call of one that is not there
-/// panics.
-pub const OLDEST_LIBRARY: u32 = 12;
 
 /// A library of CUDA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,28 +39,21 @@ impl Library {
         }
     }
 
-    /// Files to open, in order: each needs those before it. The last is the library itself.
-    fn files(self) -> &'static [&'static str] {
+    /// Its file, without a version.
+    pub fn file(self) -> &'static str {
         match self {
-            Self::Driver => &["libcuda.so"],
-            // NVRTC 13.0 has no RPATH to find its builtins by.
-            Self::Nvrtc => &["libnvrtc-builtins.so", "libnvrtc.so"],
-            Self::Cublas => &["libcublasLt.so", "libcublas.so"],
+            Self::Driver => "libcuda.so",
+            Self::Nvrtc => "libnvrtc.so",
+            Self::Cublas => "libcublas.so",
         }
     }
 
-    /// Whether cudarc can open it; then it stays open. Any other call of a module of cudarc panics where it cannot.
-    fn opens(self) -> bool {
-        use cudarc::{cublas::sys as cublas, driver::sys as driver, nvrtc::sys as nvrtc};
-        // SAFETY: these questions open and close a library by its name and call nothing in it; opening runs the
-        // initialisers of NVIDIA's own libraries, which are made to be opened so. `culib` opens what was there
-        // just now, and keeps it: half a gigabyte of cuBLAS is not mapped again at each question.
-        unsafe {
-            match self {
-                Self::Driver => driver::is_culib_present() && kept(driver::culib()),
-                Self::Nvrtc => nvrtc::is_culib_present() && kept(nvrtc::culib()),
-                Self::Cublas => cublas::is_culib_present() && kept(cublas::culib()),
-            }
+    /// The file that it needs open. NVRTC 13.0 has no path to find its builtins by.
+    fn needs(self) -> Option<&'static str> {
+        match self {
+            Self::Driver => None,
+            Self::Nvrtc => Some("libnvrtc-builtins.so"),
+            Self::Cublas => Some("libcublasLt.so"),
         }
     }
 
@@ -89,106 +75,69 @@ impl Library {
     }
 }
 
-fn kept(_: &'static libloading::Library) -> bool {
-    true
-}
-
-/// Opens `library` for cudarc. `major` is the CUDA version that the driver serves: of several copies in the
-/// folders the first one that is not newer is taken.
-///
-/// # Errors
-/// It is nowhere, or no copy opens.
-pub fn open(library: Library, major: Option<u32>) -> Outcome<()> {
-    if library.opens() {
+/// Opens the driver for cudarc, which finds it by its name: from the folders of `sae devices` where the system loader
+/// does not know it.
+fn open_driver() -> Outcome<()> {
+    if driver_is_there() {
         return Ok(());
     }
-    let places = places::places(&|name| std::env::var(name).ok());
-    open_from(library, major, &places, &|| library.opens())
-}
-
-/// `opens` tells whether the library can be opened by its name now.
-fn open_from(
-    library: Library,
-    major: Option<u32>,
-    places: &[Place],
-    opens: &dyn Fn() -> bool,
-) -> Outcome<()> {
-    let name = library.name();
+    let places = places::here();
     let mut refused = None;
-    for file in library.files() {
-        let mut copies: Vec<PathBuf> =
-            places.iter().filter_map(|p| places::file_in(&p.folder, file)).collect();
-        // Stable: the order of the folders stays within each half.
-        copies.sort_by_key(|path| version_of(path) > major.or(Some(u32::MAX)));
-        for path in copies {
-            match preload(&path) {
-                Ok(()) => break,
-                Err(why) => refused = refused.or(Some(format!("{}: {why}", path.display()))),
+    for path in places.iter().flat_map(|place| places::files_in(&place.folder, Library::Driver.file())) {
+        // SAFETY: opening runs the library's initialisers; `path` has the name of NVIDIA's driver, which is made to be
+        // opened so.
+        match unsafe { Handle::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
+            Ok(handle) => {
+                // Never closed: cudarc finds it by its name as long as it is loaded.
+                std::mem::forget(handle);
+                break;
             }
+            Err(why) => refused = refused.or(Some(format!("{}: {why}", path.display()))),
         }
     }
-    if opens() {
+    if driver_is_there() {
         return Ok(());
     }
-    let install = library.install(major);
+    let (name, install) = (Library::Driver.name(), Library::Driver.install(None));
     if let Some(refused) = refused {
         return Err(format!("{name} is there and does not open ({}); {install}", fault::one_line(&refused)));
     }
-    let file = library.files().last().copied().unwrap_or_default();
-    let folders = places.len();
+    let (file, folders) = (Library::Driver.file(), places.len());
     Err(format!(
         "{name} is missing: {file} was looked for by the system loader and in {folders} folders \
          (`sae devices` lists them); {install}"
     ))
 }
 
-/// Opens a library for the rest of the process.
-fn preload(path: &Path) -> Outcome<()> {
-    // SAFETY: opening runs the library's initialisers; `path` has the name of one of NVIDIA's, which are made to
-    // be opened so.
-    let handle = unsafe { Handle::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| e.to_string())?;
-    // Never closed: cudarc finds it by its name as long as it is loaded.
-    std::mem::forget(handle);
-    Ok(())
+/// True where an NVIDIA driver opens, so that a person would expect its GPU to be used.
+pub fn driver_is_there() -> bool {
+    // SAFETY: the question opens and closes the library by its name and calls nothing in it; opening runs the
+    // initialisers of NVIDIA's own library, which is made to be opened so. `culib` opens what was there just now and
+    // keeps it.
+    unsafe { driver_sys::is_culib_present() && kept(driver_sys::culib()) }
 }
 
-/// The major version at the end of a library's real name, as 13 of `libnvrtc.so.13.0.48`.
-fn version_of(path: &Path) -> Option<u32> {
-    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let name = real.file_name()?.to_str()?;
-    name.split_once(".so.")?.1.split('.').next()?.parse().ok()
+fn kept(_: &'static libloading::Library) -> bool {
+    true
 }
 
 /// A version as major and minor.
 pub type Version = (u32, u32);
 
-/// Opens NVRTC and asks its version.
+/// NVRTC: the copy in use, or the first that goes with `need`.
 ///
 /// # Errors
-/// NVRTC is missing or does not answer.
-pub fn nvrtc(major: Option<u32>) -> Outcome<Version> {
-    open(Library::Nvrtc, major)?;
-    let (mut high, mut low) = (0, 0);
-    // SAFETY: NVRTC is open, and writes two ints to the addresses it is given.
-    let status = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut high, &mut low) };
-    status.result().map_err(|e| format!("NVRTC does not tell its version ({e:?})"))?;
-    Ok((high.unsigned_abs(), low.unsigned_abs()))
+/// None does; one line.
+pub fn nvrtc(need: Need) -> Outcome<&'static Copy<Nvrtc>> {
+    copies::open(need)
 }
 
-/// Opens cuBLAS and asks its version.
+/// cuBLAS: the copy in use, or the first that goes with `need`.
 ///
 /// # Errors
-/// cuBLAS is missing or does not answer.
-pub fn cublas(major: Option<u32>) -> Outcome<Version> {
-    open(Library::Cublas, major)?;
-    let ask = |property| {
-        let mut value = 0;
-        // SAFETY: cuBLAS is open, and writes one int to the address it is given; no handle is needed.
-        let status = unsafe { cudarc::cublas::sys::cublasGetProperty(property, &mut value) };
-        status.result().map_err(|e| format!("cuBLAS does not tell its version ({e:?})"))?;
-        Ok::<u32, String>(value.unsigned_abs())
-    };
-    Ok((ask(Property::MAJOR_VERSION)?, ask(Property::MINOR_VERSION)?))
+/// None does; one line.
+pub fn cublas(need: Need) -> Outcome<&'static Copy<Cublas>> {
+    copies::open(need)
 }
 
 /// A card as the driver lists it.
@@ -234,7 +183,7 @@ pub struct Driver {
 /// # Errors
 /// No driver, a driver that is too old, or one without a device.
 pub fn driver() -> Outcome<Driver> {
-    open(Library::Driver, None)?;
+    open_driver()?;
     let mut version = 0;
     // SAFETY: the driver is open, and writes one int to the address it is given; this may come before `init`, at
     // which a driver that is too old may fail in its own way.
@@ -254,11 +203,6 @@ pub fn driver() -> Outcome<Driver> {
         return Err(refusal(CUresult::CUDA_ERROR_NO_DEVICE));
     }
     Ok(Driver { serves, cards })
-}
-
-/// True where an NVIDIA driver opens, so that a person would expect its GPU to be used.
-pub fn driver_is_there() -> bool {
-    Library::Driver.opens()
 }
 
 fn cards() -> std::result::Result<Vec<Listed>, cudarc::driver::DriverError> {
@@ -302,39 +246,18 @@ fn refusal(code: CUresult) -> String {
     format!("the NVIDIA driver does not start ({code:?}): {advice}")
 }
 
-/// Whether a library of version `has` can be used on a driver.
+/// The driver, with copies of NVRTC and cuBLAS that go with it and with card `ordinal`, where it has one of that number
+/// that can be used.
 ///
 /// # Errors
-/// A library of a newer major version than the driver serves, or older than [`OLDEST_LIBRARY`].
-pub fn served(library: Library, has: Version, driver: &Driver) -> Outcome<()> {
-    let (major, minor) = driver.serves;
-    let (name, install) = (library.name(), library.install(Some(major)));
-    if has.0 < OLDEST_LIBRARY {
-        return Err(format!(
-            "{name} {}.{} is too old, {OLDEST_LIBRARY}.0 or newer is needed: {install}",
-            has.0, has.1
-        ));
-    }
-    if has.0 <= major {
-        return Ok(());
-    }
-    Err(format!(
-        "the NVIDIA driver is too old for {name} {}.{}: it serves CUDA up to {major}.{minor}; update the driver, or {install}",
-        has.0, has.1
-    ))
-}
-
-/// The driver, and the versions of NVRTC and cuBLAS, all open and fit for each other.
-///
-/// # Errors
-/// As [`driver`], [`nvrtc`], [`cublas`] and [`served`].
-pub fn open_all() -> Outcome<(Driver, Version)> {
+/// As [`driver`], [`nvrtc`] and [`cublas`].
+pub fn open_all(ordinal: usize) -> Outcome<Driver> {
     let driver = driver()?;
-    let major = Some(driver.serves.0);
-    let compiler = nvrtc(major)?;
-    served(Library::Nvrtc, compiler, &driver)?;
-    served(Library::Cublas, cublas(major)?, &driver)?;
-    Ok((driver, compiler))
+    let usable = driver.cards.get(ordinal).filter(|card| card.check(ordinal).is_ok());
+    let need = Need { driver: Some(driver.serves), card: usable.map(|card| card.capability) };
+    nvrtc(need)?;
+    cublas(need)?;
+    Ok(driver)
 }
 
 /// For `--device auto`: how many cards can be used, `cuda:0` among them, which the driver makes the fastest.
@@ -342,7 +265,7 @@ pub fn open_all() -> Outcome<(Driver, Version)> {
 /// # Errors
 /// The one-line reason why `cuda:0` cannot be used.
 pub fn available() -> Outcome<usize> {
-    let (driver, _) = open_all()?;
+    let driver = open_all(0)?;
     driver.cards[0].check(0)?;
     Ok(driver.cards.iter().enumerate().filter(|(n, card)| card.check(*n).is_ok()).count())
 }

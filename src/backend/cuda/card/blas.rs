@@ -4,10 +4,9 @@ use super::{device_wide, take};
 use crate::backend::cuda::device::Memory;
 use crate::backend::cuda::fault;
 use crate::backend::cuda::gemm::GemmCall;
-use crate::backend::cuda::libraries::Version;
-use crate::error::Result;
-use cudarc::cublas::result;
-use cudarc::cublas::sys::{self, cublasGemmAlgo_t as Algorithm, cublasHandle_t, cublasMath_t as MathMode};
+use crate::backend::cuda::libraries::{self, Cublas, Need, Version};
+use crate::error::{Error, Result};
+use cudarc::cublas::sys::{cublasGemmAlgo_t as Algorithm, cublasHandle_t, cublasMath_t as MathMode};
 use cudarc::driver::CudaStream;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -23,13 +22,16 @@ pub(super) struct Blas {
     _workspace: Memory,
 }
 
-struct Handle(cublasHandle_t);
+struct Handle {
+    cublas: &'static Cublas,
+    handle: cublasHandle_t,
+}
 
 impl Drop for Handle {
     fn drop(&mut self) {
         let _alone = device_wide();
         // SAFETY: created by `Blas::new` and destroyed here alone. An error leaves nothing to do.
-        let _ = unsafe { result::destroy_handle(self.0) };
+        let _ = unsafe { (self.cublas.cublasDestroy_v2)(self.handle) };
     }
 }
 
@@ -39,29 +41,35 @@ fn workspace(capability: Version) -> usize {
 }
 
 impl Blas {
-    /// The context of `stream` must be current, and cuBLAS open.
+    /// The context of `stream` must be current.
     pub(super) fn new(stream: &Arc<CudaStream>, capability: Version) -> Result<Self> {
         let failed = |e| fault::cublas(STARTING, e);
         let bytes = workspace(capability);
         let memory = take(stream, bytes, "the workspace of cuBLAS")?;
+        let cublas = &libraries::cublas(Need::default()).map_err(Error::Failed)?.functions;
+        let mut handle = std::ptr::null_mut();
         let created = {
             let _alone = device_wide();
-            result::create_handle()
+            // SAFETY: cuBLAS writes one handle, of the context that is current.
+            unsafe { (cublas.cublasCreate_v2)(&mut handle) }
         };
-        let handle = Handle(created.map_err(failed)?);
+        created.result().map_err(failed)?;
+        let handle = Handle { cublas, handle };
         // SAFETY: the handle is new and the stream lives: `Card` holds both.
-        unsafe { result::set_stream(handle.0, stream.cu_stream().cast()) }.map_err(failed)?;
+        unsafe { (cublas.cublasSetStream_v2)(handle.handle, stream.cu_stream().cast()) }
+            .result()
+            .map_err(failed)?;
         // Setting the stream takes the workspace away, so this comes after it. A workspace of its own makes sums
         // the same in every run, and lets products be recorded.
         // SAFETY: the block has `bytes` bytes, is aligned to 256, and is freed after the handle.
-        unsafe { sys::cublasSetWorkspace_v2(handle.0, memory.address() as *mut c_void, bytes) }
+        unsafe { (cublas.cublasSetWorkspace_v2)(handle.handle, memory.address() as *mut c_void, bytes) }
             .result()
             .map_err(failed)?;
         // The default mode, in which `CUBLAS_COMPUTE_32F` does not round float32 to TF32; and sums that are split
         // are not added in bfloat16.
         let mode = MathMode::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: the handle lives.
-        unsafe { sys::cublasSetMathMode(handle.0, mode) }.result().map_err(failed)?;
+        unsafe { (cublas.cublasSetMathMode)(handle.handle, mode) }.result().map_err(failed)?;
         Ok(Self { handle, _workspace: memory })
     }
 
@@ -78,8 +86,8 @@ impl Blas {
         // SAFETY: the caller vouches for the matrices; alpha and beta are float32, as the arithmetic is, and are
         // read during the call (the handle's pointer mode is the host's).
         let queued = unsafe {
-            result::gemm_ex(
-                self.handle.0,
+            (self.handle.cublas.cublasGemmEx)(
+                self.handle.handle,
                 call.turn_a,
                 call.turn_b,
                 call.m,
@@ -101,7 +109,9 @@ impl Blas {
             )
         };
         let size = (call.n, call.m, call.k);
-        queued.map_err(|e| fault::cublas(&format!("a dense product of {size:?} (rows, columns, sum)"), e))
+        queued
+            .result()
+            .map_err(|e| fault::cublas(&format!("a dense product of {size:?} (rows, columns, sum)"), e))
     }
 }
 

@@ -4,7 +4,7 @@
 //! compiled again, and a folder that cannot be written only costs the time to compile.
 
 use super::{Arch, Sources, compile, options};
-use crate::backend::cuda::libraries::{self, Version};
+use crate::backend::cuda::libraries::{self, Need, Version};
 use crate::error::{Error, Result};
 use crate::files;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ fn folder_by(variable: &dyn Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 /// # Errors
 /// As [`compile`]; never for what is or is not in the folder.
 pub fn compiled(sources: Sources<'_>, arch: Arch, folder: Option<&Path>) -> Result<Kept> {
-    let version = libraries::nvrtc(None).map_err(Error::Failed)?;
+    let version = libraries::nvrtc(Need::default()).map_err(Error::Failed)?.version;
     let path = folder.map(|folder| folder.join(file_name(sources, arch, version)));
     if let Some(cubin) = path.as_deref().and_then(read) {
         return Ok(Kept { cubin, hit: true });

@@ -2,25 +2,31 @@
 
 #![allow(clippy::unwrap_used)]
 
+use super::copies::{choose, fits};
 use super::*;
+use crate::devices::Place;
+use std::path::Path;
 
 fn place(folder: &Path) -> Place {
     Place { reason: "test".into(), folder: folder.to_owned() }
 }
 
+fn refused<F: Functions>(need: Need, places: &[Place]) -> String {
+    let text = choose::<F>(need, places, false).err().unwrap();
+    assert!(!text.contains('\n'), "{text}");
+    text
+}
+
 #[test]
 fn a_library_that_is_nowhere_is_told_with_its_file_and_what_to_install() {
     let folder = tempfile::tempdir().unwrap();
-    for (library, file, install) in [
-        (Library::Driver, "libcuda.so", "--gpus all"),
-        (Library::Nvrtc, "libnvrtc.so", "pip install nvidia-cuda-nvrtc "),
-        (Library::Cublas, "libcublas.so", "nvidia-cublas`"),
-    ] {
-        let text = open_from(library, Some(13), &[place(folder.path())], &|| false).unwrap_err();
-        assert!(text.contains(file) && text.contains("1 folders") && text.contains(install), "{text}");
-        assert!(!text.contains('\n'), "{text}");
-    }
-    let text = open_from(Library::Nvrtc, Some(12), &[], &|| false).unwrap_err();
+    let (places, need) = ([place(folder.path())], Need { driver: Some((13, 0)), card: None });
+    let text = refused::<Nvrtc>(need, &places);
+    assert!(text.contains("libnvrtc.so was looked for") && text.contains("1 folders"), "{text}");
+    assert!(text.contains("pip install nvidia-cuda-nvrtc "), "{text}");
+    let text = refused::<Cublas>(need, &places);
+    assert!(text.contains("libcublas.so was looked for") && text.contains("nvidia-cublas`"), "{text}");
+    let text = refused::<Nvrtc>(Need { driver: Some((12, 4)), card: None }, &[]);
     assert!(text.contains("nvidia-cuda-nvrtc-cu12"), "{text}");
 }
 
@@ -29,32 +35,27 @@ fn a_file_that_is_no_library_is_told_with_its_path_and_the_loaders_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("libcublas.so.13");
     std::fs::write(&path, "not a library").unwrap();
-    let text = open_from(Library::Cublas, None, &[place(folder.path())], &|| false).unwrap_err();
+    let text = refused::<Cublas>(Need::default(), &[place(folder.path())]);
     assert!(text.contains(&path.display().to_string()) && text.contains("does not open"), "{text}");
-    assert!(!text.contains('\n'), "{text}");
 }
 
 #[test]
-fn the_version_is_read_through_a_link() {
-    let folder = tempfile::tempdir().unwrap();
-    let real = folder.path().join("libnvrtc.so.12.4.127");
-    std::fs::write(&real, "").unwrap();
-    let link = folder.path().join("libnvrtc.so");
-    std::os::unix::fs::symlink(&real, &link).unwrap();
-    assert_eq!(version_of(&link), Some(12));
-    assert_eq!(version_of(Path::new("/nowhere/libcublas.so.13")), Some(13));
-    assert_eq!(version_of(Path::new("/nowhere/libcuda.so")), None);
-}
-
-#[test]
-fn a_library_newer_than_the_driver_is_told_with_both_versions() {
-    let driver = Driver { serves: (12, 4), cards: Vec::new() };
-    assert_eq!(served(Library::Nvrtc, (12, 9), &driver), Ok(()), "minor versions of one major go together");
-    let text = served(Library::Cublas, (13, 5), &driver).unwrap_err();
-    assert!(text.contains("too old for cuBLAS 13.5") && text.contains("up to 12.4"), "{text}");
-    assert!(text.contains("nvidia-cublas-cu12"), "{text}");
-    let text = served(Library::Nvrtc, (11, 8), &driver).unwrap_err();
-    assert!(text.contains("NVRTC 11.8 is too old") && text.contains("12.0"), "{text}");
+fn a_copy_must_go_with_the_driver_and_the_card() {
+    let need = |driver, card| Need { driver: Some(driver), card: Some(card) };
+    let (nvrtc, cublas) = (Library::Nvrtc, Library::Cublas);
+    let same_major = fits(nvrtc, (12, 9), &[80, 90], need((12, 4), (9, 0)));
+    assert_eq!(same_major, Ok(()), "minor versions of one major go together");
+    assert_eq!(fits(cublas, (12, 8), &[], need((13, 0), (12, 0))), Ok(()));
+    assert_eq!(fits(cublas, (12, 0), &[], need((13, 0), (9, 0))), Ok(()));
+    for (told, words) in [
+        (fits(cublas, (13, 5), &[], need((12, 4), (9, 0))), ["driver is too old", "up to 12.4"]),
+        (fits(nvrtc, (11, 8), &[90], need((12, 4), (9, 0))), ["11.8 is too old", "12.0"]),
+        (fits(nvrtc, (12, 4), &[80, 90], need((13, 0), (12, 0))), ["12.4", "compute capability 12.0"]),
+        (fits(cublas, (12, 4), &[], need((13, 0), (12, 0))), ["12.4", "compute capability 12.0"]),
+    ] {
+        let text = told.unwrap_err();
+        assert!(words.iter().all(|word| text.contains(word)), "{text}");
+    }
 }
 
 #[test]
