@@ -6,6 +6,8 @@ mod common;
 mod encode;
 #[path = "commands/features.rs"]
 mod features;
+#[path = "commands/labels.rs"]
+mod labels;
 #[path = "commands/overlap.rs"]
 mod overlap;
 #[path = "commands/report.rs"]

@@ -71,8 +71,11 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
     let (features, gathered) = features_of(&wanted, stop)?;
     let histograms = histograms(&features, &gathered.codes, wanted.pool);
-    let table = wanted.labels.as_ref().map(|(path, _)| LabelTable::read(path)).transpose()?;
-    let shown = shown(&features, table.as_ref(), request.shown);
+    let table = match &wanted.labels {
+        Some((path, options)) => Some((LabelTable::read(path)?, options.unknown.as_slice())),
+        None => None,
+    };
+    let shown = shown(&features, table.as_ref().map(|(table, unknown)| (table, *unknown)), request.shown);
     let page = Page {
         title: run
             .canonicalize()
@@ -207,7 +210,7 @@ fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Vec<Histog
 }
 
 /// The latents of the table: those that tell a label by falling F1, then the others by falling activation.
-fn shown(features: &Features, table: Option<&LabelTable>, count: usize) -> Vec<Shown> {
+fn shown(features: &Features, table: Option<(&LabelTable, &[String])>, count: usize) -> Vec<Shown> {
     let f1 = |f: &Feature| f.best.as_ref().filter(|b| b.q < Q_LIMIT).map_or(-1.0, |b| b.f1);
     let max = |f: &Feature| f.max_activation.unwrap_or(0.0);
     let mut order: Vec<usize> =
@@ -223,12 +226,12 @@ fn shown(features: &Features, table: Option<&LabelTable>, count: usize) -> Vec<S
         let feature = &features.latents[at];
         let column = feature.best.as_ref().map(|b| b.column.as_str()).or(first_column);
         let label = |id: &str| -> Option<IdLabel> {
-            let table = table?;
+            let (table, unknown) = table?;
             let column = table.columns().iter().position(|name| Some(name.as_str()) == column)?;
             let lines = [table.line_of(id), id.rsplit_once(':').and_then(|(id, _)| table.line_of(id))];
-            let values = lines.into_iter().flatten().map(|line| table.values(line, column, &[]));
+            let values = lines.into_iter().flatten().map(|line| table.values(line, column, unknown));
             let values = values.into_iter().find(|values| !values.is_empty())?;
-            let borne = feature.best.as_ref().is_some_and(|best| values.contains(&best.label.as_str()));
+            let borne = feature.best.as_ref().is_some_and(|best| values.iter().any(|v| *v == best.label));
             Some(IdLabel { text: values.join("; "), borne })
         };
         Shown { at, labels_of_ids: feature.top.iter().map(|t| label(&t.id).unwrap_or_default()).collect() }

@@ -22,6 +22,7 @@ mod signature;
 mod split;
 mod stream;
 mod text;
+pub(crate) mod tsv;
 
 pub use batches::BatchOrder;
 pub use embeddings::{Embeddings, Skipped, Source};
