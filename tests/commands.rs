@@ -14,6 +14,8 @@ mod overlap;
 mod report;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "commands/splits.rs"]
+mod splits;
 
 use runs::{Place, sae, sae_fails, sae_ok, same_run, write_data};
 use serde_json::Value;

@@ -11,8 +11,9 @@ use crate::files;
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
+use crate::report::table::thousands;
 use crate::train::folder::names;
-use crate::train::outputs::Summary;
+use crate::train::outputs::read_summary;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -102,7 +103,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
         linked: shown.iter().map(|s| s.at as u32).collect(),
         shown,
         by_label: by_label(&features),
-        rows: rows_in_words(&features, &wanted),
+        rows: rows_in_words(&features, &wanted, gathered.hashed_rows),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features,
     };
@@ -134,19 +135,6 @@ fn with_defaults(request: &FeaturesRequest, options: &Options) -> Result<Feature
         wanted.source.skip_bad_rows |= options.skip_bad_rows.unwrap_or(false);
     }
     Ok(wanted)
-}
-
-/// `summary.json`; `None` where the run is not finished.
-fn read_summary(path: &Path) -> Result<Option<Summary>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, "read")(e)),
-    };
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::Model {
-        path: path.to_owned(),
-        what: format!("is damaged or of another version ({e}); run `sae train --resume` on its folder"),
-    })
 }
 
 /// The curves of `metrics.csv`; none where there is no such file.
@@ -252,7 +240,7 @@ fn by_label(features: &Features) -> Vec<(u32, Finding)> {
     best.into_iter().flatten().map(|test| (test.latent, Finding::new(test, &labels.labels))).collect()
 }
 
-fn rows_in_words(features: &Features, wanted: &FeaturesRequest) -> String {
+fn rows_in_words(features: &Features, wanted: &FeaturesRequest, hashed: u64) -> String {
     let split = match wanted.split {
         None => String::new(),
         Some(Part::Train) => "training ".into(),
@@ -261,7 +249,14 @@ fn rows_in_words(features: &Features, wanted: &FeaturesRequest) -> String {
     };
     let what = if wanted.pool { "ids" } else { "rows" };
     let paths: Vec<String> = wanted.source.data.iter().map(|p| p.display().to_string()).collect();
-    format!("{} {split}{what} of {}", crate::report::table::thousands(features.rows), paths.join(", "))
+    let paths = paths.join(", ");
+    let seen = match hashed {
+        0 => String::new(),
+        n => {
+            format!(" ({} rows of them by the hash of their ids: the run has never seen them)", thousands(n))
+        }
+    };
+    format!("{} {split}{what} of {paths}{seen}", thousands(features.rows))
 }
 
 /// Options as the run folder has them.

@@ -29,7 +29,7 @@ pub use embeddings::{Embeddings, Skipped, Source};
 pub(crate) use h5::brief;
 pub use inspect::{FileSummary, inspect};
 pub use kind::Dtype;
-pub use split::{Part, Split, part_of_id};
+pub use split::{Part, Split, part_of_id, read_parts};
 pub use stream::{Blocks, DataFiles};
 
 /// How data files are to be read.

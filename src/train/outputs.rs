@@ -8,6 +8,7 @@ use crate::report::table::{number, table};
 use crate::train::folder::{RunFolder, names};
 use crate::train::metrics::{MetricRow, Quality};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -143,4 +144,20 @@ pub fn write_summary(folder: &RunFolder, summary: &Summary) -> Result<()> {
     let json = serde_json::to_string_pretty(summary)
         .map_err(|e| Error::Failed(format!("summary.json cannot be written: {e}")))?;
     files::write_whole(&folder.path(names::SUMMARY), format!("{json}\n").as_bytes())
+}
+
+/// `summary.json`; `None` where the run is not finished.
+///
+/// # Errors
+/// A file that cannot be read, or is damaged.
+pub fn read_summary(path: &Path) -> Result<Option<Summary>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, "read")(e)),
+    };
+    serde_json::from_str(&text).map(Some).map_err(|e| Error::Model {
+        path: path.to_owned(),
+        what: format!("is damaged or of another version ({e}); run `sae train --resume` on its folder"),
+    })
 }
