@@ -13,7 +13,7 @@ use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
 use crate::report::table::thousands;
 use crate::train::folder::names;
-use crate::train::outputs::read_summary;
+use crate::train::outputs::{LOSS_TITLE, loss_curves, read_summary};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -170,11 +170,19 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
             .into()
     };
     let alive = points("dead_fraction").into_iter().map(|(step, dead)| (step, 1.0 - dead)).collect();
+    let part = |name, column| Curve { name, points: points(column) };
+    let loss = loss_curves(
+        part("total", "train_loss"),
+        part("reconstruction", "loss_recon"),
+        part("mean |code|", "loss_l1"),
+        part("AuxK", "loss_aux"),
+    );
     let all = vec![
         plot("FVU: fraction of variance unexplained", &[], splits("fvu")),
         plot("MSE, squared data units", &[], splits("mse")),
         plot("Active latents a row, L0", &[], splits("l0")),
         plot("Share of latents alive", &[0.0, 1.0], vec![Curve { name: "alive", points: alive }]),
+        plot(&format!("{LOSS_TITLE}, before their weights"), &[], loss),
     ];
     Ok(all.into_iter().filter(|plot| !plot.curves.is_empty()).collect())
 }

@@ -22,7 +22,7 @@ mod signature;
 mod split;
 mod stream;
 mod text;
-pub(crate) mod tsv;
+pub mod tsv;
 
 pub use batches::BatchOrder;
 pub use embeddings::{Embeddings, Skipped, Source};
