@@ -6,6 +6,8 @@ mod common;
 mod encode;
 #[path = "commands/features.rs"]
 mod features;
+#[path = "commands/labels.rs"]
+mod labels;
 #[path = "commands/outputs.rs"]
 mod outputs;
 #[path = "commands/overlap.rs"]
@@ -16,6 +18,8 @@ mod refusals;
 mod report;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "commands/splits.rs"]
+mod splits;
 #[path = "commands/streams.rs"]
 mod streams;
 
@@ -95,6 +99,115 @@ fn a_run_folder_holds_what_the_documentation_says() {
     let splits = std::fs::read_to_string(run.join("splits.tsv")).unwrap();
     assert_eq!(splits.lines().count(), 301);
     assert!(splits.starts_with("id\tsplit\nid0000\t"));
+}
+
+/// The numbers of a column of a run's `metrics.csv`.
+fn column(run: &Path, name: &str) -> Vec<Option<f64>> {
+    let mut reader = csv::Reader::from_path(run.join("metrics.csv")).unwrap();
+    let at = reader.headers().unwrap().iter().position(|field| field == name).unwrap();
+    reader.records().map(|record| record.unwrap()[at].parse().ok()).collect()
+}
+
+#[test]
+fn metrics_hold_the_parts_of_the_loss_that_a_preset_has() {
+    let place = Place::with_data(300, 16);
+    let all = ["loss_recon", "loss_l1", "loss_aux", "grad_norm"];
+    for (preset, more, parts, plots) in [
+        ("data-topk", "", &["loss_recon"][..], &["relaxed_topk_sae_mse.png", "relaxed_topk_sae_mae.png"][..]),
+        (
+            "relaxed-topk",
+            "--clip-norm=1",
+            &["loss_recon", "grad_norm"],
+            &["relaxed_topk_sae_mse.png", "relaxed_topk_sae_mae.png"],
+        ),
+        (
+            "topk",
+            "--dead-after=1",
+            &["loss_recon", "loss_aux", "grad_norm"],
+            &["mse.png", "mae.png", "loss_parts.png"],
+        ),
+        (
+            "sparse-l1",
+            "--l1-warmup=0",
+            &["loss_recon", "loss_l1", "grad_norm"],
+            &["mse.png", "mae.png", "loss_parts.png"],
+        ),
+        (
+            "data-topk",
+            "--l1=0.5",
+            &["loss_recon", "loss_l1"],
+            &["relaxed_topk_sae_mse.png", "relaxed_topk_sae_mae.png", "loss_parts.png"],
+        ),
+    ] {
+        let options = ["--preset", preset, "--eval-every=20", "--overwrite", "--early-stop=0"];
+        let more = Some(more).filter(|more| !more.is_empty());
+        place.train("run", &options.into_iter().chain(more).collect::<Vec<_>>());
+        let run = place.path("run");
+        for name in all {
+            let values = column(&run, name);
+            assert_eq!(values.len(), 3);
+            assert!(
+                values.iter().all(|v| v.is_some() == parts.contains(&name)),
+                "{preset} {name}: {values:?}"
+            );
+        }
+        // The total is what it was: the sum of its parts with their weights.
+        let (config, loss) =
+            (std::fs::read_to_string(run.join("config.toml")).unwrap(), column(&run, "train_loss"));
+        let weight = |name: &str| -> f64 {
+            let line = config.lines().find_map(|line| line.strip_prefix(&format!("{name} = "))).unwrap();
+            line.parse().unwrap()
+        };
+        let (recon, l1, aux) =
+            (column(&run, "loss_recon"), column(&run, "loss_l1"), column(&run, "loss_aux"));
+        for line in 0..3 {
+            let part = |values: &[Option<f64>], weight: f64| values[line].map_or(0.0, |v| v * weight);
+            let sum = part(&recon, 1.0) + part(&l1, weight("l1")) + part(&aux, weight("aux-coef"));
+            let total = loss[line].unwrap();
+            assert!((sum / total - 1.0).abs() < 1e-12, "{preset}: {sum} {total}");
+        }
+        let pngs: HashSet<String> = std::fs::read_dir(&run)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".png"))
+            .collect();
+        let want = plots.iter().chain(&["latents_alive.png"]).map(|s| (*s).to_owned()).collect();
+        assert_eq!(pngs, want, "{preset}");
+        sae_ok(["report", &place.name("run")]);
+        let html = std::fs::read_to_string(run.join("report.html")).unwrap();
+        assert_eq!(
+            html.contains("Training loss and its parts"),
+            plots.contains(&"loss_parts.png"),
+            "{preset}"
+        );
+    }
+}
+
+#[test]
+fn metrics_of_version_0_1_0_are_read_by_compare_report_and_resume() {
+    let place = Place::with_data(300, 16);
+    place.train("run", &["--preset=sparse-l1"]);
+    let table = place.path("run/metrics.csv");
+    let new = std::fs::read(&table).unwrap();
+    let mut reader = csv::Reader::from_reader(new.as_slice());
+    let header = reader.headers().unwrap().clone();
+    let later = |name: &str| name == "grad_norm" || name.starts_with("loss_");
+    let keep: Vec<usize> = (0..header.len()).filter(|&at| !later(&header[at])).collect();
+    assert_eq!(keep.len(), 23);
+    let mut old = csv::Writer::from_path(&table).unwrap();
+    for record in std::iter::once(header).chain(reader.records().map(Result::unwrap)) {
+        old.write_record(keep.iter().map(|&at| &record[at])).unwrap();
+    }
+    old.flush().unwrap();
+    let run = place.name("run");
+    std::fs::remove_file(place.path("run/summary.json")).unwrap();
+    let compared: Value = serde_json::from_str(&sae_ok(["compare", &run, "--json"])).unwrap();
+    assert!(compared[0]["val_fvu"].as_f64().unwrap() > 0.0, "{compared}");
+    sae_ok(["report", &run]);
+    let html = std::fs::read_to_string(place.path("run/report.html")).unwrap();
+    assert!(html.contains("FVU: fraction") && !html.contains("Training loss and its parts"));
+    sae_ok(["train", "--resume", &run]);
+    assert!(column(Path::new(&run), "loss_l1").iter().all(Option::is_some), "they are in the checkpoint");
 }
 
 #[test]

@@ -107,6 +107,33 @@ fn the_table_gives_the_split_back() {
 }
 
 #[test]
+fn ids_with_quotes_come_back_and_tables_of_version_0_1_0_stay_readable() {
+    let ids: Vec<String> = ["\"a", "b\"c", "d", "\"e\" f"]
+        .iter()
+        .map(|s| (*s).to_owned())
+        .chain((0..40).map(|i| format!("\"{i}")))
+        .collect();
+    let data = Embeddings::from_rows(ids.clone(), 1, vec![0.0; ids.len()]).unwrap();
+    let split = Split::new(&data, 0);
+    let table = split.to_tsv(&data);
+    // As any reader of quoted fields takes it.
+    let mut reader = csv::ReaderBuilder::new().delimiter(b'\t').from_reader(table.as_bytes());
+    let read: Vec<String> = reader.records().map(|record| record.unwrap()[0].to_owned()).collect();
+    assert_eq!(read, ids);
+    // What version 0.1.0 wrote.
+    let plain = ids.iter().map(|id| format!("{id}\t{}\n", part_of_id(id, 0))).collect::<String>();
+    let plain = format!("id\tsplit\n{plain}");
+    let folder = Folder::new();
+    let path = folder.path("splits.tsv");
+    for text in [&table, &plain] {
+        assert!(split.is_table(text, &data), "{text}");
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(Split::from_tsv(&path, &data).unwrap(), (split.clone(), 0), "{text}");
+    }
+    assert!(!split.is_table(&plain.replace("test", "val"), &data));
+}
+
+#[test]
 fn a_broken_table_names_the_line() {
     let folder = Folder::new();
     let data = rows(0..3);

@@ -1,9 +1,10 @@
 //! The sparse code of every row, block by block, in memory that does not grow with the rows' values.
 
+use super::splits::RunSplits;
 use super::{Source, check_width};
 use crate::backend::{self, Backend, Codes, ModelSpec, Weights};
 use crate::config::Precision;
-use crate::data::{DataFiles, LoadOptions, Part, part_of_id};
+use crate::data::{DataFiles, LoadOptions, Part};
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::model_file::ModelMeta;
@@ -24,6 +25,8 @@ pub struct Walked {
     pub rows: u64,
     /// Bad rows that were dropped.
     pub skipped_rows: usize,
+    /// Rows that are in the split asked for by the hash of their ids alone: the run has never seen them.
+    pub hashed_rows: u64,
 }
 
 /// The names of some rows.
@@ -38,7 +41,8 @@ pub struct RowNames<'a> {
 /// Gives `take` the names and inference codes of every row of a split (`None` is all rows), some at a time, in the
 /// order of the files.
 ///
-/// Values are in the model's own units: relu of the scores. The split is the one that the model was trained with.
+/// Values are in the model's own units: relu of the scores. The split of an id is the one in the run's `splits.tsv`; an
+/// id that the run has never seen is put into one by its hash, with a warning.
 /// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
 ///
 /// # Errors
@@ -60,14 +64,19 @@ pub fn walk(
     let phase = Phase::new("encoding", source.quiet);
     let mut state = Some(TrainState::start(params, false));
     let mut opened: Option<Box<dyn Backend>> = None;
-    let mut n_rows = 0;
+    let splits =
+        split.map(|part| RunSplits::of(&source.model, meta).map(|splits| (part, splits))).transpose()?;
+    let (mut n_rows, mut hashed_rows) = (0, 0);
     while let Some(block) = blocks.next_block()? {
         let data = Arc::new(block);
-        let wanted = |row: &u32| {
-            let id = data.group_id(data.group_of(*row as usize));
-            split.is_none_or(|part| part_of_id(id, meta.split_seed()) == part)
-        };
-        let rows: Vec<u32> = (0..data.n_rows() as u32).filter(wanted).collect();
+        let mut rows: Vec<u32> = (0..data.n_rows() as u32).collect();
+        if let Some((part, splits)) = &splits {
+            rows.retain(|&row| {
+                let (of, by_hash) = splits.of_id(data.group_id(data.group_of(row as usize)));
+                hashed_rows += u64::from(of == *part && by_hash);
+                of == *part
+            });
+        }
         let backend = match (&mut opened, state.take()) {
             (Some(backend), _) => {
                 backend.set_data(data.clone())?;
@@ -114,8 +123,10 @@ pub fn walk(
     phase.finish(&format!("{} rows", thousands(n_rows)));
     if !source.quiet {
         blocks.skipped().warn();
+        let told = splits.and_then(|(part, splits)| splits.warning(part, n_rows, hashed_rows));
+        told.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
     }
-    Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total() })
+    Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total(), hashed_rows })
 }
 
 /// Share of all rows that activate each latent (M).

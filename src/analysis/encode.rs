@@ -46,7 +46,7 @@ pub struct Encoded {
 
 /// Encodes every row of a split (or of all data) into one file, written whole or not at all.
 ///
-/// Values are in the model's own units: relu of the scores. The split is the one that the model was trained with.
+/// Values are in the model's own units: relu of the scores. The split is that of [`codes::walk`].
 /// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
 ///
 /// # Errors

@@ -8,18 +8,21 @@ pub mod labels;
 pub mod overlap;
 pub mod report;
 pub mod sink;
+pub mod splits;
 pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::config::Precision;
-use crate::data::{LoadOptions, Part, Split};
+use crate::data::{Embeddings, LoadOptions, Part};
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
 use crate::train;
 use crate::train::folder::{files_of, names};
 use crate::train::metrics::{EvalSet, Quality, dead_fraction, mean_row};
+use crate::train::outputs;
 use serde::Serialize;
+use splits::RunSplits;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,55 +83,123 @@ impl Source {
     }
 }
 
+/// Which rows to measure on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvalRows {
+    /// Those of each split of the run, those that are in none, and all.
+    Each,
+    /// Those of one split.
+    Split(Part),
+    /// All.
+    All,
+}
+
+/// Name of rows that are in no split of the run, where others are.
+pub const NEW: &str = "new";
+
 /// Quality on some rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalResult {
-    /// `train`, `val`, `test` or `all`.
+    /// `train`, `val`, `test`: rows that the run put there; [`NEW`]: rows that it has never seen; `all`.
     pub split: String,
     /// The figures.
     #[serde(flatten)]
     pub quality: Quality,
     /// Share of latents active on none of these rows.
+    pub dead_on_these_rows: f64,
+    /// Share of latents active on no training row, as the run's `summary.json` says; `None` where there is none.
+    pub dead_on_training_rows: Option<f64>,
+    /// [`EvalResult::dead_on_these_rows`] under its older name.
     pub dead_fraction: f64,
 }
 
-/// Measures a model on the named splits (`None` is all rows) of the data; splits without rows are left out.
+/// Measures a model on rows of the data; splits without rows are left out.
 ///
-/// The split is the one that the model was trained with: it depends on id and seed alone. A model that was trained
-/// elsewhere has no mean of its training rows: FVU is then against that of these data. The arithmetic is
+/// With [`EvalRows::Each`] a row is in a split only if `splits.tsv` of the run folder names its id. With
+/// [`EvalRows::Split`] other ids are put into a split by their hash, with a warning. A model that was trained
+/// elsewhere has no mean of its training rows: FVU is then against that of all these rows. The arithmetic is
 /// float32 whatever the model was trained in: its weights are float32.
 ///
 /// # Errors
-/// A device that cannot be used; data of another width than the model's; no rows in any split asked for.
-pub fn evaluate(request: &Source, splits: &[Option<Part>]) -> Result<Vec<EvalResult>> {
+/// A device that cannot be used; data of another width than the model's; no rows in the split asked for.
+pub fn evaluate(request: &Source, wanted: EvalRows) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
     let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
     check_width(&request.data[0], data.d_in(), &request.model, meta.d_in)?;
     let (d, m) = (meta.d_in, meta.n_latents);
-    let split = Split::new(&data, meta.split_seed());
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
+    let sets = sets(request, &data, &RunSplits::of(&request.model, &meta)?, wanted);
     let mean: Vec<f64> = if meta.train_mean.is_empty() {
-        mean_row(&data, if split.train.is_empty() { &all } else { &split.train })
+        mean_row(&data, &all)
     } else {
         meta.train_mean.iter().map(|&v| f64::from(v)).collect()
     };
+    // A summary that cannot be read is no reason to measure nothing.
+    let summary = outputs::read_summary(&request.model.join(names::SUMMARY)).unwrap_or(None);
+    let dead_on_training_rows = summary.map(|s| s.dead_fraction);
     let spec = backend::ModelSpec { ema: None, ..meta.spec()? };
     let state = TrainState::start(params, false);
     let mut backend = backend::open(device, data.clone(), spec, Precision::F32, state)?;
     let mut results = vec![];
-    for part in splits {
-        let rows = part.map_or(all.as_slice(), |part| split.rows(part));
+    for (split, rows) in sets {
         let mut fired = vec![0u64; m];
-        let set = EvalSet::new(&data, rows, usize::MAX, &mean);
+        let set = EvalSet::new(&data, &rows, usize::MAX, &mean);
         if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired)? {
-            let split = part.map_or("all".to_owned(), |part| part.to_string());
-            results.push(EvalResult { split, quality, dead_fraction: dead_fraction(&fired) });
+            let dead = dead_fraction(&fired);
+            results.push(EvalResult {
+                split,
+                quality,
+                dead_on_these_rows: dead,
+                dead_on_training_rows,
+                dead_fraction: dead,
+            });
         }
     }
     if results.is_empty() {
         return Err(Error::Usage("that split has no rows in these data; use --split all".into()));
     }
     Ok(results)
+}
+
+/// Rows to measure on, by name.
+fn sets(
+    request: &Source,
+    data: &Embeddings,
+    splits: &RunSplits,
+    wanted: EvalRows,
+) -> Vec<(String, Vec<u32>)> {
+    let all = || (0..data.n_rows() as u32).collect::<Vec<u32>>();
+    let id = |row: u32| data.group_id(data.group_of(row as usize));
+    match wanted {
+        EvalRows::All => vec![("all".to_owned(), all())],
+        EvalRows::Split(part) => {
+            let mut hashed = 0;
+            let mut rows = all();
+            rows.retain(|&row| {
+                let (of, by_hash) = splits.of_id(id(row));
+                hashed += u64::from(of == part && by_hash);
+                of == part
+            });
+            if let Some(warning) = splits.warning(part, rows.len() as u64, hashed).filter(|_| !request.quiet)
+            {
+                eprintln!("warning: {warning}");
+            }
+            vec![(part.to_string(), rows)]
+        }
+        EvalRows::Each => {
+            let mut sets: Vec<(String, Vec<u32>)> =
+                ["train", "val", "test", NEW].map(|name| (name.to_owned(), vec![])).into();
+            for row in all() {
+                let at = splits.of_run(id(row)).map_or(3, |part| part as usize);
+                sets[at].1.push(row);
+            }
+            if sets[3].1.len() == data.n_rows() {
+                sets.clear();
+            }
+            sets.push(("all".to_owned(), all()));
+            sets
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod table;
 mod tests;
 
 use super::codes;
+use super::labels::UnknownCells;
 use super::{Source, load_model};
 use crate::data::Part;
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub struct OverlapRequest {
     pub labels: PathBuf,
     /// Its column; `None` is the only one.
     pub column: Option<String>,
+    /// Values that mean unknown, as an empty cell does; those that `groups` names are labels all the same.
+    pub unknown: Vec<String>,
     /// Groups: each a label, or several parted by commas. None are all labels of the column, if they are few.
     pub groups: Vec<String>,
     /// Leave out ids in several of the groups; otherwise they count in each.
@@ -85,7 +88,7 @@ pub struct IdCounts {
     pub in_several: u64,
     /// With other labels alone.
     pub other_labels: u64,
-    /// In the table, with an empty cell.
+    /// In the table, with a cell that is empty or unknown.
     pub unlabelled: u64,
     /// Not in the table.
     pub not_in_table: u64,
@@ -134,6 +137,8 @@ pub struct Overlap {
     pub seed: u64,
     /// What became of the ids.
     pub ids: IdCounts,
+    /// Cells that count as unknown though something is in them.
+    pub unknown_cells: Vec<UnknownCells>,
     /// Bad rows that were dropped.
     pub skipped_rows: usize,
     /// The groups: as named, or the largest first.
@@ -157,7 +162,7 @@ pub struct Overlap {
 /// lack (the message has those that are there); what [`codes::walk`] meets.
 pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     check(request)?;
-    let labels = Labels::read(&request.labels, request.column.as_deref())?;
+    let labels = Labels::read(&request.labels, request.column.as_deref(), &unknown(request))?;
     let named = named_groups(request, &labels)?;
     let (params, meta) = load_model(&request.source.model)?;
     let mut gather = Gather::new(&labels, &named, request.exclusive, meta.n_latents);
@@ -193,12 +198,21 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
         permutations: request.permutations,
         seed: request.seed,
         ids: gathered.ids,
+        unknown_cells: labels.unknown_cells.clone(),
         skipped_rows: walked.skipped_rows,
         groups: summaries(&kept, &labels, &totals, &latents),
         shared_by_all: latents.iter().filter(|l| l.class() == "shared").count(),
         pairs,
         latents,
     })
+}
+
+/// The values that mean unknown: a person who names one as a group means the label.
+fn unknown(request: &OverlapRequest) -> Vec<String> {
+    let named = |value: &&String| {
+        request.groups.iter().any(|text| text.trim() == *value || text.split(',').any(|n| n.trim() == *value))
+    };
+    request.unknown.iter().filter(|value| !named(value)).cloned().collect()
 }
 
 fn check(request: &OverlapRequest) -> Result<()> {

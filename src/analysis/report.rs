@@ -11,8 +11,9 @@ use crate::files::{self, Outputs};
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
+use crate::report::table::thousands;
 use crate::train::folder::names;
-use crate::train::outputs::Summary;
+use crate::train::outputs::{LOSS_TITLE, loss_curves, read_summary};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -78,8 +79,11 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
     let (features, gathered) = features_of(&wanted, stop)?;
     let histograms = histograms(&features, &gathered.codes, wanted.pool);
-    let table = wanted.labels.as_ref().map(|(path, _)| LabelTable::read(path)).transpose()?;
-    let shown = shown(&features, table.as_ref(), request.shown);
+    let table = match &wanted.labels {
+        Some((path, options)) => Some((LabelTable::read(path)?, options.unknown.as_slice())),
+        None => None,
+    };
+    let shown = shown(&features, table.as_ref().map(|(table, unknown)| (table, *unknown)), request.shown);
     let page = Page {
         title: run
             .canonicalize()
@@ -106,7 +110,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
         linked: shown.iter().map(|s| s.at as u32).collect(),
         shown,
         by_label: by_label(&features),
-        rows: rows_in_words(&features, &wanted),
+        rows: rows_in_words(&features, &wanted, gathered.hashed_rows),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features,
     };
@@ -138,19 +142,6 @@ fn with_defaults(request: &FeaturesRequest, options: &Options) -> Result<Feature
         wanted.source.skip_bad_rows |= options.skip_bad_rows.unwrap_or(false);
     }
     Ok(wanted)
-}
-
-/// `summary.json`; `None` where the run is not finished.
-fn read_summary(path: &Path) -> Result<Option<Summary>> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, "read")(e)),
-    };
-    serde_json::from_str(&text).map(Some).map_err(|e| Error::Model {
-        path: path.to_owned(),
-        what: format!("is damaged or of another version ({e}); run `sae train --resume` on its folder"),
-    })
 }
 
 /// The curves of `metrics.csv`; none where there is no such file.
@@ -186,11 +177,19 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
             .into()
     };
     let alive = points("dead_fraction").into_iter().map(|(step, dead)| (step, 1.0 - dead)).collect();
+    let part = |name, column| Curve { name, points: points(column) };
+    let loss = loss_curves(
+        part("total", "train_loss"),
+        part("reconstruction", "loss_recon"),
+        part("mean |code|", "loss_l1"),
+        part("AuxK", "loss_aux"),
+    );
     let all = vec![
         plot("FVU: fraction of variance unexplained", &[], splits("fvu")),
         plot("MSE, squared data units", &[], splits("mse")),
         plot("Active latents a row, L0", &[], splits("l0")),
         plot("Share of latents alive", &[0.0, 1.0], vec![Curve { name: "alive", points: alive }]),
+        plot(&format!("{LOSS_TITLE}, before their weights"), &[], loss),
     ];
     Ok(all.into_iter().filter(|plot| !plot.curves.is_empty()).collect())
 }
@@ -214,7 +213,7 @@ fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Vec<Histog
 }
 
 /// The latents of the table: those that tell a label by falling F1, then the others by falling activation.
-fn shown(features: &Features, table: Option<&LabelTable>, count: usize) -> Vec<Shown> {
+fn shown(features: &Features, table: Option<(&LabelTable, &[String])>, count: usize) -> Vec<Shown> {
     let f1 = |f: &Feature| f.best.as_ref().filter(|b| b.q < Q_LIMIT).map_or(-1.0, |b| b.f1);
     let max = |f: &Feature| f.max_activation.unwrap_or(0.0);
     let mut order: Vec<usize> =
@@ -230,12 +229,12 @@ fn shown(features: &Features, table: Option<&LabelTable>, count: usize) -> Vec<S
         let feature = &features.latents[at];
         let column = feature.best.as_ref().map(|b| b.column.as_str()).or(first_column);
         let label = |id: &str| -> Option<IdLabel> {
-            let table = table?;
+            let (table, unknown) = table?;
             let column = table.columns().iter().position(|name| Some(name.as_str()) == column)?;
             let lines = [table.line_of(id), id.rsplit_once(':').and_then(|(id, _)| table.line_of(id))];
-            let values = lines.into_iter().flatten().map(|line| table.values(line, column, &[]));
+            let values = lines.into_iter().flatten().map(|line| table.values(line, column, unknown));
             let values = values.into_iter().find(|values| !values.is_empty())?;
-            let borne = feature.best.as_ref().is_some_and(|best| values.contains(&best.label.as_str()));
+            let borne = feature.best.as_ref().is_some_and(|best| values.iter().any(|v| *v == best.label));
             Some(IdLabel { text: values.join("; "), borne })
         };
         Shown { at, labels_of_ids: feature.top.iter().map(|t| label(&t.id).unwrap_or_default()).collect() }
@@ -256,7 +255,7 @@ fn by_label(features: &Features) -> Vec<(u32, Finding)> {
     best.into_iter().flatten().map(|test| (test.latent, Finding::new(test, &labels.labels))).collect()
 }
 
-fn rows_in_words(features: &Features, wanted: &FeaturesRequest) -> String {
+fn rows_in_words(features: &Features, wanted: &FeaturesRequest, hashed: u64) -> String {
     let split = match wanted.split {
         None => String::new(),
         Some(Part::Train) => "training ".into(),
@@ -265,7 +264,14 @@ fn rows_in_words(features: &Features, wanted: &FeaturesRequest) -> String {
     };
     let what = if wanted.pool { "ids" } else { "rows" };
     let paths: Vec<String> = wanted.source.data.iter().map(|p| p.display().to_string()).collect();
-    format!("{} {split}{what} of {}", crate::report::table::thousands(features.rows), paths.join(", "))
+    let paths = paths.join(", ");
+    let seen = match hashed {
+        0 => String::new(),
+        n => {
+            format!(" ({} rows of them by the hash of their ids: the run has never seen them)", thousands(n))
+        }
+    };
+    format!("{} {split}{what} of {paths}{seen}", thousands(features.rows))
 }
 
 /// Options as the run folder has them.

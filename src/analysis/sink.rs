@@ -1,7 +1,7 @@
 //! Where codes are written: HDF5 or a table.
 
 use crate::backend::{Codes, Inference};
-use crate::data::{brief, library_name};
+use crate::data::{brief, library_name, tsv};
 use crate::error::{Error, Result};
 use crate::model_file::ModelMeta;
 use hdf5::types::VarLenUnicode;
@@ -146,6 +146,7 @@ fn refused(path: &Path) -> impl FnOnce(hdf5::Error) -> Error {
 fn write_lines(file: &mut impl Write, ids: &[String], codes: &Codes) -> std::io::Result<()> {
     for (i, id) in ids.iter().enumerate() {
         let (latents, values) = codes.row(i);
+        let id = tsv::field(id);
         for (latent, value) in latents.iter().zip(values) {
             writeln!(file, "{id}\t{latent}\t{value}")?;
         }

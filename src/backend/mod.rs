@@ -160,7 +160,7 @@ pub struct StepStats {
     pub loss: f64,
     /// Its mean squared error.
     pub mse: f64,
-    /// Mean absolute code over N M; 0 where no weight is on it.
+    /// Mean absolute code over N M, before its weight; known without one too.
     pub l1: f64,
     /// The auxiliary loss before its weight.
     pub aux: f64,

@@ -23,7 +23,8 @@ const LABEL_WIDTH: usize = 76;
 pub struct Args {
     #[command(flatten)]
     source: SourceArgs,
-    /// Table with a line a latent [default: to standard output]
+    /// Table with one line per latent; lists separated by ";", where %3B is a ; inside an id and %25 a % [default: to
+    /// standard output]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Replace files that exist
@@ -48,10 +49,11 @@ pub struct Args {
 /// Arguments that say what the labels of ids are.
 #[derive(Debug, clap::Args)]
 pub struct LabelArgs {
-    /// Labels: a tab-separated table with a header; the id, then label columns; several values of a cell parted by ";"
+    /// Labels: a tab-separated table with a header; the id, then label columns; several values of a cell separated by ";"
+    /// (%3B is a ; that belongs to a value). Fields may be quoted as R and pandas do it
     #[arg(long, value_name = "TSV")]
     labels: Option<PathBuf>,
-    /// Columns to use, parted by "," [default: all but numbers and free text]
+    /// Columns to use, separated by "," [default: all but numbers and free text]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "labels")]
     columns: Option<Vec<String>>,
     /// Rows that a label needs, and as many known to be without it
@@ -60,7 +62,18 @@ pub struct LabelArgs {
     /// Most values of a column that --columns does not name
     #[arg(long, default_value_t = 500, value_name = "N", requires = "labels")]
     max_values: usize,
-    /// Values that mean unknown, as an empty cell does
+    #[command(flatten)]
+    unknown: UnknownArgs,
+    /// Take an id's rows together: a latent's activation is the largest over them (per-residue files).
+    /// Labels of single rows are not used then
+    #[arg(long)]
+    pool: bool,
+}
+
+/// Arguments that say which cells of a table of labels are unknown.
+#[derive(Debug, clap::Args)]
+pub struct UnknownArgs {
+    /// Values that mean unknown, as an empty cell does, separated by ","
     #[arg(
         long,
         value_name = "VALUES",
@@ -69,10 +82,16 @@ pub struct LabelArgs {
         requires = "labels"
     )]
     unknown: Vec<String>,
-    /// Take an id's rows together: a latent's activation is the largest over them (per-residue files).
-    /// Labels of single rows are not used then
-    #[arg(long)]
-    pool: bool,
+    /// Take NA, N/A, NaN and nan as labels; only an empty cell is unknown
+    #[arg(long, requires = "labels", conflicts_with = "unknown")]
+    keep_na: bool,
+}
+
+impl UnknownArgs {
+    /// The values.
+    pub fn resolve(self) -> Vec<String> {
+        if self.keep_na { vec![] } else { self.unknown }
+    }
 }
 
 impl LabelArgs {
@@ -87,7 +106,7 @@ impl LabelArgs {
             columns: self.columns,
             min_rows: self.min_rows.max(1),
             max_values: self.max_values,
-            unknown: self.unknown,
+            unknown: self.unknown.resolve(),
         };
         self.labels.map(|path| (path, options))
     }
@@ -151,6 +170,9 @@ fn write(
 /// Tells on standard error what was left out.
 pub fn warn(found: &Features) {
     let Some(labels) = &found.labels else { return };
+    for unknown in &labels.told.unknown_cells {
+        eprintln!("warning: {}: {}", labels.path, unknown.text());
+    }
     for passed in &labels.told.passed_over {
         eprintln!("warning: {}: the column {} is passed over: {}", labels.path, passed.column, passed.why);
     }

@@ -1,5 +1,6 @@
 //! `sae overlap`.
 
+use super::features::UnknownArgs;
 use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
 use crate::error::Result;
@@ -17,7 +18,8 @@ const LISTED: usize = 5;
 pub struct Args {
     #[command(flatten)]
     source: SourceArgs,
-    /// Table: tab-separated, a header, ids first; several labels of a cell parted by ;, unknown ones empty
+    /// Table: tab-separated, a header, ids first; several labels of a cell separated by ";" (%3B is a ; that belongs to
+    /// a label), unknown ones empty. Fields may be quoted as R and pandas do it
     #[arg(long, value_name = "TSV")]
     labels: PathBuf,
     /// Its column [default: the only one]
@@ -27,6 +29,8 @@ pub struct Args {
     /// of the column, at most 8]
     #[arg(long, value_name = "A,B,...")]
     groups: Vec<String>,
+    #[command(flatten)]
+    unknown: UnknownArgs,
     /// Leave out ids in several of the groups [default: they count in each]
     #[arg(long)]
     exclusive: bool,
@@ -66,6 +70,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         labels: args.labels,
         column: args.column,
         groups: args.groups,
+        unknown: args.unknown.resolve(),
         exclusive: args.exclusive,
         active: Active { threshold: args.threshold, min_activation: args.min_activation },
         permutations: args.permutations as usize,
@@ -74,6 +79,11 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         overwrite: args.overwrite,
     };
     let done = overlap(&request, stop)?;
+    if !global.quiet {
+        for unknown in &done.unknown_cells {
+            eprintln!("warning: {}: {}", request.labels.display(), unknown.text());
+        }
+    }
     if let Some(path) = &args.out {
         files::write_whole(path, done.latent_table().as_bytes())?;
     }

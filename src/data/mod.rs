@@ -23,6 +23,7 @@ mod signature;
 mod split;
 mod stream;
 mod text;
+pub mod tsv;
 
 pub use batches::BatchOrder;
 pub use behind::files_behind;
@@ -31,7 +32,7 @@ pub(crate) use h5::{brief, library_name};
 pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
 pub use kind::Dtype;
-pub use split::{Part, Split, part_of_id};
+pub use split::{Part, Split, part_of_id, read_parts};
 pub use stream::{Blocks, DataFiles};
 
 /// How data files are to be read.

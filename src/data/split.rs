@@ -1,10 +1,11 @@
 //! The split into training, validation and test rows, by id.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use super::Embeddings;
+use super::{Embeddings, tsv};
 use crate::error::{Error, Result};
 
 /// A part of the split.
@@ -85,8 +86,12 @@ impl Split {
         }
     }
 
-    /// A table of `id` and `split`, tab-separated with a header, a line a group in data order.
+    /// A table of `id` and `split`, tab-separated with a header, one line per group in data order.
     pub fn to_tsv(&self, data: &Embeddings) -> String {
+        self.table(data, |id| tsv::field(id))
+    }
+
+    fn table<'a>(&self, data: &'a Embeddings, field: impl Fn(&'a str) -> Cow<'a, str>) -> String {
         let mut parts = vec![None; data.n_groups()];
         for part in [Part::Train, Part::Val, Part::Test] {
             for &row in self.rows(part) {
@@ -96,37 +101,80 @@ impl Split {
         let mut text = String::from("id\tsplit\n");
         for (group, part) in parts.iter().enumerate() {
             if let Some(part) = part {
-                text.push_str(&format!("{}\t{part}\n", data.group_id(group)));
+                text.push_str(&format!("{}\t{part}\n", field(data.group_id(group))));
             }
         }
         text
     }
 
+    /// Whether `table` is [`Split::to_tsv`] of `data`, or what version 0.1.0 wrote: ids without quotes around them.
+    pub fn is_table(&self, table: &str, data: &Embeddings) -> bool {
+        self.table(data, |id| tsv::field(id)) == table || self.table(data, Cow::Borrowed) == table
+    }
+
     /// Reads such a table for `data`; also how many of its groups the table does not name
     /// (their rows are in no part).
     pub fn from_tsv(path: &Path, data: &Embeddings) -> Result<(Self, usize)> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        let mut lines = text.lines().enumerate();
-        if lines.next().is_none_or(|(_, header)| header.trim_end() != "id\tsplit") {
-            let what = "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv";
-            return Err(Error::data(path, "line 1", what));
-        }
-        let mut parts: HashMap<&str, Part> = HashMap::new();
-        for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
-            let wrong = |what: String| Err(Error::data(path, format!("line {}", number + 1), what));
-            let part = match line.split_once('\t') {
-                Some((id, "train")) => (id, Part::Train),
-                Some((id, "val")) => (id, Part::Val),
-                Some((id, "test")) => (id, Part::Test),
-                _ => return wrong("is not an id, a tab, and train, val or test; mend it".into()),
-            };
-            if parts.insert(part.0, part.1).is_some_and(|old| old != part.1) {
-                return wrong(format!("puts \"{}\" into a second part; mend it", part.0));
-            }
-        }
+        let parts = read_parts(path)?;
         let of_group: Vec<Option<Part>> =
             (0..data.n_groups()).map(|group| parts.get(data.group_id(group)).copied()).collect();
         let missing = of_group.iter().filter(|part| part.is_none()).count();
         Ok((Self::from_parts(data, |group| of_group[group]), missing))
     }
+}
+
+/// The part of each id in a table that [`Split::to_tsv`] wrote.
+///
+/// # Errors
+/// A file that cannot be read or is no such table.
+pub fn read_parts(path: &Path) -> Result<HashMap<String, Part>> {
+    let text = tsv::read_text(path)?;
+    // Version 0.1.0 wrote ids with quotes in them as they are.
+    quoted_parts(path, &text).or_else(|error| plain_parts(&text).ok_or(error))
+}
+
+/// The parts in a table without quoted fields; `None` if it is no such table.
+fn plain_parts(text: &str) -> Option<HashMap<String, Part>> {
+    let mut parts = HashMap::new();
+    for line in text.strip_prefix("id\tsplit\n")?.lines() {
+        let (id, part) = line.split_once('\t')?;
+        let part = part_of_name(part)?;
+        if parts.insert(id.to_owned(), part).is_some_and(|old| old != part) {
+            return None;
+        }
+    }
+    Some(parts)
+}
+
+fn part_of_name(name: &str) -> Option<Part> {
+    [Part::Train, Part::Val, Part::Test].into_iter().find(|part| part.to_string() == name)
+}
+
+fn quoted_parts(path: &Path, text: &str) -> Result<HashMap<String, Part>> {
+    let wrong = |line: usize, what: String| Error::data(path, format!("line {line}"), what);
+    let no_header = || {
+        let what = "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv";
+        wrong(1, what.into())
+    };
+    let mut parts: HashMap<String, Part> = HashMap::new();
+    let mut header = false;
+    tsv::records(path, text, |line, record| {
+        if !header {
+            header = record == vec!["id", "split"];
+            return if header { Ok(()) } else { Err(no_header()) };
+        }
+        let fields: Vec<&str> = record.iter().collect();
+        let (id, part) = match fields.as_slice() {
+            [id, part] => (*id, part_of_name(part)),
+            _ => ("", None),
+        };
+        let Some(part) = part else {
+            return Err(wrong(line, "is not an id, a tab, and train, val or test; fix it".into()));
+        };
+        match parts.insert(id.to_owned(), part) {
+            Some(old) if old != part => Err(wrong(line, format!("puts \"{id}\" into a second part; fix it"))),
+            _ => Ok(()),
+        }
+    })?;
+    if header { Ok(parts) } else { Err(no_header()) }
 }

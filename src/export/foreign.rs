@@ -82,7 +82,7 @@ impl Foreign {
 }
 
 /// Metadata of an imported model that nothing of ours is known about. Its `train_mean` is empty: evaluation takes
-/// the mean of the training rows that it is given.
+/// the mean of the rows that it is given.
 ///
 /// # Errors
 /// A k that does not fit, or rows of one value that are to be normalised.

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
 use crate::model::{Params, TrainState};
-use crate::train::metrics::MetricRow;
+use crate::train::metrics::{MetricRow, PartSums};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -31,6 +31,9 @@ pub struct Progress {
     pub metrics: Vec<MetricRow>,
     /// Sum of the training loss since the last evaluation, and its steps.
     pub loss: (f64, u64),
+    /// Sums of its parts over these steps; nothing in checkpoints of version 0.1.0.
+    #[serde(default)]
+    pub parts: PartSums,
     /// Seconds spent in steps since the last evaluation, and since the start.
     pub seconds: (f64, f64),
     /// Step and validation FVU of the best evaluation.
@@ -52,6 +55,7 @@ impl Progress {
             data,
             metrics: vec![],
             loss: (0.0, 0),
+            parts: PartSums::default(),
             seconds: (0.0, 0.0),
             best: None,
             waited: 0,
@@ -224,6 +228,22 @@ mod tests {
         let like = TrainState::start(Params::zeros(5, 7, false), true);
         assert_eq!(load(&path, &like).unwrap(), (state, progress));
         assert_eq!(list(folder.path()).unwrap(), [(3, path)]);
+    }
+
+    #[test]
+    fn a_checkpoint_of_version_0_1_0_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, progress) = example();
+        let tensors = tensors(&state);
+        let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
+        let mut header = serde_json::to_value(Header { progress: progress.clone(), crc }).unwrap();
+        // What that version did not know.
+        assert!(header["progress"].as_object_mut().unwrap().remove("parts").is_some());
+        let header = header.to_string();
+        let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
+        files::write_safetensors(&path, &tensors, KEY, value).unwrap();
+        assert_eq!(load(&path, &state).unwrap(), (state, progress));
     }
 
     #[test]

@@ -21,9 +21,15 @@ pub mod names {
     /// Final figures; written last, so its presence says that the run is done.
     pub const SUMMARY: &str = "summary.json";
     /// Curve of the squared error.
-    pub const MSE_PNG: &str = "relaxed_topk_sae_mse.png";
+    pub const MSE_PNG: &str = "mse.png";
     /// Curve of the absolute error.
-    pub const MAE_PNG: &str = "relaxed_topk_sae_mae.png";
+    pub const MAE_PNG: &str = "mae.png";
+    /// Curve of the squared error in a run of a relaxed preset.
+    pub const RELAXED_MSE_PNG: &str = "relaxed_topk_sae_mse.png";
+    /// Curve of the absolute error in a run of a relaxed preset.
+    pub const RELAXED_MAE_PNG: &str = "relaxed_topk_sae_mae.png";
+    /// Curves of the parts of the training loss, where it has several.
+    pub const LOSS_PARTS_PNG: &str = "loss_parts.png";
     /// Curve of the share of latents alive.
     pub const ALIVE_PNG: &str = "latents_alive.png";
     /// The page that `sae report` makes.
@@ -35,7 +41,7 @@ pub mod names {
 }
 
 /// What may lie in a run folder itself.
-const ALL: [&str; 11] = [
+const ALL: [&str; 14] = [
     lock::NAME,
     names::CONFIG,
     names::SPLITS,
@@ -44,6 +50,9 @@ const ALL: [&str; 11] = [
     names::SUMMARY,
     names::MSE_PNG,
     names::MAE_PNG,
+    names::RELAXED_MSE_PNG,
+    names::RELAXED_MAE_PNG,
+    names::LOSS_PARTS_PNG,
     names::ALIVE_PNG,
     names::REPORT,
     names::CHECKPOINTS,

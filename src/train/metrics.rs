@@ -3,7 +3,7 @@
 //! With `mean` the mean row of the training split:
 //! FVU = sum (y - x)^2 / sum (x - mean)^2, over the rows and values of the split in question.
 
-use crate::backend::{Backend, EvalSums, Weights};
+use crate::backend::{Backend, EvalSums, StepStats, Weights};
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,71 @@ pub fn dead_fraction(fired: &[u64]) -> f64 {
     fired.iter().filter(|&&n| n == 0).count() as f64 / fired.len() as f64
 }
 
+/// What the training loss is made of, and the gradient: means over the steps since the last line, before their weights.
+/// `None` for a part that the loss does not have, and in lines that version 0.1.0 wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossParts {
+    /// Mean squared error over N D values, squared data units.
+    pub recon: Option<f64>,
+    /// Mean absolute code over N M values, units of the model's input.
+    pub l1: Option<f64>,
+    /// Mean squared error that dead latents leave of what the others left, squared data units.
+    pub aux: Option<f64>,
+    /// Global norm of the gradient before it is clipped.
+    pub grad_norm: Option<f64>,
+}
+
+/// Which parts a loss has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HasParts {
+    /// There is a weight on the mean absolute code.
+    pub l1: bool,
+    /// There is an auxiliary loss.
+    pub aux: bool,
+    /// Gradients are clipped, for which their norm is needed.
+    pub grad_norm: bool,
+}
+
+/// Sums of [`LossParts`] over steps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct PartSums {
+    steps: u64,
+    recon: f64,
+    l1: f64,
+    aux: f64,
+    /// Sum of the norms that are finite, and their number.
+    grad_norm: (f64, u64),
+}
+
+impl PartSums {
+    /// Adds a step.
+    pub fn add(&mut self, stats: &StepStats) {
+        self.steps += 1;
+        self.recon += stats.mse;
+        self.l1 += stats.l1;
+        self.aux += stats.aux;
+        if stats.grad_norm.is_finite() {
+            self.grad_norm = (self.grad_norm.0 + stats.grad_norm, self.grad_norm.1 + 1);
+        }
+    }
+
+    /// Means over `steps` steps; none where it is not they that were added: a run that goes on from a checkpoint of
+    /// version 0.1.0 has not seen the parts of the steps before.
+    pub fn means(&self, steps: u64, has: HasParts) -> LossParts {
+        if self.steps != steps || steps == 0 {
+            return LossParts::default();
+        }
+        let mean = |sum: f64, has: bool| has.then_some(sum / steps as f64).filter(|v| v.is_finite());
+        let (norms, count) = self.grad_norm;
+        LossParts {
+            recon: mean(self.recon, true),
+            l1: mean(self.l1, has.l1),
+            aux: mean(self.aux, has.aux),
+            grad_norm: (has.grad_norm && count > 0).then_some(norms / count as f64),
+        }
+    }
+}
+
 /// One evaluation on the way: a line of `metrics.csv`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricRow {
@@ -126,6 +191,9 @@ pub struct MetricRow {
     pub rows_per_second: f64,
     /// Mean training loss since the last line (before each update, with the mix of that step).
     pub train_loss: Option<f64>,
+    /// Its parts.
+    #[serde(default)]
+    pub parts: LossParts,
     /// Training split.
     pub train: Option<Quality>,
     /// Validation split.
@@ -136,7 +204,7 @@ pub struct MetricRow {
     pub dead_fraction: f64,
 }
 
-const HEADER: [&str; 23] = [
+const HEADER: [&str; 27] = [
     "step",
     "epoch",
     "tau",
@@ -144,6 +212,10 @@ const HEADER: [&str; 23] = [
     "lr",
     "rows_per_second",
     "train_loss",
+    "loss_recon",
+    "loss_l1",
+    "loss_aux",
+    "grad_norm",
     "train_mse",
     "train_mae",
     "train_fvu",
@@ -175,7 +247,8 @@ pub fn to_csv(rows: &[MetricRow]) -> Result<Vec<u8>> {
         let mut fields = vec![row.step.to_string()];
         let numbers = [row.epoch, row.tau, row.alpha, row.lr, row.rows_per_second];
         fields.extend(numbers.map(|v| v.to_string()));
-        fields.push(text(row.train_loss));
+        let LossParts { recon, l1, aux, grad_norm } = row.parts;
+        fields.extend([row.train_loss, recon, l1, aux, grad_norm].map(text));
         for q in [&row.train, &row.val, &row.test] {
             let get = |f: fn(&Quality) -> f64| text(q.as_ref().map(f));
             fields.extend([get(|q| q.mse), get(|q| q.mae), get(|q| q.fvu), get(|q| q.l0), get(|q| q.cosine)]);
@@ -217,6 +290,7 @@ mod tests {
             lr: 1e-3,
             rows_per_second: 100.0,
             train_loss: None,
+            parts: LossParts { l1: Some(0.125), ..LossParts::default() },
             train: Some(quality),
             val: None,
             test: Some(quality),
@@ -226,6 +300,29 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|line| line.split(',').count() == HEADER.len()), "{text}");
-        assert!(lines[1].ends_with(",0.25"));
+        assert!(lines[1].contains(",100,,,0.125,,,1,2,") && lines[1].ends_with(",0.25"), "{text}");
+    }
+
+    #[test]
+    fn parts_are_means_over_the_steps_of_a_line_and_empty_where_there_are_none() {
+        let step = |mse, grad_norm| StepStats { loss: 9.0, mse, l1: 2.0 * mse, aux: 3.0 * mse, grad_norm };
+        let mut sums = PartSums::default();
+        sums.add(&step(1.0, 5.0));
+        sums.add(&step(2.0, f64::INFINITY));
+        let all = HasParts { l1: true, aux: true, grad_norm: true };
+        let want = LossParts { recon: Some(1.5), l1: Some(3.0), aux: Some(4.5), grad_norm: Some(5.0) };
+        assert_eq!(sums.means(2, all), want);
+        let none = HasParts { l1: false, aux: false, grad_norm: false };
+        assert_eq!(sums.means(2, none), LossParts { recon: Some(1.5), ..LossParts::default() });
+        assert_eq!(sums.means(3, all), LossParts::default(), "a step before was not added");
+        assert_eq!(PartSums::default().means(0, all), LossParts::default());
+    }
+
+    #[test]
+    fn a_line_of_version_0_1_0_is_read() {
+        let old = r#"{"step":10,"epoch":0.5,"tau":1.0,"alpha":0.0,"lr":0.001,"rows_per_second":100.0,"train_loss":0.5,
+            "train":null,"val":null,"test":null,"dead_fraction":0.25}"#;
+        let row: MetricRow = serde_json::from_str(old).unwrap();
+        assert_eq!((row.train_loss, row.parts), (Some(0.5), LossParts::default()));
     }
 }

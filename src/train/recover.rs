@@ -28,7 +28,7 @@ pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Resul
     }
     let path = folder.path(names::SPLITS);
     let splits = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-    if splits != loaded.split.to_tsv(&loaded.data) {
+    if !loaded.split.is_table(&splits, &loaded.data) {
         return Err(Error::Usage(format!(
             "{} is not the split that data and seed give: one of them was changed since the run was started; put it back to resume",
             path.display()

@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, Progress};
 use super::folder::{RunFolder, names};
-use super::metrics::{self, EvalSet, MetricRow, dead_fraction, mean_row};
+use super::metrics::{self, EvalSet, HasParts, MetricRow, PartSums, dead_fraction, mean_row};
 use super::outputs::{self, Summary};
 use super::queue::Queue;
 use super::recover;
@@ -143,6 +143,7 @@ impl Trainer {
             let p = &mut self.progress;
             p.step += 1;
             p.loss = (p.loss.0 + stats.loss, p.loss.1 + 1);
+            p.parts.add(stats);
         }
         let p = &mut self.progress;
         p.seconds = (p.seconds.0 + seconds, p.seconds.1 + seconds);
@@ -182,12 +183,14 @@ impl Trainer {
             lr: plan.lr,
             rows_per_second: if p.seconds.0 > 0.0 { rows / p.seconds.0 } else { 0.0 },
             train_loss: (p.loss.1 > 0).then(|| p.loss.0 / p.loss.1 as f64),
+            parts: p.parts.means(p.loss.1, parts_of(&self.config)),
             train,
             val,
             test,
             dead_fraction: dead_fraction(&fired),
         });
         p.loss = (0.0, 0);
+        p.parts = PartSums::default();
         p.seconds.0 = 0.0;
         let mut improved = false;
         // Before the warm-up ends the model is not yet the one that is trained for.
@@ -274,4 +277,10 @@ impl Trainer {
         outputs::write_summary(&self.folder, &summary)?;
         Ok(summary)
     }
+}
+
+/// Which parts the loss of a run has.
+fn parts_of(config: &Config) -> HasParts {
+    let spec = &config.spec;
+    HasParts { l1: config.l1 > 0.0, aux: spec.aux_k > 0, grad_norm: spec.clip_norm.is_some() }
 }

@@ -307,6 +307,9 @@ impl Check {
 
     fn stats(&self, got: &StepStats, want: &StepStats, clipped: bool) {
         self.number("step loss", got.loss, want.loss);
+        self.number("step mse", got.mse, want.mse);
+        self.number("step l1", got.l1, want.l1);
+        self.number("step aux", got.aux, want.aux);
         if clipped {
             self.number("gradient norm", got.grad_norm, want.grad_norm);
         }

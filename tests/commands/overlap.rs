@@ -119,7 +119,7 @@ fn overlap_tells_what_is_wrong_with_the_labels() {
     assert!(status == 1 && text.contains("labels.tsv: line 292: has 1 fields"), "{text}");
     std::fs::write(place.path("labels.tsv"), "id\tnote\tkind\nother\t\tA\nmore\t\tB\n").unwrap();
     let (status, text) = fails(&[]);
-    assert!(status == 1 && text.contains("\"more\"") && text.contains("\"id0000\""), "{text}");
+    assert!(status == 1 && text.contains("\"other\"") && text.contains("\"id0000\""), "{text}");
 }
 
 #[test]

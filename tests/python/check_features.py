@@ -9,6 +9,7 @@ p with scipy.stats.fisher_exact, q with scipy.stats.false_discovery_control, nei
 import csv
 import os
 import sys
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -28,7 +29,7 @@ UNKNOWN = {"", "NA", "N/A", "NaN", "nan"}
 
 def table(path):
     with open(path, encoding="utf-8") as f:
-        return list(csv.DictReader(f, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(f, delimiter="\t"))
 
 
 def close(what, got, want, tolerance):
@@ -51,7 +52,7 @@ def check_features(lines, ids, codes, w_dec):
             alive += 1
             close((j, "mean"), float(line["mean_activation"]), active.astype(np.float64).mean(), 1e-12)
             assert np.float32(line["max_activation"]) == active.max(), j
-            top, values = line["top_ids"].split(";"), np.float32(line["top_activations"].split(";"))
+            top, values = [unquote(i) for i in line["top_ids"].split(";")], np.float32(line["top_activations"].split(";"))
             want = np.sort(active)[::-1][: len(top)]
             assert len(top) == min(10, len(active)) and (values == want).all(), j
             assert all(column[ids.index(i)] == v for i, v in zip(top, values)), j

@@ -22,10 +22,10 @@ with h5py.File(codes) as f:
 x.eliminate_zeros()
 fires = (x > 0).astype(np.float64)
 got = json.load(open(overlap))
-table = list(csv.DictReader(open(latents), delimiter="\t", quoting=csv.QUOTE_NONE))
+table = list(csv.DictReader(open(latents), delimiter="\t"))
 cells = {row["id"]: row[got["column"]]
-         for row in csv.DictReader(open(labels), delimiter="\t", quoting=csv.QUOTE_NONE)}
-own = [{v.strip() for v in cells.get(i, "").split(";")} - {""} for i in ids]
+         for row in csv.DictReader(open(labels), delimiter="\t")}
+own = [{v.strip() for v in cells.get(i, "").split(";")} - {"", "NA", "N/A", "NaN", "nan"} for i in ids]
 
 names = [g["name"] for g in got["groups"]]
 member = np.array([[name in labels for labels in own] for name in names])

@@ -129,6 +129,8 @@ pub struct Gathered {
     pub codes: ByLatent,
     /// Bad rows that were dropped.
     pub skipped_rows: usize,
+    /// Rows that are in the split by the hash of their ids alone.
+    pub hashed_rows: u64,
 }
 
 /// Encodes the rows of a split (`None` is all rows) into memory. With `pool` an id's rows become one, in which a latent
@@ -158,7 +160,8 @@ pub fn gather(source: &Source, split: Option<Part>, pool: bool, stop: &AtomicBoo
         (names, all) = pooled(&names, &all);
     }
     let codes = ByLatent::new(&all, meta.n_latents);
-    Ok(Gathered { params, meta, names, codes, skipped_rows: walked.skipped_rows })
+    let (skipped_rows, hashed_rows) = (walked.skipped_rows, walked.hashed_rows);
+    Ok(Gathered { params, meta, names, codes, skipped_rows, hashed_rows })
 }
 
 /// One row a group: the largest activation of each latent.

@@ -6,8 +6,8 @@ pub mod neighbours;
 pub mod tables;
 
 use super::Source;
-use super::labels::LabelTable;
 use super::labels::choose::{Label, LabelOptions, Labelled, Told};
+use super::labels::{LabelTable, UnknownCells};
 use crate::data::Part;
 use crate::error::{Error, Result};
 use associate::{Association, associate};
@@ -267,8 +267,9 @@ fn with_labels(
 }
 
 fn no_labels(path: &Path, told: &Told) -> Error {
-    let columns = told.passed_over.iter().map(|p| format!("{}: {}", p.column, p.why));
-    let what = format!("gives no label that can be tested ({})", columns.collect::<Vec<_>>().join(". "));
+    let mut why: Vec<String> = told.passed_over.iter().map(|p| format!("{}: {}", p.column, p.why)).collect();
+    why.extend(told.unknown_cells.iter().map(UnknownCells::text));
+    let what = format!("gives no label that can be tested ({})", why.join(". "));
     Error::data(path, "", what)
 }
 

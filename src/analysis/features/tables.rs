@@ -3,7 +3,7 @@
 use super::associate::Association;
 use super::{Feature, Features, Finding};
 use crate::analysis::labels::choose::Label;
-use std::fmt::Display;
+use crate::data::tsv;
 use std::io::{self, Write};
 
 const FEATURE: &str = "latent\tactive_rows\tfiring_rate\tmean_activation\tmax_activation\ttop_ids\ttop_activations\t\
@@ -11,7 +11,7 @@ const FEATURE: &str = "latent\tactive_rows\tfiring_rate\tmean_activation\tmax_ac
 const FINDING: &str = "column\tlabel\tthreshold\tchosen_f1\tprecision\trecall\tf1\tauroc\ttrue_positives\t\
                        false_positives\tfalse_negatives\ttrue_negatives\tp\tq";
 
-/// A line a latent, by number. Several ids or latents in a field are parted by `;`, the first the strongest. With
+/// One line per latent, by number. Several ids or latents in a field are separated by `;` ([`tsv::list`]), the strongest first. With
 /// labels, columns for the best label follow; they are empty for a latent without a test.
 ///
 /// # Errors
@@ -51,10 +51,10 @@ fn feature_line(f: &Feature) -> String {
         f.firing_rate.to_string(),
         number(f.mean_activation),
         f.max_activation.map_or(String::new(), |v| v.to_string()),
-        joined(f.top.iter().map(|t| &t.id)),
-        joined(f.top.iter().map(|t| t.activation)),
-        joined(f.neighbours.iter().map(|n| n.latent)),
-        joined(f.neighbours.iter().map(|n| n.cosine)),
+        tsv::field(&tsv::list(f.top.iter().map(|t| &t.id))).into_owned(),
+        tsv::list(f.top.iter().map(|t| t.activation)),
+        tsv::list(f.neighbours.iter().map(|n| n.latent)),
+        tsv::list(f.neighbours.iter().map(|n| n.cosine)),
     ]
     .join("\t")
 }
@@ -62,8 +62,8 @@ fn feature_line(f: &Feature) -> String {
 fn finding_line(f: &Finding) -> String {
     format!(
         "{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\t{:e}\t{:e}",
-        f.column,
-        f.label,
+        tsv::field(&f.column),
+        tsv::field(&f.label),
         f.threshold,
         f.chosen_f1,
         f.precision,
@@ -77,8 +77,4 @@ fn finding_line(f: &Finding) -> String {
         f.p,
         f.q
     )
-}
-
-fn joined<T: Display>(parts: impl Iterator<Item = T>) -> String {
-    parts.map(|part| part.to_string()).collect::<Vec<_>>().join(";")
 }

@@ -1,9 +1,10 @@
 //! Which columns and values are labels, and which rows bear them.
 
-use super::LabelTable;
+use super::{LabelTable, UnknownCells};
 use crate::analysis::features::gather::Names;
 use crate::error::{Error, Result};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Seed of the hash that puts an id into one half or the other; another than any split's, which are small numbers.
@@ -59,6 +60,8 @@ pub struct Told {
     pub unknown_ids: u64,
     /// The first of these.
     pub first_unknown_id: Option<String>,
+    /// Cells of the columns asked for that count as unknown though something is in them.
+    pub unknown_cells: Vec<UnknownCells>,
     /// Columns without labels.
     pub passed_over: Vec<PassedOver>,
     /// Values of the columns used that too few rows bear, or nearly all.
@@ -113,6 +116,8 @@ impl Labelled {
             let halves: Vec<bool> = names.group_ids.iter().map(|id| in_second_half(id)).collect();
             names.group_of.iter().map(|&group| halves[group as usize]).collect()
         };
+        let mut told = lines.told;
+        told.unknown_cells = table.unknown_cells(&wanted, &options.unknown);
         let mut weights = vec![[0u64; 2]; lines.pairs.len()];
         for (&pair, &second) in lines.of_row.iter().zip(&second) {
             weights[pair as usize][usize::from(second)] += 1;
@@ -121,11 +126,11 @@ impl Labelled {
             profiles: vec![Profile::default(); lines.pairs.len()],
             profile_of: lines.of_row,
             second,
-            told: lines.told,
+            told,
             ..Self::default()
         };
         for column in wanted {
-            let cells: Vec<Vec<&str>> =
+            let cells: Vec<Vec<Cow<str>>> =
                 lines.pairs.iter().map(|pair| pair.values(table, column, &options.unknown)).collect();
             out.add_column(&table.columns()[column], &cells, &weights, options);
         }
@@ -133,7 +138,13 @@ impl Labelled {
     }
 
     /// Adds the labels of a column, whose values and rows are those of each profile.
-    fn add_column(&mut self, name: &str, cells: &[Vec<&str>], weights: &[[u64; 2]], options: &LabelOptions) {
+    fn add_column(
+        &mut self,
+        name: &str,
+        cells: &[Vec<Cow<str>>],
+        weights: &[[u64; 2]],
+        options: &LabelOptions,
+    ) {
         let mut counts: HashMap<&str, [u64; 2]> = HashMap::new();
         let mut known = [0u64; 2];
         for (values, weight) in cells.iter().zip(weights).filter(|(values, _)| !values.is_empty()) {
@@ -160,7 +171,7 @@ impl Labelled {
             labels.iter().enumerate().map(|(i, (value, _))| (*value, first + i as u32)).collect();
         for (profile, values) in self.profiles.iter_mut().zip(cells).filter(|(_, v)| !v.is_empty()) {
             profile.columns.push(column as u32);
-            profile.labels.extend(values.iter().filter_map(|value| number.get(value)));
+            profile.labels.extend(values.iter().filter_map(|value| number.get(value.as_ref())));
         }
         self.columns.push(name.to_owned());
         self.known.push(known);
@@ -227,7 +238,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn values<'a>(&self, table: &'a LabelTable, column: usize, unknown: &[String]) -> Vec<&'a str> {
+    fn values<'a>(&self, table: &'a LabelTable, column: usize, unknown: &[String]) -> Vec<Cow<'a, str>> {
         [self.own, self.group]
             .into_iter()
             .flatten()
@@ -271,12 +282,7 @@ impl Lines {
             }));
         }
         if told.labelled_rows == 0 {
-            let what = format!(
-                "names none of the ids in the data; its first is \"{}\", theirs \"{}\"; write the same ids",
-                table.id(0),
-                names.row_id(0)
-            );
-            return Err(Error::data(table.path(), "", what));
+            return Err(table.no_common_id(names.row_id(0)));
         }
         told.ids_without_labels = labelled.iter().filter(|&&l| !l).count() as u64;
         told.unknown_ids = used.iter().filter(|&&u| !u).count() as u64;

@@ -25,8 +25,9 @@ pub fn named_groups(request: &OverlapRequest, labels: &Labels) -> Result<Vec<usi
     if request.groups.is_empty() {
         let n = labels.names.len();
         if !(2..=MOST_UNNAMED).contains(&n) {
+            let unknown = labels.unknown_cells.first().map_or(String::new(), |u| format!(" ({})", u.text()));
             return Err(Error::Usage(format!(
-                "{}: column \"{column}\" has {n} labels; name two or more with --groups A,B: {}",
+                "{}: column \"{column}\" has {n} labels; name two or more with --groups A,B: {}{unknown}",
                 request.labels.display(),
                 listed()
             )));
@@ -75,15 +76,7 @@ pub fn kept_groups(
     named: Vec<usize>,
 ) -> Result<Vec<(usize, u64)>> {
     if gathered.ids.in_groups + gathered.ids.other_labels + gathered.ids.unlabelled == 0 {
-        return Err(Error::data(
-            &request.labels,
-            "",
-            format!(
-                "has none of the ids of the data: it has {}, the data {}; give the table of these data",
-                labels.example_id().map_or("none".to_owned(), |id| format!("\"{id}\"")),
-                gathered.example_id.as_deref().map_or("none".to_owned(), |id| format!("\"{id}\"")),
-            ),
-        ));
+        return Err(labels.no_common_id(gathered.example_id.as_deref().unwrap_or("")));
     }
     let size = |bit: u64| gathered.masks.iter().filter(|mask| **mask & bit != 0).count();
     let bits = named.iter().enumerate().map(|(i, label)| (*label, 1u64 << i));

@@ -1,7 +1,8 @@
 //! The labels of one column, by id.
 
-use crate::analysis::labels::LabelTable;
+use crate::analysis::labels::{LabelTable, UnknownCells};
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -12,33 +13,38 @@ pub struct Labels {
     pub column: String,
     /// The labels, by first appearance.
     pub names: Vec<String>,
+    /// Cells that count as unknown though something is in them.
+    pub unknown_cells: Vec<UnknownCells>,
+    table: LabelTable,
     of_id: HashMap<String, Vec<u32>>,
 }
 
 impl Labels {
-    /// Reads a column; `None` is the only one of a table that has one.
+    /// Reads a column; `None` is the only one of a table that has one. The values `unknown` are no labels.
     ///
     /// # Errors
     /// As [`LabelTable::read`]; no such column, or several and none named (the message has their names).
-    pub fn read(path: &Path, column: Option<&str>) -> Result<Self> {
-        Self::of_table(&LabelTable::read(path)?, column)
+    pub fn read(path: &Path, column: Option<&str>, unknown: &[String]) -> Result<Self> {
+        Self::of_table(LabelTable::read(path)?, column, unknown)
     }
 
-    fn of_table(table: &LabelTable, column: Option<&str>) -> Result<Self> {
-        let at = find_column(table, column)?;
-        let mut labels = Self { column: table.columns()[at].clone(), names: vec![], of_id: HashMap::new() };
-        let mut numbers: HashMap<&str, u32> = HashMap::new();
+    fn of_table(table: LabelTable, column: Option<&str>, unknown: &[String]) -> Result<Self> {
+        let at = find_column(&table, column)?;
+        let (mut names, mut of_id) = (vec![], HashMap::new());
+        let mut numbers: HashMap<Cow<'_, str>, u32> = HashMap::new();
         for line in 0..table.n_lines() {
-            let number = |name| {
-                *numbers.entry(name).or_insert_with(|| {
-                    labels.names.push(name.to_owned());
-                    labels.names.len() as u32 - 1
-                })
-            };
-            let own: Vec<u32> = table.values(line, at, &[]).into_iter().map(number).collect();
-            labels.of_id.insert(table.id(line).to_owned(), own);
+            let mut own: Vec<u32> = vec![];
+            for name in table.values(line, at, unknown) {
+                own.push(*numbers.entry(name).or_insert_with_key(|name| {
+                    names.push(name.clone().into_owned());
+                    names.len() as u32 - 1
+                }));
+            }
+            of_id.insert(table.id(line).to_owned(), own);
         }
-        Ok(labels)
+        drop(numbers);
+        let (column, unknown_cells) = (table.columns()[at].clone(), table.unknown_cells(&[at], unknown));
+        Ok(Self { column, names, unknown_cells, table, of_id })
     }
 
     /// Labels of an id, as places in `names`: `None` where the table lacks it, none where its cell is empty.
@@ -46,9 +52,9 @@ impl Labels {
         self.of_id.get(id).map(Vec::as_slice)
     }
 
-    /// An id of the table, to show what they look like: the first in the order of letters.
-    pub fn example_id(&self) -> Option<&str> {
-        self.of_id.keys().map(String::as_str).min()
+    /// As [`LabelTable::no_common_id`].
+    pub fn no_common_id(&self, theirs: &str) -> Error {
+        self.table.no_common_id(theirs)
     }
 }
 
@@ -76,7 +82,7 @@ mod tests {
     fn labels(text: &str, column: Option<&str>) -> Result<Labels> {
         let file = tempfile::Builder::new().suffix("labels.tsv").tempfile().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Labels::read(file.path(), column)
+        Labels::read(file.path(), column, &["NA".to_owned()])
     }
 
     #[test]
@@ -87,7 +93,8 @@ mod tests {
         assert_eq!(read.of("a"), Some(&[0][..]));
         assert_eq!(read.of("b"), Some(&[1, 0][..]));
         assert_eq!(read.of("c"), Some(&[][..]));
-        assert_eq!((read.of("d"), read.example_id()), (None, Some("a")));
+        assert_eq!(read.of("d"), None);
+        assert!(read.no_common_id("q").to_string().contains("its first is \"a\", theirs \"q\""));
         assert_eq!(labels("id\tkind\na\tx\n", None).unwrap().column, "kind");
     }
 

@@ -1,6 +1,7 @@
 //! The per-latent table.
 
 use super::{Latent, Overlap};
+use crate::data::tsv;
 use std::fmt::Write;
 
 impl Overlap {
@@ -20,16 +21,22 @@ impl Overlap {
     }
 
     /// A tab-separated table with a line a latent: `latent`, `class` (`specific`, `shared`, `some`, `none`),
-    /// `active_in` (groups parted by `;`), and for each group `share_<group>` and `mean_<group>`.
+    /// `active_in` (groups as [`tsv::list`] writes them), and for each group `share_<group>` and `mean_<group>`.
     pub fn latent_table(&self) -> String {
         let mut text = "latent\tclass\tactive_in".to_owned();
         for group in &self.groups {
             // Writing to a string cannot fail.
-            let _ = write!(text, "\tshare_{0}\tmean_{0}", group.name);
+            let [share, mean] = ["share", "mean"].map(|figure| format!("{figure}_{}", group.name));
+            let _ = write!(text, "\t{}\t{}", tsv::field(&share), tsv::field(&mean));
         }
         text.push('\n');
         for (j, latent) in self.latents.iter().enumerate() {
-            let _ = write!(text, "{j}\t{}\t{}", latent.class(), self.active_in(latent).join(";"));
+            let _ = write!(
+                text,
+                "{j}\t{}\t{}",
+                latent.class(),
+                tsv::field(&tsv::list(self.active_in(latent).iter()))
+            );
             for (share, mean) in latent.shares.iter().zip(&latent.means) {
                 let _ = write!(text, "\t{share}\t{mean}");
             }

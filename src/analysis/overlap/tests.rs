@@ -8,7 +8,7 @@ static NEVER: AtomicBool = AtomicBool::new(false);
 fn labels(text: &str) -> Labels {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
-    Labels::read(file.path(), None).unwrap()
+    Labels::read(file.path(), None, &[]).unwrap()
 }
 
 /// Rows as (id, latents with values), of 4 latents.

@@ -52,6 +52,9 @@ pub(super) fn labels(page: &Page) -> String {
         thousands(labels.n_found as u64),
         thousands(labels.n_latents_found as u64)
     );
+    for unknown in &labels.told.unknown_cells {
+        let _ = writeln!(text, "<p class=\"note\">{}</p>", escape(&unknown.text()));
+    }
     if !labels.told.passed_over.is_empty() {
         let items: String = labels
             .told

@@ -2,7 +2,7 @@ use super::*;
 use std::path::Path;
 
 fn table(text: &str) -> LabelTable {
-    LabelTable::parse(Path::new("labels.tsv"), text.to_owned()).unwrap()
+    LabelTable::parse(Path::new("labels.tsv"), text).unwrap()
 }
 
 fn options(min_rows: u64) -> LabelOptions {

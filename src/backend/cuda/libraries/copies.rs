@@ -222,10 +222,11 @@ pub(super) fn choose<F: Functions>(need: Need, places: &[Place], by_name: bool) 
         });
         tried.map_err(|why| skipped.push(format!("{from}: {}", one_line(&why)))).ok()
     };
-    if by_name && let Some(handle) = by_loader(library) {
-        if let Some(copy) = take("the system loader".into(), Ok(vec![handle])) {
-            return Ok(copy);
-        }
+    if by_name
+        && let Some(handle) = by_loader(library)
+        && let Some(copy) = take("the system loader".into(), Ok(vec![handle]))
+    {
+        return Ok(copy);
     }
     for file in places.iter().flat_map(|place| places::files_in(&place.folder, library.file())) {
         if let Some(copy) = take(file.display().to_string(), by_path(library, &file)) {
