@@ -124,6 +124,25 @@ mod tests {
     }
 
     #[test]
+    fn several_that_write_one_entry_at_once_leave_it_whole_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernels.cubin");
+        let cubins: Vec<Vec<u8>> = (0..4).map(|i| vec![i; 300_000 + 1000 * usize::from(i)]).collect();
+        std::thread::scope(|scope| {
+            for cubin in &cubins {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        write(&path, cubin).unwrap();
+                        let found = read(&path);
+                        assert!(found.is_some_and(|found| cubins.contains(&found)), "a torn entry");
+                    }
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "unfinished files are left");
+    }
+
+    #[test]
     fn the_name_differs_by_all_that_decides_the_code() {
         let name = |sources: Sources<'_>, arch, version| file_name(sources, Arch(arch), version);
         let plain = name(&[("a.cu", "x"), ("b.cu", "y")], 90, (13, 0));
