@@ -5,6 +5,18 @@
 #     tools/check-pack.sh [TEST...]       parts of names of tests; all of stage 1 without
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# What the stages may take by their limits, with the seconds that PEERS_SECONDS stands for, is what the whole may take.
+python3 - << 'PYTHON'
+import re, sys
+text = open("tools/run-on-gpu.sh").read()
+peers = int(re.search(r"PEERS_SECONDS:-(\d+)", text)[1])
+limits = {}
+for name, limit in re.findall(r"^each \d (\S+) (\d+|\$\(\(peers_seconds \+ \d+\)\)) ", text, re.M):
+    limits[name] = int(limit) if limit.isdigit() else peers + int(re.search(r"\+ (\d+)", limit)[1])
+whole = int(re.search(r"left=\$\(\((\d+) ", text)[1])
+if len(limits) != text.count("\neach ") or sum(limits.values()) != whole or whole > 480:
+    sys.exit(f"check-pack: the stages' limits {limits} add up to {sum(limits.values())} s, the whole ends after {whole} s")
+PYTHON
 PACK_HDF5=system tools/pack-gpu.sh
 elsewhere=$(mktemp -d)
 trap 'rm -rf "$elsewhere"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the packed tests and benches on a GPU box (made by tools/pack-gpu.sh) and writes one report.
 #
-#     [OUT=DIR] [SPARSIFY=DIR] [OPENAI=DIR] [STAGES="1 2 3 4 5"] [PEERS_SECONDS=70] ./run-on-gpu.sh
+#     [OUT=DIR] [SPARSIFY=DIR] [OPENAI=DIR] [STAGES="1 2 3 4 5"] [PEERS_SECONDS=95] ./run-on-gpu.sh
 #
 # Stages: 1 parity on the card, 2 compute-sanitizer, 3 training beside the CPU, 4 benches, 5 other implementations.
 # SPARSIFY holds that project's fused_encoder.py and xformers.py, OPENAI train.py and kernels.py.
@@ -128,24 +128,24 @@ on=(env)
 first=(./bin/kernels --exact engine::a_small_step_of_each_kind_agrees --test-threads 1 --nocapture)
 each 1 first-step 30 "${on[@]}" "${first[@]}"
 # The headline: a lease that ends early leaves it.
-each 4 steps 60 env SAE_BENCH_PARTS="ceilings steps" SAE_BENCH_OUT="$raw/cuda_step.json" ./bin/cuda_step --bench
+each 4 steps 75 env SAE_BENCH_PARTS="ceilings steps" SAE_BENCH_OUT="$raw/cuda_step.json" ./bin/cuda_step --bench
 # Tests of one thread share the cards that it has opened: a few threads open few. shellcheck disable=SC2206
 parity=(./bin/kernels --skip the_same_holds_ --skip controls:: --nocapture ${PARITY:-})
 [ -n "${EMULATION:-}" ] || parity+=(--test-threads 4)
-each 1 parity 70 "${on[@]}" "${parity[@]}"
+each 1 parity 40 "${on[@]}" "${parity[@]}"
 each 1 goldens 10 "${on[@]}" ./bin/goldens --nocapture
 data=examples/data/prott5_uniprot_3ftx.h5
-each 3 train 60 "${python:-python3}" gpu_train.py --sae bin/sae --data $data --out "$raw/train"
+each 3 train 70 "${python:-python3}" gpu_train.py --sae bin/sae --data $data --out "$raw/train"
 [ ! -f "$raw/train/gpu_train.json" ] || cp "$raw/train/gpu_train.json" "$raw/"
 # Errors of calls inside cuBLAS, which it handles itself, are not ours.
-each 2 memcheck 35 bash -c 'sanitize memcheck --report-api-errors no'
-each 2 racecheck 45 bash -c 'sanitize racecheck'
-peers_seconds=${PEERS_SECONDS:-70}
+each 2 memcheck 20 bash -c 'sanitize memcheck --report-api-errors no'
+each 2 racecheck 30 bash -c 'sanitize racecheck'
+peers_seconds=${PEERS_SECONDS:-95}
 peers=(--bin bin/step_time --out "$raw" --seconds "$peers_seconds")
 [ -z "${SPARSIFY:-}" ] || peers+=(--sparsify "$SPARSIFY")
 [ -z "${OPENAI:-}" ] || peers+=(--openai "$OPENAI")
 each 5 peers $((peers_seconds + 40)) "${python:-python3}" benches/gpu_vs_peers.py "${peers[@]}"
-each 4 profiles 60 env SAE_BENCH_PARTS="ceilings profiles selections" SAE_BENCH_OUT="$raw/cuda_profiles.json" \
+each 4 profiles 70 env SAE_BENCH_PARTS="ceilings profiles selections" SAE_BENCH_OUT="$raw/cuda_profiles.json" \
     ./bin/cuda_step --bench
 
 keep
