@@ -21,8 +21,8 @@ from pathlib import Path
 PRECISIONS = ["f32", "tf32", "bf16"]
 # Curves of float32 differ by the order of sums. Two CPU runs whose rows differ by 1e-7 stay within 1e-3 for so many steps
 # of the sample data, and then separate by up to 0.4 (data-topk, whose candidates come and go) and 0.04 (topk, whose
-# auxiliary loss takes dead latents up).
-CURVE, STEPS = 1e-3, {"data-topk": 30, "topk": 90, "relaxed-topk": 200, "sparse-l1": 80}
+# auxiliary loss takes dead latents up); an H100 was beyond 1e-3 of topk's by step 90.
+CURVE, STEPS = 1e-3, {"data-topk": 30, "topk": 60, "relaxed-topk": 200, "sparse-l1": 80}
 # The final FVU of those runs differs by up to 1.5 %, and that of CPU runs of other seeds by 1 to 10 %: what is looked for
 # is a card that learns worse.
 WORSE = 0.04
