@@ -20,6 +20,7 @@
 //! | [`report`] | curves, tables, progress, the HTML page of a run |
 //! | [`devices`] | processor, CUDA libraries and GPUs found |
 //! | [`files`] | files written whole or not at all, and the one check of outputs |
+//! | [`console`] | standard output and standard error, without panics |
 //! | [`cli`] | clap alone |
 //! | [`error`] | what went wrong, where, what to do next |
 //!
@@ -30,6 +31,7 @@ pub mod analysis;
 pub mod backend;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod data;
 pub mod devices;
 pub mod error;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "survival/figures.rs"]
+mod figures;
 #[path = "survival/folders.rs"]
 mod folders;
 #[path = "common/runs.rs"]

@@ -13,6 +13,7 @@ pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::config::Precision;
+use crate::console;
 use crate::data::{Embeddings, LoadOptions, Part};
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
@@ -147,6 +148,11 @@ pub fn evaluate(request: &Source, wanted: EvalRows) -> Result<Vec<EvalResult>> {
         let mut fired = vec![0u64; m];
         let set = EvalSet::new(&data, &rows, usize::MAX, &mean);
         if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired)? {
+            let parts = [Part::Train, Part::Val, Part::Test];
+            let part = parts.into_iter().find(|part| part.to_string() == split);
+            let which = part.map_or(if split == NEW { NEW } else { "data" }, Part::rows);
+            let why = set.explain(&quality, which, &data, backend.as_mut(), m)?;
+            why.into_iter().filter(|_| !request.quiet).for_each(console::warn);
             let dead = dead_fraction(&fired);
             results.push(EvalResult {
                 split,

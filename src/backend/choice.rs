@@ -4,6 +4,7 @@ use super::cpu::fast::{self, FastCpu};
 use super::cuda::{self, Unavailable};
 use super::{Backend, ModelSpec};
 use crate::config::Precision;
+use crate::console;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
@@ -69,7 +70,7 @@ impl DeviceChoice {
         }
         let (selected, warning) = self.settle(cuda::available())?;
         if let Some(text) = warning.filter(|_| !quiet) {
-            eprintln!("warning: {text}");
+            console::warn(text);
         }
         Ok(selected)
     }

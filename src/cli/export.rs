@@ -1,6 +1,7 @@
 //! `sae export`.
 
 use super::{DataArgs, Global, print, print_json};
+use crate::console;
 use crate::error::Result;
 use crate::export::{ExportRequest, Format, export};
 use std::path::PathBuf;
@@ -35,7 +36,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let source = global.source(model, data, how);
     let done = export(&ExportRequest { source, format, out, overwrite }, stop)?;
     if let Some(warning) = done.warning.as_ref().filter(|_| !global.quiet) {
-        eprintln!("warning: {warning}");
+        console::warn(warning);
     }
     if global.json {
         return print_json(&done);

@@ -6,6 +6,7 @@ use crate::analysis::features::{
     Feature, Features, FeaturesRequest, Finding, LabelResult, Q_LIMIT, features,
 };
 use crate::analysis::labels::choose::LabelOptions;
+use crate::console;
 use crate::error::{Error, Result};
 use crate::files::{self, Outputs};
 use crate::report::table::{number, table, thousands};
@@ -174,19 +175,20 @@ pub fn warn(found: &Features) {
         eprintln!("warning: {}: {}", labels.path, unknown.text());
     }
     for passed in &labels.told.passed_over {
-        eprintln!("warning: {}: the column {} is passed over: {}", labels.path, passed.column, passed.why);
+        let (path, column, why) = (&labels.path, &passed.column, &passed.why);
+        console::warn(format_args!("{path}: the column {column} is passed over: {why}"));
     }
     if let Some(first) = &labels.told.first_unknown_id {
         let n = thousands(labels.told.unknown_ids);
-        eprintln!("warning: {}: {n} ids are not among the rows, the first: {first}", labels.path);
+        console::warn(format_args!("{}: {n} ids are not among the rows, the first: {first}", labels.path));
     }
     if labels.told.ids_without_labels > 0 {
         let (n, all) = (thousands(labels.told.ids_without_labels), thousands(found.ids));
-        eprintln!("warning: {n} of {all} ids have no line in {}", labels.path);
+        console::warn(format_args!("{n} of {all} ids have no line in {}", labels.path));
     }
     if found.ids < found.rows {
-        eprintln!(
-            "warning: an id has several rows, which tests take for independent: p and q are too small; test ids with --pool"
+        console::warn(
+            "an id has several rows, which tests take for independent: p and q are too small; test ids with --pool",
         );
     }
 }

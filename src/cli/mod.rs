@@ -15,6 +15,7 @@ mod train;
 
 use crate::analysis::Source;
 use crate::backend::DeviceChoice;
+use crate::console::print;
 use crate::data::Part;
 use crate::error::{Error, Result};
 use crate::report::table::thousands;
@@ -195,11 +196,6 @@ fn start_threads(asked: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
         Error::Failed(format!("{threads} threads cannot be started: {e}; give fewer with --threads"))
     })
-}
-
-/// Writes a result to standard output.
-fn print(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).map_err(Error::io(Path::new("standard output"), "write"))
 }
 
 /// Prints a result where it does not mix with the command's own outputs: to standard error where one of them is

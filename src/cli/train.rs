@@ -3,6 +3,7 @@
 use super::{Global, print, print_json};
 use crate::backend;
 use crate::config::{Config, Options};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::report::table::{bytes, table, thousands};
 use crate::train::{self, Prepared, Session};
@@ -101,7 +102,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     }
     print(&format!("{}run folder: {}\n", summary.table(), folder.display()))?;
     if let Some(warning) = summary.dead_warning().filter(|_| !global.quiet) {
-        eprintln!("warning: {warning}");
+        console::warn(warning);
     }
     Ok(())
 }

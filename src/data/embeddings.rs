@@ -1,10 +1,11 @@
 //! The rows in memory, with their ids.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::kind::Dtype;
 use super::read::Values;
+use crate::console;
 use crate::error::{Error, Result};
 
 /// Embeddings in memory, in the type they are stored in.
@@ -67,7 +68,7 @@ impl Skipped {
     pub(crate) fn warn(&self) {
         if self.total() > 0 {
             let example = self.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
-            eprintln!("warning: {self}{example}");
+            console::warn(format_args!("{self}{example}"));
         }
     }
 }
@@ -198,6 +199,16 @@ impl Embeddings {
             Some((_, residue)) if *residue > 0 => format!("{id}:{residue}"),
             _ => id.to_owned(),
         }
+    }
+
+    /// The file of a row, where it was read from one.
+    pub fn file_of(&self, row: usize) -> Option<&Path> {
+        let mut end = 0;
+        let source = self.sources.iter().find(|source| {
+            end += source.n_rows;
+            row < end
+        });
+        source.map(|source| source.path.as_path())
     }
 
     /// Rows that were dropped.

@@ -19,6 +19,17 @@ pub enum Part {
     Test,
 }
 
+impl Part {
+    /// What its rows are called in a sentence: "the validation rows".
+    pub fn rows(self) -> &'static str {
+        match self {
+            Self::Train => "training",
+            Self::Val => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -36,13 +36,22 @@ pub struct Progress {
     pub parts: PartSums,
     /// Seconds spent in steps since the last evaluation, and since the start.
     pub seconds: (f64, f64),
-    /// Step and validation FVU of the best evaluation.
+    /// Step and validation FVU of the best evaluation, of those whose FVU is finite.
+    #[serde(deserialize_with = "finite_best")]
     pub best: Option<(u64, f64)>,
     /// Evaluations since the best one.
     pub waited: u64,
     /// What computed, as [`crate::backend::Backend::device`] names it; empty where it is not known.
     #[serde(default)]
     pub device: String,
+}
+
+/// Reads the best evaluation. Version 0.1.0 let one whose FVU is not finite, `null` in JSON, be the best: that is none.
+fn finite_best<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<(u64, f64)>, D::Error> {
+    let best = Option::<(u64, Option<f64>)>::deserialize(deserializer)?;
+    Ok(best.and_then(|(step, fvu)| Some((step, fvu?))))
 }
 
 impl Progress {
@@ -244,6 +253,19 @@ mod tests {
         let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
         files::write_safetensors(&path, &tensors, KEY, value).unwrap();
         assert_eq!(load(&path, &state).unwrap(), (state, progress));
+    }
+
+    #[test]
+    fn figures_that_are_not_finite_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, mut progress) = example();
+        for best in [None, Some((2, f64::NAN)), Some((2, f64::INFINITY)), Some((2, 0.25))] {
+            progress.best = best;
+            save(&path, &state, &progress).unwrap();
+            let finite = best.filter(|(_, fvu)| fvu.is_finite());
+            assert_eq!(super::progress(&path).unwrap(), Progress { best: finite, ..progress.clone() });
+        }
     }
 
     #[test]

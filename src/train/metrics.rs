@@ -47,7 +47,10 @@ impl Quality {
     }
 }
 
-fn null_is_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+/// Reads `null`, which is what JSON has for a number that is not finite, as NaN.
+pub(super) fn null_is_nan<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
@@ -63,20 +66,25 @@ pub fn mean_row(data: &Embeddings, rows: &[u32]) -> Vec<f64> {
     mean
 }
 
-/// `sum (x - mean)^2` over `rows`.
+/// Share of the rows' sum of squares below which a variance is only the rounding of the mean. One float32 value in
+/// a million that differs in its last bit is a larger share.
+const ROUNDING: f64 = 1e-22;
+
+/// `sum (x - mean)^2` over `rows`; 0 where the rows differ from the mean by its rounding alone.
 pub fn variance_about(data: &Embeddings, rows: &[u32], mean: &[f64]) -> f64 {
     let mut row = vec![0.0f32; data.d_in()];
-    let mut sum = 0.0;
+    let (mut sum, mut energy) = (0.0, 0.0);
     for &n in rows {
         data.row_into(n as usize, &mut row);
         sum += row.iter().zip(mean).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum::<f64>();
+        energy += row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
     }
-    sum
+    if sum > ROUNDING * energy { sum } else { 0.0 }
 }
 
 /// A set of rows to be measured again and again, with its variance about the training mean.
 pub struct EvalSet {
-    rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
     variance: f64,
 }
 
@@ -180,14 +188,19 @@ pub struct MetricRow {
     /// Steps done.
     pub step: u64,
     /// Passes over the training rows.
+    #[serde(deserialize_with = "null_is_nan")]
     pub epoch: f64,
     /// Temperature of the last step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub tau: f64,
     /// Share of the hard code at the last step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub alpha: f64,
     /// Learning rate of the last step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
     /// Training rows a second since the last line; step time alone.
+    #[serde(deserialize_with = "null_is_nan")]
     pub rows_per_second: f64,
     /// Mean training loss since the last line (before each update, with the mix of that step).
     pub train_loss: Option<f64>,
@@ -201,6 +214,7 @@ pub struct MetricRow {
     /// Test split: shown, never used to choose anything.
     pub test: Option<Quality>,
     /// Share of latents active on no training row that was measured.
+    #[serde(deserialize_with = "null_is_nan")]
     pub dead_fraction: f64,
 }
 
@@ -277,6 +291,45 @@ mod tests {
         assert_eq!(Quality::new(&sums, 2, variance).fvu, 1.0);
         let exact = EvalSums { rows: 3, ..EvalSums::default() };
         assert_eq!(Quality::new(&exact, 2, variance).fvu, 0.0);
+    }
+
+    #[test]
+    fn rows_that_are_all_the_mean_have_no_variance_though_the_mean_is_rounded() {
+        let row = [0.1f32, 0.37, -1e-3];
+        let n = 1000;
+        let ids = (0..n).map(|i| i.to_string()).collect();
+        let data = Embeddings::from_rows(ids, 3, row.repeat(n)).unwrap();
+        let all: Vec<u32> = (0..n as u32).collect();
+        let mean = mean_row(&data, &all);
+        assert!(mean.iter().zip(row).any(|(m, x)| *m != f64::from(x)), "choose values whose mean is rounded");
+        assert_eq!(variance_about(&data, &all, &mean), 0.0);
+        // One value that differs in its last bit counts.
+        let mut values = row.repeat(n);
+        values[0] = f32::from_bits(values[0].to_bits() + 1);
+        let ids = (0..n).map(|i| i.to_string()).collect();
+        let data = Embeddings::from_rows(ids, 3, values).unwrap();
+        assert!(variance_about(&data, &all, &mean_row(&data, &all)) > 0.0);
+    }
+
+    #[test]
+    fn every_figure_that_is_not_finite_is_read_back_from_json() {
+        let none = f64::NAN;
+        let quality = Quality { mse: none, mae: none, fvu: none, l0: none, cosine: none, rows: 4 };
+        let row = MetricRow {
+            step: 10,
+            epoch: none,
+            tau: none,
+            alpha: none,
+            lr: none,
+            rows_per_second: none,
+            train_loss: None,
+            train: Some(quality),
+            val: None,
+            test: Some(quality),
+            dead_fraction: none,
+        };
+        let back: MetricRow = serde_json::from_str(&serde_json::to_string(&row).unwrap()).unwrap();
+        assert_eq!(to_csv(&[back]).unwrap(), to_csv(&[row]).unwrap());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A training run from data to run folder.
 
 pub mod checkpoint;
+mod explain;
 pub mod folder;
 mod lock;
 mod memory;
@@ -13,6 +14,7 @@ mod weights;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
+use crate::console;
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
 use crate::files;
@@ -173,9 +175,9 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let backend = open_backend(&prepared, state)?;
     let (before, now) = (&progress.device, backend.device());
     if !before.is_empty() && !same_card(before, &now) && !session.quiet {
-        eprintln!(
-            "warning: the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
-        );
+        console::warn(format_args!(
+            "the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
+        ));
     }
     Trainer::new(prepared, folder, backend, progress).run(session).map_err(|e| e.in_run(root))
 }
@@ -183,9 +185,9 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
 fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
     if !folder.locked() && !session.quiet {
         let root = folder.root().display();
-        eprintln!(
-            "warning: the file system of {root} has no locks: see to it that no second process trains there"
-        );
+        console::warn(format_args!(
+            "the file system of {root} has no locks: see to it that no second process trains there"
+        ));
     }
 }
 

@@ -6,7 +6,7 @@ use crate::files;
 use crate::report::plots::{Curve, CurvePlot, render_png};
 use crate::report::table::{number, table};
 use crate::train::folder::{RunFolder, names};
-use crate::train::metrics::{MetricRow, Quality};
+use crate::train::metrics::{MetricRow, Quality, null_is_nan};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -20,8 +20,10 @@ pub struct Summary {
     /// All rows of the test split.
     pub test: Option<Quality>,
     /// Share of latents active on no row of the training split.
+    #[serde(deserialize_with = "null_is_nan")]
     pub dead_fraction: f64,
     /// Training rows a second in steps alone, without start-up and evaluation.
+    #[serde(deserialize_with = "null_is_nan")]
     pub rows_per_second: f64,
     /// Steps of the model that was kept.
     pub steps: u64,

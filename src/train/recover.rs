@@ -3,6 +3,7 @@
 use super::Loaded;
 use super::checkpoint::{self, Progress};
 use super::folder::{RunFolder, names};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::TrainState;
@@ -51,7 +52,7 @@ pub(super) fn last_good_checkpoint(
             Ok((state, progress)) => {
                 let step = progress.step;
                 if damage.is_some() && !quiet {
-                    eprintln!("warning: going on from step {step}, with {}", path.display());
+                    console::warn(format_args!("going on from step {step}, with {}", path.display()));
                 }
                 if path == folder.best() {
                     // The checkpoint that it is the second name of is gone or damaged.
@@ -61,7 +62,7 @@ pub(super) fn last_good_checkpoint(
             }
             Err(error @ Error::Model { .. }) => {
                 if !quiet {
-                    eprintln!("warning: {error}; passed over");
+                    console::warn(format_args!("{error}; passed over"));
                 }
                 damage.get_or_insert(error);
             }

@@ -2,14 +2,15 @@
 
 use super::checkpoint::{self, Progress};
 use super::folder::{RunFolder, names};
-use super::metrics::{self, EvalSet, HasParts, MetricRow, PartSums, dead_fraction, mean_row};
+use super::metrics::{self, EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, mean_row};
 use super::outputs::{self, Summary};
 use super::queue::Queue;
 use super::recover;
 use super::{Prepared, Session};
 use crate::backend::{self, Backend, Selected, StepPlan, Weights};
 use crate::config::Config;
-use crate::data::{BatchOrder, Embeddings, Split};
+use crate::console;
+use crate::data::{BatchOrder, Embeddings, Part, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model_file::{self, ModelMeta};
@@ -32,6 +33,10 @@ pub(super) struct Trainer {
     /// Where the run is, without the steps that are queued.
     progress: Progress,
     queue: Queue,
+    /// Splits (train, val, test) whose figures were not finite, and were explained: once is enough.
+    explained: [bool; 3],
+    /// Warnings that are not printed yet.
+    warnings: Vec<String>,
 }
 
 impl Trainer {
@@ -54,13 +59,15 @@ impl Trainer {
             folder,
             progress,
             queue: Queue::default(),
+            explained: [false; 3],
+            warnings: vec![],
         }
     }
 
     pub(super) fn run(mut self, session: &Session<'_>) -> Result<Summary> {
         // A run killed between a save and its link goes on without the link; see `link_best`.
         self.link_best()?;
-        let sets = self.eval_sets();
+        let sets = self.eval_sets(self.config.eval_rows);
         let steps = self.config.steps;
         let mut display = Display::new(steps, self.progress.step, session.quiet);
         while self.progress.step < steps && !self.stopped_early() {
@@ -81,21 +88,27 @@ impl Trainer {
                 self.collect(&mut display)?;
             }
             let improved = measure && self.evaluate(&sets)?;
+            for warning in self.warnings.drain(..) {
+                display.message(&format!("warning: {warning}"));
+            }
             if improved || save || self.stopped_early() {
                 self.save_checkpoint()?;
             }
         }
         display.finish();
-        self.finish()
+        self.finish(session)
     }
 
+    /// False while no evaluation has a finite figure: there is nothing to stop by.
     fn stopped_early(&self) -> bool {
-        self.config.early_stop > 0 && self.progress.waited >= self.config.early_stop
+        let Progress { best, waited, .. } = self.progress;
+        self.config.early_stop > 0 && best.is_some() && waited >= self.config.early_stop
     }
 
-    fn eval_sets(&self) -> [EvalSet; 3] {
+    /// At most `rows` rows of each split.
+    fn eval_sets(&self, rows: usize) -> [EvalSet; 3] {
         let parts = [&self.split.train, &self.split.val, &self.split.test];
-        parts.map(|rows| EvalSet::new(&self.data, rows, self.config.eval_rows, &self.mean))
+        parts.map(|part| EvalSet::new(&self.data, part, rows, &self.mean))
     }
 
     /// Temperature, share of the hard code, learning rate and L1 weight of a step.
@@ -172,6 +185,7 @@ impl Trainer {
         let mut ignored = vec![0u64; m];
         let val = sets[1].measure(backend, d, &mut ignored)?;
         let test = sets[2].measure(backend, d, &mut ignored)?;
+        self.explain(sets, [train, val, test])?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
         let rows = p.loss.1 as f64 * self.config.batch_size as f64;
@@ -195,16 +209,34 @@ impl Trainer {
         let mut improved = false;
         // Before the warm-up ends the model is not yet the one that is trained for.
         if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.config.anneal_steps) {
-            improved = p.best.is_none_or(|(_, best)| fvu < best);
+            improved = is_better(fvu, p.best);
             if improved {
                 p.best = Some((p.step, fvu));
                 p.waited = 0;
-            } else {
+            } else if p.best.is_some() {
                 p.waited += 1;
             }
         }
         files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
         Ok(improved)
+    }
+
+    /// Makes a warning of figures that are not finite, the first time that those of a split are not.
+    fn explain(&mut self, sets: &[EvalSet; 3], measured: [Option<Quality>; 3]) -> Result<()> {
+        let parts = [Part::Train, Part::Val, Part::Test];
+        for (i, (set, quality)) in sets.iter().zip(measured).enumerate() {
+            let Some(quality) = quality.filter(|_| !self.explained[i]) else { continue };
+            let (backend, m) = (self.backend.as_mut(), self.config.n_latents);
+            let Some(mut why) = set.explain(&quality, parts[i].rows(), &self.data, backend, m)? else {
+                continue;
+            };
+            self.explained[i] = true;
+            if i == 1 {
+                why.push_str("; where no evaluation has a finite validation FVU, the last checkpoint becomes the model");
+            }
+            self.warnings.push(why);
+        }
+        Ok(())
     }
 
     fn save_checkpoint(&mut self) -> Result<()> {
@@ -229,7 +261,7 @@ impl Trainer {
     }
 
     /// Final figures, model, curves; the summary comes last.
-    fn finish(mut self) -> Result<Summary> {
+    fn finish(mut self, session: &Session<'_>) -> Result<Summary> {
         let mut steps = self.progress.step;
         let best = self.progress.best.map(|(step, _)| step);
         if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
@@ -245,13 +277,16 @@ impl Trainer {
         }
         let (d, m) = (self.config.d_in, self.config.n_latents);
         let mut fired = vec![0u64; m];
-        let mut measure = |rows: &[u32], fired: &mut [u64]| {
-            EvalSet::new(&self.data, rows, usize::MAX, &self.mean).measure(self.backend.as_mut(), d, fired)
-        };
         let mut ignored = vec![0u64; m];
-        let train = measure(&self.split.train, &mut fired)?;
-        let val = measure(&self.split.val, &mut ignored)?;
-        let test = measure(&self.split.test, &mut ignored)?;
+        let sets = self.eval_sets(usize::MAX);
+        let backend = self.backend.as_mut();
+        let train = sets[0].measure(backend, d, &mut fired)?;
+        let val = sets[1].measure(backend, d, &mut ignored)?;
+        let test = sets[2].measure(backend, d, &mut ignored)?;
+        self.explain(&sets, [train, val, test])?;
+        for warning in self.warnings.drain(..).filter(|_| !session.quiet) {
+            console::warn(warning);
+        }
         let state = self.backend.state()?;
         let params = state.weights(Weights::Averaged);
         let meta = ModelMeta::new(&self.config, steps, &self.mean);
@@ -283,4 +318,23 @@ impl Trainer {
 fn parts_of(config: &Config) -> HasParts {
     let spec = &config.spec;
     HasParts { l1: config.l1 > 0.0, aux: spec.aux_k > 0, grad_norm: spec.clip_norm.is_some() }
+}
+
+/// Whether a validation FVU takes the place of the best one so far: a finite one of any that is not.
+fn is_better(fvu: f64, best: Option<(u64, f64)>) -> bool {
+    fvu.is_finite() && best.is_none_or(|(_, best)| !best.is_finite() || fvu < best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_better;
+
+    #[test]
+    fn a_finite_figure_beats_one_that_is_not_and_never_loses_to_it() {
+        for none in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert!(is_better(0.5, Some((3, none))));
+            assert!(!is_better(none, Some((3, 0.5))) && !is_better(none, None));
+        }
+        assert!(is_better(0.5, None) && is_better(0.4, Some((3, 0.5))) && !is_better(0.5, Some((3, 0.5))));
+    }
 }

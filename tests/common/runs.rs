@@ -56,8 +56,11 @@ pub fn write_data(path: &Path, rows: usize, d: usize) {
 
 /// The same rows with these ids.
 pub fn write_named(path: &Path, ids: &[String], d: usize) {
-    let rows = ids.len();
-    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+    write_values(path, ids, &low_rank(ids.len(), d));
+}
+
+/// (rows, d) values of low rank plus a little noise.
+pub fn low_rank(rows: usize, d: usize) -> Vec<f32> {
     let noise = crate::common::values(rows * d, 5);
     let factors = crate::common::values(rows * 4, 6);
     let basis = crate::common::values(4 * d, 7);
@@ -65,11 +68,17 @@ pub fn write_named(path: &Path, ids: &[String], d: usize) {
         let low: f32 = (0..4).map(|r| factors[n * 4 + r] * basis[r * d + i]).sum();
         low + 0.1 * noise[n * d + i]
     };
-    let flat: Vec<f32> = (0..rows * d).map(|at| value(at / d, at % d)).collect();
+    (0..rows * d).map(|at| value(at / d, at % d)).collect()
+}
+
+/// A matrix of `flat` values with these ids.
+pub fn write_values(path: &Path, ids: &[String], flat: &[f32]) {
+    let (rows, d) = (ids.len(), flat.len() / ids.len());
+    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let ids: Vec<hdf5::types::VarLenUnicode> = ids.iter().map(|id| id.parse().unwrap()).collect();
     let file = hdf5::File::create(path).unwrap();
     let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
-    matrix.write_raw(&flat).unwrap();
+    matrix.write_raw(flat).unwrap();
     let names = file.new_dataset::<hdf5::types::VarLenUnicode>().shape(rows).create("ids").unwrap();
     names.write_raw(&ids).unwrap();
 }
