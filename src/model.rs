@@ -9,6 +9,7 @@
 
 use crate::backend::Weights;
 use crate::config::{Init, PreBiasInit};
+use crate::error::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -208,7 +209,63 @@ pub struct TrainState {
     pub idle_rows: Vec<u32>,
 }
 
+/// Gives a tensor of a [`TrainState`]: writes its values, in native bytes, to a place of their size. Names are those of
+/// a checkpoint: `w_enc`, `w_dec`, `b_pre`, `b_lat`; with `m.`, `v.` and `ema.` before them; `idle_rows`.
+pub type Fill<'a> = dyn FnMut(&str, &mut [u8]) -> Result<()> + 'a;
+
+/// What stands before a tensor's name: of the weights, Adam's moments, the moving average.
+pub const SETS: [&str; 4] = ["", "m.", "v.", "ema."];
+
 impl TrainState {
+    /// Everything at 0.
+    pub fn zeros(d_in: usize, n_latents: usize, tied: bool, with_ema: bool) -> Self {
+        Self::start(Params::zeros(d_in, n_latents, tied), with_ema)
+    }
+
+    /// Overwrites all tensors in place; no second state is in memory meanwhile.
+    ///
+    /// # Errors
+    /// What `fill` gives; some tensors are overwritten then.
+    pub fn fill(&mut self, fill: &mut Fill<'_>) -> Result<()> {
+        let Self { params, m, v, ema, .. } = self;
+        for (prefix, params) in SETS.into_iter().zip([Some(params), Some(m), Some(v), ema.as_mut()]) {
+            for (name, values) in params.into_iter().flat_map(Params::tensors_mut) {
+                fill(&format!("{prefix}{name}"), bytemuck::cast_slice_mut(values))?;
+            }
+        }
+        fill("idle_rows", bytemuck::cast_slice_mut(&mut self.idle_rows))
+    }
+
+    /// All tensors with their names and shapes, without `idle_rows`.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
+        let sets = [Some(&self.params), Some(&self.m), Some(&self.v), self.ema.as_ref()];
+        let mut all = vec![];
+        for (prefix, params) in SETS.into_iter().zip(sets) {
+            for (name, shape, values) in params.into_iter().flat_map(Params::tensors) {
+                all.push((format!("{prefix}{name}"), shape, values));
+            }
+        }
+        all
+    }
+
+    /// Copies one tensor, as [`Fill`] asks for it.
+    ///
+    /// # Errors
+    /// No such tensor, or one of another size.
+    pub fn copy_to(&self, name: &str, out: &mut [u8]) -> Result<()> {
+        let found = self.tensors().into_iter().find(|(n, ..)| n == name);
+        let values = match &found {
+            Some((_, _, values)) => bytemuck::cast_slice(values),
+            None if name == "idle_rows" => bytemuck::cast_slice(&self.idle_rows),
+            None => &[],
+        };
+        if values.len() != out.len() {
+            return Err(Error::Failed(format!("the state has no {name} of that size; please report this")));
+        }
+        out.copy_from_slice(values);
+        Ok(())
+    }
+
     /// The weights that `which` names.
     pub fn weights(&self, which: Weights) -> &Params {
         match (which, &self.ema) {

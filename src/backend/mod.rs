@@ -51,7 +51,7 @@ pub use relaxation::{Phase, Relaxation};
 
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
-use crate::model::{Params, TrainState};
+use crate::model::{Fill, Params, TrainState};
 use crate::noise::Noise;
 use std::sync::Arc;
 
@@ -224,7 +224,7 @@ pub trait Backend {
     ///
     /// From a step on whose loss is not finite, the weights stay as they were: that step and all that follow are
     /// reported, the later ones with their own loss or with NaN, and change nothing. The first such loss tells; going
-    /// on needs a new backend.
+    /// on needs another state ([`Backend::set_state`]).
     ///
     /// # Errors
     /// Only what the device itself refuses; the CPU never fails here.
@@ -282,6 +282,13 @@ pub trait Backend {
     /// # Errors
     /// As for [`Backend::step`].
     fn state(&mut self) -> Result<std::borrow::Cow<'_, TrainState>>;
+
+    /// Goes on from another state of the same shape, that after `step` steps: `fill` gives each tensor, which is written
+    /// into the memory that the old one has. A loss that was not finite is forgotten.
+    ///
+    /// # Errors
+    /// What `fill` gives: the state is then a mixture, of no use until another one is set. As for [`Backend::step`].
+    fn set_state(&mut self, step: u64, fill: &mut Fill<'_>) -> Result<()>;
 }
 
 /// Fails unless `new` can take the place of `old` in a backend.

@@ -6,15 +6,20 @@
 
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
-use crate::model::{Params, TrainState};
+use crate::model::TrainState;
 use crate::train::metrics::{MetricRow, PartSums};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const KEY: &str = "checkpoint";
 const FORMAT: u32 = 1;
+/// Bytes of a safetensors header at most, as the format's own library has it.
+const MOST_HEADER: u64 = 100_000_000;
 
 /// Where a run is, beside its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,20 +85,9 @@ struct Header {
 }
 
 fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
-    let mut all = vec![];
-    let groups = [
-        ("", Some(&state.params)),
-        ("m.", Some(&state.m)),
-        ("v.", Some(&state.v)),
-        ("ema.", state.ema.as_ref()),
-    ];
-    for (prefix, params) in groups {
-        for (name, shape, values) in params.iter().flat_map(|p| p.tensors()) {
-            all.push(Tensor::f32(format!("{prefix}{name}"), shape, values));
-        }
-    }
-    all.push(Tensor::u32("idle_rows".into(), vec![state.idle_rows.len()], &state.idle_rows));
-    all
+    let named = state.tensors().into_iter().map(|(name, shape, values)| Tensor::f32(name, shape, values));
+    let idle = Tensor::u32("idle_rows".into(), vec![state.idle_rows.len()], &state.idle_rows);
+    named.chain([idle]).collect()
 }
 
 /// Writes a checkpoint, whole or not at all.
@@ -117,39 +111,98 @@ fn damaged(path: &Path, what: &str) -> Error {
 /// Where the run was, of a checkpoint whose tensors are not looked at.
 ///
 /// # Errors
-/// As [`load`].
+/// As [`Stored::open`].
 pub fn progress(path: &Path) -> Result<Progress> {
-    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    Ok(read_header(path, &bytes)?.progress)
+    Ok(Stored::open(path)?.header.progress)
 }
 
 /// Reads a checkpoint into a state of the shapes of `like`.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off, altered or of another run: what is
-/// wrong alone, for what to do next depends on what else there is.
+/// As [`Stored::open`] and [`Stored::read`].
 pub fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
-    let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    let header = read_header(path, &bytes)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, &e.to_string()))?;
     let mut state = like.clone();
-    state.step = header.progress.step;
-    let TrainState { params, m, v, ema, .. } = &mut state;
-    let groups = [("", Some(params)), ("m.", Some(m)), ("v.", Some(v)), ("ema.", ema.as_mut())];
-    for (prefix, params) in groups {
-        for (name, values) in params.into_iter().flat_map(Params::tensors_mut) {
-            let name = format!("{prefix}{name}");
-            read_tensor(path, &file, &header.crc, &name, Dtype::F32, bytemuck::cast_slice_mut(values))?;
-        }
-    }
-    let idle = bytemuck::cast_slice_mut(&mut state.idle_rows);
-    read_tensor(path, &file, &header.crc, "idle_rows", Dtype::U32, idle)?;
-    Ok((state, header.progress))
+    let progress = load_into(path, &mut state)?;
+    Ok((state, progress))
 }
 
-fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(path, &e.to_string()))?;
-    let entry = metadata.metadata().as_ref().and_then(|map| map.get(KEY));
+/// Reads a checkpoint over `state`; no second state is in memory meanwhile.
+///
+/// # Errors
+/// As [`load`]; `state` is then a mixture.
+pub fn load_into(path: &Path, state: &mut TrainState) -> Result<Progress> {
+    let mut stored = Stored::open(path)?;
+    state.fill(&mut |name, out| stored.read(name, out))?;
+    state.step = stored.header.progress.step;
+    Ok(stored.header.progress)
+}
+
+/// A checkpoint whose tensors are read one at a time.
+pub struct Stored {
+    path: PathBuf,
+    file: File,
+    header: Header,
+    tensors: Metadata,
+    /// Where the tensors' bytes begin in the file.
+    data: u64,
+}
+
+impl Stored {
+    /// Opens a checkpoint and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; [`Error::Model`] if it is cut off or altered: what is wrong alone, for what to
+    /// do next depends on what else there is.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io(path, "read"))?;
+        let length = file.metadata().map_err(Error::io(path, "read"))?.len();
+        let cut = || damaged(path, "it is cut");
+        let mut size = [0; 8];
+        if length < 8 {
+            return Err(cut());
+        }
+        file.read_exact(&mut size).map_err(Error::io(path, "read"))?;
+        let size = u64::from_le_bytes(size);
+        if size > length - 8 || size > MOST_HEADER {
+            return Err(cut());
+        }
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).map_err(Error::io(path, "read"))?;
+        let tensors: Metadata = serde_json::from_slice(&text).map_err(|e| damaged(path, &e.to_string()))?;
+        if tensors.data_len() as u64 != length - 8 - size {
+            return Err(cut());
+        }
+        let header = read_header(path, tensors.metadata().as_ref().and_then(|map| map.get(KEY)))?;
+        Ok(Self { path: path.to_owned(), file, header, tensors, data: 8 + size })
+    }
+
+    /// Where the run was.
+    pub fn progress(&self) -> &Progress {
+        &self.header.progress
+    }
+
+    /// Reads a tensor, as [`crate::model::Fill`] asks for it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if it is missing, of another size or altered; [`Error::Io`].
+    pub fn read(&mut self, name: &str, out: &mut [u8]) -> Result<()> {
+        let Self { path, file, header, tensors, data } = self;
+        let info = tensors.info(name).ok_or_else(|| damaged(path, &format!("tensor {name} is missing")))?;
+        let dtype = if name == "idle_rows" { Dtype::U32 } else { Dtype::F32 };
+        let (from, to) = info.data_offsets;
+        if info.dtype != dtype || to - from != out.len() {
+            return Err(damaged(path, &format!("tensor {name} has another type or size than the run's")));
+        }
+        let at = SeekFrom::Start(*data + from as u64);
+        file.seek(at).and_then(|_| file.read_exact(out)).map_err(Error::io(path, "read"))?;
+        if header.crc.get(name) != Some(&crc32fast::hash(out)) {
+            return Err(damaged(path, &format!("tensor {name} does not match its checksum")));
+        }
+        Ok(())
+    }
+}
+
+fn read_header(path: &Path, entry: Option<&String>) -> Result<Header> {
     let text = entry.ok_or_else(|| damaged(path, "it has no checkpoint header"))?;
     let (crc, header) = text.split_once(' ').ok_or_else(|| damaged(path, "its header is cut"))?;
     if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(header.as_bytes())) {
@@ -163,25 +216,6 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<Header> {
         return Err(Error::Model { path: path.to_owned(), what });
     }
     Ok(header)
-}
-
-fn read_tensor(
-    path: &Path,
-    file: &SafeTensors<'_>,
-    crc: &BTreeMap<String, u32>,
-    name: &str,
-    dtype: Dtype,
-    out: &mut [u8],
-) -> Result<()> {
-    let view = file.tensor(name).map_err(|_| damaged(path, &format!("tensor {name} is missing")))?;
-    if view.dtype() != dtype || view.data().len() != out.len() {
-        return Err(damaged(path, &format!("tensor {name} has another type or size than the run's")));
-    }
-    if crc.get(name) != Some(&crc32fast::hash(view.data())) {
-        return Err(damaged(path, &format!("tensor {name} does not match its checksum")));
-    }
-    out.copy_from_slice(view.data());
-    Ok(())
 }
 
 /// Name of the checkpoint of a step.
@@ -217,6 +251,7 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 mod tests {
     use super::*;
     use crate::config::Init;
+    use crate::model::Params;
 
     fn example() -> (TrainState, Progress) {
         let params = Params::init(5, 7, false, &Init::Linear, 1);

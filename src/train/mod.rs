@@ -161,10 +161,11 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let prepared = loaded.settle()?;
     memory::check(&prepared)?;
     let config = fingerprint(&prepared.config)?;
-    let like = start_state(&prepared);
-    let (state, progress) = match recover::last_good_checkpoint(&folder, &like, session.quiet)? {
+    let c = &prepared.config;
+    let zeros = || TrainState::zeros(c.d_in, c.n_latents, c.tied, c.spec.ema.is_some());
+    let (state, progress) = match recover::last_good_checkpoint(&folder, zeros, session.quiet)? {
         Some(good) => good,
-        None => (like, Progress::start(config.clone(), data)),
+        None => (start_state(&prepared), Progress::start(config.clone(), data)),
     };
     if progress.config != config {
         let path = folder.path(names::CONFIG).display().to_string();

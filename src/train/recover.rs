@@ -43,13 +43,17 @@ pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Resul
 /// not for us to decide.
 pub(super) fn last_good_checkpoint(
     folder: &RunFolder,
-    like: &TrainState,
+    zeros: impl FnOnce() -> TrainState,
     quiet: bool,
 ) -> Result<Option<(TrainState, Progress)>> {
-    let mut damage = None;
-    for path in candidates(folder)? {
-        match checkpoint::load(&path, like) {
-            Ok((state, progress)) => {
+    let all = candidates(folder)?;
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let (mut damage, mut state) = (None, zeros());
+    for path in all {
+        match checkpoint::load_into(&path, &mut state) {
+            Ok(progress) => {
                 let step = progress.step;
                 if damage.is_some() && !quiet {
                     console::warn(format_args!("going on from step {step}, with {}", path.display()));

@@ -1,13 +1,13 @@
 //! The training loop: it queues steps, and waits for them only where their results are needed.
 
-use super::checkpoint::{self, Progress};
+use super::checkpoint::{self, Progress, Stored};
 use super::folder::{RunFolder, names};
 use super::metrics::{self, EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, mean_row};
 use super::outputs::{self, Summary};
 use super::queue::Queue;
 use super::recover;
 use super::{Prepared, Session};
-use crate::backend::{self, Backend, Selected, StepPlan, Weights};
+use crate::backend::{Backend, StepPlan, Weights};
 use crate::config::Config;
 use crate::console;
 use crate::data::{BatchOrder, Embeddings, Part, Split};
@@ -26,7 +26,6 @@ pub(super) struct Trainer {
     data: Arc<Embeddings>,
     split: Split,
     folder: RunFolder,
-    device: Selected,
     backend: Box<dyn Backend>,
     order: BatchOrder,
     mean: Vec<f64>,
@@ -46,12 +45,11 @@ impl Trainer {
         backend: Box<dyn Backend>,
         mut progress: Progress,
     ) -> Self {
-        let Prepared { data, split, config, device } = prepared;
+        let Prepared { data, split, config, .. } = prepared;
         progress.device = backend.device();
         Self {
             order: BatchOrder::new(split.train.clone(), config.batch_size, config.seed),
             mean: mean_row(&data, &split.train),
-            device,
             backend,
             config,
             data,
@@ -260,20 +258,21 @@ impl Trainer {
         }
     }
 
+    /// Takes the best checkpoint up, in the memory that the model has; its step.
+    fn load_best(&mut self) -> Result<u64> {
+        let mut best = Stored::open(&self.folder.best())?;
+        let step = best.progress().step;
+        self.backend.set_state(step, &mut |name, out| best.read(name, out))?;
+        Ok(step)
+    }
+
     /// Final figures, model, curves; the summary comes last.
     fn finish(mut self, session: &Session<'_>) -> Result<Summary> {
         let mut steps = self.progress.step;
         let best = self.progress.best.map(|(step, _)| step);
         if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
-            let state = self.backend.state()?.into_owned();
-            let loaded = checkpoint::load(&self.folder.best(), &state);
-            let (state, progress) =
-                loaded.map_err(|e| recover::lost(&self.folder, "the best model is lost", &e))?;
-            steps = progress.step;
-            // The old one first: a device may not have room for both.
-            drop(self.backend);
-            let (spec, precision) = (self.config.spec.clone(), self.config.precision);
-            self.backend = backend::open(self.device, self.data.clone(), spec, precision, state)?;
+            steps =
+                self.load_best().map_err(|e| recover::lost(&self.folder, "the best model is lost", &e))?;
         }
         let (d, m) = (self.config.d_in, self.config.n_latents);
         let mut fired = vec![0u64; m];

@@ -1,8 +1,8 @@
 //! The whole engine beside the reference: passes, steps, evaluations, over shapes, phases, options, bad input.
 
 use crate::case::Case;
-use crate::common::device;
-use crate::common::emulator::sanitizer;
+use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::{self, device};
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
@@ -11,6 +11,7 @@ use topk_sae::backend::cuda::work::STATIC_SHARED;
 use topk_sae::backend::{Backend, Inference, ModelSpec, Relaxation, Weights};
 use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
+use topk_sae::error::Error;
 use topk_sae::model::TrainState;
 
 /// The engine in float32; on the emulation with another order of blocks and threads for each `seed`.
@@ -328,4 +329,63 @@ fn other_data_take_the_place_of_the_first() {
     let got = engine.encode(&(0..20).collect::<Vec<u32>>(), Weights::Last).unwrap();
     assert_eq!((&got.indptr, &got.indices), (&want.indptr, &want.indices));
     assert!(engine.set_data(crate::common::embeddings(3, vec![0.0; 6])).is_err());
+}
+
+/// The state that `state` gives after `step` steps, set in `backend`.
+fn set(backend: &mut dyn Backend, state: &TrainState) {
+    backend.set_state(state.step, &mut |name, out| state.copy_to(name, out)).unwrap();
+}
+
+#[test]
+fn another_state_takes_the_place_of_the_first_in_the_same_memory() {
+    for (d, tied, precision) in
+        [(9, false, Precision::F32), (16, true, Precision::F32), (9, false, Precision::Bf16)]
+    {
+        let mut case = Case::new(24, d, 40, 4);
+        (case.tied, case.spec.ema, case.spec.clip_norm) = (tied, Some(0.9), Some(0.5));
+        (case.spec.aux_k, case.dead_every, case.spec.normalize) = (3, Some(4), false);
+        // A row that stops all steps until another state is set.
+        case.edit = |_, x| {
+            let d = x.len() / 24;
+            x[23 * d..].fill(3e38);
+        };
+        let (data, start) = case.start();
+        let good: Vec<u32> = (0..23).collect();
+        let emulator = Emulator::new();
+        let live = emulator.live();
+        let open = |device, state: &TrainState| {
+            Engine::new("e".into(), device, data.clone(), case.spec.clone(), precision, state).unwrap()
+        };
+        let run = |backend: &mut dyn Backend, steps: std::ops::Range<u64>| {
+            for step in steps {
+                backend.step(&good, &case.plan(step, &[])).unwrap();
+            }
+            let losses: Vec<f64> = backend.collect().unwrap().iter().map(|s| s.loss).collect();
+            let mut fired = vec![0; 40];
+            let sums = backend.evaluate(&good, Weights::Averaged, &mut fired).unwrap();
+            (losses, sums, fired, backend.state().unwrap().into_owned())
+        };
+        let mut engine = open(Box::new(emulator), &start);
+        let (.., later) = run(&mut engine, 0..3);
+        engine.step(&case.rows(), &case.plan(3, &[])).unwrap();
+        assert!(!engine.collect().unwrap()[0].loss.is_finite());
+        let memory = live.borrow().clone();
+        set(&mut engine, &later);
+        assert!(*live.borrow() == memory, "memory was taken or given back");
+        let want = run(&mut open(device::device(1), &later), 3..6);
+        assert_eq!(run(&mut engine, 3..6), want);
+        if precision == Precision::F32 {
+            let fresh = common::cpu_backends(&data, &case.spec, &later);
+            let used = common::cpu_backends(&data, &case.spec, &start);
+            for ((name, mut fresh), (_, mut used)) in fresh.into_iter().zip(used) {
+                run(used.as_mut(), 0..3);
+                used.step_now(&case.rows(), &case.plan(3, &[])).unwrap();
+                set(used.as_mut(), &later);
+                assert_eq!(run(used.as_mut(), 3..6), run(fresh.as_mut(), 3..6), "{name}");
+            }
+        }
+        // A source that fails is told.
+        let failed = engine.set_state(0, &mut |name, _| Err(Error::Failed(name.to_owned())));
+        assert_eq!(failed.unwrap_err().to_string(), "w_enc");
+    }
 }

@@ -23,7 +23,7 @@ use crate::backend::{
 };
 use crate::data::Embeddings;
 use crate::error::Result;
-use crate::model::{Params, TrainState};
+use crate::model::{Fill, Params, TrainState};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -436,6 +436,13 @@ impl Backend for FastCpu {
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
         Ok(Cow::Borrowed(&self.state))
+    }
+
+    fn set_state(&mut self, step: u64, fill: &mut Fill<'_>) -> Result<()> {
+        self.state.fill(fill)?;
+        self.state.step = step;
+        self.stopped = false;
+        Ok(())
     }
 }
 

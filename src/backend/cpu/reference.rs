@@ -10,7 +10,7 @@ use crate::backend::{
 };
 use crate::data::Embeddings;
 use crate::error::Result;
-use crate::model::{Params, TrainState};
+use crate::model::{Fill, Params, TrainState};
 use crate::noise::gumbel_f64;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -505,5 +505,12 @@ impl Backend for Reference {
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
         Ok(Cow::Borrowed(&self.state))
+    }
+
+    fn set_state(&mut self, step: u64, fill: &mut Fill<'_>) -> Result<()> {
+        self.state.fill(fill)?;
+        self.state.step = step;
+        self.stopped = false;
+        Ok(())
     }
 }

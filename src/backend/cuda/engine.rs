@@ -25,7 +25,7 @@ use crate::backend::{
 use crate::config::Precision;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
-use crate::model::TrainState;
+use crate::model::{Fill, TrainState};
 use crate::noise::Noise;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -185,6 +185,17 @@ impl Backend for Engine {
         // Which steps counted is known with their losses.
         parts.drain(device.as_mut())?;
         Ok(Cow::Owned(parts.tensors.state(device.as_mut())?))
+    }
+
+    fn set_state(&mut self, step: u64, fill: &mut Fill<'_>) -> Result<()> {
+        let Self { parts, device, .. } = self;
+        let dev = device.as_mut();
+        parts.drain(dev)?;
+        parts.tensors.fill(dev, step, fill)?;
+        parts.halted = false;
+        parts.shared.control.write(dev, &[Control::default()])?;
+        parts.shared.fired.zero(dev, parts.sizes.m)?;
+        parts.refresh(dev)
     }
 }
 

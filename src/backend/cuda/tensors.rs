@@ -8,7 +8,7 @@ use super::device::{Device, Element, Matrix};
 use super::params::{ModelView, TensorView};
 use crate::backend::Weights;
 use crate::error::{Error, Result};
-use crate::model::{Params, TrainState};
+use crate::model::{Fill, Params, SETS, TrainState};
 
 /// Values in a stored row of `d_in`.
 pub fn pitch(d_in: usize) -> usize {
@@ -126,33 +126,37 @@ impl Tensors {
             view: Buffer::zeros(device, 1, "addresses of the model")?,
             step: 0,
         };
-        tensors.store(device, state)?;
+        tensors.fill(device, state.step, &mut |name, out| state.copy_to(name, out))?;
         Ok(tensors)
     }
 
-    /// Overwrites all values; sizes must be those it was loaded with.
+    /// Overwrites all values, one tensor after another; what records name stays where it is.
     ///
     /// # Errors
-    /// Another shape, or the device fails.
-    pub fn store(&mut self, device: &mut dyn Device, state: &TrainState) -> Result<()> {
-        let same =
-            |p: &Params| (p.d_in, p.n_latents, p.tied()) == (self.d_in, self.n_latents, self.dec.is_none());
-        if !same(&state.params) {
-            return Err(Error::Failed(
-                "a state of another shape was given to the GPU; please report this".into(),
-            ));
-        }
-        let (d, pitch) = (self.d_in, self.pitch);
-        let sets = [Some(&state.params), Some(&state.m), Some(&state.v), state.ema.as_ref()];
-        for (which, set) in sets.into_iter().enumerate() {
-            let Some(set) = set else { continue };
-            for (tensor, values, rows) in self.slots(which, set) {
-                let spread = if rows { spread(values, d, pitch) } else { values.to_vec() };
-                tensor.write(device, &spread)?;
+    /// What `fill` gives, or the device fails.
+    pub fn fill(&mut self, device: &mut dyn Device, step: u64, fill: &mut Fill<'_>) -> Result<()> {
+        let (d, m, pitch) = (self.d_in, self.n_latents, self.pitch);
+        let mut host: Vec<f32> = vec![];
+        for (set, prefix) in SETS.into_iter().enumerate() {
+            for (name, buffer) in self.slots(set) {
+                let rows = match name {
+                    "b_lat" => None,
+                    "b_pre" => Some(1),
+                    _ => Some(m),
+                };
+                host.clear();
+                host.resize(rows.map_or(m, |rows| rows * d), 0.0);
+                fill(&format!("{prefix}{name}"), bytemuck::cast_slice_mut(&mut host))?;
+                match rows {
+                    Some(_) if d != pitch => buffer.write(device, &spread(&host, d, pitch))?,
+                    _ => buffer.write(device, &host)?,
+                }
             }
         }
-        self.idle.write(device, &state.idle_rows)?;
-        self.step = state.step;
+        let mut idle = vec![0u32; m];
+        fill("idle_rows", bytemuck::cast_slice_mut(&mut idle))?;
+        self.idle.write(device, &idle)?;
+        self.step = step;
         let view = ModelView {
             enc: self.enc.view(),
             dec: self.dec.as_ref().map_or(TensorView::default(), Tensor::view),
@@ -164,22 +168,25 @@ impl Tensors {
         self.view.write(device, &[view])
     }
 
-    /// The buffers of set `which` (weights, first moment, second moment, average) beside the values of `set`, and
-    /// whether they are matrix rows.
-    fn slots<'a>(&'a mut self, which: usize, set: &'a Params) -> Vec<(&'a mut Buffer<f32>, &'a [f32], bool)> {
-        let pick = |t: &'a mut Tensor| match which {
-            0 => Some(&mut t.w),
-            1 => Some(&mut t.m),
-            2 => Some(&mut t.v),
-            _ => t.e.as_mut(),
-        };
+    /// The buffers of set `which` (weights, first moment, second moment, average) with their tensors' names.
+    fn slots(&mut self, which: usize) -> Vec<(&'static str, &mut Buffer<f32>)> {
+        let tensors = [
+            ("w_enc", Some(&mut self.enc)),
+            ("w_dec", self.dec.as_mut()),
+            ("b_pre", Some(&mut self.pre)),
+            ("b_lat", Some(&mut self.lat)),
+        ];
         let mut all = vec![];
-        all.extend(pick(&mut self.enc).map(|b| (b, set.w_enc.as_slice(), true)));
-        if let (Some(dec), Some(values)) = (&mut self.dec, &set.w_dec) {
-            all.extend(pick(dec).map(|b| (b, values.as_slice(), true)));
+        for (name, tensor) in tensors {
+            let Some(t) = tensor else { continue };
+            let buffer = match which {
+                0 => Some(&mut t.w),
+                1 => Some(&mut t.m),
+                2 => Some(&mut t.v),
+                _ => t.e.as_mut(),
+            };
+            all.extend(buffer.map(|buffer| (name, buffer)));
         }
-        all.extend(pick(&mut self.lat).map(|b| (b, set.b_lat.as_slice(), false)));
-        all.extend(pick(&mut self.pre).map(|b| (b, set.b_pre.as_slice(), true)));
         all
     }
 
