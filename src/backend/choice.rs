@@ -1,9 +1,9 @@
 //! Which device computes, and the one place that makes backends.
 
-use super::cpu::fast::{self, FastCpu};
+use super::cpu::{self, fast::FastCpu};
 use super::cuda::{self, Unavailable};
 use super::{Backend, ModelSpec};
-use crate::config::Precision;
+use crate::config::{Config, Precision};
 use crate::console;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
@@ -135,20 +135,16 @@ pub fn open(
     }
 }
 
-/// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves:
-/// D inputs, M latents, batches of `n_rows`.
-pub fn memory(
-    device: Selected,
-    spec: &ModelSpec,
-    d_in: usize,
-    n_latents: usize,
-    tied: bool,
-    n_rows: usize,
-    precision: Precision,
-) -> u64 {
+/// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves;
+/// `n_data` is the number of rows.
+pub fn memory(device: Selected, c: &Config, n_data: usize) -> u64 {
     match device {
-        Selected::Cpu => fast::memory(spec, d_in, n_latents, tied, n_rows),
-        Selected::Cuda(_) => cuda::memory(spec, d_in, n_latents, tied, n_rows, precision),
+        Selected::Cpu => cpu::memory::bytes(c, n_data),
+        Selected::Cuda(_) => {
+            // Evaluations use the buffers of steps.
+            let n_rows = c.batch_size.max(cuda::engine::LEAST_ROWS.min(n_data));
+            cuda::memory(&c.spec, c.d_in, c.n_latents, c.tied, n_rows, c.precision)
+        }
     }
 }
 

@@ -1,12 +1,11 @@
 //! `sae train`.
 
 use super::{Global, print, print_json};
-use crate::backend;
 use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::report::table::{bytes, table, thousands};
-use crate::train::{self, Prepared, Session};
+use crate::train::{self, Memory, Prepared, Session};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -127,12 +126,6 @@ struct Rows {
     test: usize,
 }
 
-#[derive(Debug, Serialize)]
-struct Memory {
-    data: u64,
-    training: u64,
-}
-
 impl Plan {
     fn new(prepared: &Prepared) -> Self {
         let Prepared { data, split, config: c, device } = prepared;
@@ -148,18 +141,7 @@ impl Plan {
             d_in: c.d_in,
             parameters: c.n_params(),
             epochs: c.steps as f64 * c.batch_size as f64 / c.n_train as f64,
-            memory_bytes: Memory {
-                data: data.bytes() as u64,
-                training: backend::memory(
-                    *device,
-                    &c.spec,
-                    c.d_in,
-                    c.n_latents,
-                    c.tied,
-                    c.batch_size,
-                    c.precision,
-                ),
-            },
+            memory_bytes: Memory::new(prepared),
         }
     }
 

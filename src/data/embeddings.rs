@@ -155,6 +155,13 @@ impl Embeddings {
         self.values.bytes().len()
     }
 
+    /// Memory that values and ids take.
+    pub fn memory(&self) -> usize {
+        let Groups { ids, of_row } = &self.groups;
+        let text: usize = ids.iter().map(|id| id.capacity() + size_of::<String>()).sum();
+        self.bytes() + text + size_of_val(of_row.as_slice())
+    }
+
     /// Row `row` as it is stored; `None` for float64, which no device takes as it is.
     ///
     /// # Panics

@@ -21,6 +21,8 @@ pub const WIDTH: u32 = 1600;
 pub const HEIGHT: u32 = 1000;
 /// Supersampling factor: every length below is in pixels of the large picture.
 const SCALE: u32 = 2;
+/// Bytes of memory that drawing takes: the large picture, the small one, and the file made of it.
+pub const MEMORY: u64 = 3 * (WIDTH * HEIGHT * (SCALE * SCALE + 1)) as u64 + (WIDTH * HEIGHT) as u64;
 /// At most this many markers a curve: enough to tell the curves apart, few enough to see the line.
 const MARKERS: usize = 14;
 

@@ -2,9 +2,35 @@
 //! later ends the process without a word on what to change.
 
 use super::Prepared;
+use super::weights::start_bytes;
 use crate::backend::{self, Selected};
 use crate::error::{Error, Result};
+use crate::report::plots;
 use crate::report::table::bytes;
+use serde::Serialize;
+
+/// Bytes of memory that a run takes.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Memory {
+    /// Main memory of the rows and their ids.
+    pub data: u64,
+    /// Memory of the device that computes, without what libraries need for themselves.
+    pub training: u64,
+}
+
+impl Memory {
+    /// Of a run that is settled.
+    pub fn new(prepared: &Prepared) -> Self {
+        let Prepared { data, config, device, .. } = prepared;
+        let steps = backend::memory(*device, config, data.n_rows());
+        let training = match device {
+            // One after another: the start, the steps, the plots.
+            Selected::Cpu => steps.max(start_bytes(config)).max(plots::MEMORY),
+            Selected::Cuda(_) => steps,
+        };
+        Self { data: data.memory() as u64, training }
+    }
+}
 
 /// Fails where training needs more main memory than there is.
 ///
@@ -26,11 +52,9 @@ pub(super) fn check(prepared: &Prepared) -> Result<()> {
 /// Bytes of main memory that a run takes at least.
 fn host_bytes(prepared: &Prepared) -> u64 {
     let c = &prepared.config;
-    let data = prepared.data.bytes() as u64;
+    let Memory { data, training } = Memory::new(prepared);
     let rest = match prepared.device {
-        Selected::Cpu => {
-            backend::memory(Selected::Cpu, &c.spec, c.d_in, c.n_latents, c.tied, c.batch_size, c.precision)
-        }
+        Selected::Cpu => training,
         // Start weights and two moments, and the average, are made here before they go to the card.
         Selected::Cuda(_) => {
             let copies = 3 + u64::from(c.spec.ema.is_some());

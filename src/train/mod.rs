@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::TrainState;
 use crate::report::progress::Phase;
+pub use memory::Memory;
+
 use checkpoint::Progress;
 use folder::{RunFolder, names};
 use outputs::Summary;

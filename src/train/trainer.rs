@@ -290,6 +290,9 @@ impl Trainer {
         let params = state.weights(Weights::Averaged);
         let meta = ModelMeta::new(&self.config, steps, &self.mean);
         model_file::save(&self.folder.path(names::MODEL), params, &meta)?;
+        drop(state);
+        // Plots need memory of their own, and the weights are on the disk.
+        drop(self.backend);
         files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
         outputs::write_plots(&self.folder, &self.config, &self.progress.metrics)?;
         let done = self.progress.step as f64 * self.config.batch_size as f64;

@@ -3,7 +3,7 @@
 use super::Prepared;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
-use crate::config::{Init, PreBias};
+use crate::config::{Config, Init, PreBias};
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -17,9 +17,19 @@ const SCALE_ROWS: usize = 128;
 /// Parts of the latents that start one after the other.
 const STAGES: usize = 4;
 /// Rows whose scores are held at once.
-const BLOCK_ROWS: usize = 512;
+const BLOCK_ROWS: usize = 256;
 /// Length of the random part of a latent beside that of its row.
 const RANDOM_SHARE: f32 = 0.25;
+
+/// Bytes of memory that [`start_state`] takes at its peak, before there are moments.
+pub(super) fn start_bytes(c: &Config) -> u64 {
+    let [d, m, rows] = [c.d_in, c.n_latents, c.n_train.min(START_ROWS)].map(|v| v as u64);
+    let (from_rows, from_mean) =
+        (c.init == Init::Data, matches!(c.pre_bias, PreBias::Mean | PreBias::Median));
+    let batch = if from_rows || from_mean { 2 * rows * d } else { 0 };
+    let scores = if from_rows { BLOCK_ROWS as u64 * (m - m / STAGES as u64) } else { 0 };
+    4 * (c.n_params() + batch + scores)
+}
 
 /// The state at step 0.
 pub(super) fn start_state(prepared: &Prepared) -> TrainState {

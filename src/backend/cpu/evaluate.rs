@@ -1,6 +1,6 @@
 //! The inference code of rows: its entries, and the errors of the reconstruction from it.
 
-use super::fast::{Work, encode};
+use super::fast::{Work, encode, make_room};
 use super::norm::Batch;
 use super::relax::{RowScratch, hard_row};
 use super::sparse::{CodeChunk, ROWS};
@@ -25,7 +25,7 @@ pub(super) fn evaluate_rows(
     let relu = spec.inference == Inference::Relu;
     work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
     let k = if relu { m } else { spec.k };
-    work.recon.resize(n * d, 0.0);
+    make_room(&mut work.recon, n * d);
     let batch = &work.batch;
     let parts: Vec<(f64, f64, f64)> = work
         .codes

@@ -29,7 +29,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Rows evaluated at a time.
-const EVAL_ROWS: usize = 256;
+pub(super) const EVAL_ROWS: usize = 256;
 
 /// The fast CPU backend.
 pub struct FastCpu {
@@ -92,7 +92,7 @@ impl FastCpu {
         let work = &mut self.work;
         work.batch.load(&self.data, rows, self.spec.normalize, &params.b_pre);
         encode(&work.batch.input, params, &mut work.scores);
-        work.recon.resize(n * d, 0.0);
+        make_room(&mut work.recon, n * d);
         let chunks = n.div_ceil(ROWS);
         work.codes.resize_with(chunks, CodeChunk::default);
         let dead = dead_latents(&self.spec, &self.state.idle_rows);
@@ -102,7 +102,7 @@ impl FastCpu {
         let mode = soften(work, &self.spec, plan, n, m);
         work.mode = Some(mode);
         if mode == Mode::Dense {
-            work.dense.resize(n * d, 0.0);
+            make_room(&mut work.dense, n * d);
             let e = View::new(&work.scores, n, m, m);
             let decoder = View::new(params.decoder(), m, d, d);
             parallel_product(&mut work.dense, e, decoder, (256, 256));
@@ -132,7 +132,7 @@ impl FastCpu {
         let n = batch.std.len();
         let dense_active = mode == Mode::Dense;
         dense.resize(if dense_active { n * d } else { 0 }, 0.0);
-        aux_recon.resize(if has_aux { n * d } else { 0 }, 0.0);
+        make_room(aux_recon, if has_aux { n * d } else { 0 });
         c.resize(n, 0.0);
         let rows = RowMath {
             params,
@@ -261,11 +261,21 @@ impl FastCpu {
     }
 }
 
+/// `len` values that are all written before they are read. Where there is no room, the old ones go first: buffers of the
+/// size of a batch of scores are not held twice.
+pub(super) fn make_room<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+    if values.capacity() < len {
+        *values = vec![];
+        values.reserve_exact(len);
+    }
+    values.resize(len, T::default());
+}
+
 /// `z = input W_enc^T + b_lat` into `scores` (N, M).
 pub(super) fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
     let (d, m) = (params.d_in, params.n_latents);
     let n = input.len() / d;
-    scores.resize(n * m, 0.0);
+    make_room(scores, n * m);
     let encoder = View::new(&params.w_enc, m, d, d).t();
     parallel_product(scores, View::new(input, n, d, d), encoder, (512, 256));
     scores.par_chunks_exact_mut(m).for_each(|row| simd::axpy(1.0, &params.b_lat, row));
@@ -444,18 +454,4 @@ impl Backend for FastCpu {
         self.stopped = false;
         Ok(())
     }
-}
-
-/// Bytes of memory that training takes beside the data, without what libraries need for themselves: D inputs, M latents, batches of `n_rows`.
-pub fn memory(spec: &ModelSpec, d_in: usize, n_latents: usize, tied: bool, n_rows: usize) -> u64 {
-    // Wide numbers: asked about sizes that no machine has, too.
-    let [d, m, n, k, aux_k] =
-        [d_in, n_latents, n_rows, spec.k.max(spec.pool.min(n_latents)), spec.aux_k.min(n_latents)]
-            .map(|v| v as u128);
-    let params = m * d * if tied { 1 } else { 2 } + m + d;
-    let copies = 3 + u128::from(spec.ema.is_some()) + u128::from(spec.clip_norm.is_some());
-    let blocks = (rayon::current_num_threads() * latents_in_block(Mode::Dense)) as u128 * (n + 2 * d);
-    let entries = n * (k.max(m / DENSEST as u128) + aux_k) * 8;
-    let all = 4 * (copies * params + n * m + 5 * n * d + blocks + entries);
-    u64::try_from(all).unwrap_or(u64::MAX)
 }

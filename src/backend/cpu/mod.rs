@@ -7,6 +7,7 @@ pub mod fast;
 mod gates;
 pub mod linalg;
 mod look;
+pub mod memory;
 mod norm;
 pub use norm::Batch;
 pub mod reference;

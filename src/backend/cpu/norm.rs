@@ -1,5 +1,6 @@
 //! Rows of the data made ready for the encoder.
 
+use super::fast::make_room;
 use crate::backend::NORM_EPS;
 use crate::data::Embeddings;
 use rayon::prelude::*;
@@ -22,8 +23,8 @@ impl Batch {
     /// Gathers and normalises `rows`.
     pub fn load(&mut self, data: &Embeddings, rows: &[u32], normalize: bool, b_pre: &[f32]) {
         let d = data.d_in();
-        self.input.resize(rows.len() * d, 0.0);
-        self.centered.resize(rows.len() * d, 0.0);
+        make_room(&mut self.input, rows.len() * d);
+        make_room(&mut self.centered, rows.len() * d);
         self.std.resize(rows.len(), 0.0);
         self.mean.resize(rows.len(), 0.0);
         self.input

@@ -146,7 +146,9 @@ pub fn soften_row(plan: &StepPlan<'_>, n: usize, z: &mut [f32], scratch: &mut Ro
 /// Rewrites the chunk of hard entries as the union with the support: each entry's value becomes
 /// `(1 - alpha) p S + alpha hard`. `e` holds the exponentials of the chunk's rows (rows x M).
 pub fn add_support(chunk: &mut CodeChunk, softmax: &[RowSoftmax], alpha: f64, e: &[f32], m: usize) {
-    let mut merged = CodeChunk { fired: std::mem::take(&mut chunk.fired), ..CodeChunk::default() };
+    let most = chunk.index.len() + softmax.iter().map(|soft| soft.support).sum::<usize>();
+    let mut merged = CodeChunk::with_capacity(most);
+    merged.fired = std::mem::take(&mut chunk.fired);
     for (i, (soft, e)) in softmax.iter().zip(e.chunks_exact(m)).enumerate() {
         let mut hard = chunk.row(i).peekable();
         let rest = (1.0 - alpha) as f32 * soft.sum;

@@ -1,5 +1,6 @@
 //! Sparse codes by row, and the same entries by latent.
 
+use super::fast::make_room;
 use super::simd;
 use std::ops::Range;
 
@@ -36,6 +37,18 @@ impl CodeChunk {
         }
         self.index.clear();
         self.fired.clear();
+    }
+
+    /// No entries, with room for `len`.
+    pub fn with_capacity(len: usize) -> Self {
+        Self {
+            index: Vec::with_capacity(len),
+            value: Vec::with_capacity(len),
+            share: Vec::with_capacity(len),
+            direct: Vec::with_capacity(len),
+            grad: Vec::with_capacity(len),
+            ..Self::default()
+        }
     }
 
     /// Adds an entry to the row that is being filled.
@@ -104,9 +117,9 @@ impl ByLatent {
             self.starts[j] += self.starts[j - 1];
         }
         let total = self.starts[n_latents + 1];
-        self.row.resize(total, 0);
-        self.value.resize(total, 0.0);
-        self.grad.resize(total, 0.0);
+        make_room(&mut self.row, total);
+        make_room(&mut self.value, total);
+        make_room(&mut self.grad, total);
         for (c, chunk) in chunks.iter().enumerate() {
             for i in 0..chunk.ends.len() {
                 for entry in chunk.row(i) {

@@ -33,7 +33,7 @@ use std::sync::Arc;
 /// Steps whose outcomes the device keeps until they are collected.
 pub(super) const RING: usize = 4096;
 /// Rows of the buffers at least, so that evaluations are not made row by row.
-const LEAST_ROWS: usize = 256;
+pub const LEAST_ROWS: usize = 256;
 
 /// Bytes of what steps leave for each other, for M latents.
 pub(super) fn shared_bytes(n_latents: usize) -> u64 {

@@ -19,7 +19,8 @@ pub fn pitch(d_in: usize) -> usize {
 pub fn bytes(d_in: usize, n_latents: usize, tied: bool, ema: bool, element: Element) -> u64 {
     let row = pitch(d_in);
     let matrices = n_latents * row * if tied { 1 } else { 2 };
-    let copies = if element == Element::Bf16 { 2 * matrices } else { 0 };
+    // Of the weights, and of the averages in evaluations.
+    let copies = if element == Element::Bf16 { 2 * matrices * if ema { 2 } else { 1 } } else { 0 };
     let sets = if ema { 4 } else { 3 };
     (4 * sets * (matrices + n_latents + row) + copies + 4 * n_latents) as u64
 }

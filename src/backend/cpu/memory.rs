@@ -1,0 +1,51 @@
+//! The memory that training on the CPU takes, before it is taken.
+
+use super::block::latents_in_block;
+use super::fast::EVAL_ROWS;
+use super::relax::{DENSEST, Mode};
+use crate::backend::{Inference, Relaxation};
+use crate::config::Config;
+
+/// Bytes of an entry of a row's code: [`super::sparse::CodeChunk`] and [`super::sparse::ByLatent`].
+const ENTRY: u128 = 24 + 12;
+/// Bytes of what a block of latents is cut into for a step.
+const BLOCK: u128 = 400;
+
+/// Bytes of memory that training takes beside the data, without what libraries need for themselves; `n_data` is the
+/// number of rows.
+pub fn bytes(c: &Config, n_data: usize) -> u64 {
+    let spec = &c.spec;
+    // Wide numbers: asked about sizes that no machine has, too.
+    let [d, m, n, k, n_data, n_train] =
+        [c.d_in, c.n_latents, c.batch_size, spec.k, n_data, c.n_train].map(|v| v as u128);
+    let warm_up = c.anneal_steps > 0;
+    let softmax = warm_up && spec.relaxation == Relaxation::Softmax;
+    let clip = spec.clip_norm.is_some();
+    let params = m * d * if c.tied { 1 } else { 2 } + m + d;
+    let copies = 3 + u128::from(spec.ema.is_some()) + u128::from(clip);
+    // Evaluations use the buffers of steps.
+    let rows = n.max(EVAL_ROWS.min(c.n_train) as u128);
+    let activations = 3 + u128::from(softmax) + u128::from(spec.aux_k > 0);
+    let state = 4 * (copies * params + m + rows * m + activations * rows * d);
+    let pooled = if warm_up && spec.relaxation.has_candidates() { k.max(spec.pool as u128) } else { k };
+    let support = if softmax { n * m / DENSEST as u128 } else { 0 };
+    let aux = n * (spec.aux_k as u128).min(m);
+    // Each latent's first entry, and counts of the latents that fire.
+    let by_latent = 8 * m * (3 + u128::from(aux > 0));
+    let entries = ENTRY * (n * pooled + support + aux) + by_latent + relu(c, rows, m);
+    let at_once = |mode| latents_in_block(mode) as u128;
+    let mode = if softmax { Mode::Dense } else { Mode::Hard };
+    let gradients = if clip { 0 } else { 2 * d };
+    let of_thread = at_once(mode) * (gradients + if softmax { n } else { 0 }) + if softmax { m } else { 0 };
+    let threads = 4 * rayon::current_num_threads() as u128 * of_thread;
+    // A part of the pre-bias's gradient for each block.
+    let blocks = m / at_once(Mode::Hard) * (4 * d + BLOCK);
+    let order = 4 * (2 * n_data + 3 * n_train);
+    u64::try_from(state + entries + threads + blocks + order).unwrap_or(u64::MAX)
+}
+
+/// Bytes of the codes of an evaluation with all positive scores: half of them, as long as nothing is learned.
+fn relu(c: &Config, rows: u128, m: u128) -> u128 {
+    // A tenth more, for lists grow by doubling.
+    if c.spec.inference == Inference::Relu { 24 * rows * m / 2 * 11 / 10 } else { 0 }
+}
