@@ -51,7 +51,7 @@ pub enum Error {
         /// Which checkpoint is kept.
         kept: String,
     },
-    /// SIGINT or SIGTERM arrived; a checkpoint is on disk (exit status 130).
+    /// A signal asked to stop; while training, a checkpoint is on disk (exit status 130).
     #[error("{0}")]
     Interrupted(String),
     /// Anything else that stops a command.

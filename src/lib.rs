@@ -20,6 +20,7 @@
 //! | [`report`] | curves, tables, progress, the HTML page of a run |
 //! | [`devices`] | processor, CUDA libraries and GPUs found |
 //! | [`files`] | files written whole or not at all, and the one check of outputs |
+//! | [`interrupt`] | signals that ask to stop |
 //! | [`console`] | standard output and standard error, without panics |
 //! | [`cli`] | clap alone |
 //! | [`error`] | what went wrong, where, what to do next |
@@ -37,6 +38,7 @@ pub mod devices;
 pub mod error;
 pub mod export;
 pub mod files;
+pub mod interrupt;
 pub mod model;
 pub mod model_file;
 pub mod noise;

@@ -9,6 +9,10 @@ mod figures;
 mod folders;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "survival/signals.rs"]
+mod signals;
+#[path = "survival/streams.rs"]
+mod streams;
 
 use common::values;
 use runs::{checkpoints, command, sae, sae_fails, sae_ok, same_run, start, write_data};

@@ -4,6 +4,7 @@ use super::splits::RunSplits;
 use super::{Source, check_width};
 use crate::backend::{self, Backend, Codes, ModelSpec, Weights};
 use crate::config::Precision;
+use crate::console;
 use crate::data::{DataFiles, LoadOptions, Part};
 use crate::error::{Error, Result};
 use crate::model::{Params, TrainState};
@@ -124,7 +125,7 @@ pub fn walk(
     if !source.quiet {
         blocks.skipped().warn();
         let told = splits.and_then(|(part, splits)| splits.warning(part, n_rows, hashed_rows));
-        told.into_iter().for_each(|warning| eprintln!("warning: {warning}"));
+        told.into_iter().for_each(console::warn);
     }
     Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total(), hashed_rows })
 }

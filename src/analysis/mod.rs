@@ -16,6 +16,7 @@ use crate::config::Precision;
 use crate::console;
 use crate::data::{Embeddings, LoadOptions, Part};
 use crate::error::{Error, Result};
+use crate::interrupt::check_flag;
 use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
 use crate::train;
@@ -26,6 +27,7 @@ use serde::Serialize;
 use splits::RunSplits;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A model named by its run folder or its file.
 ///
@@ -122,8 +124,9 @@ pub struct EvalResult {
 /// float32 whatever the model was trained in: its weights are float32.
 ///
 /// # Errors
-/// A device that cannot be used; data of another width than the model's; no rows in the split asked for.
-pub fn evaluate(request: &Source, wanted: EvalRows) -> Result<Vec<EvalResult>> {
+/// A device that cannot be used; data of another width than the model's; no rows in the split asked for;
+/// [`Error::Interrupted`] once `stop` is set.
+pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
@@ -147,7 +150,7 @@ pub fn evaluate(request: &Source, wanted: EvalRows) -> Result<Vec<EvalResult>> {
     for (split, rows) in sets {
         let mut fired = vec![0u64; m];
         let set = EvalSet::new(&data, &rows, usize::MAX, &mean);
-        if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired)? {
+        if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired, &mut || check_flag(stop))? {
             let parts = [Part::Train, Part::Val, Part::Test];
             let part = parts.into_iter().find(|part| part.to_string() == split);
             let which = part.map_or(if split == NEW { NEW } else { "data" }, Part::rows);
@@ -190,7 +193,7 @@ fn sets(
             });
             if let Some(warning) = splits.warning(part, rows.len() as u64, hashed).filter(|_| !request.quiet)
             {
-                eprintln!("warning: {warning}");
+                console::warn(warning);
             }
             vec![(part.to_string(), rows)]
         }

@@ -255,7 +255,21 @@ pub trait Backend {
     ///
     /// # Errors
     /// As for [`Backend::step`].
-    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums>;
+    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+        self.evaluate_checked(rows, weights, fired, &mut || Ok(()))
+    }
+
+    /// As [`Backend::evaluate`], to the same bits; `check` is asked every few hundred rows and may end it.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`]; what `check` gives.
+    fn evaluate_checked(
+        &mut self,
+        rows: &[u32],
+        weights: Weights,
+        fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<EvalSums>;
 
     /// The inference codes of `rows`, in their order. Memory grows with the active latents: ask for some
     /// thousand rows at a time.

@@ -7,6 +7,7 @@ use crate::report::table::{number, table};
 use crate::train::folder::names;
 use crate::train::outputs::quality_row;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// Arguments of `sae eval`.
 #[derive(Debug, clap::Args)]
@@ -20,14 +21,14 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: Args, global: &Global) -> Result<()> {
+pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let request = global.source_of(args.source);
     let wanted = match args.split.map(SplitArg::part) {
         None => EvalRows::Each,
         Some(None) => EvalRows::All,
         Some(Some(part)) => EvalRows::Split(part),
     };
-    let results = analysis::evaluate(&request, wanted)?;
+    let results = analysis::evaluate(&request, wanted, stop)?;
     if global.json {
         return print_json(&results);
     }

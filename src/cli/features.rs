@@ -172,7 +172,7 @@ fn write(
 pub fn warn(found: &Features) {
     let Some(labels) = &found.labels else { return };
     for unknown in &labels.told.unknown_cells {
-        eprintln!("warning: {}: {}", labels.path, unknown.text());
+        console::warn(format_args!("{}: {}", labels.path, unknown.text()));
     }
     for passed in &labels.told.passed_over {
         let (path, column, why) = (&labels.path, &passed.column, &passed.why);

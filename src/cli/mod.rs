@@ -15,12 +15,11 @@ mod train;
 
 use crate::analysis::Source;
 use crate::backend::DeviceChoice;
-use crate::console::print;
+use crate::console::{self, print};
 use crate::data::Part;
 use crate::error::{Error, Result};
 use crate::report::table::thousands;
 use clap::{Parser, Subcommand, ValueEnum};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -156,7 +155,7 @@ impl Cli {
         start_threads(global.threads)?;
         let done = match command {
             Command::Train(args) => train::run(*args, &global, stop),
-            Command::Eval(args) => eval::run(args, &global),
+            Command::Eval(args) => eval::run(args, &global, stop),
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Features(args) => features::run(args, &global, stop),
             Command::Report(args) => report::run(args, &global, stop),
@@ -202,8 +201,8 @@ fn start_threads(asked: Option<usize>) -> Result<()> {
 /// standard output.
 fn print_apart(outputs: &[&Path], text: &str) -> Result<()> {
     if outputs.iter().any(|path| crate::files::is_stdout(path)) {
-        let told = std::io::stderr().write_all(text.as_bytes());
-        return told.map_err(Error::io(Path::new("standard error"), "write"));
+        console::tell(text.trim_end());
+        return Ok(());
     }
     print(text)
 }

@@ -3,8 +3,10 @@
 use super::features::UnknownArgs;
 use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
+use crate::console;
 use crate::error::Result;
 use crate::files;
+use crate::interrupt::check_flag;
 use crate::report::plots::groups::{Dot, Panel, render_panels};
 use crate::report::table::{number, table, thousands};
 use std::path::{Path, PathBuf};
@@ -79,9 +81,10 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         overwrite: args.overwrite,
     };
     let done = overlap(&request, stop)?;
+    check_flag(stop)?;
     if !global.quiet {
         for unknown in &done.unknown_cells {
-            eprintln!("warning: {}: {}", request.labels.display(), unknown.text());
+            console::warn(format_args!("{}: {}", request.labels.display(), unknown.text()));
         }
     }
     if let Some(path) = &args.out {

@@ -7,6 +7,7 @@ use super::kind::Dtype;
 use super::layout::plan;
 use super::load::assemble;
 use crate::error::Result;
+use crate::interrupt;
 
 /// A summary of a data file. Values are over the usable rows, as float32.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -71,6 +72,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let mut constant_rows = 0;
     let mut row = vec![0.0f32; data.d_in()];
     for index in 0..data.n_rows() {
+        interrupt::check()?;
         data.row_into(index, &mut row);
         let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
         for &value in &row {

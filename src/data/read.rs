@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::h5::{Dataset, File, Place};
 use super::kind::{Dtype, Stored};
 use crate::error::{Error, Result};
+use crate::interrupt;
 
 /// Bytes that one thread reads at a time: large enough for the disk, small enough to share out.
 const CHUNK: usize = 4 << 20;
@@ -173,6 +174,7 @@ pub(super) fn read_all(parts: &[Part<'_>], values: &mut Values) -> Result<()> {
 }
 
 fn read_through_library(part: &Part<'_>, target: Dtype, out: &mut [u8]) -> Result<()> {
+    interrupt::check()?;
     let Part { file, dataset, stored, .. } = *part;
     if out.is_empty() {
         return Ok(());
@@ -191,6 +193,7 @@ fn read_through_library(part: &Part<'_>, target: Dtype, out: &mut [u8]) -> Resul
 }
 
 fn run(job: Job<'_>, target: Dtype) -> Result<()> {
+    interrupt::check()?;
     let read = |out: &mut [u8]| {
         // The length was checked against the file's, so this fails only if the file changes.
         job.file.raw.read_exact_at(out, job.offset).map_err(|error| {

@@ -9,6 +9,7 @@ use super::h5::{Dataset, File, Kind, Link, Place};
 use super::header::{self, Contiguous, HEADER_BYTES};
 use super::kind::Stored;
 use crate::error::{Error, Result};
+use crate::interrupt;
 
 /// Datatype messages whose meaning the library told; `None` where it disagreed with the header.
 type KnownTypes = HashMap<Vec<u8>, Option<Stored>>;
@@ -27,6 +28,7 @@ pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>>
         let headers = if own && file.plain { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
         for link in links {
+            interrupt::check()?;
             let path = join(&group, &link.name);
             let header = headers.next().flatten();
             if let Some(dataset) = by_header(file, &path, header, &mut known)? {

@@ -6,6 +6,7 @@ use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, sa
 use crate::backend::Inference;
 use crate::error::{Error, Result};
 use crate::files::Outputs;
+use crate::interrupt;
 use crate::model_file;
 use safetensors::SafeTensors;
 use serde::Serialize;
@@ -89,6 +90,7 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         }
     };
     meta.tied = params.tied();
+    interrupt::check()?;
     model_file::save(out, &params, &meta)?;
     Ok(Imported {
         format,

@@ -30,6 +30,7 @@ use crate::analysis::{Source, codes, load_model};
 use crate::backend::Inference;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::interrupt::check_flag;
 use crate::model::Params;
 use crate::model_file::ModelMeta;
 use serde::{Deserialize, Serialize};
@@ -146,6 +147,7 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
             )));
         }
     };
+    check_flag(stop)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
     // Deleted with what is left in it: an old export, or a new one that failed.

@@ -97,17 +97,19 @@ impl EvalSet {
         Self { rows, variance }
     }
 
-    /// `None` where the split has no rows. `fired` (M) counts the rows on which each latent is active.
+    /// `None` where the split has no rows. `fired` (M) counts the rows on which each latent is active. `check` is asked
+    /// now and then, and may end it.
     pub fn measure(
         &self,
         backend: &mut dyn Backend,
         d_in: usize,
         fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Option<Quality>> {
         if self.rows.is_empty() {
             return Ok(None);
         }
-        let sums = backend.evaluate(&self.rows, Weights::Averaged, fired)?;
+        let sums = backend.evaluate_checked(&self.rows, Weights::Averaged, fired, check)?;
         Ok(Some(Quality::new(&sums, d_in, self.variance)))
     }
 }
@@ -146,8 +148,11 @@ pub struct HasParts {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct PartSums {
     steps: u64,
+    #[serde(deserialize_with = "null_is_nan")]
     recon: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     l1: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     aux: f64,
     /// Sum of the norms that are finite, and their number.
     grad_norm: (f64, u64),
@@ -323,6 +328,7 @@ mod tests {
             lr: none,
             rows_per_second: none,
             train_loss: None,
+            parts: LossParts::default(),
             train: Some(quality),
             val: None,
             test: Some(quality),
@@ -330,6 +336,11 @@ mod tests {
         };
         let back: MetricRow = serde_json::from_str(&serde_json::to_string(&row).unwrap()).unwrap();
         assert_eq!(to_csv(&[back]).unwrap(), to_csv(&[row]).unwrap());
+        let mut sums = PartSums::default();
+        sums.add(&StepStats { loss: 1.0, mse: none, l1: f64::INFINITY, aux: none, grad_norm: none });
+        let back: PartSums = serde_json::from_str(&serde_json::to_string(&sums).unwrap()).unwrap();
+        let all = HasParts { l1: true, aux: true, grad_norm: true };
+        assert_eq!(back.means(1, all), LossParts::default());
     }
 
     #[test]

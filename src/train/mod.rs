@@ -18,6 +18,7 @@ use crate::console;
 use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::interrupt;
 use crate::model::TrainState;
 use crate::report::progress::Phase;
 pub use memory::Memory;
@@ -37,7 +38,7 @@ pub struct Session<'a> {
     pub device: DeviceChoice,
     /// No progress, no warnings.
     pub quiet: bool,
-    /// Set by SIGINT and SIGTERM.
+    /// Set by a signal that asks to stop.
     pub stop: &'a AtomicBool,
 }
 
@@ -60,6 +61,7 @@ pub struct Prepared {
 pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
     let phase = Phase::new("loading", quiet);
     let data = Embeddings::load(paths, options)?;
+    interrupt::check()?;
     phase.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
         data.skipped().warn();
@@ -140,6 +142,7 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let backend = open_backend(&prepared, start_state(&prepared))?;
+    interrupt::check_flag(session.stop)?;
     let splits = prepared.split.to_tsv(&prepared.data);
     let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
     warn_if_unlocked(&folder, session);

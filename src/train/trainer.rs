@@ -179,10 +179,12 @@ impl Trainer {
         let (d, m) = (self.config.d_in, self.config.n_latents);
         let mut fired = vec![0u64; m];
         let backend = self.backend.as_mut();
-        let train = sets[0].measure(backend, d, &mut fired)?;
+        // To its end whatever comes: a run that goes on from here would miss this line.
+        let check = &mut || Ok(());
+        let train = sets[0].measure(backend, d, &mut fired, check)?;
         let mut ignored = vec![0u64; m];
-        let val = sets[1].measure(backend, d, &mut ignored)?;
-        let test = sets[2].measure(backend, d, &mut ignored)?;
+        let val = sets[1].measure(backend, d, &mut ignored, check)?;
+        let test = sets[2].measure(backend, d, &mut ignored, check)?;
         self.explain(sets, [train, val, test])?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
@@ -279,9 +281,17 @@ impl Trainer {
         let mut ignored = vec![0u64; m];
         let sets = self.eval_sets(usize::MAX);
         let backend = self.backend.as_mut();
-        let train = sets[0].measure(backend, d, &mut fired)?;
-        let val = sets[1].measure(backend, d, &mut ignored)?;
-        let test = sets[2].measure(backend, d, &mut ignored)?;
+        // The last checkpoint is on the disk already.
+        let root = self.folder.root().display();
+        let check = &mut || match session.stop.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::Interrupted(format!(
+                "interrupted in the final evaluation; all steps are done and on disk: finish with `sae train --resume {root}`"
+            ))),
+        };
+        let train = sets[0].measure(backend, d, &mut fired, check)?;
+        let val = sets[1].measure(backend, d, &mut ignored, check)?;
+        let test = sets[2].measure(backend, d, &mut ignored, check)?;
         self.explain(&sets, [train, val, test])?;
         for warning in self.warnings.drain(..).filter(|_| !session.quiet) {
             console::warn(warning);

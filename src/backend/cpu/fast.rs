@@ -416,10 +416,17 @@ impl Backend for FastCpu {
         Ok(std::mem::take(&mut self.done))
     }
 
-    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+    fn evaluate_checked(
+        &mut self,
+        rows: &[u32],
+        weights: Weights,
+        fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<EvalSums> {
         let params = self.state.weights(weights);
         let mut sums = EvalSums::default();
         for rows in rows.chunks(EVAL_ROWS) {
+            check()?;
             evaluate_rows(&self.data, &self.spec, params, rows, &mut self.work, fired, &mut sums);
         }
         Ok(sums)

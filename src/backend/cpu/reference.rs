@@ -449,12 +449,19 @@ impl Backend for Reference {
         Ok(std::mem::take(&mut self.done))
     }
 
-    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+    fn evaluate_checked(
+        &mut self,
+        rows: &[u32],
+        weights: Weights,
+        fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<EvalSums> {
         let params = self.state.weights(weights);
         let w = Self::wide(params);
         let d = params.d_in;
         let mut sums = EvalSums::default();
         for &row in rows {
+            check()?;
             let (x, x_norm, mean, std) = self.normalized(row);
             let z = self.scores(&w, &x_norm);
             let h = self.inference_code(&z);

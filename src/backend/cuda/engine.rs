@@ -144,13 +144,20 @@ impl Backend for Engine {
         Ok(std::mem::take(&mut self.parts.done))
     }
 
-    fn evaluate(&mut self, rows: &[u32], weights: Weights, fired: &mut [u64]) -> Result<EvalSums> {
+    fn evaluate_checked(
+        &mut self,
+        rows: &[u32],
+        weights: Weights,
+        fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<EvalSums> {
         let Self { parts, device, .. } = self;
         let dev = device.as_mut();
         let operands = parts.operands(dev, weights)?;
         parts.shared.quality.zero(dev, 1)?;
         parts.shared.fired_rows.zero(dev, parts.sizes.m)?;
         for chunk in rows.chunks(parts.room()) {
+            check()?;
             parts.evaluate(dev, chunk, &operands)?;
         }
         let sums = parts.shared.quality.read(dev, 1)?[0];

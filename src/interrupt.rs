@@ -1,0 +1,96 @@
+//! Signals that ask to stop. SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that closes) are one request: what is under
+//! way is brought to an end, training with a checkpoint. Shells and wrappers often send a signal twice, so a repeat
+//! within [`SAME`] is the same request; a later one ends the process at once.
+
+use crate::error::{Error, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long after the first a signal is taken for a repeat of it.
+const SAME: Duration = Duration::from_secs(2);
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Heeds signals from here on, on a thread of its own; gives the flag that a request sets.
+///
+/// # Errors
+/// What the system refuses: signals then end the process at once.
+pub fn watch() -> std::io::Result<&'static AtomicBool> {
+    let mut wanted = vec![SIGINT, SIGTERM];
+    // Under `nohup` a run is to outlive its terminal.
+    if !is_ignored(SIGHUP) {
+        wanted.push(SIGHUP);
+    }
+    let mut signals = Signals::new(wanted)?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut first = None;
+        for _ in signals.forever() {
+            if ends(&mut first, Instant::now()) {
+                signal_hook::low_level::exit(130);
+            }
+            REQUESTED.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok(&REQUESTED)
+}
+
+/// Whether a signal that comes `now` ends the process at once; `first` is when the first one came.
+fn ends(first: &mut Option<Instant>, now: Instant) -> bool {
+    now.duration_since(*first.get_or_insert(now)) > SAME
+}
+
+/// Fails once a signal has asked to stop: for work that leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn check() -> Result<()> {
+    check_flag(&REQUESTED)
+}
+
+/// As [`check`], of a flag that was handed over.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn check_flag(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted("interrupted; nothing was written".into()));
+    }
+    Ok(())
+}
+
+/// Whether this process was started with a signal ignored.
+fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: `sigaction` is a plain C struct for which all zeros is a value; the call is given no new action, so it only
+    // writes the present one to `now`, which lives until it returns.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeat_within_two_seconds_is_the_same_request_and_a_later_one_ends_at_once() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut first = None;
+        for ms in [0, 1, 500, 1999, 2000] {
+            assert!(!ends(&mut first, at(ms)), "{ms}");
+        }
+        // Counted from the first: whoever keeps sending is heard.
+        assert!(ends(&mut first, at(2001)) && ends(&mut first, at(9000)));
+    }
+
+    #[test]
+    fn a_signal_that_is_not_ignored_is_told_apart() {
+        // Rust itself ignores SIGPIPE at the start of every program.
+        assert!(is_ignored(signal_hook::consts::SIGPIPE));
+        assert!(!is_ignored(signal_hook::consts::SIGUSR2));
+    }
+}
