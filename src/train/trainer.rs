@@ -13,12 +13,13 @@ use crate::console;
 use crate::data::{BatchOrder, Embeddings, Part, Split};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::interrupt::check_flag;
 use crate::model_file::{self, ModelMeta};
 use crate::noise::Noise;
 use crate::report::progress::Progress as Display;
 use crate::schedule::{anneal_fraction, l1_share, learning_rate, temperature};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A run under way.
 pub(super) struct Trainer {
@@ -66,35 +67,77 @@ impl Trainer {
         // A run killed between a save and its link goes on without the link; see `link_best`.
         self.link_best()?;
         let sets = self.eval_sets(self.config.eval_rows);
-        let steps = self.config.steps;
-        let mut display = Display::new(steps, self.progress.step, session.quiet);
-        while self.progress.step < steps && !self.stopped_early() {
-            if session.stop.load(Ordering::Relaxed) {
-                self.collect(&mut display)?;
-                self.save_checkpoint()?;
-                display.finish();
-                let (step, root) = (self.progress.step, self.folder.root().display());
-                return Err(Error::Interrupted(format!(
-                    "interrupted at step {step}; a checkpoint is on disk: go on with `sae train --resume {root}`"
-                )));
+        let mut display = Display::new(self.config.steps, self.progress.step, session.quiet);
+        let done = self.steps(&sets, &mut display, session.stop);
+        if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
+            display.finish();
+        }
+        done?;
+        self.finish(session)
+    }
+
+    /// All steps that are left, with their evaluations and checkpoints.
+    fn steps(&mut self, sets: &[EvalSet; 3], display: &mut Display, stop: &AtomicBool) -> Result<()> {
+        if self.owes_evaluation() {
+            self.after_step(sets, display, stop)?;
+        }
+        while self.progress.step < self.config.steps && !self.stopped_early() {
+            if stop.load(Ordering::Relaxed) {
+                self.collect(display)?;
+                return self.interrupted();
             }
             let done = self.queue_step()?;
-            let last = done == steps;
-            let measure = last || done.is_multiple_of(self.config.eval_every);
-            let save = last || done.is_multiple_of(self.config.checkpoint_every);
-            if measure || save || self.queue.is_due() {
-                self.collect(&mut display)?;
+            let due = self.measures_after(done) || self.saves_after(done);
+            if due || self.queue.is_due() {
+                self.collect(display)?;
             }
-            let improved = measure && self.evaluate(&sets)?;
-            for warning in self.warnings.drain(..) {
-                display.message(&format!("warning: {warning}"));
-            }
-            if improved || save || self.stopped_early() {
-                self.save_checkpoint()?;
+            if due {
+                self.after_step(sets, display, stop)?;
             }
         }
-        display.finish();
-        self.finish(session)
+        Ok(())
+    }
+
+    fn measures_after(&self, step: u64) -> bool {
+        step == self.config.steps || step.is_multiple_of(self.config.eval_every)
+    }
+
+    fn saves_after(&self, step: u64) -> bool {
+        step == self.config.steps || step.is_multiple_of(self.config.checkpoint_every)
+    }
+
+    /// Whether a signal ended the evaluation that belongs to the last step.
+    fn owes_evaluation(&self) -> bool {
+        let step = self.progress.step;
+        let measured = self.progress.metrics.last().map_or(0, |row| row.step);
+        step > 0 && self.measures_after(step) && measured != step
+    }
+
+    /// Evaluation and checkpoint, as far as they are due.
+    fn after_step(&mut self, sets: &[EvalSet; 3], display: &mut Display, stop: &AtomicBool) -> Result<()> {
+        let step = self.progress.step;
+        let improved = self.measures_after(step)
+            && match self.evaluate(sets, stop) {
+                // Nothing of it is kept: the run that goes on from here evaluates first.
+                Err(Error::Interrupted(_)) => return self.interrupted(),
+                other => other?,
+            };
+        for warning in self.warnings.drain(..) {
+            display.message(&format!("warning: {warning}"));
+        }
+        if improved || self.saves_after(step) || self.stopped_early() {
+            self.save_checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a checkpoint for the run that goes on from here.
+    fn interrupted(&mut self) -> Result<()> {
+        self.save_checkpoint()?;
+        let (step, root) = (self.progress.step, self.folder.root().display());
+        Err(Error::Interrupted(format!(
+            "interrupted at step {step}; a checkpoint is on disk: go on with `sae train --resume {root}`"
+        )))
     }
 
     /// False while no evaluation has a finite figure: there is nothing to stop by.
@@ -174,13 +217,12 @@ impl Trainer {
         }
     }
 
-    /// Adds a line to the metrics; true where validation is the best so far.
-    fn evaluate(&mut self, sets: &[EvalSet; 3]) -> Result<bool> {
+    /// Adds a line to the metrics; true where validation is the best so far. Nothing is changed where `stop` ends it.
+    fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<bool> {
         let (d, m) = (self.config.d_in, self.config.n_latents);
         let mut fired = vec![0u64; m];
         let backend = self.backend.as_mut();
-        // To its end whatever comes: a run that goes on from here would miss this line.
-        let check = &mut || Ok(());
+        let check = &mut || check_flag(stop);
         let train = sets[0].measure(backend, d, &mut fired, check)?;
         let mut ignored = vec![0u64; m];
         let val = sets[1].measure(backend, d, &mut ignored, check)?;

@@ -179,6 +179,32 @@ fn signals_while_a_run_starts_leave_nothing_or_a_run_that_can_go_on() {
 }
 
 #[test]
+fn a_signal_in_an_evaluation_on_the_way_ends_it_and_the_run_goes_on_to_the_same_bits() {
+    let place = Place::with_data(40_000, 24);
+    let data = place.name("data.h5");
+    for (last, waits_for) in [(false, 1), (true, 3)] {
+        let steps = if last { "--steps=4" } else { "--steps=6" };
+        let every = if last { "--eval-every=4" } else { "--eval-every=2" };
+        let options = ["--latents=8192", "--k=4", steps, every, "--anneal-steps=0", "--checkpoint-every=1"];
+        let more = ["--eval-rows=40000", "--init=linear", "--keep-checkpoints=4", "--quiet"];
+        let (whole, cut) = (place.name(&format!("whole{last}")), place.name(&format!("cut{last}")));
+        sae_ok([&["train", &data, "--out", &whole], &options[..], &more].concat());
+        let args = [&["train", &data, "--out", &cut], &options[..], &more].concat();
+        let child = start(command(args).stdout(Stdio::null()).stderr(Stdio::piped()));
+        // The next step is followed by the evaluation.
+        wait_for(&Path::new(&cut).join(format!("checkpoints/step-{waits_for:012}.safetensors")));
+        pause(300);
+        send(&child, "TERM");
+        let text = interrupted(child);
+        assert!(text.contains(&format!("interrupted at step {}", waits_for + 1)), "{text}");
+        // It was in the evaluation: there is no line of this step yet.
+        assert!(!Path::new(&cut).join("metrics.csv").exists());
+        sae_ok(["train", "--resume", &cut, "--quiet"]);
+        runs::same_run(Path::new(&whole), Path::new(&cut));
+    }
+}
+
+#[test]
 fn a_signal_in_the_final_evaluation_ends_it_and_the_run_finishes_later_with_the_same_figures() {
     let place = Place::with_data(40_000, 24);
     let options = [
