@@ -28,6 +28,9 @@
 //! Symbols, the same everywhere: N rows in a batch (`n_rows`), D inputs (`d_in`), M latents (`n_latents`),
 //! k active latents (`k`). Matrices are row-major; `w_enc` and `w_dec` are (M, D), one row a latent.
 
+// `console` writes to both without panics.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod analysis;
 pub mod backend;
 pub mod cli;
