@@ -65,7 +65,7 @@ fn validation_rows_without_variance_are_named_and_the_last_model_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let data = path("data.h5");
-    // All rows are one row: nothing varies about the mean, which is not exact in floating point.
+    // All rows are one row: nothing varies about the mean.
     let ids: Vec<String> = (0..200).map(|n| format!("id{n:03}")).collect();
     let row: Vec<f32> = (0..D).map(|i| 0.1 + 0.37 * i as f32).collect();
     write_values(Path::new(&data), &ids, &row.repeat(ids.len()));
