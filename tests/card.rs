@@ -289,6 +289,32 @@ fn rows_that_travel_with_each_batch_give_the_bits_of_rows_on_the_card() {
 }
 
 #[test]
+fn a_run_that_stops_early_takes_its_best_weights_up_in_the_memory_that_the_card_gave() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    for precision in ["--precision=f32", "--precision=bf16"] {
+        let stops = ["--anneal-steps=0", "--eval-every=2", "--lr=1", "--overwrite", precision];
+        let run = place.trained(&[], "cuda", "run", &[&SIZES[..], &stops, &["--early-stop=1"]].concat());
+        let early = place.counts();
+        let figures = std::fs::read_to_string(run.join("summary.json")).unwrap();
+        let figures: serde_json::Value = serde_json::from_str(&figures).unwrap();
+        let (steps, fvu) = (column(&run, "step"), column(&run, "val_fvu"));
+        let best = steps.iter().position(|step| Some(*step) == figures["best_step"].as_f64()).unwrap();
+        assert!(best + 1 < steps.len(), "the last step was the best: choose other options");
+        // All rows of the split were measured on the way, with the same weights.
+        close(precision, &[figures["val"]["fvu"].as_f64().unwrap()], &fvu[best..=best], 1e-12);
+        assert_eq!(figures["steps"], figures["best_step"]);
+        place.trained(&[], "cuda", "run", &[&SIZES[..], &stops, &["--early-stop=0"]].concat());
+        let all = place.counts();
+        for name in ["cuDevicePrimaryCtxRetain", "cuMemAlloc_v2"] {
+            assert_eq!(early[name], all[name], "{precision}: {name}");
+        }
+    }
+}
+
+#[test]
 fn a_card_that_is_lost_leaves_a_run_that_goes_on_to_the_same_bits() {
     if !compiler::nvrtc() {
         return;
