@@ -276,3 +276,181 @@ fn a_damaged_pt_is_an_error_of_one_line() {
     sae_fails(["import", from, "--format=openai", "-o", &out]);
     assert!(!Path::new(&out).exists());
 }
+
+/// Edits the settings of an exported model.
+fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let mut config = json(folder.join(file));
+    change(&mut config);
+    std::fs::write(folder.join(file), config.to_string()).unwrap();
+}
+
+/// As SAELens before version 6 wrote a top k: flat, with an activation function, whatever the architecture is called.
+fn make_old(config: &mut Value) {
+    let map = config.as_object_mut().unwrap();
+    let k = map.remove("k").unwrap();
+    map.remove("metadata");
+    map.remove("rescale_acts_by_decoder_norm");
+    map.remove("reshape_activations");
+    map.insert("architecture".into(), json!("standard"));
+    map.insert("activation_fn_str".into(), json!("topk"));
+    map.insert("activation_fn_kwargs".into(), json!({ "k": k }));
+    map.insert("finetuning_scaling_factor".into(), json!(false));
+    map.insert("hook_name".into(), json!("blocks.3.hook_resid_post"));
+    map.insert("sae_lens_training_version".into(), json!("3.23.4"));
+    map.insert("prepend_bos".into(), json!(true));
+}
+
+#[test]
+fn a_top_k_of_saelens_before_version_6_is_a_top_k() {
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("saelens");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    edit(&folder, "cfg.json", make_old);
+    let want = place.eval(&place.path("run"));
+    let got = place.eval(&place.import(&folder, "old.safetensors"));
+    assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
+    // The name that it had before, and no architecture yet.
+    edit(&folder, "cfg.json", |config| {
+        let map = config.as_object_mut().unwrap();
+        let name = map.remove("activation_fn_str").unwrap();
+        map.insert("activation_fn".into(), name);
+        map.remove("architecture");
+    });
+    let got = place.eval(&place.import(&folder, "older.safetensors"));
+    assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
+}
+
+#[test]
+fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    type Case = (&'static str, bool, &'static str, Change, &'static str);
+    let cases: [Case; 16] = [
+        ("saelens", true, "cfg.json", |c| c["normalize_activations"] = json!(true), "normalize_activations"),
+        ("saelens", true, "cfg.json", |c| c["activation_fn_kwargs"]["postact_fn"] = json!("x"), "postact_fn"),
+        ("saelens", true, "cfg.json", |c| c["hook_name"] = json!("blocks.0.attn.hook_z"), "hook_z"),
+        ("saelens", true, "cfg.json", |c| c["activation_fn_str"] = json!("tanh-relu"), "tanh-relu"),
+        ("saelens", true, "cfg.json", |c| c["architecture"] = json!("gated"), "gated"),
+        ("saelens", false, "cfg.json", |c| c["reshape_activations"] = json!("hook_z"), "reshape_activations"),
+        (
+            "saelens",
+            false,
+            "cfg.json",
+            |c| c["normalize_activations"] = json!("constant_norm_rescale"),
+            "constant_norm_rescale",
+        ),
+        ("saelens", false, "cfg.json", |c| c["input_scale"] = json!(2.5), "input_scale"),
+        ("sparsify", false, "cfg.json", |c| c["signed"] = json!(true), "signed"),
+        ("sparsify", false, "cfg.json", |c| c["gram_lookup"] = json!(true), "gram_lookup"),
+        ("sparsify", false, "cfg.json", |c| c["skip_connection"] = json!(true), "skip_connection"),
+        ("sparsify", false, "cfg.json", |c| c["activation"] = json!("groupmax"), "groupmax"),
+        ("sparsify", false, "cfg.json", |c| c["rank_by"] = json!("size"), "rank_by"),
+        (
+            "dictionary-learning",
+            false,
+            "config.json",
+            |c| c["trainer"]["dict_class"] = json!("BatchTopKSAE"),
+            "BatchTopKSAE",
+        ),
+        (
+            "dictionary-learning",
+            false,
+            "config.json",
+            |c| c["trainer"]["dict_class"] = json!("AutoEncoderNew"),
+            "AutoEncoderNew",
+        ),
+        ("dictionary-learning", false, "config.json", |c| c["trainer"]["k"] = json!("four"), "`k`"),
+    ];
+    let place = Place::trained(&["--no-normalize"]);
+    for (format, old, file, change, name) in cases {
+        let _ = std::fs::remove_dir_all(place.path(format));
+        let (folder, _) = place.export(format);
+        let _ = std::fs::remove_file(folder.join("topk_sae.json"));
+        if old {
+            edit(&folder, file, make_old);
+        }
+        edit(&folder, file, change);
+        let out = place.name("no.safetensors");
+        let (status, line) = sae_fails(["import", folder.to_str().unwrap(), "-o", &out]);
+        assert!(status == 1 && line.contains(name) && !Path::new(&out).exists(), "{format}, {name}: {line}");
+    }
+}
+
+#[test]
+fn a_setting_that_a_person_has_looked_at_is_left_out() {
+    let place = Place::trained(&["--no-normalize"]);
+    let (folder, _) = place.export("sparsify");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    edit(&folder, "cfg.json", |c| {
+        c["rank_by"] = json!("size");
+        c["wandb"] = json!("x");
+        // These switch nothing on.
+        c["other"] = json!(null);
+        c["more"] = json!(false);
+    });
+    let (out, from) = (place.name("no.safetensors"), folder.to_str().unwrap().to_owned());
+    let (_, line) = sae_fails(["import", &from, "-o", &out]);
+    assert!(line.contains("`--ignore rank_by,wandb`"), "{line}");
+    sae_ok(["import", &from, "-o", &out, "--ignore", "rank_by,wandb"]);
+    assert_eq!(place.eval(Path::new(&out))["mse"], place.eval(&place.path("run"))["mse"]);
+}
+
+#[test]
+fn a_scale_of_codes_or_activations_beside_saelens_is_refused() {
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("saelens");
+    std::fs::write(folder.join("activation_scaler.json"), "{\"scaling_factor\": 3}").unwrap();
+    let out = place.name("no.safetensors");
+    let from = folder.to_str().unwrap().to_owned();
+    let (_, line) = sae_fails(["import", &from, "-o", &out]);
+    assert!(line.contains("activation_scaler.json"), "{line}");
+    std::fs::remove_file(folder.join("activation_scaler.json")).unwrap();
+    for (factor, fits) in [(1.0f32, true), (2.0, false)] {
+        let all = tensors(&folder.join("sae_weights.safetensors"));
+        let shapes = shapes(&folder.join("sae_weights.safetensors"));
+        let factors: Vec<u8> = [factor; M].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut views: Vec<_> = all
+            .iter()
+            .filter(|(name, _)| name != "scaling_factor")
+            .map(|(name, bytes)| {
+                let view = safetensors::tensor::TensorView::new(Dtype::F32, shapes[name].1.clone(), bytes);
+                (name.clone(), view.unwrap())
+            })
+            .collect();
+        let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![M], &factors).unwrap();
+        views.push(("scaling_factor".into(), view));
+        let bytes = safetensors::serialize(views, None).unwrap();
+        std::fs::write(folder.join("sae_weights.safetensors"), bytes).unwrap();
+        let result = sae(["import", &from, "-o", &out, "--overwrite"]);
+        assert_eq!(result.status.success(), fits, "{factor}: {}", String::from_utf8_lossy(&result.stderr));
+    }
+}
+
+#[test]
+fn a_threshold_without_a_class_may_be_a_batch_top_k_and_is_refused() {
+    let place = Place::trained(&["--no-normalize"]);
+    let (folder, _) = place.export("dictionary-learning");
+    let path = folder.join("ae.pt");
+    let weights = pt::read(&path).unwrap();
+    assert_eq!(weights.tensors["threshold"].values, [-1.0]);
+    // Unset, it is a top k, whatever is beside it.
+    std::fs::remove_file(folder.join("config.json")).unwrap();
+    let out = place.name("back.safetensors");
+    sae_ok(["import", path.to_str().unwrap(), "-o", &out]);
+    let bytes: Vec<(&str, Vec<u8>)> = ["b_dec", "encoder.weight", "encoder.bias", "decoder.weight"]
+        .into_iter()
+        .map(|name| (name, weights.tensors[name].values.iter().flat_map(|v| v.to_le_bytes()).collect()))
+        .collect();
+    let k = 4i32.to_le_bytes();
+    let mut items: Vec<(&str, pt::Item)> = bytes
+        .iter()
+        .map(|(name, bytes)| {
+            (*name, pt::Item::Tensor(Dtype::F32, weights.tensors[*name].shape.clone(), bytes))
+        })
+        .collect();
+    items.push(("k", pt::Item::Tensor(Dtype::I32, vec![], &k)));
+    items.push(("threshold", pt::Item::f32(vec![], &[0.5])));
+    pt::write(&path, &items).unwrap();
+    let (_, line) = sae_fails(["import", path.to_str().unwrap(), "-o", &out, "--overwrite"]);
+    assert!(line.contains("BatchTopKSAE") && line.contains("--ignore threshold"), "{line}");
+    sae_ok(["import", path.to_str().unwrap(), "-o", &out, "--overwrite", "--ignore=threshold"]);
+}

@@ -22,6 +22,9 @@ pub struct Args {
     /// Its rows were normalised before the library saw them: (x - mean) / (std + 1e-5) of each
     #[arg(long)]
     normalize: bool,
+    /// Settings and tensors to leave out that are not understood here, if they do not change the codes
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    ignore: Vec<String>,
     /// Model to write, model.safetensors
     #[arg(short, long, value_name = "MODEL")]
     out: PathBuf,
@@ -32,8 +35,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { from, format, k, normalize, out, overwrite } = args;
-    let done = import(&ImportRequest { from, format, k, normalize, out, overwrite })?;
+    let Args { from, format, k, normalize, ignore, out, overwrite } = args;
+    let done = import(&ImportRequest { from, format, k, normalize, ignore, out, overwrite })?;
     if global.json {
         return print_apart(&[&done.model], &json(&done)?);
     }

@@ -7,7 +7,7 @@
 
 use super::foreign::{Activation, Foreign};
 use super::pt::{self, Item};
-use super::tensors::{Settings, Tensors, not_representable};
+use super::tensors::{Settings, Tensors, not_representable, wrong};
 use super::{Notes, by_hand, transpose, write_json};
 use crate::backend::Inference;
 use crate::error::Result;
@@ -60,7 +60,8 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
     };
     let scaled = "load_dictionary multiplies the codes of a relu model by the norms of its decoder rows (the \
                   reconstruction stays); load it with AutoEncoder.from_pretrained and normalize_decoder=False";
-    let notes = [(!topk).then(|| scaled.to_owned()), meta.normalize.then(|| by_hand("dictionary_learning"))];
+    let notes =
+        [(!topk).then(|| scaled.to_owned()), meta.normalize.then(|| by_hand("dictionary_learning", meta))];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(Notes {
         load: format!("{loaded}\ncodes = ae.encode(x); recon = ae.decode(codes)"),
@@ -69,15 +70,17 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
 }
 
 /// `path` is the folder, or the file of weights (`.pt`, or the same tensors as safetensors).
-pub(super) fn read(path: &Path) -> Result<Foreign> {
+pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     let weights = if path.is_dir() { path.join(WEIGHTS) } else { path.to_owned() };
     let config = weights.with_file_name(CONFIG);
-    let mut k = None;
+    // The library's own loader looks at these two settings alone, so that no other one changes a code.
+    let (mut k, mut class) = (None, None);
     if config.is_file()
         && let Some(trainer) = Settings::read(&config)?.inner("trainer")?
     {
         k = trainer.count("k")?;
-        if let Some(class) = trainer.text("dict_class")?.filter(|c| c != TOPK && c != RELU) {
+        class = trainer.text("dict_class")?;
+        if let Some(class) = class.as_ref().filter(|c| *c != TOPK && *c != RELU) {
             return Err(not_representable(&config, &format!("dict_class `{class}`")));
         }
     }
@@ -99,7 +102,14 @@ pub(super) fn read(path: &Path) -> Result<Foreign> {
         activation,
         normalize: None,
     };
-    // The threshold is used only where a caller asks for it, and not by `encode` as it is.
-    tensors.nothing_left(&["threshold"])?;
+    // A top-k model's encode uses no threshold unless its caller asks for it; a BatchTopK model has the same tensors and
+    // does, and without a configuration nothing tells which it is.
+    let threshold = tensors.scalar("threshold").filter(|threshold| *threshold >= 0.0);
+    if !relu && class.is_none() && threshold.is_some() && !ignored.iter().any(|name| name == "threshold") {
+        let what = "has a threshold and no config.json that tells its dict_class, so it may be a BatchTopKSAE; put the \
+                    config.json beside it, or add `--ignore threshold` if it is an AutoEncoderTopK";
+        return Err(wrong(&weights, what.into()));
+    }
+    tensors.nothing_left(&[], ignored)?;
     Ok(model)
 }

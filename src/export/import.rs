@@ -25,6 +25,8 @@ pub struct ImportRequest {
     pub k: Option<usize>,
     /// The model was trained on rows normalised outside the library.
     pub normalize: bool,
+    /// Settings and tensors that are not understood and may be left out: a person has looked at them.
+    pub ignore: Vec<String>,
     /// `model.safetensors` to write.
     pub out: PathBuf,
     /// Replace it.
@@ -63,12 +65,13 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
     Outputs { files: &[("--out", out)], inputs: &inputs, overwrite: request.overwrite, ..Default::default() }
         .check()?;
     let (format, place) = find(from, request.format)?;
+    let ignored = &request.ignore;
     let foreign = match format {
-        Format::Saelens => saelens::read(&place),
-        Format::Sparsify => sparsify::read(&place),
-        Format::DictionaryLearning => dictionary_learning::read(&place),
-        Format::Interprot => interprot::read(&place),
-        Format::Openai => openai::read(&place),
+        Format::Saelens => saelens::read(&place, ignored),
+        Format::Sparsify => sparsify::read(&place, ignored),
+        Format::DictionaryLearning => dictionary_learning::read(&place, ignored),
+        Format::Interprot => interprot::read(&place, ignored),
+        Format::Openai => openai::read(&place, ignored),
     }?;
     let own = own(&place, format, &foreign);
     let (activation, normalize) = (foreign.activation, foreign.normalize);

@@ -6,7 +6,7 @@
 
 use super::foreign::{Activation, Foreign};
 use super::tensors::Tensors;
-use super::{Notes, top, transpose, write_tensors};
+use super::{Notes, other_eps, top, transpose, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
@@ -45,10 +45,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
          use encode and decode of the tensors by hand, or another format"
             .to_owned()
     });
-    Ok(Notes { load, warning })
+    Ok(Notes { load, warning: warning.or_else(|| other_eps("InterProt", meta)) })
 }
 
-pub(super) fn read(path: &Path) -> Result<Foreign> {
+pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     let mut tensors = Tensors::read(path)?;
     let (d, m, w_enc) = tensors.matrix("w_enc")?;
     let b_pre = tensors.take("b_pre", &[d])?;
@@ -63,6 +63,6 @@ pub(super) fn read(path: &Path) -> Result<Foreign> {
         activation: Activation::Topk(None),
         normalize: Some(true),
     };
-    tensors.nothing_left(&["stats_last_nonzero"])?;
+    tensors.nothing_left(&["stats_last_nonzero"], ignored)?;
     Ok(model)
 }

@@ -27,7 +27,7 @@ mod sparsify;
 pub mod tensors;
 
 use crate::analysis::{Source, codes, load_model};
-use crate::backend::Inference;
+use crate::backend::{Inference, NORM_EPS};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
@@ -250,11 +250,24 @@ fn top(meta: &ModelMeta) -> usize {
 }
 
 /// What to do by hand where the library does not normalise and the model wants it.
-fn by_hand(library: &str) -> String {
+fn by_hand(library: &str, meta: &ModelMeta) -> String {
     format!(
-        "{library} does not normalise: normalise rows first, (x - mean) / (std + 1e-5) of each row with the unbiased \
-         std, then multiply its reconstruction by std and add mean"
+        "{library} does not normalise: normalise rows first, (x - mean) / (std + {:e}) of each row with the unbiased \
+         std, then multiply its reconstruction by std and add mean",
+        meta.norm_eps
     )
+}
+
+/// What differs where the library normalises: it adds 1e-5 to a row's deviation, whatever the model was trained with.
+fn other_eps(library: &str, meta: &ModelMeta) -> Option<String> {
+    (meta.normalize && meta.norm_eps != NORM_EPS).then(|| {
+        format!(
+            "{library} adds {NORM_EPS:e} to each row's standard deviation, and this model, whose rows are small, was \
+             trained with {:e}: multiply rows by {:.0e} before the library sees them, or its codes are not the model's",
+            meta.norm_eps,
+            NORM_EPS / meta.norm_eps
+        )
+    })
 }
 
 /// (`rows`, `columns`) to (`columns`, `rows`), row-major.

@@ -8,7 +8,7 @@
 use super::foreign::{Activation, Foreign};
 use super::pt::{self, Item};
 use super::tensors::{Tensors, not_representable};
-use super::{Notes, top, transpose};
+use super::{Notes, other_eps, top, transpose};
 use crate::backend::Inference;
 use crate::error::Result;
 use crate::model::Params;
@@ -47,10 +47,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
          `sae.normalize = False` after loading"
             .to_owned()
     });
-    Ok(Notes { load, warning })
+    Ok(Notes { load, warning: warning.or_else(|| other_eps("OpenAI's Autoencoder", meta)) })
 }
 
-pub(super) fn read(path: &Path) -> Result<Foreign> {
+pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     let mut tensors = Tensors::read(path)?;
     let (activation, normalize) = match tensors.texts.get("activation").map(String::as_str) {
         Some("ReLU") => (Activation::Relu, Some(false)),
@@ -83,6 +83,8 @@ pub(super) fn read(path: &Path) -> Result<Foreign> {
         activation,
         normalize,
     };
-    tensors.nothing_left(&["stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"])?;
+    let used = ["activation", "activation_state_dict.k", "activation_state_dict.postact_fn"];
+    let harmless = ["stats_last_nonzero", "latents_activation_frequency", "latents_mean_square"];
+    tensors.nothing_left(&[used, harmless].concat(), ignored)?;
     Ok(model)
 }

@@ -6,7 +6,7 @@
 
 use super::foreign::{Activation, Foreign};
 use super::tensors::{Settings, Tensors, not_representable};
-use super::{Notes, transpose, write_json, write_tensors};
+use super::{Notes, other_eps, transpose, write_json, write_tensors};
 use crate::backend::Inference;
 use crate::error::Result;
 use crate::files::Tensor;
@@ -19,6 +19,8 @@ pub(super) const CONFIG: &str = "cfg.json";
 pub(super) const WEIGHTS: &str = "sae_weights.safetensors";
 /// Log10 of the firing rates, tensor `sparsity` (M): optional, next to a model that SAELens trained itself.
 pub(super) const SPARSITY: &str = "sparsity.safetensors";
+/// A scale of the activations that a training save keeps apart.
+const SCALER: &str = "activation_scaler.json";
 /// Added to a rate before its logarithm (`sae_lens/training/sae_trainer.py`): a latent that never fires has -10.
 const RATE_EPS: f64 = 1e-10;
 /// Version of the format: without one of at least 6 SAELens takes its reader of old models.
@@ -66,32 +68,142 @@ pub(super) fn write(
         write_tensors(&folder.join(SPARSITY), &[Tensor::f32("sparsity".into(), vec![m], &logs)])?;
     }
     let load = "from sae_lens import SAE\nsae = SAE.load_from_disk(DIR)\ncodes = sae.encode(x); recon = sae.decode(codes)";
-    Ok(Notes { load: load.into(), warning: None })
+    Ok(Notes { load: load.into(), warning: other_eps("SAELens", meta) })
 }
 
-pub(super) fn read(folder: &Path) -> Result<Foreign> {
-    let path = folder.join(CONFIG);
-    let config = Settings::read(&path)?;
-    let refuse = |what: String| Err(not_representable(&path, &what));
-    let architecture = config.text("architecture")?.unwrap_or_default();
-    let activation = match architecture.as_str() {
-        "topk" => Activation::Topk(config.count("k")?),
-        "standard" => Activation::Relu,
-        other => return refuse(format!("architecture `{other}`; only topk and standard can be read")),
+/// Settings that change no code: of training, and of where the activations came from. Old files have some of them beside
+/// the others, new ones in `metadata`.
+const HARMLESS: [&str; 24] = [
+    "context_size",
+    "d_in",
+    "d_sae",
+    "dataset_path",
+    "dataset_trust_remote_code",
+    "device",
+    "dtype",
+    "hook_head_index",
+    "hook_layer",
+    "hook_name",
+    "hook_point",
+    "hook_point_head_index",
+    "hook_point_layer",
+    "metadata",
+    "model_class_name",
+    "model_from_pretrained_kwargs",
+    "model_name",
+    "neuronpedia_id",
+    "prepend_bos",
+    "release",
+    "sae_lens_training_version",
+    "sae_lens_version",
+    "seqpos_slice",
+    "training_tokens",
+];
+/// Settings that [`read`] takes into account.
+const USED: [&str; 10] = [
+    "activation_fn",
+    "activation_fn_kwargs",
+    "activation_fn_str",
+    "apply_b_dec_to_input",
+    "architecture",
+    "finetuning_scaling_factor",
+    "k",
+    "normalize_activations",
+    "rescale_acts_by_decoder_norm",
+    "reshape_activations",
+];
+
+/// Whether SAELens reads this file as one of before version 6: it has no version, or a smaller one.
+fn is_old(config: &Settings) -> Result<bool> {
+    let version = match config.inner("metadata")? {
+        Some(metadata) => metadata.text("sae_lens_version")?,
+        None => None,
     };
-    for key in ["activation_fn_str", "activation_fn"] {
-        if let Some(name) = config.text(key)?.filter(|name| name != "relu" && name != "topk") {
-            return refuse(format!("{key} `{name}`"));
-        }
+    let major =
+        version.as_deref().and_then(|v| v.split('.').next()).and_then(|major| major.parse::<u32>().ok());
+    Ok(major.is_none_or(|major| major < 6))
+}
+
+/// Codes by `architecture`; before version 6 a top k was an activation function, whatever the architecture was called
+/// (`sae_lens/loading/pretrained_sae_loaders.py`, `handle_pre_6_0_config`).
+fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Activation> {
+    let refuse = |what: String| Err(not_representable(path, &what));
+    let function = match config.text("activation_fn_str")? {
+        Some(name) => Some(name),
+        None => config.text("activation_fn")?,
+    };
+    let architecture = config.text("architecture")?;
+    let old = is_old(config)?;
+    match function.as_deref() {
+        None | Some("relu" | "topk") => {}
+        Some(other) => return refuse(format!("the activation function `{other}`")),
     }
-    let normalize = match config.text("normalize_activations")?.as_deref() {
-        None | Some("none") => false,
-        Some("layer_norm") => true,
-        Some(other) => return refuse(format!("normalize_activations `{other}`")),
-    };
-    if let Some(reshape) = config.text("reshape_activations")?.filter(|r| r != "none") {
+    if old && function.as_deref() == Some("topk") {
+        if let Some(other) = architecture.filter(|name| name != "standard" && name != "topk") {
+            return refuse(format!("architecture `{other}`; only topk and standard can be read"));
+        }
+        let mut k = config.count("k")?;
+        if let Some(arguments) = config.inner("activation_fn_kwargs")? {
+            arguments.nothing_else(&["k"], ignored)?;
+            k = arguments.count("k")?.or(k);
+        }
+        return Ok(Activation::Topk(k));
+    }
+    if let Some(arguments) = config.inner("activation_fn_kwargs")? {
+        arguments.nothing_else(&[], ignored)?;
+    }
+    match architecture.as_deref() {
+        Some("topk") => Ok(Activation::Topk(config.count("k")?)),
+        // The first files had no architecture yet.
+        None if old => Ok(Activation::Relu),
+        Some("standard") if function.as_deref() != Some("topk") => Ok(Activation::Relu),
+        Some("standard") => refuse("architecture `standard` with the activation function `topk`".into()),
+        other => refuse(format!(
+            "architecture `{}`; only topk and standard can be read",
+            other.unwrap_or_default()
+        )),
+    }
+}
+
+/// Refuses what is done to activations before the encoder, and is not ours; true where each row is normalised.
+fn normalized(config: &Settings, folder: &Path, path: &Path) -> Result<bool> {
+    let refuse = |what: String| Err(not_representable(path, &what));
+    let scaler = folder.join(SCALER);
+    if scaler.exists() {
+        return Err(not_representable(&scaler, "a scale of the activations"));
+    }
+    let hooked = ["hook_name", "hook_point"]
+        .iter()
+        .any(|key| config.text(key).ok().flatten().is_some_and(|name| name.contains("hook_z")));
+    let reshape = config.text("reshape_activations")?;
+    if let Some(reshape) = reshape.as_ref().filter(|r| *r != "none") {
         return refuse(format!("reshape_activations `{reshape}`"));
     }
+    // Old files of attention heads were reshaped without saying so.
+    if hooked && reshape.is_none() {
+        return refuse("activations of a hook_z, which SAELens reshapes".into());
+    }
+    // Once true or false.
+    if let Ok(Some(flag)) = config.flag("normalize_activations") {
+        return if flag {
+            refuse("normalize_activations `true` (expected_average_only_in)".into())
+        } else {
+            Ok(false)
+        };
+    }
+    match config.text("normalize_activations")?.as_deref() {
+        None | Some("none") => Ok(false),
+        Some("layer_norm") => Ok(true),
+        Some(other) => refuse(format!("normalize_activations `{other}`")),
+    }
+}
+
+pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
+    let path = folder.join(CONFIG);
+    let config = Settings::read(&path)?;
+    let activation = activation(&config, &path, ignored)?;
+    let normalize = normalized(&config, folder, &path)?;
+    config.nothing_else(&[&HARMLESS[..], &USED].concat(), ignored)?;
     let mut tensors = Tensors::read(&folder.join(WEIGHTS))?;
     let (d, m, w_enc) = tensors.matrix("W_enc")?;
     let mut model = Foreign {
@@ -105,12 +217,23 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         activation,
         normalize: Some(normalize),
     };
+    if tensors.tensors.contains_key("scaling_factor")
+        && tensors.take("scaling_factor", &[m])?.iter().any(|factor| *factor != 1.0)
+    {
+        return Err(not_representable(
+            &path,
+            "a scaling_factor of codes other than 1 (finetuning_scaling_factor)",
+        ));
+    }
     if config.flag("apply_b_dec_to_input")?.unwrap_or(true) {
         model.b_in.clone_from(&model.b_dec);
     }
     if config.flag("rescale_acts_by_decoder_norm")?.unwrap_or(false) {
+        if activation == Activation::Relu {
+            return Err(not_representable(&path, "rescale_acts_by_decoder_norm in a model that is no top k"));
+        }
         model.fold_decoder_norms();
     }
-    tensors.nothing_left(&[])?;
+    tensors.nothing_left(&[], ignored)?;
     Ok(model)
 }

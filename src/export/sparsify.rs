@@ -42,20 +42,26 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
         ],
     )?;
     let load = "from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk(DIR)\nvalues, indices, _ = sae.encode(x); recon = sae.decode(values, indices)";
-    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("sparsify")) })
+    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("sparsify", meta)) })
 }
 
-pub(super) fn read(folder: &Path) -> Result<Foreign> {
+/// Settings that change no code: of training, and sizes that the tensors have. `multi_topk` is a second loss.
+const HARMLESS: [&str; 5] = ["d_in", "expansion_factor", "multi_topk", "normalize_decoder", "num_latents"];
+
+pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
     let path = folder.join(CONFIG);
     let config = Settings::read(&path)?;
     if let Some(other) = config.text("activation")?.filter(|a| a != "topk") {
         return Err(not_representable(&path, &format!("activation `{other}`")));
     }
-    for key in ["skip_connection", "transcode"] {
+    // `signed` ranks by size whatever the sign, `gram_lookup` scores otherwise: both of older versions.
+    for key in ["skip_connection", "transcode", "signed", "gram_lookup"] {
         if config.flag(key)?.unwrap_or(false) {
             return Err(not_representable(&path, key));
         }
     }
+    let used = ["activation", "k", "skip_connection", "transcode", "signed", "gram_lookup"];
+    config.nothing_else(&[&HARMLESS[..], &used].concat(), ignored)?;
     let mut tensors = Tensors::read(&folder.join(WEIGHTS))?;
     let (m, d, w_enc) = tensors.matrix("encoder.weight")?;
     let b_dec = tensors.take("b_dec", &[d])?;
@@ -71,6 +77,6 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         activation: Activation::Topk(Some(config.count("k")?.unwrap_or(32))),
         normalize: None,
     };
-    tensors.nothing_left(&[])?;
+    tensors.nothing_left(&[], ignored)?;
     Ok(model)
 }

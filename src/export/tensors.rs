@@ -126,16 +126,35 @@ impl Tensors {
         self.tensors.remove(name).and_then(|t| t.values.first().copied())
     }
 
-    /// Fails if tensors are left that nothing asked for: they would change what the model computes.
+    /// Fails if tensors, or numbers and texts beside them, are left that nothing asked for: they may change what the
+    /// model computes.
     ///
     /// # Errors
-    /// The first such name that is not in `ignored`.
-    pub fn nothing_left(&self, ignored: &[&str]) -> Result<()> {
-        match self.tensors.keys().find(|name| !ignored.contains(&name.as_str())) {
-            Some(name) => Err(not_representable(&self.path, &format!("a tensor {name}"))),
-            None => Ok(()),
-        }
+    /// The names that are neither in `known`, which change nothing, nor in `ignored`, which a person has looked at.
+    pub fn nothing_left(&self, known: &[&str], ignored: &[String]) -> Result<()> {
+        let names = self.tensors.keys().chain(self.numbers.keys()).chain(self.texts.keys());
+        not_understood(&self.path, names.filter(|name| !known.contains(&name.as_str())), ignored)
     }
+}
+
+/// Fails unless all `names` are in `ignored`.
+fn not_understood<'a>(
+    path: &Path,
+    names: impl Iterator<Item = &'a String>,
+    ignored: &[String],
+) -> Result<()> {
+    let names: Vec<&str> = names.filter(|name| !ignored.contains(name)).map(String::as_str).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(wrong(
+        path,
+        format!(
+            "has {}, which may change the codes and is not understood here; if it does not, add `--ignore {}`",
+            names.join(", "),
+            names.join(",")
+        ),
+    ))
 }
 
 /// A JSON object of settings.
@@ -194,6 +213,30 @@ impl Settings {
     /// Something else under that name.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.get(key, "true or false", serde_json::Value::as_bool)
+    }
+
+    /// Fails if there are settings of other names than those in `known`: they may change what the model computes. One
+    /// that is null, false, empty or "none" switches nothing on.
+    ///
+    /// # Errors
+    /// The names that are not in `ignored`, which a person has looked at.
+    pub fn nothing_else(&self, known: &[&str], ignored: &[String]) -> Result<()> {
+        use serde_json::Value;
+        let off = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(text) => text.is_empty() || text == "none",
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        let others =
+            self.values.iter().filter(|(name, value)| !known.contains(&name.as_str()) && !off(value));
+        not_understood(&self.path, others.map(|(name, _)| name), ignored)
+    }
+
+    /// Whether there is a setting of that name that is not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(|value| !value.is_null())
     }
 
     /// Settings inside settings.
