@@ -136,9 +136,10 @@ __device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.4426
 struct Step {
     u64 seed;         // key of the noise
     u64 step;         // from 0
-    double l1;        // weight of the mean absolute code
+    double l1;        // weight of the mean absolute code in the loss
     double aux_coef;  // weight of the auxiliary loss
     double clip_norm; // largest gradient norm; 0 is none
+    double loss_scale; // gradients are those of so many times the loss
     float alpha;      // share of the hard code
     float rest;       // 1 - alpha
     float tau;        // temperature

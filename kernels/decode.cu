@@ -103,7 +103,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     u32 *entry = (u32 *)(dy + (aux_k > 0 ? 2 : 1) * (u64)pitch);
     float *scale = (float *)(entry + most);
     u64 x = (u64)rows[n] * d;
-    double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d);
+    double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d) * step->loss_scale;
     float sigma = std[n];
     float factor = (float)(sigma * per_value);
     float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f, share = soft != 0 ? step->alpha : 1.0f;

@@ -1,6 +1,6 @@
 // Rows of the batch, normalised, as the encoder's operand.
 //
-//   mu = mean_j x_j,  std = sqrt(sum_j (x_j - mu)^2 / (D - 1)),  input = (x - mu) / (std + 1e-5) - b_pre
+//   mu = mean_j x_j,  std = sqrt(sum_j (x_j - mu)^2 / (D - 1)),  input = (x - mu) / (std + eps) - b_pre
 //   without normalisation: mu = 0, std = 1, input = x - b_pre
 //
 // data (rows of the data set, D) in its stored type (kind), b_pre (pitch), input (N, pitch) with zeros beyond D.
@@ -12,7 +12,7 @@
 
 template <typename T>
 __device__ void gather_norm(const void *data, u32 kind, const u32 *rows, const float *b_pre, u32 d, u32 pitch, u32 normalize,
-                            T *input, double *mean, float *std) {
+                            float eps, T *input, double *mean, float *std) {
     __shared__ double scratch[32];
     u64 n = blockIdx.x;
     u64 x = (u64)rows[n] * d;
@@ -28,7 +28,7 @@ __device__ void gather_norm(const void *data, u32 kind, const u32 *rows, const f
             squares += centered * centered;
         }
         sigma = (float)sqrt(block_sum(squares, scratch) / (d - 1.0));
-        scale = (float)(1.0 / ((double)sigma + 1e-5));
+        scale = (float)(1.0 / ((double)sigma + eps));
     }
     for (u32 i = threadIdx.x; i < pitch; i += blockDim.x) {
         float v = i < d ? (float)((double)stored(data, kind, x + i) - mu) * scale - b_pre[i] : 0.0f;
@@ -43,8 +43,8 @@ __device__ void gather_norm(const void *data, u32 kind, const u32 *rows, const f
 #define GATHER_NORM(T, t)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         gather_norm_##t(const void *data, u32 kind, const u32 *rows, const float *b_pre, u32 d, u32 pitch,             \
-                        u32 normalize, T *input, double *mean, float *std) {                                           \
-        gather_norm<T>(data, kind, rows, b_pre, d, pitch, normalize, input, mean, std);                                \
+                        u32 normalize, float eps, T *input, double *mean, float *std) {                                           \
+        gather_norm<T>(data, kind, rows, b_pre, d, pitch, normalize, eps, input, mean, std);                                \
     }
 GATHER_NORM(float, f32)
 GATHER_NORM(bf16, bf16)

@@ -14,7 +14,7 @@
 //
 // 1. Entries are brought to shared memory, blockDim at a time, and every thread adds its columns, in order of rows.
 // 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step, and Adam, row scale,
-// average, and the rounded copies; or the gradient to memory, with its sum of squares.
+// average and its row scale, and the rounded copies; or the gradient to memory, with its sum of squares.
 //
 // Every sum has a fixed order (src/index: entries ascend; blocks own their latents). Reads 2 pitch operands an entry,
 // from cache; moves 6 pitch float32 a matrix row, and one rounded copy. Source of the layout: src/backend/cpu/block.rs.
@@ -111,7 +111,7 @@ __device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at
         store_pack(t.v + at + i, v);
         store_pack(grad + i, w);
     }
-    double scale = 1.0;
+    double scale = 1.0, average_squares = 0.0;
     if (unit) {
         double norm = sqrt(block_sum(squares, scratch));
         if (norm > 0.0) scale = 1.0 / norm;
@@ -124,7 +124,10 @@ __device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at
         store_pack(t.w + at + i, w);
         if (t.e != 0) {
             Pack<float> e = load_pack(t.e + at + i);
-            for (u32 l = 0; l < 4; l++) e.v[l] = averaged(step->ema_keep, e.v[l], w.v[l]);
+            for (u32 l = 0; l < 4; l++) {
+                e.v[l] = averaged(step->ema_keep, e.v[l], w.v[l]);
+                if (unit) average_squares += (double)e.v[l] * e.v[l];
+            }
             store_pack(t.e + at + i, e);
         }
         if (copy != 0) {
@@ -132,6 +135,15 @@ __device__ inline void update_row(const Step *step, float clip, Tensor t, u64 at
             for (u32 l = 0; l < 4; l++) narrow(w.v[l], &rounded.v[l]);
             store_pack(copy + at + i, rounded);
         }
+    }
+    if (!unit || t.e == 0) return;
+    // The mean of rows of length 1 is shorter than that. Each thread scales the columns that it has just written.
+    double norm = sqrt(block_sum(average_squares, scratch));
+    if (norm == 0.0) return;
+    for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
+        Pack<float> e = load_pack(t.e + at + i);
+        for (u32 l = 0; l < 4; l++) e.v[l] = (float)(e.v[l] / norm);
+        store_pack(t.e + at + i, e);
     }
 }
 

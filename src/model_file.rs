@@ -3,7 +3,7 @@
 //! Tensors, float32, row-major: `w_enc` (M, D), `w_dec` (M, D; written out in a tied model too), `b_pre` (D),
 //! `b_lat` (M). The metadata's `config` is JSON, see [`ModelMeta`].
 
-use crate::backend::{Inference, ModelSpec, NORM_EPS};
+use crate::backend::{Inference, ModelSpec};
 use crate::config::{Config, Options, Preset};
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
@@ -56,7 +56,7 @@ impl ModelMeta {
             k: config.spec.k,
             tied: config.tied,
             normalize: config.spec.normalize,
-            norm_eps: NORM_EPS,
+            norm_eps: config.spec.norm_eps,
             inference: config.spec.inference,
             seed: config.seed,
             steps,
@@ -77,7 +77,7 @@ impl ModelMeta {
     pub fn spec(&self) -> Result<ModelSpec> {
         // The number of training rows is not known here. It bounds the batch, which evaluation has no use for.
         let options = Options { batch_size: None, ..self.options.clone() };
-        Ok(Config::resolve(&options, self.d_in, 1)?.spec)
+        Ok(ModelSpec { norm_eps: self.norm_eps, ..Config::resolve(&options, self.d_in, 1)?.spec })
     }
 }
 

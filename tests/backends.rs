@@ -104,7 +104,7 @@ fn every_relaxation_over_candidates_agrees_at_awkward_sizes_and_with_options() {
 #[test]
 fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
     type Option = (&'static str, fn(&mut Case));
-    let options: [Option; 9] = [
+    let options: [Option; 10] = [
         ("l1", |c| c.l1 = 0.4),
         ("aux", |c| (c.spec.aux_k, c.dead_every) = (3, Some(4))),
         ("aux with fewer dead latents than it wants", |c| (c.spec.aux_k, c.dead_every) = (200, Some(9))),
@@ -114,6 +114,7 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
         ("clipping", |c| c.spec.clip_norm = Some(1e-3)),
         ("average", |c| c.spec.ema = Some(0.99)),
         ("fixed pre-bias", |c| c.spec.train_pre_bias = false),
+        ("scales", |c| (c.spec.loss_scale, c.spec.norm_eps) = (20.0, 0.25)),
     ];
     let mut modes = vec![];
     for t in PHASES {

@@ -154,15 +154,19 @@ fn metrics_hold_the_parts_of_the_loss_that_a_preset_has() {
         // The total is what it was: the sum of its parts with their weights.
         let (config, loss) =
             (std::fs::read_to_string(run.join("config.toml")).unwrap(), column(&run, "train_loss"));
-        let weight = |name: &str| -> f64 {
-            let line = config.lines().find_map(|line| line.strip_prefix(&format!("{name} = "))).unwrap();
-            line.parse().unwrap()
+        let given = |name: &str| -> Option<f64> {
+            let line = config.lines().find_map(|line| line.strip_prefix(&format!("{name} = ")))?;
+            Some(line.parse().unwrap())
         };
+        let weight = |name: &str| given(name).unwrap();
+        // The L1 weight is one of the scaled loss.
+        let scale = given("loss-scale").unwrap_or(1.0);
+        assert_eq!(scale != 1.0, preset == "data-topk" || preset == "topk", "{preset}: {scale}");
         let (recon, l1, aux) =
             (column(&run, "loss_recon"), column(&run, "loss_l1"), column(&run, "loss_aux"));
         for line in 0..3 {
             let part = |values: &[Option<f64>], weight: f64| values[line].map_or(0.0, |v| v * weight);
-            let sum = part(&recon, 1.0) + part(&l1, weight("l1")) + part(&aux, weight("aux-coef"));
+            let sum = part(&recon, 1.0) + part(&l1, weight("l1") / scale) + part(&aux, weight("aux-coef"));
             let total = loss[line].unwrap();
             assert!((sum / total - 1.0).abs() < 1e-12, "{preset}: {sum} {total}");
         }

@@ -165,6 +165,25 @@ fn gradients_with_an_l1_weight_during_the_warm_up_are_slopes_too() {
     }
 }
 
+#[test]
+fn a_scale_of_the_loss_multiplies_gradients_and_leaves_the_loss_in_the_data_s_unit() {
+    for (t, aux_k) in [(1.0, 3), (0.4, 0)] {
+        let spec = ModelSpec { aux_k, aux_coef: 4.0, ..spec(3) };
+        let plain = Case { n: 4, d: 5, m: 9, tied: false, t, l1: 0.7, spec };
+        // The L1 weight is one of the scaled loss. A power of two rounds nothing.
+        let scaled =
+            Case { l1: 0.7 * 64.0, spec: ModelSpec { loss_scale: 64.0, ..plain.spec.clone() }, ..plain };
+        let params = plain.settled();
+        let (plain, scaled) = (plain.pass(&params), scaled.pass(&params));
+        assert_eq!(plain.stats.loss, scaled.stats.loss);
+        assert_eq!(plain.stats.aux, scaled.stats.aux);
+        for ((name, _, plain), (_, _, scaled)) in plain.grads.tensors().iter().zip(scaled.grads.tensors()) {
+            assert!(plain.iter().zip(scaled).all(|(p, s)| p * 64.0 == *s), "t {t}: {name}");
+            assert!(plain.iter().any(|p| *p != 0.0), "t {t}: {name} has no gradient");
+        }
+    }
+}
+
 /// The auxiliary loss with the residual `miss` = x - y held where it was, straight from its formula in float64.
 fn aux_loss(case: &Case, params: &Params, miss: &[f64]) -> f64 {
     let (d, m) = (case.d, case.m);

@@ -106,6 +106,10 @@ fn runs_of_0_1_0_go_on_to_the_model_that_they_would_have_given() {
             (tensors(&run.join("model.safetensors")), tensors(&folder.join("finished/model.safetensors")));
         for ((name, got), (named, want)) in got.iter().zip(&want) {
             assert!(name == named && got.len() == want.len(), "{preset}: {name}, {named}");
+            if preset == "topk" && name == "w_dec" {
+                same_but_for_length(got, want);
+                continue;
+            }
             for (got, want) in got.iter().zip(want) {
                 close(&format!("{preset}: {name}"), f64::from(*got), f64::from(*want));
             }
@@ -115,6 +119,20 @@ fn runs_of_0_1_0_go_on_to_the_model_that_they_would_have_given() {
             metrics(&folder.join("finished")).len(),
             "{preset}: lines of metrics"
         );
+    }
+}
+
+/// Averaged decoder rows of length 1 were shorter than that in 0.1.0, which is fixed when a run goes on.
+fn same_but_for_length(got: &[f32], want: &[f32]) {
+    const D: usize = 16;
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    for (got, want) in got.chunks_exact(D).zip(want.chunks_exact(D)) {
+        let (length, before) = (dot(got, got).sqrt(), dot(want, want).sqrt());
+        assert!(
+            (length - 1.0).abs() < 1e-5 && before < 1.0 - 1e-4,
+            "{length}, and {before} by the old version"
+        );
+        assert!(dot(got, want) / length / before > 0.999, "{got:?} {want:?}");
     }
 }
 

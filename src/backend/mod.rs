@@ -6,22 +6,24 @@
 //! ```text
 //! mu   = mean_j x_j                                  per row; 0 without normalisation
 //! std  = sqrt( sum_j (x_j - mu)^2 / (D - 1) )        per row; 1 without normalisation
-//! x'   = (x - mu) / (std + 1e-5)                     x itself without normalisation
+//! x'   = (x - mu) / (std + eps)                      x itself without normalisation; eps is 1e-5 for most data
 //! z    = (x' - b_pre) W_enc^T + b_lat
 //! h    = relaxed top-k of z (below)
 //! y'   = h W_dec + b_pre
 //! y    = y' std + mu
-//! loss = mean over N D of (y - x)^2  +  l1 mean over N M of |h|  +  aux_coef * aux
+//! loss = mean over N D of (y - x)^2  +  l1 / scale mean over N M of |h|  +  aux_coef * aux
 //!
 //! r    = relu(z),  g = -ln(-ln(U + 1e-9) + 1e-9),  p = softmax((r + g) / tau),  S = sum_j r_j
 //! hard = r on the k largest z of the row, else 0 (the lowest index wins a tie)
 //! h    = (1 - alpha) p S + alpha hard
 //! ```
 //!
-//! and backwards, with `a = l1 / (N M)` on entries with h > 0:
+//! and backwards, for `scale` times the loss, with `a = l1 / (N M)` on entries with h > 0. The scale is 1 in the presets
+//! that repeat published models, and else one over the variance of the training rows, so that Adam's epsilon, the
+//! clipping and `l1` meet gradients that do not depend on the data's unit:
 //!
 //! ```text
-//! dy'  = 2 (y - x) std / (N D)
+//! dy'  = 2 scale (y - x) std / (N D)
 //! dh   = dy' W_dec^T + a
 //! c    = (1 - alpha) sum_j p_j dh_j
 //! dz_j = [z_j > 0] ( p_j S ((1 - alpha) dh_j - c) / tau + c + alpha dh_j [j in top k] )
@@ -37,7 +39,8 @@
 //!
 //! Optimizer: gradient of a unit-norm decoder row is freed of its part along the row; global-norm clipping by
 //! `min(1, clip / (norm + 1e-6))`; Adam (Kingma & Ba 2015) with bias correction; decoupled weight decay on the
-//! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average.
+//! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average, whose unit-norm rows
+//! are scaled back as well.
 
 mod choice;
 mod codes;
@@ -55,7 +58,7 @@ use crate::model::{Fill, Params, TrainState};
 use crate::noise::Noise;
 use std::sync::Arc;
 
-/// Added to the standard deviation of a row, outside the root.
+/// Added to the standard deviation of a row, outside the root, unless the rows are small beside it.
 pub const NORM_EPS: f64 = 1e-5;
 
 /// How codes are made outside training.
@@ -79,6 +82,10 @@ pub struct ModelSpec {
     pub pool: usize,
     /// Per-sample LayerNorm on or off.
     pub normalize: bool,
+    /// Added to a row's standard deviation.
+    pub norm_eps: f64,
+    /// Gradients are those of so many times the loss.
+    pub loss_scale: f64,
     /// False keeps `b_pre` at its start.
     pub train_pre_bias: bool,
     /// Codes outside training.
@@ -113,6 +120,8 @@ impl ModelSpec {
             relaxation: Relaxation::Softmax,
             pool: 8 * k,
             normalize: true,
+            norm_eps: NORM_EPS,
+            loss_scale: 1.0,
             train_pre_bias: true,
             inference: Inference::Topk,
             beta1: 0.9,
@@ -126,6 +135,16 @@ impl ModelSpec {
             unit_norm_decoder: false,
             ema: None,
         }
+    }
+
+    /// What is added to a row's standard deviation; none where rows are not normalised.
+    pub fn row_eps(&self) -> Option<f64> {
+        self.normalize.then_some(self.norm_eps)
+    }
+
+    /// The whole loss in the data's unit, from its parts.
+    pub fn loss(&self, plan: &StepPlan<'_>, mse: f64, l1: f64, aux: f64) -> f64 {
+        mse + plan.l1 / self.loss_scale * l1 + self.aux_coef * aux
     }
 }
 
@@ -164,7 +183,7 @@ pub struct StepStats {
     pub l1: f64,
     /// The auxiliary loss before its weight.
     pub aux: f64,
-    /// Global gradient norm before clipping; NaN where clipping is off and it was not needed.
+    /// Global gradient norm before clipping, of `loss_scale` times the loss; NaN where clipping is off and it was not needed.
     pub grad_norm: f64,
 }
 

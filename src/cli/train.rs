@@ -100,8 +100,10 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         return print_json(&summary);
     }
     print(&format!("{}run folder: {}\n", summary.table(), folder.display()))?;
-    if let Some(warning) = summary.dead_warning().filter(|_| !global.quiet) {
-        console::warn(warning);
+    for warning in [summary.fvu_warning(), summary.dead_warning()].into_iter().flatten() {
+        if !global.quiet {
+            console::warn(warning);
+        }
     }
     Ok(())
 }

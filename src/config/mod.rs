@@ -8,7 +8,7 @@ mod ranges;
 pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Word};
 pub use preset::Preset;
 
-use crate::backend::{Inference, ModelSpec, Relaxation};
+use crate::backend::{Inference, ModelSpec, NORM_EPS, Relaxation};
 use crate::error::{Error, Result};
 use crate::schedule::{self, LrSchedule};
 use std::path::PathBuf;
@@ -173,6 +173,8 @@ impl Config {
                 relaxation,
                 pool,
                 normalize: o.normalize.unwrap_or(true),
+                norm_eps: o.norm_eps.unwrap_or(NORM_EPS),
+                loss_scale: o.loss_scale.unwrap_or(1.0),
                 train_pre_bias: pre_bias != PreBias::None,
                 inference: o.inference.unwrap_or(Inference::Topk),
                 beta1: o.adam_b1.unwrap_or(0.9),
@@ -265,6 +267,9 @@ impl Config {
             k: Some(s.k),
             tied: Some(self.tied),
             normalize: Some(s.normalize),
+            // Left out where they are what version 0.1.0 had.
+            norm_eps: (s.norm_eps != NORM_EPS).then_some(s.norm_eps),
+            loss_scale: (s.loss_scale != 1.0).then_some(s.loss_scale),
             inference: Some(s.inference),
             init: Some(init),
             init_gain: gain,

@@ -126,6 +126,14 @@ pub struct Options {
     #[allow(missing_docs)]
     #[arg(skip)]
     pub normalize: Option<bool>,
+    /// Added to each row's standard deviation [default: 1e-5, or 2e-4 of the usual deviation where that is below 0.01; relaxed-topk: 1e-5]
+    #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_eps: Option<f64>,
+    /// Gradients are those of so many times the loss [default: one over the variance of the training rows; relaxed-topk, sparse-l1: 1]
+    #[arg(long, value_name = "FACTOR", allow_hyphen_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// Codes outside training: relu of the k largest scores, or of all [default: topk]
     #[arg(long)]
     pub inference: Option<Inference>,
@@ -192,7 +200,7 @@ pub struct Options {
     /// Adam's decay of the second moment [default: 0.99; other presets: 0.999]
     #[arg(long, value_name = "B2", allow_hyphen_values = true)]
     pub adam_b2: Option<f64>,
-    /// Added to the root of Adam's second moment [default: 1e-8; topk: 6.25e-10]
+    /// Added to the root of Adam's second moment [default: 8e-6; topk: 6.25e-10; other presets: 1e-8]
     #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
     pub adam_eps: Option<f64>,
     /// Dead latents a row that the auxiliary loss uses; 0 is none [default: 0; topk: D/2]
@@ -280,6 +288,8 @@ impl Options {
             k,
             tied,
             normalize,
+            norm_eps,
+            loss_scale,
             inference,
             init,
             init_gain,

@@ -24,6 +24,11 @@ pub enum Preset {
 }
 
 impl Preset {
+    /// Whether it repeats a published model to the letter, whose results depend on the data's unit.
+    pub fn is_literal(self) -> bool {
+        matches!(self, Self::RelaxedTopk | Self::SparseL1)
+    }
+
     /// What the preset sets, for rows of `d_in` values. What it leaves open has one default for all presets, in
     /// [`super::Config::resolve`].
     pub fn options(self, d_in: usize) -> Options {
@@ -34,6 +39,8 @@ impl Preset {
                 lr: Some(NumberOr::Number(3e-3)),
                 weight_decay: Some(0.1),
                 adam_b2: Some(0.99),
+                // Of a loss divided by the variance. Less of it and latents that fire rarely are moved until they die.
+                adam_eps: Some(8e-6),
                 relaxation: Some(Relaxation::Lapsum),
                 tau_start: Some(0.5),
                 ema: Some(0.999),

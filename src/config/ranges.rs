@@ -24,6 +24,8 @@ impl Options {
             ("--init-gain", self.init_gain, ABOVE_0, MOST),
             ("--tau-start", self.tau_start, 1e-3, MOST),
             ("--tau-end", self.tau_end, 1e-3, MOST),
+            ("--norm-eps", self.norm_eps, ABOVE_0, MOST),
+            ("--loss-scale", self.loss_scale, ABOVE_0, MOST),
             ("--l1", self.l1, 0.0, MOST),
             ("--weight-decay", self.weight_decay, 0.0, MOST),
             ("--adam-b1", self.adam_b1, 0.0, 0.999_999),

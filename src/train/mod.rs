@@ -10,6 +10,7 @@ pub mod outputs;
 mod queue;
 mod recover;
 mod trainer;
+mod unit;
 mod weights;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
@@ -119,7 +120,8 @@ impl Loaded {
     }
 
     fn settle(self) -> Result<Prepared> {
-        let Self { options, data, split, device } = self;
+        let Self { mut options, data, split, device } = self;
+        unit::settle(&mut options, &data, &split.train);
         let config = Config::resolve(&options, data.d_in(), split.train.len())?;
         device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
@@ -143,6 +145,11 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
     // Before the folder, which may replace a run: a device may not have the memory.
     let backend = open_backend(&prepared, start_state(&prepared))?;
     interrupt::check_flag(session.stop)?;
+    if !session.quiet
+        && let Some(warning) = unit::warning(&prepared)
+    {
+        console::warn(format_args!("{warning}"));
+    }
     let splits = prepared.split.to_tsv(&prepared.data);
     let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
     warn_if_unlocked(&folder, session);
@@ -158,7 +165,8 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
 pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let folder = RunFolder::open(root)?;
     warn_if_unlocked(&folder, session);
-    let options = Options::from_toml(&folder.path(names::CONFIG))?;
+    let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
+    unit::as_before(&mut options);
     let loaded = Loaded::new(&options, session)?;
     let data = loaded.data.fingerprint();
     // First, for data of other sizes make every other check speak of something else.

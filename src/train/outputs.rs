@@ -67,6 +67,18 @@ impl Summary {
 const MANY_DEAD: f64 = 0.1;
 
 impl Summary {
+    /// A line for a model that is no better than the mean training row.
+    pub fn fvu_warning(&self) -> Option<String> {
+        let fvu = self.val.as_ref()?.fvu;
+        (fvu >= 1.0).then(|| {
+            format!(
+                "the validation FVU is {}: the mean training row reconstructs as well as this model; compare --preset \
+                 data-topk, a lower --lr, more --steps or a larger --k, and see `sae inspect` for rows that differ in scale",
+                number(fvu)
+            )
+        })
+    }
+
     /// A line for a model of which a good part does nothing.
     pub fn dead_warning(&self) -> Option<String> {
         (self.dead_fraction > MANY_DEAD).then(|| {

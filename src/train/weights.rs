@@ -40,10 +40,10 @@ pub(super) fn start_state(prepared: &Prepared) -> TrainState {
         let n = split.train.len().min(START_ROWS);
         let rows: Vec<u32> = (0..n).map(|i| split.train[i * split.train.len() / n]).collect();
         let mut batch = Batch::default();
-        batch.load(data, &rows, config.spec.normalize, &params.b_pre);
+        batch.load(data, &rows, config.spec.row_eps(), &params.b_pre);
         params.b_pre = pre_bias_start(config.pre_bias_init(), config.d_in, &batch.input);
         if from_rows {
-            batch.load(data, &rows, config.spec.normalize, &params.b_pre);
+            batch.load(data, &rows, config.spec.row_eps(), &params.b_pre);
             let unit = config.spec.unit_norm_decoder;
             latents_from_rows(&mut params, &batch.input, config.spec.k, unit, config.seed);
         }

@@ -260,6 +260,10 @@ impl Optimizer {
             t.w.chunks_exact_mut(d).for_each(normalize);
         }
         self.average(t);
+        // The mean of rows of length 1 is shorter than that.
+        if let (Some(d), Some(_), Some(average)) = (unit_rows, self.keep, t.ema.as_deref_mut()) {
+            average.chunks_exact_mut(d).for_each(normalize);
+        }
     }
 
     fn average(&self, t: &mut Slot<'_>) {

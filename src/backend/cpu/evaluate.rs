@@ -20,7 +20,7 @@ pub(super) fn evaluate_rows(
     sums: &mut EvalSums,
 ) {
     let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
-    work.batch.load(data, rows, spec.normalize, &params.b_pre);
+    work.batch.load(data, rows, spec.row_eps(), &params.b_pre);
     encode(&work.batch.input, params, &mut work.scores);
     let relu = spec.inference == Inference::Relu;
     work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
@@ -71,7 +71,7 @@ pub(super) fn encode_rows(
     out: &mut Codes,
 ) {
     let m = params.n_latents;
-    work.batch.load(data, rows, spec.normalize, &params.b_pre);
+    work.batch.load(data, rows, spec.row_eps(), &params.b_pre);
     encode(&work.batch.input, params, &mut work.scores);
     let k = if spec.inference == Inference::Relu { m } else { spec.k };
     work.codes.resize_with(rows.len().div_ceil(ROWS), CodeChunk::default);

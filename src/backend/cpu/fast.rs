@@ -90,7 +90,7 @@ impl FastCpu {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
         let work = &mut self.work;
-        work.batch.load(&self.data, rows, self.spec.normalize, &params.b_pre);
+        work.batch.load(&self.data, rows, self.spec.row_eps(), &params.b_pre);
         encode(&work.batch.input, params, &mut work.scores);
         make_room(&mut work.recon, n * d);
         let chunks = n.div_ceil(ROWS);
@@ -116,7 +116,7 @@ impl FastCpu {
             grad_norm: f64::NAN,
             loss: 0.0,
         };
-        stats.loss = stats.mse + plan.l1 * stats.l1 + self.spec.aux_coef * stats.aux;
+        stats.loss = self.spec.loss(plan, stats.mse, stats.l1, stats.aux);
         if !finite {
             stats.loss = f64::NAN;
         }
@@ -144,7 +144,7 @@ impl FastCpu {
             plan,
             mode,
             sparsity: (plan.l1 / (n * m) as f64) as f32,
-            per_value: 2.0 / (n * d) as f64,
+            per_value: 2.0 / (n * d) as f64 * self.spec.loss_scale,
             aux_coef: self.spec.aux_coef,
         };
         // A buffer that is not in use becomes empty chunks.

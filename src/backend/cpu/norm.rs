@@ -1,7 +1,6 @@
 //! Rows of the data made ready for the encoder.
 
 use super::fast::make_room;
-use crate::backend::NORM_EPS;
 use crate::data::Embeddings;
 use rayon::prelude::*;
 
@@ -20,8 +19,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Gathers and normalises `rows`.
-    pub fn load(&mut self, data: &Embeddings, rows: &[u32], normalize: bool, b_pre: &[f32]) {
+    /// Gathers `rows` and normalises them, `eps` added to their deviations; without one they stay as they are.
+    pub fn load(&mut self, data: &Embeddings, rows: &[u32], eps: Option<f64>, b_pre: &[f32]) {
         let d = data.d_in();
         make_room(&mut self.input, rows.len() * d);
         make_room(&mut self.centered, rows.len() * d);
@@ -34,8 +33,8 @@ impl Batch {
             .zip(rows.par_iter())
             .for_each(|(((input, centered), (std, mean)), &row)| {
                 data.row_into(row as usize, centered);
-                (*mean, *std) = if normalize { center(centered) } else { (0.0, 1.0) };
-                let scale = if normalize { (1.0 / (f64::from(*std) + NORM_EPS)) as f32 } else { 1.0 };
+                (*mean, *std) = if eps.is_some() { center(centered) } else { (0.0, 1.0) };
+                let scale = eps.map_or(1.0, |eps| (1.0 / (f64::from(*std) + eps)) as f32);
                 for ((out, &x), &b) in input.iter_mut().zip(centered.iter()).zip(b_pre) {
                     *out = x * scale - b;
                 }

@@ -5,8 +5,8 @@
 mod gates;
 
 use crate::backend::{
-    Backend, Codes, EvalSums, Inference, ModelSpec, NORM_EPS, Pass, Phase, Relaxation, StepPlan, StepStats,
-    Weights, check_same_kind, ema_decay,
+    Backend, Codes, EvalSums, Inference, ModelSpec, Pass, Phase, Relaxation, StepPlan, StepStats, Weights,
+    check_same_kind, ema_decay,
 };
 use crate::data::Embeddings;
 use crate::error::Result;
@@ -103,7 +103,7 @@ impl Reference {
         let mean = x.iter().sum::<f64>() / d as f64;
         let squares: f64 = x.iter().map(|v| (v - mean).powi(2)).sum();
         let std = (squares / (d as f64 - 1.0)).sqrt();
-        let x_norm = x.iter().map(|v| (v - mean) / (std + NORM_EPS)).collect();
+        let x_norm = x.iter().map(|v| (v - mean) / (std + self.spec.norm_eps)).collect();
         (x, x_norm, mean, std)
     }
 
@@ -240,7 +240,7 @@ impl Reference {
         let narrow = |t: &[f64]| t.iter().map(|&v| v as f32).collect::<Vec<f32>>();
         // A score of minus infinity would be passed over by relu; it is as much a failure as the others.
         let finite = passes.iter().all(|pass| pass.z.iter().all(|z| z.is_finite()));
-        let loss = mse + plan.l1 * l1 + self.spec.aux_coef * aux;
+        let loss = self.spec.loss(plan, mse, l1, aux);
         let tied = params.tied();
         if tied {
             for (enc, dec) in grads.w_enc.iter_mut().zip(&grads.w_dec) {
@@ -287,7 +287,8 @@ impl Reference {
     ) -> (Vec<f64>, Vec<f64>, f64) {
         let (d, m) = (pass.x.len(), pass.z.len());
         let per_value = 1.0 / (n_rows * d) as f64;
-        let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * pass.std * per_value).collect();
+        let factor = self.spec.loss_scale * pass.std * per_value;
+        let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * factor).collect();
         let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
         let sparsity = plan.l1 / (n_rows * m) as f64;
         let dh: Vec<f64> =
@@ -345,7 +346,7 @@ impl Reference {
         }
         let d = pass.x.len();
         let miss: Vec<f64> = (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
-        let scale = self.spec.aux_coef * 2.0 * pass.std * per_value;
+        let scale = self.spec.loss_scale * self.spec.aux_coef * 2.0 * pass.std * per_value;
         for (j, &h) in pass.aux.iter().enumerate() {
             if h > 0.0 {
                 for i in 0..d {
@@ -407,6 +408,13 @@ impl Reference {
                 for (a, &w) in average.iter_mut().zip(new) {
                     *a = (keep * f64::from(*a) + (1.0 - keep) * f64::from(w)) as f32;
                 }
+            }
+            if unit {
+                ema.w_dec
+                    .as_mut()
+                    .unwrap_or(&mut ema.w_enc)
+                    .chunks_exact_mut(d)
+                    .for_each(crate::model::normalize);
             }
         }
         norm

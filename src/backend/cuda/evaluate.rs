@@ -18,7 +18,7 @@ impl Parts {
         let params = StepParams::new(&self.spec, &plan, rows.len(), self.sizes.m, RING as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
-        launch::gather_norm(dev, s, &batch, spec.normalize, w.b_pre, work)?;
+        launch::gather_norm(dev, s, &batch, spec.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         launch::topk(dev, s, &batch, w.b_lat, shared, false, Phase::Hard, work)?;
         Ok(batch)

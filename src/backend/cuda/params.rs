@@ -12,12 +12,14 @@ pub struct StepParams {
     pub seed: u64,
     /// Step from 0.
     pub step: u64,
-    /// Weight of the mean absolute code.
+    /// Weight of the mean absolute code in the loss in the data's unit.
     pub l1: f64,
     /// Weight of the auxiliary loss.
     pub aux_coef: f64,
     /// Largest gradient norm; 0 is none.
     pub clip_norm: f64,
+    /// Gradients are those of so many times the loss.
+    pub loss_scale: f64,
     /// Share of the hard code.
     pub alpha: f32,
     /// `1 - alpha`.
@@ -66,9 +68,10 @@ impl StepParams {
         Self {
             seed,
             step: plan.step,
-            l1: plan.l1,
+            l1: plan.l1 / spec.loss_scale,
             aux_coef: spec.aux_coef,
             clip_norm: spec.clip_norm.unwrap_or(0.0),
+            loss_scale: spec.loss_scale,
             alpha: alpha as f32,
             rest: (1.0 - alpha) as f32,
             tau: plan.tau as f32,

@@ -39,7 +39,7 @@ impl Parts {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
-        launch::gather_norm(dev, s, batch, spec.normalize, w.b_pre, work)?;
+        launch::gather_norm(dev, s, batch, spec.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
         if phase.has_candidates() {

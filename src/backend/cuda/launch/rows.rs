@@ -13,7 +13,7 @@ pub fn gather_norm(
     device: &mut dyn Device,
     s: &Sizes,
     batch: &Batch,
-    normalize: bool,
+    eps: Option<f64>,
     b_pre: u64,
     work: &mut Work,
 ) -> Result<()> {
@@ -25,7 +25,8 @@ pub fn gather_norm(
         Arg::Pointer(b_pre),
         u(s.d)?,
         u(s.pitch)?,
-        Arg::U32(u32::from(normalize)),
+        Arg::U32(u32::from(eps.is_some())),
+        Arg::F32(eps.unwrap_or(0.0) as f32),
         work.input.holds(batch.n * s.pitch)?,
         work.mean.holds(batch.n)?,
         work.std.holds(batch.n)?,

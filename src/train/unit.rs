@@ -1,0 +1,83 @@
+//! The unit of the data: training does not depend on it, except in the presets that repeat published models.
+
+use super::Prepared;
+use super::metrics::{mean_row, variance_about};
+use crate::backend::NORM_EPS;
+use crate::config::Options;
+use crate::data::Embeddings;
+
+/// Rows whose deviation is looked at.
+const ROWS: usize = 8192;
+/// What is added to a row's deviation is at most this share of the usual one; more of it would change rows.
+const MOST: f64 = 1e-3;
+/// The share where it would be more: what 1e-5 is of the deviation of most embeddings, 0.05.
+const SHARE: f64 = 2e-4;
+/// Variances between which a literal preset is as published: its embeddings and activations are of about unit scale.
+const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
+
+/// Settles what follows the data's unit, where it was left open and the preset is not a literal one: the loss is divided
+/// by the variance of the training rows, and what is added to a row's deviation is small beside it.
+pub(super) fn settle(options: &mut Options, data: &Embeddings, train: &[u32]) {
+    if options.preset.unwrap_or_default().is_literal() {
+        return;
+    }
+    if options.loss_scale.is_none() {
+        let variance = variance(data, train);
+        // Rows that are all alike have no scale; float32 holds no factor beyond its own range.
+        let scale = (1.0 / variance).clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX));
+        options.loss_scale = Some(if variance > 0.0 && scale.is_finite() { scale } else { 1.0 });
+    }
+    if options.norm_eps.is_none() {
+        let usual = usual_deviation(data, train);
+        let small = usual > 0.0 && NORM_EPS > MOST * usual;
+        options.norm_eps = Some(if small { SHARE * usual } else { NORM_EPS });
+    }
+}
+
+/// A run whose configuration does not name them was begun by version 0.1.0, or has its values.
+pub(super) fn as_before(options: &mut Options) {
+    options.loss_scale.get_or_insert(1.0);
+    options.norm_eps.get_or_insert(NORM_EPS);
+}
+
+/// A warning where a literal preset meets data of a scale at which its fixed constants matter.
+pub(super) fn warning(prepared: &Prepared) -> Option<String> {
+    let Prepared { data, split, config, .. } = prepared;
+    if !config.preset.is_literal() {
+        return None;
+    }
+    let variance = variance(data, &split.train);
+    if USUAL.contains(&variance) || !(variance > 0.0 && variance.is_finite()) {
+        return None;
+    }
+    let deviation = variance.sqrt();
+    Some(format!(
+        "the values of the training rows have a standard deviation of {deviation:.1e}, and this preset repeats a \
+         published model whose constants (Adam's epsilon, the 1e-5 beside a row's deviation, the L1 weight) are meant \
+         for about 1: multiply the data by {:.0e}, or take `--preset data-topk`, which does not depend on the unit",
+        1.0 / deviation
+    ))
+}
+
+/// Mean squared distance of a value of the training rows to their mean row.
+fn variance(data: &Embeddings, train: &[u32]) -> f64 {
+    let mean = mean_row(data, train);
+    variance_about(data, train, &mean) / (train.len() * data.d_in()).max(1) as f64
+}
+
+/// Median of the standard deviations of training rows, some thousand of them.
+fn usual_deviation(data: &Embeddings, train: &[u32]) -> f64 {
+    let n = train.len().min(ROWS);
+    let mut row = vec![0.0f32; data.d_in()];
+    let mut deviations: Vec<f64> = (0..n)
+        .map(|i| {
+            data.row_into(train[i * train.len() / n] as usize, &mut row);
+            let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
+            let squares: f64 = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
+            (squares / (row.len() as f64 - 1.0).max(1.0)).sqrt()
+        })
+        .filter(|deviation| deviation.is_finite())
+        .collect();
+    deviations.sort_by(f64::total_cmp);
+    deviations.get(deviations.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,0 +1,124 @@
+//! Training does not depend on the data's unit, except in the presets that repeat published models.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/runs.rs"]
+mod runs;
+
+use runs::{sae, sae_ok, tensors};
+use serde_json::Value;
+use std::path::Path;
+use tempfile::TempDir;
+use topk_sae::data::{Embeddings, LoadOptions};
+
+/// The sample proteins times `unit`, as one float32 matrix.
+fn data(place: &TempDir, unit: f64) -> String {
+    let sample = common::folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
+    let rows = Embeddings::load(&[sample], &LoadOptions::default()).unwrap();
+    let (n, d) = (rows.n_rows(), rows.d_in());
+    let mut values = vec![0.0f32; n * d];
+    for (row, out) in values.chunks_exact_mut(d).enumerate() {
+        rows.row_into(row, out);
+        out.iter_mut().for_each(|v| *v = (f64::from(*v) * unit) as f32);
+    }
+    // Ids are made of the file's name, and the split of the ids.
+    let folder = place.path().join(format!("{unit:e}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("data.h5");
+    let _one = runs::hdf5_guard();
+    let file = hdf5::File::create(&path).unwrap();
+    let matrix = file.new_dataset::<f32>().shape((n, d)).create("embeddings").unwrap();
+    matrix.write_raw(&values).unwrap();
+    path.display().to_string()
+}
+
+fn train(place: &TempDir, data: &str, preset: &str, name: &str) -> (std::path::PathBuf, String) {
+    let run = place.path().join(name);
+    let out = sae([
+        "train",
+        data,
+        "--out",
+        run.to_str().unwrap(),
+        &format!("--preset={preset}"),
+        "--latents=256",
+        "--k=16",
+        "--steps=60",
+        // Low, so that rounding is amplified by less than is looked for.
+        if preset == "data-topk" { "--lr=0.001" } else { "--lr=auto" },
+        "--batch-size=128",
+        "--device=cpu",
+        "--early-stop=0",
+        "--overwrite",
+    ]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    (run, String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn fvu(run: &Path) -> f64 {
+    let summary: Value = serde_json::from_slice(&std::fs::read(run.join("summary.json")).unwrap()).unwrap();
+    summary["val"]["fvu"].as_f64().unwrap()
+}
+
+#[test]
+fn the_validation_fvu_is_the_same_from_a_millionth_of_the_unit_to_a_million() {
+    let place = tempfile::tempdir().unwrap();
+    for preset in ["data-topk", "topk"] {
+        let (run, _) = train(&place, &data(&place, 1.0), preset, "one");
+        let want = fvu(&run);
+        assert!(want < 0.6, "{preset}: nothing was learned: {want}");
+        for unit in [1e-6, 1e-3, 1e3, 1e6] {
+            let (run, told) = train(&place, &data(&place, unit), preset, "other");
+            let got = fvu(&run);
+            // Dead latents that AuxK takes up come and go with rounding.
+            let allowed = if preset == "topk" { 0.02 } else { 0.01 };
+            assert!(
+                (got / want - 1.0).abs() < allowed,
+                "{preset} times {unit:e}: FVU {got}, and {want} times 1"
+            );
+            assert!(!told.contains("standard deviation of"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn a_preset_that_repeats_a_published_model_warns_of_another_unit() {
+    let place = tempfile::tempdir().unwrap();
+    for preset in ["relaxed-topk", "sparse-l1"] {
+        for (unit, warns) in [(1.0, false), (1e-6, true), (1e6, true)] {
+            let (_, told) = train(&place, &data(&place, unit), preset, "run");
+            assert_eq!(told.contains("standard deviation of"), warns, "{preset} times {unit:e}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_final_fvu_of_one_or_more_is_warned_of() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run").display().to_string();
+    let data = data(&place, 1.0);
+    let args = ["train", &data, "--out", &run, "--latents=16", "-k=1", "--steps=1", "--preset=relaxed-topk"];
+    let out = sae(args);
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(told.contains("the validation FVU is") && told.contains("--preset data-topk"), "{told}");
+}
+
+#[test]
+fn averaged_decoder_rows_of_length_one_stay_so() {
+    let place = tempfile::tempdir().unwrap();
+    for tied in ["--tied", "--untied"] {
+        let run = place.path().join("run").display().to_string();
+        let data = data(&place, 1.0);
+        let sizes = ["--latents=64", "-k=8", "--steps=40", "--batch-size=64", "--device=cpu", "--quiet"];
+        let kind = ["--ema=0.99", "--unit-norm-decoder=true", "--overwrite", tied];
+        sae_ok([&["train", &data, "--out", &run][..], &sizes, &kind].concat());
+        let all = tensors(&Path::new(&run).join("model.safetensors"));
+        let (_, bytes) = all.iter().find(|(name, _)| name == "w_dec").unwrap();
+        let values: Vec<f64> =
+            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect();
+        let d = values.len() / 64;
+        for (latent, row) in values.chunks_exact(d).enumerate() {
+            let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            assert!((length - 1.0).abs() < 1e-5, "{tied}: the row of latent {latent} has length {length}");
+        }
+    }
+}
