@@ -1,6 +1,6 @@
 //! Signals that ask to stop. SIGINT (Ctrl-C), SIGTERM and SIGHUP (a terminal that closes) are one request: what is under
 //! way is brought to an end, training with a checkpoint. Shells and wrappers often send a signal twice, so a repeat
-//! within [`SAME`] is the same request; a later one ends the process at once.
+//! within two seconds is the same request; a later one ends the process at once.
 
 use crate::error::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
