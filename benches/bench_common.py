@@ -22,8 +22,10 @@ def machine(threads):
     except OSError:
         pass
     root = Path(__file__).resolve().parent
-    commit = output(["git", "-C", str(root), "rev-parse", "HEAD"])
-    changed = output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
+    # A pack for a GPU box says what it was built from; a repository around it may be at another commit.
+    packed = root.parent / "commit"
+    commit = packed.read_text().split()[0] if packed.is_file() else output(["git", "-C", str(root), "rev-parse", "HEAD"])
+    changed = not packed.is_file() and output(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"])
     return {
         "cpu": model,
         "cores": os.cpu_count(),
