@@ -5,7 +5,7 @@ use super::sink::{CodeFormat, Shape, Sink};
 use super::{Source, load_model};
 use crate::data::Part;
 use crate::error::Result;
-use crate::files::{self, Outputs};
+use crate::files::{self, Kind, Output, Outputs};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -53,8 +53,9 @@ pub struct Encoded {
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the
 /// split; scores that are not finite; [`crate::error::Error::Interrupted`] once `stop` is set; what the device or disk refuses.
 pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
+    let kind = if request.format == CodeFormat::H5 { Kind::Hdf5 } else { Kind::Text };
     Outputs {
-        files: &[("--out", &request.out)],
+        files: &[Output { flag: "--out", path: &request.out, kind }],
         inputs: &request.source.inputs(),
         overwrite: request.overwrite,
         ..Default::default()

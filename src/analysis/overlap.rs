@@ -22,14 +22,14 @@ use super::labels::UnknownCells;
 use super::{Source, load_model};
 use crate::data::Part;
 use crate::error::{Error, Result};
-use crate::files::Outputs;
+use crate::files::{Kind, Output, Outputs};
 use gather::{Gather, Totals};
 use groups::{kept_groups, named_groups};
 use labels::Labels;
 use permute::Shuffles;
 pub use permute::{Active, Measure, Pair};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 pub use table::largest_but;
 
@@ -229,8 +229,9 @@ fn check(request: &OverlapRequest) -> Result<()> {
     }
     let mut inputs = request.source.inputs();
     inputs.push(request.labels.clone());
-    let files: Vec<(&str, &Path)> =
-        request.outputs.iter().map(|(flag, path)| (*flag, path.as_path())).collect();
+    let kind = |flag| if flag == "--plot" { Kind::Png } else { Kind::Text };
+    let files: Vec<Output<'_>> =
+        request.outputs.iter().map(|(flag, path)| Output { flag, path, kind: kind(*flag) }).collect();
     Outputs { files: &files, inputs: &inputs, overwrite: request.overwrite, ..Default::default() }.check()
 }
 

@@ -7,7 +7,7 @@ use super::labels::LabelTable;
 use crate::config::Options;
 use crate::data::Part;
 use crate::error::{Error, Result};
-use crate::files::{self, Outputs};
+use crate::files::{self, Kind, Output, Outputs};
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
@@ -69,7 +69,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let mut inputs = wanted.source.inputs();
     inputs.extend(wanted.labels.iter().map(|(path, _)| path.clone()));
     Outputs {
-        files: &[("--out", &out)],
+        files: &[Output { flag: "--out", path: &out, kind: Kind::Text }],
         inputs: &inputs,
         overwrite: request.overwrite,
         report_of: Some(run),

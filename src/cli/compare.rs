@@ -3,7 +3,7 @@
 use super::{Global, json, print_apart};
 use crate::analysis::compare::{RunRow, compare};
 use crate::error::Result;
-use crate::files::{self, Outputs};
+use crate::files::{self, Kind, Output, Outputs};
 use crate::report::plots::frontier::{Frontier, Point, render_frontier};
 use crate::report::table::{number, table};
 use crate::train::folder::files_of;
@@ -27,7 +27,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global) -> Result<()> {
     if let Some(path) = &args.plot {
         let inputs: Vec<PathBuf> = args.runs.iter().flat_map(|run| files_of(run)).collect();
-        let files: &[(&str, &Path)] = &[("--plot", path)];
+        let files = &[Output { flag: "--plot", path, kind: Kind::Png }];
         Outputs { files, inputs: &inputs, overwrite: args.overwrite, ..Default::default() }.check()?;
     }
     let rows = compare(&args.runs)?;

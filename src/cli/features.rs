@@ -8,7 +8,7 @@ use crate::analysis::features::{
 use crate::analysis::labels::choose::LabelOptions;
 use crate::console;
 use crate::error::{Error, Result};
-use crate::files::{self, Outputs};
+use crate::files::{self, Kind, Output, Outputs};
 use crate::report::table::{number, table, thousands};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -127,9 +127,11 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let mut inputs = request.source.inputs();
     inputs.extend(request.labels.iter().map(|(path, _)| path.clone()));
     let named = [("--out", &out), ("--associations", &associations)];
-    let files: Vec<(&str, &Path)> =
-        named.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
-    let outputs: Vec<&Path> = files.iter().map(|(_, path)| *path).collect();
+    let files: Vec<Output<'_>> = named
+        .iter()
+        .filter_map(|(flag, path)| Some(Output { flag, path: path.as_deref()?, kind: Kind::Text }))
+        .collect();
+    let outputs: Vec<&Path> = files.iter().map(|file| file.path).collect();
     Outputs { files: &files, inputs: &inputs, overwrite, ..Default::default() }.check()?;
     let mut found = features(&request, stop)?;
     if !global.quiet {

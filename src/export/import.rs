@@ -5,7 +5,7 @@ use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
 use crate::backend::Inference;
 use crate::error::{Error, Result};
-use crate::files::Outputs;
+use crate::files::{Kind, Output, Outputs};
 use crate::interrupt;
 use crate::model_file;
 use safetensors::SafeTensors;
@@ -62,7 +62,8 @@ pub struct Imported {
 pub fn import(request: &ImportRequest) -> Result<Imported> {
     let (from, out) = (&request.from, &request.out);
     let inputs = inputs(from);
-    Outputs { files: &[("--out", out)], inputs: &inputs, overwrite: request.overwrite, ..Default::default() }
+    let file = Output { flag: "--out", path: out, kind: Kind::Safetensors };
+    Outputs { files: &[file], inputs: &inputs, overwrite: request.overwrite, ..Default::default() }
         .check()?;
     let (format, place) = find(from, request.format)?;
     let ignored = &request.ignore;

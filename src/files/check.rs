@@ -5,14 +5,65 @@ use crate::data::files_behind;
 use crate::error::{Error, Result};
 use crate::train::folder::{self, names};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// What a command writes into a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A table or a page.
+    Text,
+    /// A plot.
+    Png,
+    /// Codes.
+    Hdf5,
+    /// A model.
+    Safetensors,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::Png => "a PNG picture",
+            Self::Hdf5 => "an HDF5 file",
+            Self::Safetensors => "a safetensors file",
+        }
+    }
+
+    /// Whether a file that begins so may be of this kind. An empty one may be of any.
+    fn fits(self, start: &[u8]) -> bool {
+        const PNG: &[u8] = b"\x89PNG";
+        const HDF5: &[u8] = b"\x89HDF";
+        start.is_empty()
+            || match self {
+                Self::Text => {
+                    !start.contains(&0) && ![PNG, HDF5, b"PK"].iter().any(|magic| start.starts_with(magic))
+                }
+                Self::Png => start.starts_with(PNG),
+                Self::Hdf5 => start.starts_with(HDF5),
+                Self::Safetensors => start.get(8) == Some(&b'{'),
+            }
+    }
+}
+
+/// A file that a command writes.
+#[derive(Debug, Clone, Copy)]
+pub struct Output<'a> {
+    /// The option that named it.
+    pub flag: &'a str,
+    /// The file.
+    pub path: &'a Path,
+    /// What is written.
+    pub kind: Kind,
+}
 
 /// The files that a command writes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outputs<'a> {
-    /// Each with the option that named it.
-    pub files: &'a [(&'a str, &'a Path)],
+    /// All of them.
+    pub files: &'a [Output<'a>],
     /// What the command reads.
     pub inputs: &'a [PathBuf],
     /// Files that exist may be replaced.
@@ -29,11 +80,11 @@ impl Outputs<'_> {
     /// [`Error::Usage`] that says what to name instead; as [`Target::find`].
     pub fn check(&self) -> Result<()> {
         let mut seen: Vec<(&str, Target)> = vec![];
-        for &(flag, path) in self.files {
+        for &Output { flag, path, kind } in self.files {
             let told = format!("{flag} {}", path.display());
             let target = Target::find(&told, path)?;
             if let Target::File(place) = &target {
-                self.check_file(&told, place)?;
+                self.check_file(&told, place, kind)?;
             }
             if let Some((other, _)) = seen.iter().find(|(_, other)| clash(other, &target)) {
                 return Err(Error::Usage(format!("{told} is the same file as {other}; name two files")));
@@ -43,7 +94,7 @@ impl Outputs<'_> {
         Ok(())
     }
 
-    fn check_file(&self, told: &str, place: &Path) -> Result<()> {
+    fn check_file(&self, told: &str, place: &Path, kind: Kind) -> Result<()> {
         check_not_of_a_run(told, place, self.report_of)?;
         let is_read = |inputs: &[PathBuf]| inputs.iter().any(|input| same_file(input, place));
         if is_read(self.inputs) {
@@ -54,12 +105,23 @@ impl Outputs<'_> {
                 "{told} exists already; name another file, or replace it with --overwrite"
             )));
         }
-        // Asked last, for it opens the data.
+        // Asked late, for it opens the data.
         let from = self.inputs.iter().filter(|_| place.exists()).find(|input| is_read(&files_behind(input)));
         if let Some(input) = from {
             return Err(Error::Usage(format!(
                 "{told} is an input as well: {} takes values from it; name another file",
                 input.display()
+            )));
+        }
+        // A slip of the hand must not cost somebody's data, also not with --overwrite.
+        let mut start = Vec::with_capacity(512);
+        let read = fs::File::open(place).and_then(|file| file.take(512).read_to_end(&mut start));
+        if read.is_ok() && !kind.fits(&start) {
+            let kind = kind.name();
+            return Err(Error::Usage(format!(
+                "{told} exists and is not {kind}, and {kind} is all that --overwrite replaces here; name another file, \
+                 or remove that one first with `rm {}`",
+                crate::data::tsv::quoted_path(place)
             )));
         }
         let folder = place.parent().unwrap_or(Path::new("/"));
@@ -141,7 +203,10 @@ mod tests {
     #[test]
     fn an_output_without_a_folder_is_refused_before_the_work() {
         let folder = tempfile::tempdir().unwrap();
-        let check = |path: &Path| Outputs { files: &[("--out", path)], ..Default::default() }.check();
+        let check = |path: &Path| {
+            Outputs { files: &[Output { flag: "--out", path, kind: Kind::Text }], ..Default::default() }
+                .check()
+        };
         let error = check(&folder.path().join("no/a.tsv")).unwrap_err();
         assert!(error.exit_status() == 1 && error.to_string().contains("no/a.tsv"), "{error}");
         check(&folder.path().join("a.tsv")).unwrap();

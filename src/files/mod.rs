@@ -5,7 +5,7 @@
 mod check;
 mod target;
 
-pub use check::{Outputs, check_folder};
+pub use check::{Kind, Output, Outputs, check_folder};
 pub use target::{Target, is_stdout, resolve};
 
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! The run folder: made in one piece, never mixed with files of others.
 
-use crate::config::Config;
+use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::train::checkpoint;
@@ -75,7 +75,10 @@ pub fn run_that_owns(path: &Path) -> Option<PathBuf> {
 pub fn files_of(run: &Path) -> Vec<PathBuf> {
     let own = ALL.iter().filter(|name| ![names::REPORT, names::CHECKPOINTS].contains(name));
     let entries = fs::read_dir(run.join(names::CHECKPOINTS)).into_iter().flatten().flatten();
-    own.map(|name| run.join(name)).chain(entries.map(|entry| entry.path())).collect()
+    // Without its data a run cannot go on.
+    let data = Options::from_toml(&run.join(names::CONFIG)).ok().and_then(|options| options.data);
+    let all = own.map(|name| run.join(name)).chain(entries.map(|entry| entry.path()));
+    all.chain(data.unwrap_or_default()).collect()
 }
 
 /// Whether a folder is a run's, also where a part of the run is gone.

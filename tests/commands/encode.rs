@@ -122,7 +122,8 @@ fn encode_refuses_what_would_lose_a_file_and_leaves_nothing_half_done() {
     let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, out) = (place.name("run"), place.name("data.h5"), place.name("codes.h5"));
-    std::fs::write(&out, "mine").unwrap();
+    let mine = b"\x89HDF, mine";
+    std::fs::write(&out, mine).unwrap();
     let (status, text) = sae_fails(["encode", &run, &data, "-o", &out]);
     assert!(status == 2 && text.contains("--overwrite"), "{text}");
     let model = place.name("alone.safetensors");
@@ -134,7 +135,7 @@ fn encode_refuses_what_would_lose_a_file_and_leaves_nothing_half_done() {
     crate::write_data(&place.path("wide.h5"), 20, 17);
     let (status, text) = sae_fails(["encode", &run, &place.name("wide.h5"), "-o", &out, "--overwrite"]);
     assert!(status == 1 && text.contains("17 values") && text.contains("16"), "{text}");
-    assert_eq!(std::fs::read(&out).unwrap(), b"mine");
+    assert_eq!(std::fs::read(&out).unwrap(), mine);
     let (status, text) = sae_fails(["encode", &run, &data, "-o", &place.name("no/codes.h5")]);
     assert!(status == 1 && text.contains("no/codes.h5"), "{text}");
     sae_ok(["encode", &run, &data, "-o", &out, "--overwrite"]);

@@ -98,15 +98,16 @@ fn no_output_replaces_a_file_without_overwrite_and_with_it_the_mode_stays() {
     fs::create_dir(place.path("new")).unwrap();
     for (i, (args, flag)) in options(&place).into_iter().enumerate() {
         let out = place.path(&format!("new/{i}"));
-        fs::write(&out, "mine").unwrap();
+        let mine = old(&args, flag);
+        fs::write(&out, mine).unwrap();
         fs::set_permissions(&out, Permissions::from_mode(0o640)).unwrap();
         // A file of the name that temporary files once had is nobody's but the user's.
         let beside = place.path(&format!("new/{i}.tmp"));
         fs::write(&beside, "also mine").unwrap();
         refused(&with(&args, flag, &out, &[]), &[flag, out.to_str().unwrap(), "--overwrite"]);
-        assert_eq!(fs::read(&out).unwrap(), b"mine");
+        assert_eq!(fs::read(&out).unwrap(), mine);
         sae_ok(with(&args, flag, &out, &["--overwrite"]));
-        assert_ne!(fs::read(&out).unwrap(), b"mine", "{args:?}");
+        assert_ne!(fs::read(&out).unwrap(), mine, "{args:?}");
         assert_eq!(out.metadata().unwrap().mode() & 0o777, 0o640, "{args:?}");
         assert_eq!(fs::read(&beside).unwrap(), b"also mine", "{args:?}");
         fs::remove_file(&beside).unwrap();
@@ -259,7 +260,8 @@ fn no_output_replaces_a_file_that_the_data_take_values_from() {
             let out = place.path(name);
             refused(&with(&args, flag, &out, &["--overwrite"]), &[flag, name, "input", "index.h5"]);
         }
-        sae_ok(with(&args, flag, &place.path("out"), &["--overwrite"]));
+        let _ = fs::remove_file(place.path("out"));
+        sae_ok(with(&args, flag, &place.path("out"), &[]));
     }
     let after: Vec<Vec<u8>> = names.iter().map(|name| fs::read(place.path(name)).unwrap()).collect();
     assert!(before == after);
@@ -323,7 +325,7 @@ fn a_link_stays_a_link_and_its_target_is_written() {
         let made = fs::read(&target).unwrap();
         assert!(!made.is_empty(), "{args:?}");
         refused(&with(&args, flag, &link, &[]), &[flag, "--overwrite"]);
-        fs::write(&target, "old").unwrap();
+        fs::write(&target, old(&args, flag)).unwrap();
         sae_ok(with(&args, flag, &link, &["--overwrite"]));
         assert!(fs::read(&target).unwrap() == made || args[0] == "encode", "{args:?}");
         for link in [link, middle] {
@@ -373,4 +375,60 @@ fn a_run_and_an_export_go_into_the_folder_that_a_link_names() {
     }
     sae_ok(["train", "--resume", &place.name("link-train"), "--quiet"]);
     assert_eq!(names(&place.path("far")), ["export", "train"], "something is left beside the folders");
+}
+
+/// What a file of each kind begins with.
+const STARTS: [(&str, &[u8]); 4] = [
+    ("text", b"id\tkind\nid0001\teven\n"),
+    ("png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
+    ("hdf5", b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0"),
+    ("safetensors", b"\x40\0\0\0\0\0\0\0{\"w_enc\":{\"dtype\""),
+];
+
+/// The kind of file that the option of a command writes.
+fn kind(args: &[String], flag: &str) -> &'static str {
+    match (args[0].as_str(), flag) {
+        (_, "--plot") => "png",
+        ("encode", _) if args.last().unwrap() != "--format=tsv" => "hdf5",
+        ("import", _) => "safetensors",
+        _ => "text",
+    }
+}
+
+/// An old file of that kind.
+fn old(args: &[String], flag: &str) -> &'static [u8] {
+    STARTS.iter().find(|(name, _)| *name == kind(args, flag)).unwrap().1
+}
+
+#[test]
+fn overwrite_replaces_a_file_of_the_kind_that_is_written_and_no_other() {
+    let place = place();
+    for (mut args, flag) in options(&place) {
+        let kind = kind(&args, flag);
+        let target = place.name("target");
+        args.extend([flag.to_owned(), target.clone(), "--overwrite".to_owned()]);
+        for (name, start) in STARTS {
+            fs::write(&target, start).unwrap();
+            if name == kind {
+                sae_ok(&args);
+                assert_ne!(fs::read(&target).unwrap(), start, "{args:?}: was not written");
+                continue;
+            }
+            let (status, line) = sae_fails(&args);
+            assert!(status == 2 && line.contains("--overwrite") && line.contains("rm "), "{args:?}: {line}");
+            assert_eq!(fs::read(&target).unwrap(), start, "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn the_data_of_a_run_are_not_replaced_by_commands_that_read_the_run() {
+    let place = place();
+    // A plot that is the run's data: as bad a case as there can be, for its kind fits.
+    fs::rename(place.path("data.h5"), place.path("kept.h5")).unwrap();
+    fs::write(place.path("data.h5"), STARTS[1].1).unwrap();
+    let (run, other, data) = (place.name("run"), place.name("other"), place.name("data.h5"));
+    let (status, line) = sae_fails(["compare", &run, &other, "--plot", &data, "--overwrite"]);
+    assert!(status == 2 && line.contains("is an input"), "{line}");
+    assert_eq!(fs::read(place.path("data.h5")).unwrap(), STARTS[1].1);
 }

@@ -99,13 +99,14 @@ fn a_split_of_rows_that_were_never_trained_on_is_told_by_every_command() {
     let lines = (0..300).map(|n| format!("new{n:04}\t{}\nid{n:04}\t{}\n", kind(n), kind(n)));
     std::fs::write(place.path("labels.tsv"), "id\tkind\n".to_owned() + &lines.collect::<String>()).unwrap();
     let (run, out, labels) = (place.name("run"), place.name("out"), place.name("labels.tsv"));
+    let page = place.name("page.html");
     let model = place.name("model.safetensors");
     std::fs::copy(place.path("run/model.safetensors"), &model).unwrap();
     for command in [
         &["eval"][..],
         &["encode", "-o", &out, "--overwrite"],
         &["features"],
-        &["report", "-o", &out, "--overwrite"],
+        &["report", "-o", &page, "--overwrite"],
         &["overlap", "--labels", &labels, "--permutations=0"],
     ] {
         let with = |model: &str, data: &str, more: &[&str]| {
@@ -125,8 +126,8 @@ fn a_split_of_rows_that_were_never_trained_on_is_told_by_every_command() {
             assert!(text.contains("is a model file, not a run folder"), "{command:?}: {text}");
         }
     }
-    sae_ok(["report", &run, &place.name("new.h5"), "--split=train", "-o", &out, "--overwrite"]);
-    assert!(std::fs::read_to_string(&out).unwrap().contains("the run has never seen them"));
+    sae_ok(["report", &run, &place.name("new.h5"), "--split=train", "-o", &page, "--overwrite"]);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("the run has never seen them"));
 }
 
 #[test]

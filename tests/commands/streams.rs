@@ -34,7 +34,8 @@ fn a_fifo_is_written_into_and_stays() {
     let is_fifo = || fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo();
     for (args, flag) in options(&place) {
         let file = place.path("file");
-        sae_ok(with(&args, flag, &file, &["--overwrite"]));
+        let _ = fs::remove_file(&file);
+        sae_ok(with(&args, flag, &file, &[]));
         for path in ["fifo", "link"] {
             let (_, read) = through(&fifo, &with(&args, flag, &place.path(path), &[]));
             // HDF5 notes the time.
@@ -77,7 +78,8 @@ fn what_goes_to_standard_output_is_the_file_and_nothing_else() {
     let place = place();
     for (args, flag) in options(&place) {
         let file = place.path("file");
-        sae_ok(with(&args, flag, &file, &["--overwrite"]));
+        let _ = fs::remove_file(&file);
+        sae_ok(with(&args, flag, &file, &[]));
         let want = fs::read(&file).unwrap();
         let same = |got: &[u8]| got == want || (args[1..].len() == 2 && got.len() == want.len());
         for path in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {

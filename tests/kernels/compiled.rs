@@ -56,7 +56,7 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
             "topk_stream.cu",
             selects,
             "s->keys[at++] = keys[i]",
-            "s->keys[at++ + 3000] = keys[i]",
+            "s->keys[at++ + 3300] = keys[i]",
             &["lie outside"],
         ),
         (

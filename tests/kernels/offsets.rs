@@ -149,7 +149,7 @@ fn gather_norm(place: &mut Place) -> Vec<Vec<u8>> {
     let out = [place.rows_to_read(&narrow(9)), place.rows_to_read(&[9f64]), place.rows_to_read(&[9f32])];
     let mut args =
         vec![place.rows(&x), Arg::U32(1), place.rows(&[place.at as u32]), place.front(&values(D, 2))];
-    args.extend([U32_D, U32_D, Arg::U32(1)]);
+    args.extend([U32_D, U32_D, Arg::U32(1), Arg::F32(1e-5)]);
     args.extend(out.map(|block| place.arg(block)));
     place.launch("gather_norm_bf16", 1, 0, &args);
     out.map(|block| place.row(block)).into()
