@@ -97,6 +97,7 @@ impl Place {
             dead_after: 10,
             active: 1024,
             aux_coef: 0.1,
+            loss_scale: 1.0,
             beta1: 0.9,
             beta2: 0.99,
             one_minus_beta1: 0.1,
