@@ -178,7 +178,7 @@ pub fn warn(found: &Features) {
     }
     for passed in &labels.told.passed_over {
         let (path, column, why) = (&labels.path, &passed.column, &passed.why);
-        console::warn(format_args!("{path}: the column {column} is passed over: {why}"));
+        console::warn(format_args!("{path}: the column {column} is skipped: {why}"));
     }
     if let Some(first) = &labels.told.first_unknown_id {
         let n = thousands(labels.told.unknown_ids);

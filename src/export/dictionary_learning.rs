@@ -103,10 +103,10 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         normalize: None,
     };
     // A top-k model's encode uses no threshold unless its caller asks for it; a BatchTopK model has the same tensors and
-    // does, and without a configuration nothing tells which it is.
+    // does, and without a configuration nothing says which it is.
     let threshold = tensors.scalar("threshold").filter(|threshold| *threshold >= 0.0);
     if !relu && class.is_none() && threshold.is_some() && !ignored.iter().any(|name| name == "threshold") {
-        let what = "has a threshold and no config.json that tells its dict_class, so it may be a BatchTopKSAE; put the \
+        let what = "has a threshold and no config.json that names its dict_class, so it may be a BatchTopKSAE; put the \
                     config.json beside it, or add `--ignore threshold` if it is an AutoEncoderTopK";
         return Err(wrong(&weights, what.into()));
     }

@@ -39,7 +39,7 @@ pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Resul
 }
 
 /// The newest checkpoint that is whole, the best one where no other is; `None` if the run was stopped before its
-/// first. Damaged ones are passed over with a warning, but if all are damaged that is the error: starting over is
+/// first. Damaged ones are skipped with a warning, but if all are damaged that is the error: starting over is
 /// not for us to decide.
 pub(super) fn last_good_checkpoint(
     folder: &RunFolder,
@@ -66,7 +66,7 @@ pub(super) fn last_good_checkpoint(
             }
             Err(error @ Error::Model { .. }) => {
                 if !quiet {
-                    console::warn(format_args!("{error}; passed over"));
+                    console::warn(format_args!("{error}; skipped"));
                 }
                 damage.get_or_insert(error);
             }

@@ -19,7 +19,7 @@ pub struct LabelOptions {
     pub columns: Option<Vec<String>>,
     /// A label needs so many rows that bear it and as many that are known not to.
     pub min_rows: u64,
-    /// A column that was not asked for by name is passed over if it has more values than this.
+    /// A column that was not asked for by name is skipped if it has more values than this.
     pub max_values: usize,
     /// Values that mean unknown, as the empty cell does.
     pub unknown: Vec<String>,

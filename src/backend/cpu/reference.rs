@@ -238,7 +238,7 @@ impl Reference {
             }
         }
         let narrow = |t: &[f64]| t.iter().map(|&v| v as f32).collect::<Vec<f32>>();
-        // A score of minus infinity would be passed over by relu; it is as much a failure as the others.
+        // A score of minus infinity would be skipped by relu; it is as much a failure as the others.
         let finite = passes.iter().all(|pass| pass.z.iter().all(|z| z.is_finite()));
         let loss = self.spec.loss(plan, mse, l1, aux);
         let tied = params.tied();

@@ -171,7 +171,7 @@ impl Card {
             }
         };
         // Always asked for: a block has 48 KiB without asking, of which the kernel's static shared memory takes its
-        // part, and what the driver tells as the limit of a function need not count that.
+        // part, and the limit of a function that the driver reports need not count that.
         if shared > kernel.shared {
             let doing = format!("giving the kernel {name} {shared} bytes of shared memory");
             kernel

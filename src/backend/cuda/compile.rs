@@ -188,7 +188,7 @@ impl Program {
         Ok(unsafe { (self.nvrtc.nvrtcCompileProgram)(self.handle, count, pointers.as_ptr()) })
     }
 
-    /// Bytes that NVRTC has for the program: it tells how many, and writes them.
+    /// Bytes that NVRTC has for the program: it reports how many, and writes them.
     fn bytes(&self, size: GetSize, get: GetBytes) -> std::result::Result<Vec<u8>, NvrtcError> {
         let mut count = 0;
         // SAFETY: the program lives, and NVRTC writes one size.

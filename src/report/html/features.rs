@@ -62,7 +62,7 @@ pub(super) fn labels(page: &Page) -> String {
             .iter()
             .map(|p| format!("<li><code>{}</code>: {}</li> ", escape(&p.column), escape(&p.why)))
             .collect();
-        let _ = writeln!(text, "<details><summary>columns passed over</summary><ul>{items}</ul></details>");
+        let _ = writeln!(text, "<details><summary>columns skipped</summary><ul>{items}</ul></details>");
     }
     let columns = [
         ("label", "up"),

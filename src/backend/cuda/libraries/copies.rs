@@ -106,7 +106,7 @@ pub struct Copy<F> {
     pub from: String,
     /// Copies before it that cannot be used, each with the reason.
     pub skipped: Vec<String>,
-    /// Compute capabilities that it knows, as 90 for 9.0; NVRTC alone tells.
+    /// Compute capabilities that it knows, as 90 for 9.0; only NVRTC reports them.
     pub known: Vec<u32>,
 }
 
@@ -124,7 +124,7 @@ pub trait Functions: Sized + Sync + Send + 'static {
     /// # Errors
     /// It does not answer.
     fn version(&self) -> Outcome<Version>;
-    /// Compute capabilities that it tells to know, as 90 for 9.0.
+    /// Compute capabilities that it says it knows, as 90 for 9.0.
     ///
     /// # Errors
     /// It does not answer.
@@ -144,7 +144,7 @@ impl Functions for Nvrtc {
         let (mut high, mut low) = (0, 0);
         // SAFETY: NVRTC writes two ints to the addresses it is given.
         let status = unsafe { (self.nvrtcVersion)(&mut high, &mut low) };
-        status.result().map_err(|e| format!("it does not tell its version ({:?})", e.0))?;
+        status.result().map_err(|e| format!("it does not report its version ({:?})", e.0))?;
         Ok((high.unsigned_abs(), low.unsigned_abs()))
     }
 
@@ -177,7 +177,7 @@ impl Functions for Cublas {
             let mut value = 0;
             // SAFETY: cuBLAS writes one int to the address it is given; no handle is needed.
             let status = unsafe { (self.cublasGetProperty)(property, &mut value) };
-            status.result().map_err(|e| format!("it does not tell its version ({:?})", e.0))?;
+            status.result().map_err(|e| format!("it does not report its version ({:?})", e.0))?;
             Ok::<u32, String>(value.unsigned_abs())
         };
         Ok((ask(libraryPropertyType::MAJOR_VERSION)?, ask(libraryPropertyType::MINOR_VERSION)?))
