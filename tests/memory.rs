@@ -26,8 +26,10 @@ fn options(place: &Place, m: usize) -> Options {
         anneal_steps: Some(2),
         eval_every: Some(2),
         early_stop: Some(1),
-        // The second evaluation is worse than the first.
+        // The second evaluation is worse than the first, with gradients in the data's own unit.
         lr: Some(NumberOr::Number(3.0)),
+        loss_scale: Some(1.0),
+        adam_eps: Some(1e-8),
         ..Options::default()
     }
 }
