@@ -64,8 +64,12 @@ impl Trainer {
     }
 
     pub(super) fn run(mut self, session: &Session<'_>) -> Result<Summary> {
-        // A run killed between a save and its link goes on without the link; see `link_best`.
+        // A run killed between a save and its link goes on without the link; see `link_best`. Killed right after, it has
+        // one checkpoint too many, which the last save of a run would leave.
         self.link_best()?;
+        if self.progress.step > 0 {
+            self.folder.prune(self.config.keep_checkpoints, self.progress.step)?;
+        }
         let sets = self.eval_sets(self.config.eval_rows);
         let mut display = Display::new(self.config.steps, self.progress.step, session.quiet);
         let done = self.steps(&sets, &mut display, session.stop);
