@@ -13,6 +13,11 @@ use topk_sae::data::{Embeddings, LoadOptions};
 
 /// The sample proteins times `unit`, as one float32 matrix.
 fn data(place: &TempDir, unit: f64) -> String {
+    data_with(place, unit, |_, _| ())
+}
+
+/// The same, after `change` to each row, whose number it is given.
+fn data_with(place: &TempDir, unit: f64, change: impl Fn(usize, &mut [f32])) -> String {
     let sample = common::folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
     let rows = Embeddings::load(&[sample], &LoadOptions::default()).unwrap();
     let (n, d) = (rows.n_rows(), rows.d_in());
@@ -20,6 +25,7 @@ fn data(place: &TempDir, unit: f64) -> String {
     for (row, out) in values.chunks_exact_mut(d).enumerate() {
         rows.row_into(row, out);
         out.iter_mut().for_each(|v| *v = (f64::from(*v) * unit) as f32);
+        change(row, out);
     }
     // Ids are made of the file's name, and the split of the ids.
     let folder = place.path().join(format!("{unit:e}"));
@@ -119,6 +125,84 @@ fn averaged_decoder_rows_of_length_one_stay_so() {
         for (latent, row) in values.chunks_exact(d).enumerate() {
             let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             assert!((length - 1.0).abs() < 1e-5, "{tied}: the row of latent {latent} has length {length}");
+        }
+    }
+}
+
+/// A setting of a run's configuration.
+fn setting(config: &str, name: &str) -> Option<f64> {
+    config
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name} = ")))
+        .map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn the_configuration_of_a_run_gives_the_same_run_whatever_was_asked_for_the_unit() {
+    let place = tempfile::tempdir().unwrap();
+    let data = data(&place, 1e-4);
+    let (one, two) = (place.path().join("one"), place.path().join("two"));
+    let (first, second) = (one.to_str().unwrap(), two.to_str().unwrap());
+    let config = one.join("config.toml").display().to_string();
+    let sizes = ["--latents=64", "-k=8", "--steps=20", "--batch-size=64"];
+    let cpu = ["--device=cpu", "--quiet", "--overwrite"];
+    for asked in [&["--loss-scale=1"][..], &["--norm-eps=1e-5"], &["--loss-scale=1", "--norm-eps=1e-5"], &[]]
+    {
+        sae_ok([&["train", &data, "--out", first][..], &sizes, &cpu, asked].concat());
+        sae_ok([&["train", "--config", &config, "--out", second][..], &cpu].concat());
+        let [one, two] = [&one, &two].map(|run| tensors(&run.join("model.safetensors")));
+        assert!(one == two, "{asked:?}: the second run has another model");
+    }
+}
+
+#[test]
+fn a_configuration_made_for_data_of_another_unit_is_warned_of() {
+    let place = tempfile::tempdir().unwrap();
+    let [usual, small] = [1.0, 1e-4].map(|unit| data(&place, unit));
+    let (run, other) = (place.path().join("run"), place.path().join("other"));
+    let (run, other) = (run.to_str().unwrap(), other.to_str().unwrap());
+    let sizes = ["--latents=64", "-k=8", "--steps=20", "--batch-size=64", "--device=cpu"];
+    sae_ok([&["train", &usual, "--out", run][..], &sizes].concat());
+    let config = format!("{run}/config.toml");
+    let train = |more: &[&str]| {
+        let args =
+            [&["train", &small, "--config", &config, "--out", other, "--overwrite"][..], more].concat();
+        let out = sae(args);
+        assert!(out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    let told = train(&[]);
+    let advice = told.split_once("give `").and_then(|(_, rest)| rest.split_once('`')).map(|(flags, _)| flags);
+    let advice: Vec<&str> = advice.unwrap_or_else(|| panic!("{told}")).split(' ').collect();
+    assert!(advice.contains(&"--loss-scale") && advice.contains(&"--norm-eps"), "{told}");
+    let told = train(&advice);
+    assert!(!told.contains("--loss-scale"), "{told}");
+}
+
+#[test]
+fn rows_without_variance_do_not_set_the_unit_of_the_others() {
+    let place = tempfile::tempdir().unwrap();
+    // Of three rows two are zeros or of one value.
+    let data = data_with(&place, 1e-6, |n, row| match n % 3 {
+        0 => row.fill(0.0),
+        1 => row.fill(3e-8),
+        _ => (),
+    });
+    let resolved = sae_ok(["train", &data, "--dry-run", "--quiet", "--device=cpu"]);
+    let eps = setting(&resolved, "norm-eps").unwrap();
+    assert!(eps > 0.0 && eps < 1e-10, "{eps}: the deviation of a row is about 5e-8");
+    let (run, _) = train(&place, &data, "data-topk", "run");
+    assert!(fvu(&run) < 0.9, "{}", fvu(&run));
+}
+
+#[test]
+fn rows_at_the_edge_of_float32_have_options_that_are_in_range() {
+    let place = tempfile::tempdir().unwrap();
+    for unit in [1e-36, 1e36] {
+        let data = data(&place, unit);
+        let resolved = sae_ok(["train", &data, "--dry-run", "--quiet", "--device=cpu"]);
+        for name in ["norm-eps", "loss-scale"] {
+            assert!(setting(&resolved, name).unwrap() > 0.0, "{resolved}");
         }
     }
 }

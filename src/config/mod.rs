@@ -251,7 +251,7 @@ impl Config {
 
     /// The options that resolve to this configuration again.
     pub fn to_options(&self) -> Options {
-        let s = &self.spec;
+        let (s, literal) = (&self.spec, self.preset.is_literal());
         let (init, gain) = match self.init {
             Init::Linear => (InitKind::Linear, None),
             Init::Xavier { gain } => (InitKind::Xavier, Some(f64::from(gain))),
@@ -267,9 +267,9 @@ impl Config {
             k: Some(s.k),
             tied: Some(self.tied),
             normalize: Some(s.normalize),
-            // Left out where they are what version 0.1.0 had.
-            norm_eps: (s.norm_eps != NORM_EPS).then_some(s.norm_eps),
-            loss_scale: (s.loss_scale != 1.0).then_some(s.loss_scale),
+            // The literal presets take these values where they are left out; the others take them from the data.
+            norm_eps: (!literal || s.norm_eps != NORM_EPS).then_some(s.norm_eps),
+            loss_scale: (!literal || s.loss_scale != 1.0).then_some(s.loss_scale),
             inference: Some(s.inference),
             init: Some(init),
             init_gain: gain,

@@ -1,7 +1,7 @@
 //! Options as a person gives them, on the command line or in a TOML file.
 
-use super::Preset;
-use crate::backend::{Inference, Relaxation};
+use super::{Config, Preset};
+use crate::backend::{Inference, NORM_EPS, Relaxation};
 use crate::error::{Error, Result};
 use crate::schedule::LrSchedule;
 use clap::ValueEnum;
@@ -182,13 +182,13 @@ pub struct Options {
     /// Temperature at the end of the warm-up [default: 0.05]
     #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
     pub tau_end: Option<f64>,
-    /// Weight of the mean absolute code in the loss [default: 0; sparse-l1: 0.1]
+    /// Weight of the mean absolute code, beside --loss-scale times the squared error [default: 0; sparse-l1: 0.1]
     #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true)]
     pub l1: Option<f64>,
     /// Epochs over which the L1 weight rises from 0 [default: 0; sparse-l1: 50]
     #[arg(long, value_name = "EPOCHS")]
     pub l1_warmup: Option<u64>,
-    /// Largest global gradient norm; 0 is no clipping [default: 0; topk, sparse-l1: 1]
+    /// Largest global gradient norm, of --loss-scale times the loss; 0 is no clipping [default: 0; topk, sparse-l1: 1]
     #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
     pub clip_norm: Option<f64>,
     /// Decoupled weight decay of the matrices [default: 0.1; other presets: 0]
@@ -257,7 +257,7 @@ impl Options {
     /// A file that cannot be read; a key or value that is not an option (the message names line and key).
     pub fn from_toml(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
-        toml::from_str(&text).map_err(|e| {
+        let options: Result<Self> = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
             // The list of all options that serde adds is better read in the help.
             let message = e.message().replace('\n', " ");
@@ -266,7 +266,19 @@ impl Options {
                 "{}: line {line}: {what}; `sae train --help` lists the options",
                 path.display()
             ))
-        })
+        });
+        let mut options = options?;
+        if text.starts_with(Config::FIRST_WORDS) {
+            options.settle_as_0_1_0();
+        }
+        Ok(options)
+    }
+
+    /// Gives the settings that version 0.1.0 did not have the values of its arithmetic. For options that are resolved:
+    /// a file that leaves these out was written by 0.1.0, or has these values.
+    pub fn settle_as_0_1_0(&mut self) {
+        self.loss_scale.get_or_insert(1.0);
+        self.norm_eps.get_or_insert(NORM_EPS);
     }
 
     /// Everything set in `self`, then what only `base` sets.

@@ -166,7 +166,7 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let folder = RunFolder::open(root)?;
     warn_if_unlocked(&folder, session);
     let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
-    unit::as_before(&mut options);
+    options.settle_as_0_1_0();
     let loaded = Loaded::new(&options, session)?;
     let data = loaded.data.fingerprint();
     // First, for data of other sizes make every other check speak of something else.
@@ -180,7 +180,7 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
         Some(good) => good,
         None => (start_state(&prepared), Progress::start(config.clone(), data)),
     };
-    if progress.config != config {
+    if !same_config(&progress.config, &config) {
         let path = folder.path(names::CONFIG).display().to_string();
         return Err(Error::Usage(format!(
             "{path} was changed since the run's checkpoints were made; put it back, or train anew with `sae train --config {path}`"
@@ -210,6 +210,16 @@ fn fingerprint(config: &Config) -> Result<String> {
     Config { data: vec![], ..config.clone() }.to_toml()
 }
 
+/// Whether two fingerprints are of the same options, whichever version wrote them.
+fn same_config(before: &str, now: &str) -> bool {
+    let options = |text: &str| {
+        let mut options: Options = toml::from_str(text).ok()?;
+        options.settle_as_0_1_0();
+        Some(options)
+    };
+    before == now || options(before).is_some_and(|before| Some(before) == options(now))
+}
+
 /// Whether two devices give the same bits: `cuda:0 NVIDIA H100` and `cuda:1 NVIDIA H100` do.
 fn same_card(a: &str, b: &str) -> bool {
     let card = |device: &str| device.split_once(' ').map_or(device.to_owned(), |(_, name)| name.to_owned());
@@ -230,6 +240,17 @@ pub fn default_out(data: &[PathBuf]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_configurations_are_the_same_if_their_options_are() {
+        let old = "# Resolved by sae 0.1.0; ...\nk = 3\nlr = 0.1\n";
+        let new = "# Resolved by sae 0.2.0; ...\nk = 3\nlr = 0.1\nloss-scale = 1.0\nnorm-eps = 1e-5\n";
+        assert!(same_config(old, new) && same_config(new, new));
+        for other in [new.replace("1.0", "2.0"), new.replace("k = 3", "k = 4"), format!("{new}unknown = 1\n")]
+        {
+            assert!(!same_config(old, &other), "{other}");
+        }
+    }
 
     #[test]
     fn the_same_kind_of_device_is_told_by_its_name() {

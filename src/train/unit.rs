@@ -30,27 +30,31 @@ pub(super) fn settle(options: &mut Options, data: &Embeddings, train: &[u32]) {
     if options.norm_eps.is_none() {
         let usual = usual_deviation(data, train);
         let small = usual > 0.0 && NORM_EPS > MOST * usual;
-        options.norm_eps = Some(if small { SHARE * usual } else { NORM_EPS });
+        // A row of zeros is divided by this alone.
+        let share = (SHARE * usual).max(f64::from(f32::MIN_POSITIVE));
+        options.norm_eps = Some(if small { share } else { NORM_EPS });
     }
 }
 
-/// A run whose configuration does not name them was begun by version 0.1.0, or has its values.
-pub(super) fn as_before(options: &mut Options) {
-    options.loss_scale.get_or_insert(1.0);
-    options.norm_eps.get_or_insert(NORM_EPS);
-}
-
-/// A warning where a literal preset meets data of a scale at which its fixed constants matter.
+/// A warning where constants meet data of a scale that they are not meant for: a literal preset, or a loss scale that was
+/// given, or found for other data.
 pub(super) fn warning(prepared: &Prepared) -> Option<String> {
     let Prepared { data, split, config, .. } = prepared;
-    if !config.preset.is_literal() {
-        return None;
-    }
     let variance = variance(data, &split.train);
-    if USUAL.contains(&variance) || !(variance > 0.0 && variance.is_finite()) {
+    let scaled = variance * config.spec.loss_scale;
+    if USUAL.contains(&scaled) || !(variance > 0.0 && variance.is_finite()) {
         return None;
     }
     let deviation = variance.sqrt();
+    if !config.preset.is_literal() {
+        let mut best = Options::default();
+        settle(&mut best, data, &split.train);
+        return Some(format!(
+            "--loss-scale {:e} does not go with these data, whose values have a standard deviation of {deviation:.1e}: \
+             give `--loss-scale {:e} --norm-eps {:e}`, or leave both out, of a --config too",
+            config.spec.loss_scale, best.loss_scale?, best.norm_eps?
+        ));
+    }
     Some(format!(
         "the values of the training rows have a standard deviation of {deviation:.1e}, and this preset repeats a \
          published model whose constants (Adam's epsilon, the 1e-5 beside a row's deviation, the L1 weight) are meant \
@@ -65,7 +69,7 @@ fn variance(data: &Embeddings, train: &[u32]) -> f64 {
     variance_about(data, train, &mean) / (train.len() * data.d_in()).max(1) as f64
 }
 
-/// Median of the standard deviations of training rows, some thousand of them.
+/// Median of the standard deviations of training rows, some thousand of them, that have one; 0 where none has.
 fn usual_deviation(data: &Embeddings, train: &[u32]) -> f64 {
     let n = train.len().min(ROWS);
     let mut row = vec![0.0f32; data.d_in()];
@@ -76,7 +80,7 @@ fn usual_deviation(data: &Embeddings, train: &[u32]) -> f64 {
             let squares: f64 = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
             (squares / (row.len() as f64 - 1.0).max(1.0)).sqrt()
         })
-        .filter(|deviation| deviation.is_finite())
+        .filter(|deviation| *deviation > 0.0 && deviation.is_finite())
         .collect();
     deviations.sort_by(f64::total_cmp);
     deviations.get(deviations.len() / 2).copied().unwrap_or(0.0)
