@@ -320,16 +320,95 @@ fn a_top_k_of_saelens_before_version_6_is_a_top_k() {
     assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
 }
 
+/// The settings that the most used SAELens models, the residual streams of GPT-2 small, were published with, less sizes.
+const PUBLISHED: &str = r#"{"model_name": "gpt2-small", "hook_point": "blocks.0.hook_resid_pre", "hook_point_layer": 0,
+    "hook_point_head_index": null, "dataset_path": "Skylion007/openwebtext", "is_dataset_tokenized": false,
+    "context_size": 128, "use_cached_activations": false, "cached_activations_path": "activations/Skylion007",
+    "n_batches_in_buffer": 128, "total_training_tokens": 300000000, "store_batch_size": 32, "device": "mps", "seed": 42,
+    "dtype": "torch.float32", "b_dec_init_method": "geometric_median", "expansion_factor": 32,
+    "from_pretrained_path": null, "l1_coefficient": 8e-05, "lr": 0.0004, "lr_scheduler_name": null,
+    "lr_warm_up_steps": 5000, "train_batch_size": 4096, "use_ghost_grads": false, "feature_sampling_window": 1000,
+    "feature_sampling_method": null, "resample_batches": 1028, "feature_reinit_scale": 0.2,
+    "dead_feature_window": 5000, "dead_feature_estimation_method": "no_fire", "dead_feature_threshold": 1e-08,
+    "log_to_wandb": true, "wandb_project": "mats_sae_training", "wandb_entity": null, "wandb_log_frequency": 100,
+    "n_checkpoints": 10, "checkpoint_path": "checkpoints/y1t51byy", "tokens_per_buffer": 67108864,
+    "run_name": "24576-L1-8e-05-LR-0.0004-Tokens-3.000e+08"}"#;
+
+#[test]
+fn settings_of_saelens_that_only_its_training_uses_are_no_obstacle() {
+    let place = Place::trained(&["--no-normalize", "--inference=relu", "--anneal-steps=0"]);
+    let (folder, _) = place.export("saelens");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    edit(&folder, "cfg.json", |config| {
+        *config = serde_json::from_str(PUBLISHED).unwrap();
+        (config["d_in"], config["d_sae"]) = (json!(D), json!(M));
+    });
+    let want = place.eval(&place.path("run"));
+    let got = place.eval(&place.import(&folder, "published.safetensors"));
+    assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
+
+    // What `TrainingSAE` of version 6 writes.
+    let place = Place::trained(&["--no-normalize"]);
+    let (folder, _) = place.export("saelens");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    edit(&folder, "cfg.json", |config| {
+        config["decoder_init_norm"] = json!(0.1);
+        config["use_sparse_activations"] = json!(true);
+        config["aux_loss_coefficient"] = json!(1.0);
+    });
+    let want = place.eval(&place.path("run"));
+    let got = place.eval(&place.import(&folder, "training.safetensors"));
+    assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]));
+}
+
+#[test]
+fn a_top_k_of_saelens_before_version_6_is_one_whatever_says_so() {
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 4] = [
+        ("an architecture", |c| {
+            c["architecture"] = json!("topk");
+            c.as_object_mut().unwrap().remove("activation_fn_str");
+        }),
+        ("an activation function beside another architecture", |c| c["architecture"] = json!("jumprelu")),
+        ("a flat version", |c| c["sae_lens_version"] = json!("5.11.0")),
+        ("a version in the metadata", |c| c["metadata"] = json!({ "sae_lens_version": "5.11.0" })),
+    ];
+    let place = Place::trained(&[]);
+    let (folder, _) = place.export("saelens");
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    let want = place.eval(&place.path("run"));
+    edit(&folder, "cfg.json", make_old);
+    let old = json(folder.join("cfg.json"));
+    for (what, change) in cases {
+        edit(&folder, "cfg.json", |config| {
+            *config = old.clone();
+            change(config);
+        });
+        let _ = std::fs::remove_file(place.path("old.safetensors"));
+        let got = place.eval(&place.import(&folder, "old.safetensors"));
+        assert_eq!((&got["mse"], &got["l0"]), (&want["mse"], &want["l0"]), "{what}");
+    }
+}
+
 #[test]
 fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
     type Change = fn(&mut Value);
     type Case = (&'static str, bool, &'static str, Change, &'static str);
-    let cases: [Case; 16] = [
+    let cases: [Case; 19] = [
         ("saelens", true, "cfg.json", |c| c["normalize_activations"] = json!(true), "normalize_activations"),
         ("saelens", true, "cfg.json", |c| c["activation_fn_kwargs"]["postact_fn"] = json!("x"), "postact_fn"),
         ("saelens", true, "cfg.json", |c| c["hook_name"] = json!("blocks.0.attn.hook_z"), "hook_z"),
         ("saelens", true, "cfg.json", |c| c["activation_fn_str"] = json!("tanh-relu"), "tanh-relu"),
-        ("saelens", true, "cfg.json", |c| c["architecture"] = json!("gated"), "gated"),
+        (
+            "saelens",
+            true,
+            "cfg.json",
+            |c| {
+                (c["architecture"], c["activation_fn_str"]) = (json!("gated"), json!("relu"));
+                c.as_object_mut().unwrap().remove("activation_fn_kwargs");
+            },
+            "gated",
+        ),
         ("saelens", false, "cfg.json", |c| c["reshape_activations"] = json!("hook_z"), "reshape_activations"),
         (
             "saelens",
@@ -359,6 +438,21 @@ fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
             "AutoEncoderNew",
         ),
         ("dictionary-learning", false, "config.json", |c| c["trainer"]["k"] = json!("four"), "`k`"),
+        ("dictionary-learning", false, "config.json", |c| c["trainer"]["k"] = json!(K + 1), "k is"),
+        (
+            "dictionary-learning",
+            false,
+            "config.json",
+            |c| c["trainer"]["dict_class"] = json!("AutoEncoder"),
+            "AutoEncoder",
+        ),
+        (
+            "dictionary-learning",
+            false,
+            "config.json",
+            |c| c["trainer"] = json!({ "trainer_class": "BatchTopKTrainer", "k": K }),
+            "BatchTopKTrainer",
+        ),
     ];
     let place = Place::trained(&["--no-normalize"]);
     for (format, old, file, change, name) in cases {
@@ -373,6 +467,31 @@ fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
         let (status, line) = sae_fails(["import", folder.to_str().unwrap(), "-o", &out]);
         assert!(status == 1 && line.contains(name) && !Path::new(&out).exists(), "{format}, {name}: {line}");
     }
+}
+
+#[test]
+fn relu_codes_of_dictionary_learning_are_those_that_its_loader_gives() {
+    let place = Place::trained(&["--no-normalize", "--inference=relu", "--anneal-steps=0"]);
+    let (folder, _) = place.export("dictionary-learning");
+    let lengths = |model: &Path| -> Vec<f64> {
+        let all: BTreeMap<String, Vec<u8>> = tensors(model).into_iter().collect();
+        let row = |row: &[u8]| -> f64 {
+            let value = |b: &[u8]| f64::from(f32::from_le_bytes(b.try_into().unwrap()));
+            row.chunks_exact(4).map(|b| value(b).powi(2)).sum::<f64>().sqrt()
+        };
+        all["w_dec"].chunks_exact(4 * D).map(row).collect()
+    };
+    let unit = |length: &f64| (length - 1.0).abs() < 1e-5;
+    // An export of ours comes back as it was.
+    let kept = place.import(&folder, "own.safetensors");
+    assert_eq!(place.eval(&kept), place.eval(&place.path("run")));
+    assert!(!lengths(&kept).iter().all(unit));
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    let back = place.import(&folder, "foreign.safetensors");
+    assert!(lengths(&back).iter().all(unit), "load_dictionary scales decoder rows to length 1");
+    let (got, want) = (place.eval(&back), place.eval(&place.path("run")));
+    assert!((got["mse"].as_f64().unwrap() / want["mse"].as_f64().unwrap() - 1.0).abs() < 1e-4);
+    assert_eq!(got["l0"], want["l0"]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //!
 //! `AutoEncoderTopK`: `b_dec` (D), `k` (int32, no dimensions), `threshold` (float32, no dimensions, -1 is unset),
 //! `encoder.weight` (M, D), `encoder.bias` (M), `decoder.weight` (D, M). The encoder sees `x - b_dec`; codes are the k
-//! largest of relu. `AutoEncoder` (relu): `bias` (D) in the place of `b_dec`, no k. No normalisation of rows.
+//! largest of relu. `AutoEncoder` (relu): `bias` (D) in the place of `b_dec`, no k; its loader scales decoder rows to
+//! length 1, and codes with them. No normalisation of rows.
 
 use super::foreign::{Activation, Foreign};
 use super::pt::{self, Item};
@@ -21,6 +22,9 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const WEIGHTS: &str = "ae.pt";
 const TOPK: &str = "AutoEncoderTopK";
 const RELU: &str = "AutoEncoder";
+/// Trainers of these two classes; the first names are those of version 0.1, the last of before it.
+const TRAINERS: [&str; 5] =
+    ["TopKTrainer", "StandardTrainer", "StandardTrainerAprilUpdate", "PAnnealTrainer", "TrainerTopK"];
 
 pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<Notes> {
     let (d, m) = (params.d_in, params.n_latents);
@@ -72,8 +76,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
 /// `path` is the folder, or the file of weights (`.pt`, or the same tensors as safetensors).
 pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     let weights = if path.is_dir() { path.join(WEIGHTS) } else { path.to_owned() };
+    let ignores = |setting: &str| ignored.iter().any(|name| name == setting);
     let config = weights.with_file_name(CONFIG);
-    // The library's own loader looks at these two settings alone, so that no other one changes a code.
+    // The library's own loader looks at these two settings alone, so that no other one changes a code. Where there is no
+    // class, the trainer tells.
     let (mut k, mut class) = (None, None);
     if config.is_file()
         && let Some(trainer) = Settings::read(&config)?.inner("trainer")?
@@ -83,12 +89,29 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         if let Some(class) = class.as_ref().filter(|c| *c != TOPK && *c != RELU) {
             return Err(not_representable(&config, &format!("dict_class `{class}`")));
         }
+        let other = trainer.text("trainer_class")?.filter(|name| !TRAINERS.contains(&name.as_str()));
+        if let Some(other) = other.filter(|_| class.is_none() && !ignores("trainer_class")) {
+            let what = format!(
+                "has trainer_class `{other}` and no dict_class, so it may be no {TOPK}; add `--ignore trainer_class` if it is one"
+            );
+            return Err(wrong(&config, what));
+        }
     }
     let mut tensors = Tensors::read(&weights)?;
     let (m, d, w_enc) = tensors.matrix("encoder.weight")?;
     let relu = tensors.tensors.contains_key("bias");
     let b_dec = tensors.take(if relu { "bias" } else { "b_dec" }, &[d])?;
+    if let Some(class) = class.as_ref().filter(|class| relu != (*class == RELU)) {
+        let what = format!("has dict_class `{class}`, whose tensors are not those of {}", weights.display());
+        return Err(wrong(&config, what));
+    }
     let stored_k = tensors.scalar("k").map(|k| k as usize);
+    if let (Some(k), Some(stored)) = (k, stored_k)
+        && k != stored
+    {
+        let what = format!("does not go with {}: k is {k} here, and {stored} there", weights.display());
+        return Err(wrong(&config, what));
+    }
     let activation = if relu { Activation::Relu } else { Activation::Topk(stored_k.or(k)) };
     let w_dec = tensors.take("decoder.weight", &[d, m])?;
     let model = Foreign {
@@ -105,7 +128,7 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     // A top-k model's encode uses no threshold unless its caller asks for it; a BatchTopK model has the same tensors and
     // does, and without a configuration nothing says which it is.
     let threshold = tensors.scalar("threshold").filter(|threshold| *threshold >= 0.0);
-    if !relu && class.is_none() && threshold.is_some() && !ignored.iter().any(|name| name == "threshold") {
+    if !relu && class.is_none() && threshold.is_some() && !ignores("threshold") {
         let what = "has a threshold and no config.json that names its dict_class, so it may be a BatchTopKSAE; put the \
                     config.json beside it, or add `--ignore threshold` if it is an AutoEncoderTopK";
         return Err(wrong(&weights, what.into()));

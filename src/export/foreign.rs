@@ -39,6 +39,14 @@ pub struct Foreign {
 }
 
 impl Foreign {
+    /// Whether the decoder's rows have length 1, up to rounding.
+    pub fn has_unit_decoder(&self) -> bool {
+        self.w_dec.chunks_exact(self.d_in).all(|row| {
+            let squares: f64 = row.iter().map(|&v| f64::from(v).powi(2)).sum();
+            (squares.sqrt() - 1.0).abs() < 1e-5
+        })
+    }
+
     /// Folds SAELens' `rescale_acts_by_decoder_norm`: scores are multiplied by the norms of the decoder's rows n,
     /// codes divided by them before decoding. Encoder rows and biases times n, decoder rows over n, is the same.
     pub fn fold_decoder_norms(&mut self) {

@@ -67,7 +67,7 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         .check()?;
     let (format, place) = find(from, request.format)?;
     let ignored = &request.ignore;
-    let foreign = match format {
+    let mut foreign = match format {
         Format::Saelens => saelens::read(&place, ignored),
         Format::Sparsify => sparsify::read(&place, ignored),
         Format::DictionaryLearning => dictionary_learning::read(&place, ignored),
@@ -75,6 +75,11 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         Format::Openai => openai::read(&place, ignored),
     }?;
     let own = own(&place, format, &foreign);
+    let relu = foreign.activation == Activation::Relu;
+    if format == Format::DictionaryLearning && relu && own.is_none() && !foreign.has_unit_decoder() {
+        // As the library's `AutoEncoder.from_pretrained` does.
+        foreign.fold_decoder_norms();
+    }
     let (activation, normalize) = (foreign.activation, foreign.normalize);
     let params = foreign.into_params();
     let m = params.n_latents;

@@ -71,34 +71,26 @@ pub(super) fn write(
     Ok(Notes { load: load.into(), warning: other_eps("SAELens", meta) })
 }
 
-/// Settings that change no code: of training, and of where the activations came from. Old files have some of them beside
-/// the others, new ones in `metadata`.
-const HARMLESS: [&str; 24] = [
-    "context_size",
-    "d_in",
-    "d_sae",
-    "dataset_path",
-    "dataset_trust_remote_code",
-    "device",
-    "dtype",
-    "hook_head_index",
-    "hook_layer",
-    "hook_name",
-    "hook_point",
-    "hook_point_head_index",
-    "hook_point_layer",
-    "metadata",
-    "model_class_name",
-    "model_from_pretrained_kwargs",
-    "model_name",
-    "neuronpedia_id",
-    "prepend_bos",
-    "release",
-    "sae_lens_training_version",
-    "sae_lens_version",
-    "seqpos_slice",
-    "training_tokens",
-];
+/// Settings that change no code: sizes and types that the tensors have, and where the activations came from. Old files have
+/// some of them beside the others, new ones in `metadata`.
+const HARMLESS: &str = "context_size d_in d_sae dataset_path dataset_trust_remote_code device dtype exclude_special_tokens \
+    hook_head_index hook_layer hook_name hook_point hook_point_head_index hook_point_layer metadata model_class_name \
+    model_from_pretrained_kwargs model_name neuronpedia_id prepend_bos release sae_lens_training_version sae_lens_version \
+    seqpos_slice training_tokens";
+/// Settings of training alone. Versions before 3 wrote all of the runner's (`LanguageModelSAERunnerConfig` of 1.3 to 5.11
+/// and what came before it), `TrainingSAE` of version 6 still writes those of its own.
+const TRAINING: &str = "act_store_device adam_beta1 adam_beta2 autocast autocast_lm aux_loss_coefficient b_dec_init_method \
+    cached_activations_path checkpoint_path compile_llm compile_sae dead_feature_estimation_method dead_feature_threshold \
+    dead_feature_window decoder_heuristic_init decoder_heuristic_init_norm decoder_init_norm decoder_orthogonal_init \
+    eval_batch_size_prompts eval_every_n_wandb_logs expansion_factor feature_reinit_scale feature_sampling_method \
+    feature_sampling_window finetuning_method finetuning_tokens from_pretrained_path hook_eval hook_point_eval \
+    init_encoder_as_decoder_transpose is_dataset_tokenized jumprelu_bandwidth jumprelu_init_threshold l1_coefficient \
+    l1_warm_up_steps llm_compilation_mode log_activations_store_to_wandb log_optimizer_state_to_wandb log_to_wandb lp_norm lr \
+    lr_decay_steps lr_end lr_scheduler_name lr_warm_up_steps model_kwargs mse_loss_normalization n_batches_in_buffer \
+    n_checkpoints n_eval_batches n_restart_cycles noise_scale normalize_sae_decoder resample_batches resume run_name \
+    sae_compilation_mode scale_sparsity_penalty_by_decoder_norm seed store_batch_size store_batch_size_prompts streaming \
+    tokens_per_buffer total_training_tokens train_batch_size train_batch_size_tokens use_cached_activations use_ghost_grads \
+    use_sparse_activations verbose wandb_entity wandb_id wandb_log_frequency wandb_project";
 /// Settings that [`read`] takes into account.
 const USED: [&str; 10] = [
     "activation_fn",
@@ -115,9 +107,9 @@ const USED: [&str; 10] = [
 
 /// Whether SAELens reads this file as one of before version 6: it has no version, or a smaller one.
 fn is_old(config: &Settings) -> Result<bool> {
-    let version = match config.inner("metadata")? {
-        Some(metadata) => metadata.text("sae_lens_version")?,
-        None => None,
+    let version = match (config.text("sae_lens_version")?, config.inner("metadata")?) {
+        (None, Some(metadata)) => metadata.text("sae_lens_version")?,
+        (version, _) => version,
     };
     let major =
         version.as_deref().and_then(|v| v.split('.').next()).and_then(|major| major.parse::<u32>().ok());
@@ -138,10 +130,7 @@ fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Acti
         None | Some("relu" | "topk") => {}
         Some(other) => return refuse(format!("the activation function `{other}`")),
     }
-    if old && function.as_deref() == Some("topk") {
-        if let Some(other) = architecture.filter(|name| name != "standard" && name != "topk") {
-            return refuse(format!("architecture `{other}`; only topk and standard can be read"));
-        }
+    if old && (function.as_deref() == Some("topk") || architecture.as_deref() == Some("topk")) {
         let mut k = config.count("k")?;
         if let Some(arguments) = config.inner("activation_fn_kwargs")? {
             arguments.nothing_else(&["k"], ignored)?;
@@ -149,20 +138,23 @@ fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Acti
         }
         return Ok(Activation::Topk(k));
     }
+    let activation = match architecture.as_deref() {
+        Some("topk") => Activation::Topk(config.count("k")?),
+        // The first files had no architecture yet.
+        None if old => Activation::Relu,
+        Some("standard") if function.as_deref() != Some("topk") => Activation::Relu,
+        Some("standard") => {
+            return refuse("architecture `standard` with the activation function `topk`".into());
+        }
+        other => {
+            let name = other.unwrap_or_default();
+            return refuse(format!("architecture `{name}`; only topk and standard can be read"));
+        }
+    };
     if let Some(arguments) = config.inner("activation_fn_kwargs")? {
         arguments.nothing_else(&[], ignored)?;
     }
-    match architecture.as_deref() {
-        Some("topk") => Ok(Activation::Topk(config.count("k")?)),
-        // The first files had no architecture yet.
-        None if old => Ok(Activation::Relu),
-        Some("standard") if function.as_deref() != Some("topk") => Ok(Activation::Relu),
-        Some("standard") => refuse("architecture `standard` with the activation function `topk`".into()),
-        other => refuse(format!(
-            "architecture `{}`; only topk and standard can be read",
-            other.unwrap_or_default()
-        )),
-    }
+    Ok(activation)
 }
 
 /// Refuses what is done to activations before the encoder, and is not ours; true where each row is normalised.
@@ -203,7 +195,9 @@ pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
     let config = Settings::read(&path)?;
     let activation = activation(&config, &path, ignored)?;
     let normalize = normalized(&config, folder, &path)?;
-    config.nothing_else(&[&HARMLESS[..], &USED].concat(), ignored)?;
+    let harmless: Vec<&str> =
+        [HARMLESS, TRAINING].iter().flat_map(|names| names.split_whitespace()).collect();
+    config.nothing_else(&[&harmless[..], &USED].concat(), ignored)?;
     let mut tensors = Tensors::read(&folder.join(WEIGHTS))?;
     let (d, m, w_enc) = tensors.matrix("W_enc")?;
     let mut model = Foreign {
