@@ -144,6 +144,16 @@ pub fn normalize(row: &mut [f32]) {
     }
 }
 
+/// Scales rows of `d` values to length 1. Rows that have it, up to rounding, keep their bits; zero rows stay zero.
+pub fn make_unit_rows(rows: &mut [f32], d: usize) {
+    for row in rows.chunks_exact_mut(d) {
+        let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        if (norm - 1.0).abs() > 1e-5 {
+            normalize(row);
+        }
+    }
+}
+
 /// Start of `b_pre` from rows (in the model's input space, after normalisation): zero, mean or geometric median.
 ///
 /// The geometric median minimises the sum of distances (Weiszfeld 1937, at most 100 rounds,
@@ -301,6 +311,18 @@ mod tests {
             assert!((norm - 1.0).abs() < 1e-5);
         }
         assert_eq!(p.w_dec.as_ref().unwrap(), &p.w_enc);
+    }
+
+    #[test]
+    fn rows_of_length_one_keep_their_bits_and_shorter_ones_become_as_long() {
+        let mut unit = [0.3f32, -0.7, 0.2, 0.9];
+        normalize(&mut unit);
+        let short = unit.map(|v| 0.97 * v);
+        let mut rows = [unit, short, [0.0; 4]].concat();
+        make_unit_rows(&mut rows, 4);
+        assert_eq!(rows[..4], unit);
+        assert!(rows[4..8].iter().zip(unit).all(|(got, want)| (got - want).abs() < 1e-6), "{rows:?}");
+        assert_eq!(rows[8..], [0.0; 4]);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use topk_sae::model::{Params, TrainState};
+use topk_sae::train::checkpoint;
 
 const PRESETS: [&str; 4] = ["data-topk", "relaxed-topk", "topk", "sparse-l1"];
 
@@ -140,6 +142,46 @@ fn the_configuration_of_a_run_of_0_1_0_gives_that_run() {
             for (got, want) in got.iter().zip(want) {
                 close(&format!("{preset}: {name}"), f64::from(*got), f64::from(*want));
             }
+        }
+    }
+}
+
+/// The same run as if it had ended at step 20: at its last checkpoint, or stopped early with its best at step 10.
+#[test]
+fn averages_of_0_1_0_have_rows_of_length_1_where_no_step_is_left() {
+    data();
+    for early in [false, true] {
+        let place = tempfile::tempdir().unwrap();
+        let run = place.path().join("run");
+        copy(&fixtures().join("topk/unfinished"), &run);
+        let shorten = |text: &str| match early {
+            true => text.replace("early-stop = 0", "early-stop = 5"),
+            false => text.replace("steps = 60", "steps = 20"),
+        };
+        let config = std::fs::read_to_string(run.join("config.toml")).unwrap();
+        std::fs::write(run.join("config.toml"), shorten(&config)).unwrap();
+        let last = run.join("checkpoints").join(checkpoint::name(20));
+        let like = TrainState::start(Params::zeros(16, 32, false), true);
+        let (state, mut progress) = checkpoint::load(&last, &like).unwrap();
+        progress.config = shorten(&progress.config);
+        if early {
+            std::fs::copy(
+                run.join("checkpoints").join(checkpoint::name(10)),
+                run.join("checkpoints/best.safetensors"),
+            )
+            .unwrap();
+            (progress.best, progress.waited) = (Some((10, 0.5)), 5);
+        }
+        checkpoint::save(&last, &state, &progress).unwrap();
+        sae_ok(["train", "--resume", run.to_str().unwrap(), "--device=cpu", "--quiet"]);
+        let all = tensors(&run.join("model.safetensors"));
+        let (_, w_dec) = all.iter().find(|(name, _)| name == "w_dec").unwrap();
+        for (latent, row) in w_dec.chunks_exact(16).enumerate() {
+            let length = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            assert!(
+                (length - 1.0).abs() < 1e-5,
+                "early {early}: the row of latent {latent} has length {length}"
+            );
         }
     }
 }

@@ -87,6 +87,26 @@ fn the_validation_fvu_is_the_same_from_a_millionth_of_the_unit_to_a_million() {
 }
 
 #[test]
+fn a_unit_that_is_a_power_of_two_changes_no_bit() {
+    let place = tempfile::tempdir().unwrap();
+    // Both so small that what is added to a row's deviation follows the data.
+    let units = [1.0f64 / (1 << 20) as f64, 1.0 / (1u64 << 40) as f64];
+    for options in [&["--preset=data-topk"][..], &["--preset=topk", "--l1=0.5"]] {
+        let [one, other] = units.map(|unit| {
+            let run = place.path().join(format!("run{unit:e}"));
+            let (data, to) = (data(&place, unit), run.display().to_string());
+            let sizes = ["--latents=64", "-k=8", "--steps=30", "--batch-size=64"];
+            let rest = ["--device=cpu", "--quiet", "--early-stop=0", "--overwrite"];
+            sae_ok([&["train", &data, "--out", &to][..], options, &sizes, &rest].concat());
+            run
+        });
+        let [a, b] = [&one, &other].map(|run| tensors(&run.join("model.safetensors")));
+        assert!(a == b, "{options:?}: the weights differ");
+        assert_eq!(fvu(&one), fvu(&other), "{options:?}");
+    }
+}
+
+#[test]
 fn a_preset_that_repeats_a_published_model_warns_of_another_unit() {
     let place = tempfile::tempdir().unwrap();
     for preset in ["relaxed-topk", "sparse-l1"] {

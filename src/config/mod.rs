@@ -242,6 +242,12 @@ impl Config {
         Ok(())
     }
 
+    /// Name, in a checkpoint, of the average whose rows are kept at length 1.
+    pub fn unit_average(&self) -> Option<&'static str> {
+        let kept = self.spec.unit_norm_decoder && self.spec.ema.is_some();
+        kept.then_some(if self.tied { "ema.w_enc" } else { "ema.w_dec" })
+    }
+
     /// Number of weights and biases.
     pub fn n_params(&self) -> u64 {
         // `check` keeps the product far below the limit.

@@ -20,7 +20,7 @@ use crate::data::{Embeddings, LoadOptions, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
-use crate::model::TrainState;
+use crate::model::{TrainState, make_unit_rows};
 use crate::report::progress::Phase;
 pub use memory::Memory;
 
@@ -177,7 +177,14 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let c = &prepared.config;
     let zeros = || TrainState::zeros(c.d_in, c.n_latents, c.tied, c.spec.ema.is_some());
     let (state, progress) = match recover::last_good_checkpoint(&folder, zeros, session.quiet)? {
-        Some(good) => good,
+        Some((mut state, progress)) => {
+            let average = state.ema.as_mut().filter(|_| c.spec.unit_norm_decoder);
+            if let Some(average) = average {
+                // Version 0.1.0 left them shorter.
+                make_unit_rows(average.w_dec.as_mut().unwrap_or(&mut average.w_enc), c.d_in);
+            }
+            (state, progress)
+        }
         None => (start_state(&prepared), Progress::start(config.clone(), data)),
     };
     if !same_config(&progress.config, &config) {

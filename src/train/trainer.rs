@@ -14,6 +14,7 @@ use crate::data::{BatchOrder, Embeddings, Part, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
+use crate::model::make_unit_rows;
 use crate::model_file::{self, ModelMeta};
 use crate::noise::Noise;
 use crate::report::progress::Progress as Display;
@@ -309,8 +310,17 @@ impl Trainer {
     /// Takes the best checkpoint up, in the memory that the model has; its step.
     fn load_best(&mut self) -> Result<u64> {
         let mut best = Stored::open(&self.folder.best())?;
-        let step = best.progress().step;
-        self.backend.set_state(step, &mut |name, out| best.read(name, out))?;
+        let (step, config) = (best.progress().step, &self.config);
+        self.backend.set_state(step, &mut |name, out| {
+            best.read(name, out)?;
+            if config.unit_average() == Some(name)
+                && let Ok(rows) = bytemuck::try_cast_slice_mut(out)
+            {
+                // Version 0.1.0 left them shorter.
+                make_unit_rows(rows, config.d_in);
+            }
+            Ok(())
+        })?;
         Ok(step)
     }
 
