@@ -141,6 +141,27 @@ fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
 }
 
 #[test]
+fn libraries_that_normalise_with_another_epsilon_than_the_model_are_warned_of() {
+    let place = Place::trained(&["--norm-eps=1e-7"]);
+    let want = place.eval(&place.path("run"));
+    for (format, library) in
+        [("saelens", "SAELens"), ("interprot", "InterProt"), ("openai", "OpenAI's Autoencoder")]
+    {
+        let (folder, said) = place.export(format);
+        let readme = std::fs::read_to_string(folder.join("README.txt")).unwrap();
+        for text in [&said, &readme] {
+            assert!(text.contains(&format!("{library} adds 1e-5")) && text.contains("1e-7"), "{text}");
+            assert!(text.contains("multiply rows by 1.000e2") && text.contains("divide"), "{text}");
+        }
+        assert_eq!(place.eval(&place.import(&folder, &format!("{format}.safetensors"))), want, "{format}");
+    }
+    for format in ["sparsify", "dictionary-learning"] {
+        let (_, said) = place.export(format);
+        assert!(said.contains("(std + 1e-7)"), "{said}");
+    }
+}
+
+#[test]
 fn a_relu_model_tells_how_dictionary_learning_leaves_its_codes_alone() {
     let place = Place::trained(&["--inference=relu", "--anneal-steps=0"]);
     let (folder, said) = place.export("dictionary-learning");

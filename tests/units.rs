@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
 use topk_sae::data::{Embeddings, LoadOptions};
+use topk_sae::train::outputs::Summary;
 
 /// The sample proteins times `unit`, as one float32 matrix.
 fn data(place: &TempDir, unit: f64) -> String {
@@ -126,6 +127,13 @@ fn a_final_fvu_of_one_or_more_is_warned_of() {
     let out = sae(args);
     let told = String::from_utf8_lossy(&out.stderr);
     assert!(told.contains("the validation FVU is") && told.contains("--preset data-topk"), "{told}");
+    // A run without a validation split has its training figures alone.
+    let json = std::fs::read(Path::new(&run).join("summary.json")).unwrap();
+    let mut summary: Summary = serde_json::from_slice(&json).unwrap();
+    summary.val = None;
+    assert!(summary.fvu_warning().unwrap().contains("the training FVU is"));
+    summary.train.as_mut().unwrap().fvu = 0.99;
+    assert_eq!(summary.fvu_warning(), None);
 }
 
 #[test]

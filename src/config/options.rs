@@ -130,7 +130,7 @@ pub struct Options {
     #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_eps: Option<f64>,
-    /// Gradients are those of so many times the loss [default: one over the variance of the training rows; relaxed-topk, sparse-l1: 1]
+    /// Factor on the loss before gradients are taken, so that they do not depend on the data's unit; reported losses are without it [default: 1 / variance of the training rows; relaxed-topk, sparse-l1: 1]
     #[arg(long, value_name = "FACTOR", allow_hyphen_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,

@@ -260,12 +260,13 @@ fn by_hand(library: &str, meta: &ModelMeta) -> String {
 
 /// What differs where the library normalises: it adds 1e-5 to a row's deviation, whatever the model was trained with.
 fn other_eps(library: &str, meta: &ModelMeta) -> Option<String> {
+    let factor = NORM_EPS / meta.norm_eps;
     (meta.normalize && meta.norm_eps != NORM_EPS).then(|| {
         format!(
             "{library} adds {NORM_EPS:e} to each row's standard deviation, and this model, whose rows are small, was \
-             trained with {:e}: multiply rows by {:.0e} before the library sees them, or its codes are not the model's",
-            meta.norm_eps,
-            NORM_EPS / meta.norm_eps
+             trained with {:e}: multiply rows by {factor:.3e} before the library sees them and divide its \
+             reconstruction by as much, or its codes are not the model's",
+            meta.norm_eps
         )
     })
 }

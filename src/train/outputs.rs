@@ -69,12 +69,16 @@ const MANY_DEAD: f64 = 0.1;
 impl Summary {
     /// A line for a model that is no better than the mean training row.
     pub fn fvu_warning(&self) -> Option<String> {
-        let fvu = self.val.as_ref()?.fvu;
-        (fvu >= 1.0).then(|| {
+        let (split, quality) = match (&self.val, &self.train) {
+            (Some(val), _) => ("validation", val),
+            (None, Some(train)) => ("training", train),
+            (None, None) => return None,
+        };
+        (quality.fvu >= 1.0).then(|| {
             format!(
-                "the validation FVU is {}: the mean training row reconstructs as well as this model; compare --preset \
+                "the {split} FVU is {}: the mean training row reconstructs as well as this model; compare --preset \
                  data-topk, a lower --lr, more --steps or a larger --k, and see `sae inspect` for rows that differ in scale",
-                number(fvu)
+                number(quality.fvu)
             )
         })
     }
