@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::cuda::{self, card};
-use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan};
-use topk_sae::config::{Init, Precision};
+use topk_sae::backend::{Backend, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::error::Result;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::{Noise, philox4x32, unit};
 use topk_sae::schedule::temperature;
+use topk_sae::spec::{Init, ModelSpec, Precision, Relaxation};
 
 /// Sizes of a case.
 #[derive(Clone, Copy)]
@@ -142,7 +142,9 @@ impl Start {
     }
 
     pub fn spec(&self) -> ModelSpec {
-        ModelSpec { relaxation: self.relaxation, ..ModelSpec::plain(self.size.k) }
+        ModelSpec::plain(self.size.k).with(|spec| {
+            spec.warmup.relaxation = self.relaxation;
+        })
     }
 
     /// Queues step number `step` at `t` of the warm-up.

@@ -15,10 +15,11 @@ use topk_sae::analysis::features::{
 };
 use topk_sae::analysis::labels::{LabelTable, choose::LabelOptions, choose::Labelled};
 use topk_sae::backend::DeviceChoice;
-use topk_sae::config::{Config, Init, Options};
+use topk_sae::config::{Config, Options};
 use topk_sae::error::{Error, Result};
 use topk_sae::model::Params;
 use topk_sae::model_file::{self, ModelMeta};
+use topk_sae::spec::Init;
 
 const COLUMNS: usize = 5;
 

@@ -13,13 +13,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, DeviceChoice, ModelSpec, Selected, StepPlan, open};
-use topk_sae::config::{Init, Precision};
+use topk_sae::backend::{Backend, DeviceChoice, Selected, StepPlan, open};
 use topk_sae::data::Embeddings;
 use topk_sae::error::{Error, Result};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
+use topk_sae::spec::{Init, ModelSpec, Precision};
 
 /// Steps before the timed ones: buffers are made and the clock of the processor settles.
 const UNTIMED: u64 = 2;
@@ -63,7 +63,7 @@ struct Args {
     #[arg(long, default_value = "cpu")]
     device: DeviceChoice,
     /// Arithmetic of the dense products
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    #[arg(long, default_value_t = Precision::F32)]
     precision: Precision,
     /// Threads; 0 takes all
     #[arg(long, default_value_t = 0)]

@@ -39,6 +39,16 @@ pub enum Error {
         /// What is wrong and what to do.
         what: String,
     },
+    /// A file of a format that this version does not know yet.
+    #[error("{}: was written by a newer sae (schema {schema}, this one reads up to {known}): update sae to read it", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        schema: u64,
+        /// The newest format known here.
+        known: u32,
+    },
     /// The loss became NaN or infinite.
     #[error(
         "the loss became {loss} at step {step}; {kept}; try a lower --lr, --lr-warmup 500, --clip-norm 1, or look for extreme rows with `sae inspect`"

@@ -5,6 +5,7 @@
 //!
 //! | room | holds |
 //! | --- | --- |
+//! | [`spec`] | the ground floor: what a model is and how it is trained, as plain data |
 //! | [`config`] | every option with its default and unit, settled once |
 //! | [`data`] | HDF5 layouts, split by id, shuffled batches |
 //! | [`model`] | the tensors and their shapes, start weights |
@@ -47,4 +48,5 @@ pub mod model_file;
 pub mod noise;
 pub mod report;
 pub mod schedule;
+pub mod spec;
 pub mod train;

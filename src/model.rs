@@ -7,9 +7,8 @@
 //! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
 //! | `b_lat` | (M) | bias of each latent |
 
-use crate::backend::Weights;
-use crate::config::{Init, PreBiasInit};
 use crate::error::{Error, Result};
+use crate::spec::{Init, PreBias};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -158,9 +157,9 @@ pub fn make_unit_rows(rows: &mut [f32], d: usize) {
 ///
 /// The geometric median minimises the sum of distances (Weiszfeld 1937, at most 100 rounds,
 /// stopped once it moves by less than 1e-6 of its length).
-pub fn pre_bias_start(kind: PreBiasInit, d_in: usize, rows: &[f32]) -> Vec<f32> {
+pub fn pre_bias_start(kind: PreBias, d_in: usize, rows: &[f32]) -> Vec<f32> {
     let n_rows = rows.len() / d_in;
-    if kind == PreBiasInit::Zero || n_rows == 0 {
+    if matches!(kind, PreBias::None | PreBias::Zero) || n_rows == 0 {
         return vec![0.0; d_in];
     }
     let mut center = vec![0.0f64; d_in];
@@ -169,7 +168,7 @@ pub fn pre_bias_start(kind: PreBiasInit, d_in: usize, rows: &[f32]) -> Vec<f32> 
             *c += f64::from(x) / n_rows as f64;
         }
     }
-    if kind == PreBiasInit::Median {
+    if kind == PreBias::Median {
         for _ in 0..100 {
             if weiszfeld(&mut center, rows) < 1e-6 {
                 break;
@@ -200,6 +199,15 @@ fn weiszfeld(center: &mut [f64], rows: &[f32]) -> f64 {
         *c = new;
     }
     (moved / length.max(1e-30)).sqrt()
+}
+
+/// Which of a state's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// As trained.
+    Last,
+    /// The moving average, where there is one; else as trained.
+    Averaged,
 }
 
 /// Everything a training run carries from one step to the next.
@@ -342,8 +350,8 @@ mod tests {
             rows[2 * i + 1] = -2.0;
         }
         rows[40] = 1000.0;
-        let mean = pre_bias_start(PreBiasInit::Mean, 2, &rows);
-        let median = pre_bias_start(PreBiasInit::Median, 2, &rows);
+        let mean = pre_bias_start(PreBias::Mean, 2, &rows);
+        let median = pre_bias_start(PreBias::Median, 2, &rows);
         assert!(mean[0] > 40.0);
         assert!((median[0] - 1.0).abs() < 0.2 && (median[1] + 2.0).abs() < 0.2, "{median:?}");
     }

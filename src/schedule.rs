@@ -1,16 +1,6 @@
 //! Pure functions from a step to what holds at it.
 
-/// Shape of the learning rate after its warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum LrSchedule {
-    /// Stays.
-    Constant,
-    /// Half a cosine down to 0 at the last step.
-    Cosine,
-    /// A line down to 0 at the last step.
-    Linear,
-}
+use crate::spec::LrSchedule;
 
 /// Fraction of the warm-up done: `min(s, T) / T`, and 1 where T is 0.
 pub fn anneal_fraction(step: u64, anneal_steps: u64) -> f64 {

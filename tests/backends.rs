@@ -12,7 +12,7 @@ mod steadiness;
 use case::{Case, Check};
 use rayon::prelude::*;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, ModelSpec, Pass};
+use topk_sae::backend::{Backend, Pass};
 
 const PHASES: [f64; 5] = [1.0, 0.0, 0.3, 0.7, 0.97];
 
@@ -34,7 +34,7 @@ fn table() -> Vec<Case> {
                 let d = [2, 3, 31, 32, 33, 100][(i + shift) % 6];
                 let mut case = Case::new(n, d, m, k);
                 (case.t, case.tied, case.philox) = (t, tied, i % 3 > 0);
-                case.spec.normalize = i / 7 % 3 > 0;
+                case.spec.forward.normalize = i / 7 % 3 > 0;
                 cases.push(case);
             }
         }
@@ -63,12 +63,12 @@ fn the_table_of_shapes_meets_every_phase_with_every_size() {
         keys.len()
     };
     let phase = |c: &Case| 2 * PHASES.iter().position(|&t| t == c.t).unwrap() + usize::from(c.tied);
-    assert_eq!(different(&|c| [c.m, c.spec.k, phase(c)]), 400);
+    assert_eq!(different(&|c| [c.m, c.spec.forward.k, phase(c)]), 400);
     assert_eq!(different(&|c| [c.n, phase(c), 0]), 5 * 10);
     assert_eq!(different(&|c| [c.d, phase(c), 0]), 6 * 10);
     assert_eq!(different(&|c| [c.n, c.m, 0]), 5 * 9);
-    assert_eq!(different(&|c| [c.n, c.d, usize::from(c.spec.normalize)]), 60);
-    assert_eq!(different(&|c| [usize::from(c.spec.normalize), usize::from(c.philox), phase(c)]), 40);
+    assert_eq!(different(&|c| [c.n, c.d, usize::from(c.spec.forward.normalize)]), 60);
+    assert_eq!(different(&|c| [usize::from(c.spec.forward.normalize), usize::from(c.philox), phase(c)]), 40);
 }
 
 #[test]
@@ -106,15 +106,17 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
     type Option = (&'static str, fn(&mut Case));
     let options: [Option; 10] = [
         ("l1", |c| c.l1 = 0.4),
-        ("aux", |c| (c.spec.aux_k, c.dead_every) = (3, Some(4))),
-        ("aux with fewer dead latents than it wants", |c| (c.spec.aux_k, c.dead_every) = (200, Some(9))),
-        ("aux without dead latents", |c| c.spec.aux_k = 3),
-        ("unit norm", |c| c.spec.unit_norm_decoder = true),
-        ("weight decay", |c| c.spec.weight_decay = 0.5),
-        ("clipping", |c| c.spec.clip_norm = Some(1e-3)),
-        ("average", |c| c.spec.ema = Some(0.99)),
-        ("fixed pre-bias", |c| c.spec.train_pre_bias = false),
-        ("scales", |c| (c.spec.loss_scale, c.spec.norm_eps) = (20.0, 0.25)),
+        ("aux", |c| (c.spec.objective.aux_k, c.dead_every) = (3, Some(4))),
+        ("aux with fewer dead latents than it wants", |c| {
+            (c.spec.objective.aux_k, c.dead_every) = (200, Some(9))
+        }),
+        ("aux without dead latents", |c| c.spec.objective.aux_k = 3),
+        ("unit norm", |c| c.spec.optimizer.unit_norm_decoder = true),
+        ("weight decay", |c| c.spec.optimizer.weight_decay = 0.5),
+        ("clipping", |c| c.spec.optimizer.clip_norm = Some(1e-3)),
+        ("average", |c| c.spec.optimizer.ema = Some(0.99)),
+        ("fixed pre-bias", |c| c.spec.optimizer.train_pre_bias = false),
+        ("scales", |c| (c.spec.objective.loss_scale, c.spec.forward.norm_eps) = (20.0, 0.25)),
     ];
     let mut modes = vec![];
     for t in PHASES {
@@ -135,7 +137,7 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
                     set(&mut case);
                 }
                 if without_clipping {
-                    (case.spec.clip_norm, case.spec.aux_k) = (None, 2);
+                    (case.spec.optimizer.clip_norm, case.spec.objective.aux_k) = (None, 2);
                 }
                 modes.extend(case.agree());
             }
@@ -149,9 +151,9 @@ fn every_option_agrees_alone_and_with_the_others_in_every_phase() {
 #[test]
 fn clipping_bites_where_it_is_meant_to() {
     let mut case = Case::new(17, 33, 257, 5);
-    case.spec.clip_norm = Some(1e-3);
+    case.spec.optimizer.clip_norm = Some(1e-3);
     let (clipped, norm) = first_moment(&case);
-    case.spec.clip_norm = Some(1e3);
+    case.spec.optimizer.clip_norm = Some(1e3);
     let (free, _) = first_moment(&case);
     assert!(norm > 2e-3, "{norm}");
     let want: Vec<f32> = free.iter().map(|g| (f64::from(*g) * 1e-3 / (norm + 1e-6)) as f32).collect();
@@ -173,7 +175,7 @@ fn in_every_phase(base: &Case) -> Vec<Mode> {
             for aux_k in [0, 4] {
                 let mut case = base.clone();
                 (case.t, case.tied, case.l1) = (t, tied, 0.1);
-                (case.spec.aux_k, case.dead_every) = (aux_k, (aux_k > 0).then_some(3));
+                (case.spec.objective.aux_k, case.dead_every) = (aux_k, (aux_k > 0).then_some(3));
                 modes.extend(case.agree());
             }
         }
@@ -253,7 +255,9 @@ fn the_comparison_refuses_a_pass_that_is_slightly_off() {
     // The same pass with one score's gradient dropped, or one code entry doubled, is refused.
     let case = Case::new(15, 31, 33, 5);
     let (data, state) = case.start();
-    let spec = ModelSpec { normalize: true, ..case.spec.clone() };
+    let spec = case.spec.clone().with(|spec| {
+        spec.forward.normalize = true;
+    });
     let mut both = common::backends(&data, &spec, &state);
     let pass = both[0].1.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
     let check = Check { what: "control".into(), c: 24.0 };

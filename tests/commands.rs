@@ -95,7 +95,7 @@ fn a_run_folder_holds_what_the_documentation_says() {
     }
     let tensors: Vec<String> =
         runs::tensors(&run.join("model.safetensors")).into_iter().map(|(n, _)| n).collect();
-    assert_eq!(tensors, ["b_lat", "b_pre", "w_dec", "w_enc"]);
+    assert_eq!(tensors, ["b_lat", "b_pre", "train_mean", "w_dec", "w_enc"]);
     let splits = std::fs::read_to_string(run.join("splits.tsv")).unwrap();
     assert_eq!(splits.lines().count(), 301);
     assert!(splits.starts_with("id\tsplit\nid0000\t"));
@@ -573,7 +573,8 @@ fn inspect_and_devices_speak_json_too() {
     let data: Value = serde_json::from_str(&sae_ok(["inspect", &place.name("data.h5"), "--json"])).unwrap();
     assert_eq!(data["n_rows"], 300);
     let model: Value = serde_json::from_str(&sae_ok(["inspect", &place.name("run"), "--json"])).unwrap();
-    assert_eq!(model["n_latents"], 64);
+    assert_eq!(model["architecture"]["n_latents"], 64);
+    assert_eq!(model["provenance"]["options"]["latents"], 64);
     assert!(sae_ok(["inspect", &place.name("run")]).contains("M = 64"));
     let devices: Value = serde_json::from_str(&sae_ok(["devices", "--json"])).unwrap();
     assert!(devices["cpu"]["cores"].as_u64().unwrap() >= 1);

@@ -8,11 +8,12 @@ mod common;
 use common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
-use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, Relaxation, StepPlan};
+use topk_sae::backend::{Backend, Pass, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
+use topk_sae::spec::{ModelSpec, NORM_EPS, Relaxation};
 
 /// Weights are multiples of 2^-12 below 2, so that adding or taking this leaves exact float32 values.
 const STEP: f32 = 1.0 / 65536.0;
@@ -77,7 +78,7 @@ impl Case {
             self.pass(params).pre_acts.chunks_exact(self.m).all(|z| {
                 let dead: Vec<f32> = z.iter().copied().step_by(2).collect();
                 let candidates = self.spec.candidates(&self.plan());
-                far(z, self.spec.k) && far(z, candidates) && far(&dead, self.spec.aux_k)
+                far(z, self.spec.forward.k) && far(z, candidates) && far(&dead, self.spec.objective.aux_k)
             })
         };
         (0..100).map(|seed| self.params(10 * seed)).find(good).expect("weights away from kinks")
@@ -127,7 +128,9 @@ fn gradients_of_the_relaxed_model_are_slopes_of_its_loss_throughout_the_warm_up(
     for t in [0.0, 0.35, 0.8, 0.97, 1.0] {
         for tied in [false, true] {
             for normalize in [false, true] {
-                let spec = ModelSpec { normalize, ..spec(3) };
+                let spec = spec(3).with(|spec| {
+                    spec.forward.normalize = normalize;
+                });
                 let case = Case { n: 4, d: 5, m: 9, tied, t, l1: 0.0, spec };
                 check(&format!("t {t}, tied {tied}, normalize {normalize}"), &case);
             }
@@ -140,7 +143,11 @@ fn gradients_of_every_relaxation_are_slopes_of_its_loss_throughout_the_warm_up()
     for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
         for t in [0.0, 0.35, 0.8, 0.97, 1.0] {
             for (tied, normalize, l1) in [(false, true, 0.0), (true, true, 0.7), (false, false, 0.7)] {
-                let spec = ModelSpec { normalize, relaxation, pool: 6, ..spec(2) };
+                let spec = spec(2).with(|spec| {
+                    spec.forward.normalize = normalize;
+                    spec.warmup.relaxation = relaxation;
+                    spec.warmup.pool = 6;
+                });
                 let case = Case { n: 4, d: 5, m: 14, tied, t, l1, spec };
                 check(&format!("{relaxation:?}, t {t}, tied {tied}, normalize {normalize}"), &case);
             }
@@ -151,8 +158,17 @@ fn gradients_of_every_relaxation_are_slopes_of_its_loss_throughout_the_warm_up()
 #[test]
 fn gradients_of_the_sparse_model_are_slopes_of_its_loss() {
     for tied in [false, true] {
-        let case =
-            Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.7, spec: ModelSpec { normalize: false, ..spec(3) } };
+        let case = Case {
+            n: 4,
+            d: 5,
+            m: 9,
+            tied,
+            t: 1.0,
+            l1: 0.7,
+            spec: spec(3).with(|spec| {
+                spec.forward.normalize = false;
+            }),
+        };
         check(&format!("L1, tied {tied}"), &case);
     }
 }
@@ -168,11 +184,19 @@ fn gradients_with_an_l1_weight_during_the_warm_up_are_slopes_too() {
 #[test]
 fn a_scale_of_the_loss_multiplies_gradients_and_leaves_the_loss_in_the_data_s_unit() {
     for (t, aux_k) in [(1.0, 3), (0.4, 0)] {
-        let spec = ModelSpec { aux_k, aux_coef: 4.0, ..spec(3) };
+        let spec = spec(3).with(|spec| {
+            spec.objective.aux_k = aux_k;
+            spec.objective.aux_coef = 4.0;
+        });
         let plain = Case { n: 4, d: 5, m: 9, tied: false, t, l1: 0.7, spec };
         // The L1 weight is one of the scaled loss. A power of two rounds nothing.
-        let scaled =
-            Case { l1: 0.7 * 64.0, spec: ModelSpec { loss_scale: 64.0, ..plain.spec.clone() }, ..plain };
+        let scaled = Case {
+            l1: 0.7 * 64.0,
+            spec: plain.spec.clone().with(|spec| {
+                spec.objective.loss_scale = 64.0;
+            }),
+            ..plain
+        };
         let params = plain.settled();
         let (plain, scaled) = (plain.pass(&params), scaled.pass(&params));
         assert_eq!(plain.stats.loss, scaled.stats.loss);
@@ -199,7 +223,7 @@ fn aux_loss(case: &Case, params: &Params, miss: &[f64]) -> f64 {
         let mut dead: Vec<(usize, f64)> = (0..m).step_by(2).map(|j| (j, score(j))).collect();
         dead.sort_by(|a, b| b.1.total_cmp(&a.1));
         for i in 0..d {
-            let used = dead.iter().take(case.spec.aux_k).filter(|(_, z)| *z > 0.0);
+            let used = dead.iter().take(case.spec.objective.aux_k).filter(|(_, z)| *z > 0.0);
             let recon: f64 = used.map(|(j, z)| z * w_dec[j * d + i]).sum();
             total += (recon * std - miss[n * d + i]).powi(2);
         }
@@ -210,9 +234,17 @@ fn aux_loss(case: &Case, params: &Params, miss: &[f64]) -> f64 {
 #[test]
 fn gradients_of_the_auxiliary_loss_are_its_slopes_with_the_residual_held() {
     for (aux_k, tied) in [(2, false), (2, true), (50, false)] {
-        let spec = ModelSpec { aux_k, aux_coef: 4.0, ..spec(3) };
+        let spec = spec(3).with(|spec| {
+            spec.objective.aux_k = aux_k;
+            spec.objective.aux_coef = 4.0;
+        });
         let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1: 0.0, spec };
-        let plain = Case { spec: ModelSpec { aux_coef: 0.0, ..case.spec.clone() }, ..case };
+        let plain = Case {
+            spec: case.spec.clone().with(|spec| {
+                spec.objective.aux_coef = 0.0;
+            }),
+            ..case
+        };
         let params = case.settled();
         let pass = case.pass(&params);
         let x = values(case.n * case.d, 41);

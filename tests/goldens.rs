@@ -5,10 +5,11 @@
 mod common;
 
 use common::{Golden, Kind, backends, close, embeddings, goldens, spec};
-use topk_sae::backend::{Backend, ModelSpec, NORM_EPS, Pass, StepPlan};
+use topk_sae::backend::{Backend, Pass, StepPlan};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::{anneal_fraction, temperature};
+use topk_sae::spec::{ModelSpec, NORM_EPS};
 
 const PASS_TOLERANCE: f64 = 1e-5;
 const TRAJECTORY_TOLERANCE: f64 = 1e-4;
@@ -72,7 +73,9 @@ fn relaxed_top_k_agrees_with_the_golden_tensors() {
     for golden in goldens(Kind::Relaxed) {
         let t: f64 = golden.num("t");
         let uniform = golden.f32("uniform");
-        let spec = ModelSpec { normalize: golden.flag("normalize"), ..spec(golden.num("k")) };
+        let spec = spec(golden.num("k")).with(|spec| {
+            spec.forward.normalize = golden.flag("normalize");
+        });
         let noise = Noise::Given(&uniform);
         let plan = StepPlan { step: 0, alpha: t, tau: temperature(t, 1.0, 0.05), lr: 0.0, l1: 0.0, noise };
         one_pass(&golden, spec, &plan);
@@ -83,7 +86,10 @@ fn relaxed_top_k_agrees_with_the_golden_tensors() {
 fn sparse_l1_agrees_with_the_golden_tensors() {
     for golden in goldens(Kind::SparseL1) {
         let l1 = golden.num::<f64>("beta") * golden.num::<f64>("l1");
-        let spec = ModelSpec { normalize: false, train_pre_bias: false, ..spec(golden.num("k")) };
+        let spec = spec(golden.num("k")).with(|spec| {
+            spec.forward.normalize = false;
+            spec.optimizer.train_pre_bias = false;
+        });
         let noise = Noise::Given(&[]);
         let plan = StepPlan { step: 0, alpha: 1.0, tau: 0.05, lr: 0.0, l1, noise };
         one_pass(&golden, spec, &plan);
@@ -96,7 +102,9 @@ fn eight_steps_of_adam_follow_the_golden_trajectories() {
         let (n, d, m): (usize, usize, usize) = (golden.num("N"), golden.num("D"), golden.num("M"));
         let (steps, warmup): (u64, u64) = (golden.num("steps"), golden.num("warmup"));
         let clip_norm = (golden.meta["clip"] != "None").then(|| golden.num("clip"));
-        let spec = ModelSpec { clip_norm, ..spec(golden.num("k")) };
+        let spec = spec(golden.num("k")).with(|spec| {
+            spec.optimizer.clip_norm = clip_norm;
+        });
         let data = embeddings(d, golden.f32("x"));
         let state = start(&golden, d, m, golden.flag("tied"));
         let uniform = golden.f32("uniform");

@@ -8,8 +8,9 @@ mod runs;
 use peak_alloc::PeakAlloc;
 use runs::Place;
 use std::sync::atomic::AtomicBool;
-use topk_sae::backend::{DeviceChoice, Inference, Relaxation};
-use topk_sae::config::{NumberOr, Options, PreBias, Preset};
+use topk_sae::backend::DeviceChoice;
+use topk_sae::config::{NumberOr, Options, Preset};
+use topk_sae::spec::{Inference, PreBias, Relaxation};
 use topk_sae::train::{self, Memory, Session};
 
 #[global_allocator]

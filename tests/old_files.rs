@@ -11,7 +11,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use topk_sae::config::Settings;
 use topk_sae::model::{Params, TrainState};
+use topk_sae::model_file;
 use topk_sae::train::checkpoint;
 
 const PRESETS: [&str; 4] = ["data-topk", "relaxed-topk", "topk", "sparse-l1"];
@@ -82,6 +84,7 @@ fn models_of_0_1_0_give_the_figures_and_codes_that_they_gave() {
     }
 }
 
+/// The weights; version 0.1.0 kept the mean row elsewhere.
 fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -89,6 +92,7 @@ fn tensors(path: &Path) -> Vec<(String, Vec<f32>)> {
     let mut all: Vec<_> = file
         .tensors()
         .into_iter()
+        .filter(|(name, _)| name != "train_mean")
         .map(|(name, view)| (name, view.data().chunks_exact(4).map(value).collect()))
         .collect();
     all.sort_by(|a: &(String, Vec<f32>), b| a.0.cmp(&b.0));
@@ -163,7 +167,7 @@ fn averages_of_0_1_0_have_rows_of_length_1_where_no_step_is_left() {
         let last = run.join("checkpoints").join(checkpoint::name(20));
         let like = TrainState::start(Params::zeros(16, 32, false), true);
         let (state, mut progress) = checkpoint::load(&last, &like).unwrap();
-        progress.config = shorten(&progress.config);
+        progress.settings = Settings::from_toml(&shorten(&config));
         if early {
             std::fs::copy(
                 run.join("checkpoints").join(checkpoint::name(10)),
@@ -211,4 +215,68 @@ fn copy(from: &Path, to: &Path) {
             std::fs::copy(&entry, &target).unwrap();
         }
     }
+}
+
+/// A model file with other metadata.
+fn with_metadata(model: &Path, metadata: &[(&str, String)], to: &Path) {
+    let bytes = std::fs::read(model).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    safetensors::serialize_to_file(file.tensors(), Some(metadata), to).unwrap();
+}
+
+#[test]
+fn a_model_says_what_it_needs_and_nothing_else_is_needed() {
+    let place = tempfile::tempdir().unwrap();
+    let to = place.path().join("model.safetensors");
+    let model = fixtures().join("topk/finished/model.safetensors");
+    let (params, meta) = model_file::load(&model).unwrap();
+    model_file::save(&to, &params, &meta).unwrap();
+    assert_eq!(model_file::load(&to).unwrap(), (params.clone(), meta.clone()));
+    let bytes = std::fs::read(&to).unwrap();
+    model_file::save(&to, &params, &meta).unwrap();
+    assert_eq!(std::fs::read(&to).unwrap(), bytes, "the same model is the same file");
+    let architecture = serde_json::to_string(&meta.architecture).unwrap();
+    let with = |schema: &str, provenance: Option<&str>| {
+        let mut all = vec![("schema", schema.to_owned()), ("architecture", architecture.clone())];
+        all.extend(provenance.map(|text| ("provenance", text.to_owned())));
+        with_metadata(&model, &all, &to);
+        model_file::load(&to)
+    };
+    // Options that this version never heard of, or no provenance at all, or something else in its place.
+    let strange = [r#"{"options":{"new-option":{"a":[1,2]}},"preset":7,"more":null}"#, "[]", "no JSON"];
+    for provenance in strange.into_iter().map(Some).chain([None]) {
+        let (got, read) = with("2", provenance).unwrap();
+        assert_eq!((got, read.architecture), (params.clone(), meta.architecture), "{provenance:?}");
+    }
+    let error = with("3", None).unwrap_err().to_string();
+    assert!(error.contains("written by a newer sae (schema 3, this one reads up to 2)"), "{error}");
+    let error = with("two", None).unwrap_err().to_string();
+    assert!(error.contains("is not a model of sae"), "{error}");
+    // The metadata of 0.1.0 with an option that no version has.
+    let bytes = std::fs::read(&model).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let config =
+        header.metadata().as_ref().unwrap()["config"].replace("\"preset\":\"topk\"", "\"preset\":\"gone\"");
+    with_metadata(&model, &[("config", config.replace("\"options\":{", "\"options\":{\"gone\":1,"))], &to);
+    let (got, read) = model_file::load(&to).unwrap();
+    assert_eq!((got, read.architecture, read.train_mean), (params, meta.architecture, meta.train_mean));
+}
+
+#[test]
+fn what_was_changed_in_a_run_is_named() {
+    data();
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    copy(&fixtures().join("topk/unfinished"), &run);
+    let path = run.join("config.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let change = |from: &str, to: &str| std::fs::write(&path, config.replace(from, to)).unwrap();
+    let resume = || runs::sae(["train", "--resume", run.to_str().unwrap(), "--device=cpu", "--quiet"]);
+    change("weight-decay = 0.0", "weight-decay = 0.5");
+    let error = String::from_utf8(resume().stderr).unwrap();
+    assert!(error.contains("weight-decay 0 in the checkpoint, 0.5 now"), "{error}");
+    // How often checkpoints are made changes no weight.
+    change("checkpoint-every = 10", "checkpoint-every = 7");
+    assert!(resume().status.success());
 }

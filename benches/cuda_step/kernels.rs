@@ -11,11 +11,11 @@ use topk_sae::backend::cuda::launch::{self, Batch, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::timed::{Lap, Timed};
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::backend::{Backend, ModelSpec, Phase, Relaxation, StepPlan};
-use topk_sae::config::Precision;
+use topk_sae::backend::{Backend, Phase, StepPlan};
 use topk_sae::data::Dtype;
 use topk_sae::error::Result;
 use topk_sae::noise::Noise;
+use topk_sae::spec::{ModelSpec, Precision, Relaxation};
 
 /// What the card does at best: bytes a second, and operations a second in each precision.
 pub struct Ceilings {
@@ -159,7 +159,7 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
     // Half of the scores are positive, so that a row has all the candidates it may have.
     let (entries, soft) = (spec.candidates(&plan), spec.phase(&plan) == Phase::Softmax);
     let shape = Shape { n, d, pitch, m, k, entries, element: element(precision), tied: start.tied, soft };
-    let phase = phase(spec.relaxation, t);
+    let phase = phase(spec.warmup.relaxation, t);
     let what = format!("{} {} {precision} {phase}, {input}", start.size.text(), start.weights());
     println!("\n{what}: {:.0} us in launches\n", total * 1e6);
     print!("| kernel | launches | us a launch | us a step | of the step ");

@@ -2,15 +2,15 @@
 
 use super::splits::RunSplits;
 use super::{Source, check_width};
-use crate::backend::{self, Backend, Codes, ModelSpec, Weights};
-use crate::config::Precision;
+use crate::backend::{self, Backend, Codes};
 use crate::console;
 use crate::data::{DataFiles, LoadOptions, Part};
 use crate::error::{Error, Result};
-use crate::model::{Params, TrainState};
+use crate::model::{Params, TrainState, Weights};
 use crate::model_file::ModelMeta;
 use crate::report::progress::Phase;
 use crate::report::table::thousands;
+use crate::spec::{ModelSpec, Precision};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -60,8 +60,8 @@ pub fn walk(
     let options = LoadOptions { dataset: source.dataset.clone(), skip_bad_rows: source.skip_bad_rows };
     let files = DataFiles::open(&source.data, &options)?;
     let mut blocks = files.blocks(BLOCK_BYTES)?;
-    check_width(&source.data[0], blocks.d_in(), &source.model, meta.d_in)?;
-    let spec = ModelSpec { ema: None, ..meta.spec()? };
+    check_width(&source.data[0], blocks.d_in(), &source.model, meta.architecture.d_in)?;
+    let spec = ModelSpec::to_run(meta.architecture.forward);
     let phase = Phase::new("encoding", source.quiet);
     let mut state = Some(TrainState::start(params, false));
     let mut opened: Option<Box<dyn Backend>> = None;
@@ -139,7 +139,7 @@ pub fn firing_rates(
     (params, meta): (&Params, &ModelMeta),
     stop: &AtomicBool,
 ) -> Result<Vec<f64>> {
-    let mut fired = vec![0u64; meta.n_latents];
+    let mut fired = vec![0u64; meta.architecture.n_latents];
     let walked = walk(source, (params.clone(), meta), None, stop, |_, codes| {
         for latent in &codes.indices {
             fired[*latent as usize] += 1;

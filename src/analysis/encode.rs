@@ -83,7 +83,7 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
         rows: walked.rows,
         active,
         l0: active as f64 / walked.rows as f64,
-        width: meta.n_latents,
+        width: meta.architecture.n_latents,
         k: shape.k,
         skipped_rows: walked.skipped_rows,
     })

@@ -12,13 +12,14 @@ pub mod splits;
 pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
-use crate::config::Precision;
 use crate::console;
 use crate::data::{Embeddings, LoadOptions, Part};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::{Params, TrainState};
 use crate::model_file::{self, ModelMeta};
+use crate::spec::ModelSpec;
+use crate::spec::Precision;
 use crate::train;
 use crate::train::folder::{files_of, names};
 use crate::train::metrics::{EvalSet, Quality, dead_fraction, mean_row};
@@ -131,8 +132,8 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
     let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
-    check_width(&request.data[0], data.d_in(), &request.model, meta.d_in)?;
-    let (d, m) = (meta.d_in, meta.n_latents);
+    check_width(&request.data[0], data.d_in(), &request.model, meta.architecture.d_in)?;
+    let (d, m) = (meta.architecture.d_in, meta.architecture.n_latents);
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
     let sets = sets(request, &data, &RunSplits::of(&request.model, &meta)?, wanted);
     let mean: Vec<f64> = if meta.train_mean.is_empty() {
@@ -143,7 +144,7 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
     // A summary that cannot be read is no reason to measure nothing.
     let summary = outputs::read_summary(&request.model.join(names::SUMMARY)).unwrap_or(None);
     let dead_on_training_rows = summary.map(|s| s.dead_fraction);
-    let spec = backend::ModelSpec { ema: None, ..meta.spec()? };
+    let spec = ModelSpec::to_run(meta.architecture.forward);
     let state = TrainState::start(params, false);
     let mut backend = backend::open(device, data.clone(), spec, Precision::F32, state)?;
     let mut results = vec![];

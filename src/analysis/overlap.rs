@@ -165,7 +165,7 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     let labels = Labels::read(&request.labels, request.column.as_deref(), &unknown(request))?;
     let named = named_groups(request, &labels)?;
     let (params, meta) = load_model(&request.source.model)?;
-    let mut gather = Gather::new(&labels, &named, request.exclusive, meta.n_latents);
+    let mut gather = Gather::new(&labels, &named, request.exclusive, meta.architecture.n_latents);
     let walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
         for (i, entry) in names.groups.iter().enumerate() {
             let (latents, values) = codes.row(i);
@@ -176,7 +176,7 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     let gathered = gather.finish();
     let kept = kept_groups(request, &labels, &gathered, named)?;
     let totals: Vec<Totals> = kept.iter().map(|(_, bit)| gathered.totals(|mask| mask & bit != 0)).collect();
-    let latents = latents(&totals, &request.active, meta.n_latents);
+    let latents = latents(&totals, &request.active, meta.architecture.n_latents);
     let ways = Shuffles { active: request.active, permutations: request.permutations, seed: request.seed };
     let mut pairs = vec![];
     for (i, (a, bit_a)) in kept.iter().enumerate() {
@@ -192,7 +192,7 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     Ok(Overlap {
         column: labels.column.clone(),
         split: request.split.map_or("all".to_owned(), |part| part.to_string()),
-        n_latents: meta.n_latents,
+        n_latents: meta.architecture.n_latents,
         active: request.active,
         exclusive: request.exclusive,
         permutations: request.permutations,

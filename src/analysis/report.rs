@@ -96,12 +96,12 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
             .into_owned(),
         about: format!(
             "{} autoencoder, D = {}, M = {}, k = {}, {}, {} steps",
-            text_of(&gathered.meta.preset),
-            gathered.meta.d_in,
-            gathered.meta.n_latents,
-            gathered.meta.k,
-            if gathered.meta.tied { "tied" } else { "untied" },
-            gathered.meta.steps
+            gathered.meta.provenance.preset,
+            gathered.meta.architecture.d_in,
+            gathered.meta.architecture.n_latents,
+            gathered.meta.architecture.forward.k,
+            if gathered.meta.architecture.tied { "tied" } else { "untied" },
+            gathered.meta.provenance.steps
         ),
         options: listed(&options)?,
         summary,

@@ -1,9 +1,10 @@
 //! Where codes are written: HDF5 or a table.
 
-use crate::backend::{Codes, Inference};
+use crate::backend::Codes;
 use crate::data::{brief, library_name, tsv};
 use crate::error::{Error, Result};
 use crate::model_file::ModelMeta;
+use crate::spec::{Inference, choices};
 use hdf5::types::VarLenUnicode;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -11,13 +12,14 @@ use std::path::{Path, PathBuf};
 /// Rows or entries in a chunk of a dataset, about: some 256 KiB.
 const CHUNK_VALUES: usize = 1 << 16;
 
-/// How codes are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum CodeFormat {
-    /// HDF5: (N, k) indices and values, or compressed sparse rows.
-    H5,
-    /// A table of id, latent and value, a line an active latent.
-    Tsv,
+choices! {
+    /// How codes are written.
+    pub enum CodeFormat {
+        /// HDF5: (N, k) indices and values, or compressed sparse rows
+        H5 = "h5",
+        /// A table of id, latent and value, one line per active latent
+        Tsv = "tsv",
+    }
 }
 
 /// What the file says of the model.
@@ -35,8 +37,15 @@ pub(super) struct Shape {
 impl Shape {
     /// Of the model called `model`.
     pub fn new(meta: &ModelMeta, model: String) -> Self {
-        let k = (meta.inference == Inference::Topk).then_some(meta.k);
-        Self { model, width: meta.n_latents, d_in: meta.d_in, k, trained_k: meta.k }
+        let k =
+            (meta.architecture.forward.inference == Inference::Topk).then_some(meta.architecture.forward.k);
+        Self {
+            model,
+            width: meta.architecture.n_latents,
+            d_in: meta.architecture.d_in,
+            k,
+            trained_k: meta.architecture.forward.k,
+        }
     }
 }
 

@@ -1,13 +1,14 @@
 //! Which device computes, and the one place that makes backends.
 
+use super::Backend;
 use super::cpu::{self, fast::FastCpu};
 use super::cuda::{self, Unavailable};
-use super::{Backend, ModelSpec};
-use crate::config::{Config, Precision};
+use crate::config::Config;
 use crate::console;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
+use crate::spec::{ModelSpec, Precision};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -142,7 +143,7 @@ pub fn memory(device: Selected, c: &Config, n_data: usize) -> u64 {
         Selected::Cpu => cpu::memory::bytes(c, n_data),
         Selected::Cuda(_) => {
             // Evaluations use the buffers of steps.
-            let n_rows = c.batch_size.max(cuda::engine::LEAST_ROWS.min(n_data));
+            let n_rows = c.schedule.batch_size.max(cuda::engine::LEAST_ROWS.min(n_data));
             cuda::memory(&c.spec, c.d_in, c.n_latents, c.tied, n_rows, c.precision)
         }
     }

@@ -30,7 +30,7 @@
 //! dW_dec = h^T dy',  dW_enc = dz^T (x' - b_pre),  db_lat = sum_n dz,  db_pre = sum_n dy' - db_lat W_enc
 //! ```
 //!
-//! That is the warm-up with [`Relaxation::Softmax`]; [`relaxation`] has the others.
+//! That is the warm-up with [`Relaxation::Softmax`](crate::spec::Relaxation::Softmax); [`relaxation`] has the others.
 //!
 //! The auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.3 and A.2) lets
 //! dead latents explain what the live ones left over: with `e = x - y` held constant and `h_aux` the `aux_k`
@@ -50,103 +50,14 @@ pub mod relaxation;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
 pub use codes::Codes;
-pub use relaxation::{Phase, Relaxation};
+pub use relaxation::Phase;
 
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
-use crate::model::{Fill, Params, TrainState};
+use crate::model::{Fill, Params, TrainState, Weights};
 use crate::noise::Noise;
+use crate::spec::ModelSpec;
 use std::sync::Arc;
-
-/// Added to the standard deviation of a row, outside the root, unless the rows are small beside it.
-pub const NORM_EPS: f64 = 1e-5;
-
-/// How codes are made outside training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Inference {
-    /// relu on the k largest scores.
-    Topk,
-    /// relu on all scores (what the sparse-l1 source does).
-    Relu,
-}
-
-/// What stays the same for all steps of a run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ModelSpec {
-    /// Active latents, k.
-    pub k: usize,
-    /// What stands in for the exact top k during the warm-up.
-    pub relaxation: Relaxation,
-    /// Candidates a row during a warm-up that has them; less than k counts as k.
-    pub pool: usize,
-    /// Per-sample LayerNorm on or off.
-    pub normalize: bool,
-    /// Added to a row's standard deviation.
-    pub norm_eps: f64,
-    /// Gradients are those of so many times the loss.
-    pub loss_scale: f64,
-    /// False keeps `b_pre` at its start.
-    pub train_pre_bias: bool,
-    /// Codes outside training.
-    pub inference: Inference,
-    /// Adam's decay of the first moment.
-    pub beta1: f64,
-    /// Adam's decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub adam_eps: f64,
-    /// Decoupled weight decay on the matrices; 0 is none.
-    pub weight_decay: f64,
-    /// Largest global gradient norm.
-    pub clip_norm: Option<f64>,
-    /// Dead latents used by the auxiliary loss a row; 0 is none.
-    pub aux_k: usize,
-    /// Weight of the auxiliary loss.
-    pub aux_coef: f64,
-    /// Rows without firing after which a latent is dead to the auxiliary loss.
-    pub dead_after: u32,
-    /// Decoder rows kept at length 1.
-    pub unit_norm_decoder: bool,
-    /// Decay of the weights' moving average, where there is one.
-    pub ema: Option<f64>,
-}
-
-impl ModelSpec {
-    /// The plain model: normalised rows, a trained pre-bias, Adam as published, and nothing else switched on.
-    pub fn plain(k: usize) -> Self {
-        Self {
-            k,
-            relaxation: Relaxation::Softmax,
-            pool: 8 * k,
-            normalize: true,
-            norm_eps: NORM_EPS,
-            loss_scale: 1.0,
-            train_pre_bias: true,
-            inference: Inference::Topk,
-            beta1: 0.9,
-            beta2: 0.999,
-            adam_eps: 1e-8,
-            weight_decay: 0.0,
-            clip_norm: None,
-            aux_k: 0,
-            aux_coef: 1.0 / 32.0,
-            dead_after: u32::MAX,
-            unit_norm_decoder: false,
-            ema: None,
-        }
-    }
-
-    /// What is added to a row's standard deviation; none where rows are not normalised.
-    pub fn row_eps(&self) -> Option<f64> {
-        self.normalize.then_some(self.norm_eps)
-    }
-
-    /// The whole loss in the data's unit, from its parts.
-    pub fn loss(&self, plan: &StepPlan<'_>, mse: f64, l1: f64, aux: f64) -> f64 {
-        mse + plan.l1 / self.loss_scale * l1 + self.aux_coef * aux
-    }
-}
 
 /// What the schedules say of one step.
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +74,13 @@ pub struct StepPlan<'a> {
     pub l1: f64,
     /// The uniform numbers.
     pub noise: Noise<'a>,
+}
+
+impl ModelSpec {
+    /// The whole loss in the data's unit, from its parts.
+    pub fn loss(&self, plan: &StepPlan<'_>, mse: f64, l1: f64, aux: f64) -> f64 {
+        mse + plan.l1 / self.objective.loss_scale * l1 + self.objective.aux_coef * aux
+    }
 }
 
 impl StepPlan<'_> {
@@ -200,15 +118,6 @@ pub struct EvalSums {
     pub cosine: f64,
     /// Active latents, summed over rows.
     pub active: u64,
-}
-
-/// Which weights to evaluate with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weights {
-    /// As trained.
-    Last,
-    /// The moving average, where there is one; else as trained.
-    Averaged,
 }
 
 /// Everything of one forward and backward pass, for tests and for a look inside; no update is made.

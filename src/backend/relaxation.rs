@@ -41,38 +41,11 @@
 //! **Annealed k**: the exact top `k_t` with `k_t` falling from `pool` to k by equal factors, `D = 1`:
 //! `k_t = round(k (pool / k)^(1 - t))`.
 
-use super::{ModelSpec, StepPlan};
+use super::StepPlan;
+use crate::spec::{ModelSpec, Relaxation};
 
 /// Smallest `1 - p` of the subset sampling.
 pub const LEAST_REST: f64 = 1e-6;
-
-/// What stands in for the exact top k during the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Relaxation {
-    /// Gumbel softmax times the sum of positive scores, mixed with the top k (dense).
-    Softmax,
-    /// k Gumbel softmaxes without replacement over the candidates (Xie & Ermon 2019).
-    Subset,
-    /// Weights that sum to k over the candidates, by the Laplace distribution (LapSum, 2025).
-    Lapsum,
-    /// The exact top k of a larger k that falls to k.
-    AnnealK,
-    /// No warm-up: the exact top k from the first step.
-    None,
-}
-
-impl Relaxation {
-    /// True where a row's largest scores beyond the top k take part.
-    pub fn has_candidates(self) -> bool {
-        self.is_gated() || self == Self::AnnealK
-    }
-
-    /// True where weights are computed among candidates.
-    pub fn is_gated(self) -> bool {
-        matches!(self, Self::Subset | Self::Lapsum)
-    }
-}
 
 /// What a training step's code is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +70,7 @@ impl Phase {
 impl ModelSpec {
     /// What the code of a step is made of.
     pub fn phase(&self, plan: &StepPlan<'_>) -> Phase {
-        match self.relaxation {
+        match self.warmup.relaxation {
             _ if !plan.soft() => Phase::Hard,
             Relaxation::Softmax => Phase::Softmax,
             Relaxation::Subset | Relaxation::Lapsum => Phase::Weighed,
@@ -106,14 +79,15 @@ impl ModelSpec {
         }
     }
 
-    /// Entries a row that may carry value in a training step: k, or more during a warm-up over candidates.
+    /// Entries per row that may carry value in a training step: k, or more during a warm-up over candidates.
     pub fn candidates(&self, plan: &StepPlan<'_>) -> usize {
+        let (k, pool) = (self.forward.k, self.warmup.pool.max(self.forward.k));
         match self.phase(plan) {
-            Phase::Hard | Phase::Softmax => self.k,
-            Phase::Weighed => self.pool.max(self.k),
+            Phase::Hard | Phase::Softmax => k,
+            Phase::Weighed => pool,
             Phase::LargerK => {
-                let ratio = self.pool.max(self.k) as f64 / self.k as f64;
-                (self.k as f64 * ratio.powf(1.0 - plan.alpha)).round() as usize
+                let ratio = pool as f64 / k as f64;
+                (k as f64 * ratio.powf(1.0 - plan.alpha)).round() as usize
             }
         }
     }

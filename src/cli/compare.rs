@@ -54,10 +54,9 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 fn line(r: &RunRow) -> Vec<String> {
     let figure = |v: Option<f64>| v.map_or("-".to_owned(), number);
     let size = |v: Option<usize>| v.map_or("-".to_owned(), |v| v.to_string());
-    let preset = r.preset.and_then(|p| clap::ValueEnum::to_possible_value(&p));
     vec![
         r.run.clone(),
-        preset.map_or("-".to_owned(), |p| p.get_name().to_owned()),
+        r.preset.map_or("-".to_owned(), |p| p.to_string()),
         if r.tied { "tied" } else { "untied" }.to_owned(),
         size(r.n_latents),
         size(r.k),

@@ -1,5 +1,6 @@
 //! `sae encode`.
 
+use super::options::choice;
 use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::encode::{EncodeRequest, encode};
 use crate::analysis::sink::CodeFormat;
@@ -20,7 +21,7 @@ pub struct Args {
     #[arg(long, default_value = "all")]
     split: SplitArg,
     /// h5: ids, and (N, k) indices and values or compressed sparse rows; tsv: id, latent, value
-    #[arg(long, default_value = "h5")]
+    #[arg(long, default_value = "h5", value_parser = choice::<CodeFormat>())]
     format: CodeFormat,
     /// Replace the file if it exists
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! `sae export`.
 
+use super::options::choice;
 use super::{DataArgs, Global, print, print_json};
 use crate::console;
 use crate::error::Result;
@@ -14,7 +15,7 @@ pub struct Args {
     #[arg(value_name = "RUN|MODEL")]
     model: PathBuf,
     /// Library to write it for
-    #[arg(long)]
+    #[arg(long, value_parser = choice::<Format>())]
     format: Format,
     /// Folder to make
     #[arg(short, long, value_name = "DIR")]

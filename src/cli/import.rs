@@ -1,10 +1,11 @@
 //! `sae import`.
 
+use super::options::choice;
 use super::{Global, json, print_apart};
-use crate::backend::Inference;
 use crate::error::Result;
 use crate::export::Format;
 use crate::export::import::{ImportRequest, import};
+use crate::spec::Inference;
 use std::path::PathBuf;
 
 /// Arguments of `sae import`.
@@ -14,7 +15,7 @@ pub struct Args {
     #[arg(value_name = "DIR|FILE")]
     from: PathBuf,
     /// Library that wrote it [default: found from the names in it]
-    #[arg(long)]
+    #[arg(long, value_parser = choice::<Format>())]
     format: Option<Format>,
     /// Active latents a row, where the files do not say
     #[arg(short, long, value_name = "K")]

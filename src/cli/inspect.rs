@@ -3,7 +3,7 @@
 use super::{DataArgs, Global, print, print_json};
 use crate::analysis::load_model;
 use crate::data::{FileSummary, LoadOptions, inspect};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model_file::ModelMeta;
 use crate::report::table::{bytes, number, thousands};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
             return print_json(&meta);
         }
         meta.train_mean.clear();
-        return print(&describe_model(&meta, params.len() as u64)?);
+        return print(&describe_model(&meta, params.len() as u64));
     }
     let options = LoadOptions { dataset: args.how.dataset.clone(), skip_bad_rows: args.how.skip_bad_rows };
     let summary = inspect(&args.file, &options)?;
@@ -37,24 +37,28 @@ fn is_model(path: &Path) -> bool {
     path.is_dir() || path.extension().is_some_and(|e| e == "safetensors")
 }
 
-fn describe_model(meta: &ModelMeta, n_params: u64) -> Result<String> {
-    let options = toml::to_string(&meta.options)
-        .map_err(|e| Error::Failed(format!("the model's options cannot be shown: {e}")))?;
-    Ok(format!(
-        "model        {}, D = {}, M = {}, k = {}, {}, {}\nparameters   {}\nwritten by   {}, after {} steps, seed {}\noptions\n{}",
-        toml::Value::try_from(meta.preset)
-            .map_or(String::new(), |v| v.as_str().unwrap_or_default().to_owned()),
-        meta.d_in,
-        meta.n_latents,
-        meta.k,
-        if meta.tied { "tied" } else { "untied" },
-        if meta.normalize { "rows normalised" } else { "rows as they are" },
+fn describe_model(meta: &ModelMeta, n_params: u64) -> String {
+    let ModelMeta { architecture: a, provenance: p, .. } = meta;
+    let preset = if p.preset.is_empty() { String::new() } else { format!("{}, ", p.preset) };
+    let mut text = format!(
+        "model        {preset}D = {}, M = {}, k = {}, {}, {}\nparameters   {}\nwritten by   {}, after {} steps, seed {}\n",
+        a.d_in,
+        a.n_latents,
+        a.forward.k,
+        if a.tied { "tied" } else { "untied" },
+        if a.forward.normalize { "rows normalised" } else { "rows as they are" },
         thousands(n_params),
-        meta.version,
-        meta.steps,
-        meta.seed,
-        options.lines().map(|line| format!("  {line}\n")).collect::<String>()
-    ))
+        p.version,
+        p.steps,
+        p.seed,
+    );
+    if !p.options.is_empty() {
+        text.push_str("options\n");
+    }
+    for (key, value) in p.options.iter().filter(|(_, value)| !value.is_null()) {
+        text.push_str(&format!("  {key} = {value}\n"));
+    }
+    text
 }
 
 fn describe_data(s: &FileSummary) -> String {

@@ -9,6 +9,7 @@ mod export;
 mod features;
 mod import;
 mod inspect;
+mod options;
 mod overlap;
 mod report;
 mod train;

@@ -1,5 +1,6 @@
 //! `sae train`.
 
+use super::options::Flags;
 use super::{Global, print, print_json};
 use crate::config::{Config, Options};
 use crate::console;
@@ -32,33 +33,15 @@ pub struct Args {
     /// Replace a run that is in the folder already
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Decoder and encoder are one tensor
-    #[arg(long, conflicts_with = "untied")]
-    tied: bool,
-    /// Decoder and encoder are two tensors (default)
-    #[arg(long)]
-    untied: bool,
-    /// Train on rows as they are, without LayerNorm
-    #[arg(long, conflicts_with = "normalize")]
-    no_normalize: bool,
-    /// Normalise each row before the encoder (default, except in sparse-l1)
-    #[arg(long)]
-    normalize: bool,
-    /// Drop and count rows that are not finite, of another width, or have an id seen before
-    #[arg(long)]
-    skip_bad_rows: bool,
     #[command(flatten)]
-    options: Options,
+    flags: Flags,
 }
 
 impl Args {
     /// Flags over file.
     fn options(&self) -> Result<Options> {
-        let mut flags = self.options.clone();
+        let mut flags = self.flags.0.clone();
         flags.data = (!self.data.is_empty()).then(|| self.data.clone());
-        flags.tied = if self.tied { Some(true) } else { self.untied.then_some(false) };
-        flags.normalize = if self.no_normalize { Some(false) } else { self.normalize.then_some(true) };
-        flags.skip_bad_rows = self.skip_bad_rows.then_some(true);
         match &self.config {
             Some(path) => Ok(flags.or(Options::from_toml(path)?)),
             None => Ok(flags),
@@ -70,13 +53,7 @@ impl Args {
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let session = Session { device: global.device, quiet: global.quiet, stop };
     let (summary, folder) = if let Some(run) = &args.resume {
-        if args.options != Options::default()
-            || args.tied
-            || args.untied
-            || args.no_normalize
-            || args.normalize
-            || args.skip_bad_rows
-        {
+        if args.flags.0 != Options::default() {
             return Err(Error::Usage(
                 "--resume takes the run's own config.toml and no other training options; leave them out, or start a new run with --config".into(),
             ));
@@ -142,7 +119,7 @@ impl Plan {
             },
             d_in: c.d_in,
             parameters: c.n_params(),
-            epochs: c.steps as f64 * c.batch_size as f64 / c.n_train as f64,
+            epochs: c.schedule.steps as f64 * c.schedule.batch_size as f64 / c.n_train as f64,
             memory_bytes: Memory::new(prepared),
         }
     }
@@ -152,9 +129,9 @@ impl Plan {
         let Rows { all, train, val, test } = self.rows;
         let rows: Vec<Vec<String>> = [
             ("rows (train, val, test)", format!("{all} ({train}, {val}, {test})")),
-            ("inputs D, latents M, active k", format!("{}, {}, {}", c.d_in, c.n_latents, c.spec.k)),
+            ("inputs D, latents M, active k", format!("{}, {}, {}", c.d_in, c.n_latents, c.spec.forward.k)),
             ("parameters", thousands(self.parameters)),
-            ("steps, epochs", format!("{}, {:.1}", c.steps, self.epochs)),
+            ("steps, epochs", format!("{}, {:.1}", c.schedule.steps, self.epochs)),
             ("device, precision", format!("{}, {}", self.device, c.precision)),
             ("memory of the data", bytes(self.memory_bytes.data)),
             ("memory of training, about", bytes(self.memory_bytes.training)),

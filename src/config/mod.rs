@@ -4,41 +4,22 @@
 mod options;
 mod preset;
 mod ranges;
+mod settings;
+mod table;
 
-pub use options::{InitKind, NumberOr, Options, PreBias, Precision, Word};
+use options::DEFAULTS;
+pub use options::{InitKind, NumberOr, Options, Word};
 pub use preset::Preset;
+pub use settings::Settings;
+pub use table::{OptionRow, OptionValue};
 
-use crate::backend::{Inference, ModelSpec, NORM_EPS, Relaxation};
 use crate::error::{Error, Result};
-use crate::schedule::{self, LrSchedule};
+use crate::schedule;
+use crate::spec::{
+    Architecture, Forward, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias, Precision, Relaxation,
+    Schedule, Warmup,
+};
 use std::path::PathBuf;
-
-/// How weights start.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Init {
-    /// See [`InitKind::Linear`].
-    Linear,
-    /// See [`InitKind::Xavier`].
-    Xavier {
-        /// Factor of the bound.
-        gain: f32,
-    },
-    /// See [`InitKind::UnitNorm`].
-    UnitNorm,
-    /// See [`InitKind::Data`].
-    Data,
-}
-
-/// Start of a trained b_pre.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PreBiasInit {
-    /// Zero.
-    Zero,
-    /// Mean.
-    Mean,
-    /// Geometric median.
-    Median,
-}
 
 /// A run with everything settled.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,28 +44,10 @@ pub struct Config {
     pub pre_bias: PreBias,
     /// What the backend needs to know.
     pub spec: ModelSpec,
-    /// Steps in all.
-    pub steps: u64,
-    /// N.
-    pub batch_size: usize,
+    /// How training goes over its steps.
+    pub schedule: Schedule,
     /// Training rows.
     pub n_train: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Its shape.
-    pub lr_schedule: LrSchedule,
-    /// Its warm-up in steps.
-    pub lr_warmup: u64,
-    /// T.
-    pub anneal_steps: u64,
-    /// Temperature at step 0.
-    pub tau_start: f64,
-    /// Temperature at step T.
-    pub tau_end: f64,
-    /// L1 weight.
-    pub l1: f64,
-    /// Its warm-up in epochs.
-    pub l1_warmup: u64,
     /// Evaluations without improvement before stopping; 0 is never.
     pub early_stop: u64,
     /// Seed of start, order and noise.
@@ -117,18 +80,18 @@ impl Config {
     /// # Errors
     /// [`Error::Usage`] naming the flag, its value and what would do.
     pub fn resolve(o: &Options, d_in: usize, n_train: usize) -> Result<Self> {
-        let preset = o.preset.unwrap_or_default();
+        let preset = o.preset.unwrap_or(DEFAULTS.preset);
         let given_k = o.k;
         let o = &o.clone().or(preset.options(d_in));
         o.check_ranges()?;
 
         let n_latents = o.latents.unwrap_or(8 * d_in);
         // A default adapts to few latents; a k that was asked for is refused below.
-        let k = given_k.unwrap_or(o.k.unwrap_or(32).min(n_latents));
+        let k = given_k.unwrap_or(o.k.unwrap_or(DEFAULTS.k).min(n_latents));
         let batch_size = batch_size(o, n_train)?;
         let steps = match o.epochs {
             Some(e) => steps_of(e, n_train, batch_size)?,
-            None => o.steps.unwrap_or(5000),
+            None => o.steps.unwrap_or(DEFAULTS.steps),
         };
         let relaxation = relaxation(o);
         let anneal_steps = match (relaxation, o.anneal_steps) {
@@ -141,79 +104,86 @@ impl Config {
             (_, given) => given.unwrap_or(2000.min(steps / 2)),
         };
         let pool = pool(o, relaxation, k, n_latents)?;
-        let lr = match o.lr.unwrap_or(NumberOr::Number(1e-3)) {
+        let lr = match o.lr.unwrap_or(DEFAULTS.lr) {
             NumberOr::Number(lr) => lr,
             NumberOr::Word(Word::Auto) => schedule::auto_learning_rate(n_latents),
             NumberOr::Word(Word::Full) => return usage("--lr takes a number or `auto`".into()),
         };
-        let gain = o.init_gain.unwrap_or(1.0) as f32;
-        let init = match o.init.unwrap_or(InitKind::Linear) {
+        let gain = o.init_gain.unwrap_or(DEFAULTS.init_gain) as f32;
+        let init = match o.init.unwrap_or(DEFAULTS.init) {
             InitKind::Linear => Init::Linear,
             InitKind::Xavier => Init::Xavier { gain },
             InitKind::UnitNorm => Init::UnitNorm,
             InitKind::Data => Init::Data,
         };
-        let pre_bias = o.pre_bias.unwrap_or(PreBias::Zero);
-        let clip = o.clip_norm.unwrap_or(0.0);
-        let ema = o.ema.unwrap_or(0.0);
+        let pre_bias = o.pre_bias.unwrap_or(DEFAULTS.pre_bias);
+        let clip = o.clip_norm.unwrap_or(DEFAULTS.clip_norm);
+        let ema = o.ema.unwrap_or(DEFAULTS.ema);
         let two_epochs = u32::try_from(2 * n_train.max(1)).unwrap_or(u32::MAX);
         let eval_every = o.eval_every.unwrap_or((steps / 20).max(1));
         let config = Self {
             data: o.data.clone().unwrap_or_default(),
             dataset: o.dataset.clone(),
-            skip_bad_rows: o.skip_bad_rows.unwrap_or(false),
+            skip_bad_rows: o.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
             preset,
             d_in,
             n_latents,
-            tied: o.tied.unwrap_or(false),
+            tied: o.tied.unwrap_or(DEFAULTS.tied),
             init,
             pre_bias,
             spec: ModelSpec {
-                k,
-                relaxation,
-                pool,
-                normalize: o.normalize.unwrap_or(true),
-                norm_eps: o.norm_eps.unwrap_or(NORM_EPS),
-                loss_scale: o.loss_scale.unwrap_or(1.0),
-                train_pre_bias: pre_bias != PreBias::None,
-                inference: o.inference.unwrap_or(Inference::Topk),
-                beta1: o.adam_b1.unwrap_or(0.9),
-                beta2: o.adam_b2.unwrap_or(0.999),
-                adam_eps: o.adam_eps.unwrap_or(1e-8),
-                weight_decay: o.weight_decay.unwrap_or(0.0),
-                clip_norm: (clip > 0.0).then_some(clip),
-                aux_k: o.aux_k.unwrap_or(0),
-                aux_coef: o.aux_coef.unwrap_or(1.0 / 32.0),
-                dead_after: o.dead_after.unwrap_or(two_epochs.min(10_000_000)),
-                unit_norm_decoder: o.unit_norm_decoder.unwrap_or(false),
-                ema: (ema > 0.0).then_some(ema),
+                forward: Forward {
+                    k,
+                    inference: o.inference.unwrap_or(DEFAULTS.inference),
+                    normalize: o.normalize.unwrap_or(DEFAULTS.normalize),
+                    norm_eps: o.norm_eps.unwrap_or(NORM_EPS),
+                },
+                objective: Objective {
+                    loss_scale: o.loss_scale.unwrap_or(1.0),
+                    aux_k: o.aux_k.unwrap_or(DEFAULTS.aux_k),
+                    aux_coef: o.aux_coef.unwrap_or(DEFAULTS.aux_coef),
+                    dead_after: o.dead_after.unwrap_or(two_epochs.min(10_000_000)),
+                },
+                warmup: Warmup { relaxation, pool },
+                optimizer: Optimizer {
+                    beta1: o.adam_b1.unwrap_or(DEFAULTS.adam_b1),
+                    beta2: o.adam_b2.unwrap_or(DEFAULTS.adam_b2),
+                    adam_eps: o.adam_eps.unwrap_or(DEFAULTS.adam_eps),
+                    weight_decay: o.weight_decay.unwrap_or(DEFAULTS.weight_decay),
+                    clip_norm: (clip > 0.0).then_some(clip),
+                    train_pre_bias: pre_bias != PreBias::None,
+                    unit_norm_decoder: o.unit_norm_decoder.unwrap_or(DEFAULTS.unit_norm_decoder),
+                    ema: (ema > 0.0).then_some(ema),
+                },
             },
-            steps,
-            batch_size,
+            schedule: Schedule {
+                steps,
+                batch_size,
+                lr,
+                lr_schedule: o.lr_schedule.unwrap_or(DEFAULTS.lr_schedule),
+                lr_warmup: o.lr_warmup.unwrap_or(DEFAULTS.lr_warmup),
+                anneal_steps,
+                tau_start: o.tau_start.unwrap_or(DEFAULTS.tau_start),
+                tau_end: o.tau_end.unwrap_or(DEFAULTS.tau_end),
+                l1: o.l1.unwrap_or(DEFAULTS.l1),
+                l1_warmup: o.l1_warmup.unwrap_or(DEFAULTS.l1_warmup),
+            },
             n_train,
-            lr,
-            lr_schedule: o.lr_schedule.unwrap_or(LrSchedule::Constant),
-            lr_warmup: o.lr_warmup.unwrap_or(0),
-            anneal_steps,
-            tau_start: o.tau_start.unwrap_or(1.0),
-            tau_end: o.tau_end.unwrap_or(0.05),
-            l1: o.l1.unwrap_or(0.0),
-            l1_warmup: o.l1_warmup.unwrap_or(0),
-            early_stop: o.early_stop.unwrap_or(0),
-            seed: o.seed.unwrap_or(0),
+            early_stop: o.early_stop.unwrap_or(DEFAULTS.early_stop),
+            seed: o.seed.unwrap_or(DEFAULTS.seed),
             split_seed: o.seed_of_split(),
             eval_every,
-            eval_rows: o.eval_rows.unwrap_or(20_000),
+            eval_rows: o.eval_rows.unwrap_or(DEFAULTS.eval_rows),
             checkpoint_every: o.checkpoint_every.unwrap_or(eval_every),
-            keep_checkpoints: o.keep_checkpoints.unwrap_or(2),
-            precision: o.precision.unwrap_or(Precision::F32),
+            keep_checkpoints: o.keep_checkpoints.unwrap_or(DEFAULTS.keep_checkpoints),
+            precision: o.precision.unwrap_or(DEFAULTS.precision),
         };
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<()> {
-        let s = &self.spec;
+        let s = &self.spec.forward;
         let (d, m, k) = (self.d_in, self.n_latents, s.k);
         if m == 0 || m > u32::MAX as usize || m.checked_mul(d).is_none_or(|all| all > usize::MAX / 64) {
             return usage(format!("--latents {m} with {d} inputs is not a size that can be trained"));
@@ -226,7 +196,7 @@ impl Config {
         if d < 2 && s.normalize {
             return usage("rows of one value cannot be normalised: add --no-normalize".into());
         }
-        if self.steps == 0 {
+        if self.schedule.steps == 0 {
             return usage("--steps 0 trains nothing: give at least 1".into());
         }
         for (flag, value) in
@@ -244,7 +214,7 @@ impl Config {
 
     /// Name, in a checkpoint, of the average whose rows are kept at length 1.
     pub fn unit_average(&self) -> Option<&'static str> {
-        let kept = self.spec.unit_norm_decoder && self.spec.ema.is_some();
+        let kept = self.spec.optimizer.unit_norm_decoder && self.spec.optimizer.ema.is_some();
         kept.then_some(if self.tied { "ema.w_enc" } else { "ema.w_dec" })
     }
 
@@ -257,7 +227,8 @@ impl Config {
 
     /// The options that resolve to this configuration again.
     pub fn to_options(&self) -> Options {
-        let (s, literal) = (&self.spec, self.preset.is_literal());
+        let ModelSpec { forward, objective, warmup, optimizer } = &self.spec;
+        let (s, literal) = (&self.schedule, self.preset.is_literal());
         let (init, gain) = match self.init {
             Init::Linear => (InitKind::Linear, None),
             Init::Xavier { gain } => (InitKind::Xavier, Some(f64::from(gain))),
@@ -270,39 +241,39 @@ impl Config {
             skip_bad_rows: Some(self.skip_bad_rows),
             preset: Some(self.preset),
             latents: Some(self.n_latents),
-            k: Some(s.k),
+            k: Some(forward.k),
             tied: Some(self.tied),
-            normalize: Some(s.normalize),
+            normalize: Some(forward.normalize),
             // The literal presets take these values where they are left out; the others take them from the data.
-            norm_eps: (!literal || s.norm_eps != NORM_EPS).then_some(s.norm_eps),
-            loss_scale: (!literal || s.loss_scale != 1.0).then_some(s.loss_scale),
-            inference: Some(s.inference),
+            norm_eps: (!literal || forward.norm_eps != NORM_EPS).then_some(forward.norm_eps),
+            loss_scale: (!literal || objective.loss_scale != 1.0).then_some(objective.loss_scale),
+            inference: Some(forward.inference),
             init: Some(init),
             init_gain: gain,
             pre_bias: Some(self.pre_bias),
-            steps: Some(self.steps),
+            steps: Some(s.steps),
             epochs: None,
-            batch_size: Some(NumberOr::Number(self.batch_size)),
-            lr: Some(NumberOr::Number(self.lr)),
-            lr_schedule: Some(self.lr_schedule),
-            lr_warmup: Some(self.lr_warmup),
-            relaxation: Some(s.relaxation),
-            pool: s.relaxation.has_candidates().then_some(s.pool),
-            anneal_steps: Some(self.anneal_steps),
-            tau_start: Some(self.tau_start),
-            tau_end: Some(self.tau_end),
-            l1: Some(self.l1),
-            l1_warmup: Some(self.l1_warmup),
-            clip_norm: Some(s.clip_norm.unwrap_or(0.0)),
-            weight_decay: Some(s.weight_decay),
-            adam_b1: Some(s.beta1),
-            adam_b2: Some(s.beta2),
-            adam_eps: Some(s.adam_eps),
-            aux_k: Some(s.aux_k),
-            aux_coef: Some(s.aux_coef),
-            dead_after: Some(s.dead_after),
-            unit_norm_decoder: Some(s.unit_norm_decoder),
-            ema: Some(s.ema.unwrap_or(0.0)),
+            batch_size: Some(NumberOr::Number(s.batch_size)),
+            lr: Some(NumberOr::Number(s.lr)),
+            lr_schedule: Some(s.lr_schedule),
+            lr_warmup: Some(s.lr_warmup),
+            relaxation: Some(warmup.relaxation),
+            pool: warmup.relaxation.has_candidates().then_some(warmup.pool),
+            anneal_steps: Some(s.anneal_steps),
+            tau_start: Some(s.tau_start),
+            tau_end: Some(s.tau_end),
+            l1: Some(s.l1),
+            l1_warmup: Some(s.l1_warmup),
+            clip_norm: Some(optimizer.clip_norm.unwrap_or(0.0)),
+            weight_decay: Some(optimizer.weight_decay),
+            adam_b1: Some(optimizer.beta1),
+            adam_b2: Some(optimizer.beta2),
+            adam_eps: Some(optimizer.adam_eps),
+            aux_k: Some(objective.aux_k),
+            aux_coef: Some(objective.aux_coef),
+            dead_after: Some(objective.dead_after),
+            unit_norm_decoder: Some(optimizer.unit_norm_decoder),
+            ema: Some(optimizer.ema.unwrap_or(0.0)),
             early_stop: Some(self.early_stop),
             seed: Some(self.seed),
             split_seed: Some(self.split_seed),
@@ -328,12 +299,13 @@ impl Config {
         ))
     }
 
-    /// Start of b_pre where it is trained.
-    pub fn pre_bias_init(&self) -> PreBiasInit {
-        match self.pre_bias {
-            PreBias::None | PreBias::Zero => PreBiasInit::Zero,
-            PreBias::Mean => PreBiasInit::Mean,
-            PreBias::Median => PreBiasInit::Median,
+    /// What it takes to run the model.
+    pub fn architecture(&self) -> Architecture {
+        Architecture {
+            d_in: self.d_in,
+            n_latents: self.n_latents,
+            tied: self.tied,
+            forward: self.spec.forward,
         }
     }
 }

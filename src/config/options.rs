@@ -1,63 +1,25 @@
 //! Options as a person gives them, on the command line or in a TOML file.
 
+use super::table::{OptionRow, OptionValue, options};
 use super::{Config, Preset};
-use crate::backend::{Inference, NORM_EPS, Relaxation};
 use crate::error::{Error, Result};
-use crate::schedule::LrSchedule;
-use clap::ValueEnum;
+use crate::spec::{Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// How weights start (command-line form; the gain is an option of its own).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum InitKind {
-    /// PyTorch's linear layers.
-    Linear,
-    /// Xavier uniform with a gain; the decoder starts as the encoder's transpose.
-    Xavier,
-    /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose.
-    UnitNorm,
-    /// Encoder rows are training rows less b_pre, or what the other latents leave of them; the decoder starts as the
-    /// encoder's transpose, both as long as makes the first reconstructions fit best.
-    Data,
-}
-
-/// What b_pre is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum PreBias {
-    /// No bias: zero and never trained.
-    None,
-    /// Starts at zero.
-    Zero,
-    /// Starts at the mean of (normalised) training rows.
-    Mean,
-    /// Starts at their geometric median.
-    Median,
-}
-
-/// Arithmetic of the dense products.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// float32.
-    F32,
-    /// TensorFloat-32 (GPU only).
-    Tf32,
-    /// bfloat16 operands, float32 sums and weights (GPU only).
-    Bf16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        })
+choices! {
+    /// How weights start; the gain of `xavier` is an option of its own.
+    pub enum InitKind {
+        /// PyTorch's linear layers
+        Linear = "linear",
+        /// Xavier uniform with a gain; the decoder starts as the encoder's transpose
+        Xavier = "xavier",
+        /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose
+        UnitNorm = "unit-norm",
+        /// Encoder rows are training rows less b_pre, or what the other latents leave of them; the decoder starts as the
+        /// encoder's transpose, both as long as makes the first reconstructions fit best
+        Data = "data",
     }
 }
 
@@ -71,14 +33,14 @@ pub enum NumberOr<T> {
     Word(Word),
 }
 
-/// The words of [`NumberOr`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Word {
-    /// Found from the model's size.
-    Auto,
-    /// All training rows.
-    Full,
+choices! {
+    /// The words of [`NumberOr`].
+    pub enum Word {
+        /// Found from the model's size
+        Auto = "auto",
+        /// All training rows
+        Full = "full",
+    }
 }
 
 impl<T: FromStr> FromStr for NumberOr<T> {
@@ -95,154 +57,119 @@ impl<T: FromStr> FromStr for NumberOr<T> {
     }
 }
 
-/// What a person may set; the same keys in a configuration file (`latents = 4096`, `lr-schedule = "cosine"`).
-/// Real numbers take hyphens, as clap does not see that -1e-3 is one; what is out of range is told by [`super::Config`].
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Options {
-    /// Data files, set by position on the command line
-    #[arg(skip)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub data: Option<Vec<PathBuf>>,
-    /// Dataset or group inside the files [default: found by itself]
-    #[arg(long, value_name = "NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub dataset: Option<String>,
-    #[allow(missing_docs)]
-    #[arg(skip)]
-    pub skip_bad_rows: Option<bool>,
-    /// Defaults to start from [default: data-topk]
-    #[arg(long)]
-    pub preset: Option<Preset>,
-    /// Latents, M [default: 8 D; sparse-l1: 2048]
-    #[arg(long, value_name = "M")]
-    pub latents: Option<usize>,
-    /// Active latents a row, k [default: 32; sparse-l1: 30]
-    #[arg(short, long, value_name = "K")]
-    pub k: Option<usize>,
-    #[allow(missing_docs)]
-    #[arg(skip)]
-    pub tied: Option<bool>,
-    #[allow(missing_docs)]
-    #[arg(skip)]
-    pub normalize: Option<bool>,
-    /// Added to each row's standard deviation [default: 1e-5, or 2e-4 of the usual deviation where that is below 0.01; relaxed-topk: 1e-5]
-    #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub norm_eps: Option<f64>,
-    /// Factor on the loss before gradients are taken, so that they do not depend on the data's unit; reported losses are without it [default: 1 / variance of the training rows; relaxed-topk, sparse-l1: 1]
-    #[arg(long, value_name = "FACTOR", allow_hyphen_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_scale: Option<f64>,
-    /// Codes outside training: relu of the k largest scores, or of all [default: topk]
-    #[arg(long)]
-    pub inference: Option<Inference>,
-    /// Start of the weights [default: data; relaxed-topk: linear; topk: unit-norm; sparse-l1: xavier]
-    #[arg(long)]
-    pub init: Option<InitKind>,
-    /// Gain of --init xavier [default: 1; sparse-l1: 0.1]
-    #[arg(long, value_name = "GAIN", allow_hyphen_values = true)]
-    pub init_gain: Option<f64>,
-    /// The pre-bias [default: mean; relaxed-topk: zero; topk: median; sparse-l1: none]
-    #[arg(long)]
-    pub pre_bias: Option<PreBias>,
-    /// Training steps [default: 5000; sparse-l1: 200 epochs]
-    #[arg(long, value_name = "S", conflicts_with = "epochs")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub steps: Option<u64>,
-    /// Passes over the training rows, instead of --steps
-    #[arg(long, value_name = "E", allow_hyphen_values = true)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epochs: Option<f64>,
-    /// Rows a step, N, or `full` [default: 512 or all rows if fewer; sparse-l1: full]
-    #[arg(long, value_name = "N")]
-    pub batch_size: Option<NumberOr<usize>>,
-    /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.003; relaxed-topk: 0.001; topk: auto; sparse-l1: 0.0005]
-    #[arg(long, value_name = "LR", allow_hyphen_values = true)]
-    pub lr: Option<NumberOr<f64>>,
-    /// Learning rate after its warm-up [default: constant; sparse-l1: cosine]
-    #[arg(long)]
-    pub lr_schedule: Option<LrSchedule>,
-    /// Steps over which the learning rate rises from 0 [default: 0]
-    #[arg(long, value_name = "STEPS")]
-    pub lr_warmup: Option<u64>,
-    /// What stands in for the exact top k during the warm-up [default: lapsum; relaxed-topk: softmax; topk, sparse-l1: none]
-    #[arg(long)]
-    pub relaxation: Option<Relaxation>,
-    /// Candidates a row in the warm-up of subset, lapsum and anneal-k [default: 4 k, at most 1024]
-    #[arg(long, value_name = "P")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pool: Option<usize>,
-    /// Steps of the relaxed warm-up, T; 0 is none [default: 2000 or half the steps if fewer; without a relaxation 0]
-    #[arg(long, value_name = "T")]
-    pub anneal_steps: Option<u64>,
-    /// Temperature at the first step [default: 0.5; other presets: 1]
-    #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
-    pub tau_start: Option<f64>,
-    /// Temperature at the end of the warm-up [default: 0.05]
-    #[arg(long, value_name = "TAU", allow_hyphen_values = true)]
-    pub tau_end: Option<f64>,
-    /// Weight of the mean absolute code, beside --loss-scale times the squared error [default: 0; sparse-l1: 0.1]
-    #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true)]
-    pub l1: Option<f64>,
-    /// Epochs over which the L1 weight rises from 0 [default: 0; sparse-l1: 50]
-    #[arg(long, value_name = "EPOCHS")]
-    pub l1_warmup: Option<u64>,
-    /// Largest global gradient norm, of --loss-scale times the loss; 0 is no clipping [default: 0; topk, sparse-l1: 1]
-    #[arg(long, value_name = "NORM", allow_hyphen_values = true)]
-    pub clip_norm: Option<f64>,
-    /// Decoupled weight decay of the matrices [default: 0.1; other presets: 0]
-    #[arg(long, value_name = "WD", allow_hyphen_values = true)]
-    pub weight_decay: Option<f64>,
-    /// Adam's decay of the first moment [default: 0.9]
-    #[arg(long, value_name = "B1", allow_hyphen_values = true)]
-    pub adam_b1: Option<f64>,
-    /// Adam's decay of the second moment [default: 0.99; other presets: 0.999]
-    #[arg(long, value_name = "B2", allow_hyphen_values = true)]
-    pub adam_b2: Option<f64>,
-    /// Added to the root of Adam's second moment [default: 8e-6; topk: 6.25e-10; other presets: 1e-8]
-    #[arg(long, value_name = "EPS", allow_hyphen_values = true)]
-    pub adam_eps: Option<f64>,
-    /// Dead latents a row that the auxiliary loss uses; 0 is none [default: 0; topk: D/2]
-    #[arg(long, value_name = "K")]
-    pub aux_k: Option<usize>,
-    /// Weight of the auxiliary loss [default: 1/32]
-    #[arg(long, value_name = "COEF", allow_hyphen_values = true)]
-    pub aux_coef: Option<f64>,
-    /// Rows without firing after which a latent is dead to the auxiliary loss [default: two epochs, at most 10 million]
-    #[arg(long, value_name = "ROWS")]
-    pub dead_after: Option<u32>,
-    /// Keep decoder rows at length 1 [default: false; topk: true]
-    #[arg(long, value_name = "BOOL")]
-    pub unit_norm_decoder: Option<bool>,
-    /// Decay of a moving average of the weights, used for evaluation and export; 0 is none [default: 0.999; relaxed-topk, sparse-l1: 0]
-    #[arg(long, value_name = "DECAY", allow_hyphen_values = true)]
-    pub ema: Option<f64>,
-    /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 5; other presets: 0]
-    #[arg(long, value_name = "EVALS")]
-    pub early_stop: Option<u64>,
-    /// Seed of split, start, order and noise [default: 0]
-    #[arg(long, value_name = "SEED")]
-    pub seed: Option<u64>,
-    /// Seed of the split alone, for runs of several seeds on the same split [default: as --seed]
-    #[arg(long, value_name = "SEED")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub split_seed: Option<u64>,
-    /// Steps between evaluations [default: a twentieth of the steps]
-    #[arg(long, value_name = "STEPS")]
-    pub eval_every: Option<u64>,
-    /// Most rows of each split in an evaluation on the way; the final one takes all [default: 20000]
-    #[arg(long, value_name = "ROWS")]
-    pub eval_rows: Option<usize>,
-    /// Steps between checkpoints [default: as --eval-every]
-    #[arg(long, value_name = "STEPS")]
-    pub checkpoint_every: Option<u64>,
-    /// Checkpoints kept beside the best one [default: 2]
-    #[arg(long, value_name = "COUNT")]
-    pub keep_checkpoints: Option<usize>,
-    /// Arithmetic of the dense products; tf32 and bf16 on a GPU only. Weights and moments are float32 always [default: f32]
-    #[arg(long)]
-    pub precision: Option<Precision>,
+/// Weights and steps are float32, so a larger number would become infinite there.
+pub(super) const MOST: f64 = f32::MAX as f64;
+/// Stands for "above 0".
+pub(super) const ABOVE_0: f64 = f32::MIN_POSITIVE as f64;
+
+options! {
+    "Data" {
+        /// Dataset or group inside the files
+        dataset: String, "NAME", depends [("", "found by itself")];
+        /// Drop and count rows that are not finite, of another width, or have an id seen before
+        skip_bad_rows: bool, default false, switch "";
+        /// Seed of the split alone, for runs of several seeds on the same split
+        split_seed: u64, "SEED", depends [("", "as --seed")];
+    }
+    "Model" {
+        /// Defaults to start from
+        preset: Preset, "PRESET", default Preset::DEFAULT;
+        /// Latents, M
+        latents: usize, "M", depends [("", "8 D")];
+        /// Decoder and encoder are one tensor
+        tied: bool, default false, switch "untied";
+        /// Normalise each row before the encoder and undo it after the decoder
+        normalize: bool, default true, switch "no-normalize";
+        /// Added to each row's standard deviation
+        norm_eps: f64, "EPS",
+            depends [("", "1e-5, or 2e-4 of the usual deviation where that is below 0.01"), ("relaxed-topk", "1e-5")],
+            range ABOVE_0, MOST;
+        /// The pre-bias
+        pre_bias: PreBias, "START", default PreBias::Zero;
+        /// Start of the weights
+        init: InitKind, "START", default InitKind::Linear;
+        /// Gain of --init xavier
+        init_gain: f64, "GAIN", default 1.0, range ABOVE_0, MOST;
+    }
+    "Sparsity" {
+        /// Active latents per row, k
+        #[short('k')]
+        k: usize, "K", default 32;
+        /// Codes outside training: relu of the k largest scores, or of all
+        inference: Inference, "CODES", default Inference::Topk;
+        /// What stands in for the exact top k during the warm-up
+        relaxation: Relaxation, "RELAXATION", depends [("topk", "none"), ("sparse-l1", "none")];
+        /// Steps of the relaxed warm-up, T; 0 is none
+        anneal_steps: u64, "T",
+            depends [("", "2000 or half the steps if fewer"), ("topk", "0"), ("sparse-l1", "0")];
+        /// Candidates per row in the warm-up of subset, lapsum and anneal-k
+        pool: usize, "P", depends [("", "4 k, at most 1024")];
+        /// Temperature at the first step
+        tau_start: f64, "TAU", default 1.0, range 1e-3, MOST;
+        /// Temperature at the end of the warm-up
+        tau_end: f64, "TAU", default 0.05, range 1e-3, MOST;
+        /// Weight of the mean absolute code, beside --loss-scale times the squared error
+        l1: f64, "LAMBDA", default 0.0, range 0.0, MOST;
+        /// Epochs over which the L1 weight rises from 0
+        l1_warmup: u64, "EPOCHS", default 0;
+        /// Dead latents that the auxiliary loss uses per row; 0 is none
+        aux_k: usize, "K", default 0, depends [("topk", "D/2")];
+        /// Weight of the auxiliary loss
+        aux_coef: f64, "COEF", default 1.0 / 32.0, range 0.0, MOST;
+        /// Rows without firing after which a latent is dead to the auxiliary loss
+        dead_after: u32, "ROWS", depends [("", "two epochs, at most 10 million")];
+    }
+    "Optimiser" {
+        /// Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14)
+        lr: NumberOr<f64>, "LR", default NumberOr::Number(1e-3), range 0.0, MOST;
+        /// Learning rate after its warm-up
+        lr_schedule: LrSchedule, "SHAPE", default LrSchedule::Constant;
+        /// Steps over which the learning rate rises from 0
+        lr_warmup: u64, "STEPS", default 0;
+        /// Factor on the loss before gradients are taken, so that they do not depend on the data's unit; reported losses
+        /// are without it
+        loss_scale: f64, "FACTOR",
+            depends [("", "1 / variance of the training rows"), ("relaxed-topk", "1"), ("sparse-l1", "1")],
+            range ABOVE_0, MOST;
+        /// Largest global gradient norm, of --loss-scale times the loss; 0 is no clipping
+        clip_norm: f64, "NORM", default 0.0, range 0.0, MOST;
+        /// Decoupled weight decay of the matrices
+        weight_decay: f64, "WD", default 0.0, range 0.0, MOST;
+        /// Adam's decay of the first moment
+        adam_b1: f64, "B1", default 0.9, range 0.0, 0.999_999;
+        /// Adam's decay of the second moment
+        adam_b2: f64, "B2", default 0.999, range 0.0, 0.999_999_9;
+        /// Added to the root of Adam's second moment
+        adam_eps: f64, "EPS", default 1e-8, range 0.0, 1.0;
+        /// Keep decoder rows at length 1
+        unit_norm_decoder: bool, "BOOL", default false;
+        /// Decay of a moving average of the weights, used for evaluation and export; 0 is none
+        ema: f64, "DECAY", default 0.0, range 0.0, 0.999_999_9;
+    }
+    "Schedule" {
+        /// Training steps
+        steps: u64, "S", default 5000, depends [("sparse-l1", "200 epochs")];
+        /// Passes over the training rows, instead of --steps
+        epochs: f64, "E", range ABOVE_0, MOST;
+        /// Rows per step, N, or `full` for all training rows
+        batch_size: NumberOr<usize>, "N", depends [("", "512, or all rows if fewer")];
+        /// Stop after this many evaluations without a better validation FVU and keep the best; 0 is never
+        early_stop: u64, "EVALS", default 0;
+    }
+    "Run" {
+        /// Seed of split, start, order and noise
+        seed: u64, "SEED", default 0;
+        /// Steps between evaluations
+        eval_every: u64, "STEPS", depends [("", "a twentieth of the steps")];
+        /// Most rows of each split in an evaluation on the way; the final one takes all
+        eval_rows: usize, "ROWS", default 20_000;
+        /// Steps between checkpoints
+        checkpoint_every: u64, "STEPS", depends [("", "as --eval-every")];
+        /// Checkpoints kept beside the best one
+        keep_checkpoints: usize, "COUNT", default 2;
+        /// Arithmetic of the dense products; tf32 and bf16 on a GPU only. Weights and moments are float32 always
+        precision: Precision, "TYPE", default Precision::F32;
+    }
 }
 
 impl Options {
@@ -279,62 +206,5 @@ impl Options {
     pub fn settle_as_0_1_0(&mut self) {
         self.loss_scale.get_or_insert(1.0);
         self.norm_eps.get_or_insert(NORM_EPS);
-    }
-
-    /// Everything set in `self`, then what only `base` sets.
-    pub fn or(self, base: Self) -> Self {
-        // One way of giving the length hides the other.
-        let (steps, epochs) = match (self.steps, self.epochs) {
-            (None, None) => (base.steps, base.epochs),
-            given => given,
-        };
-        macro_rules! pick {
-            ($($field:ident),*) => { Self { steps, epochs, $($field: self.$field.or(base.$field)),* } };
-        }
-        pick!(
-            data,
-            dataset,
-            skip_bad_rows,
-            preset,
-            latents,
-            k,
-            tied,
-            normalize,
-            norm_eps,
-            loss_scale,
-            inference,
-            init,
-            init_gain,
-            pre_bias,
-            batch_size,
-            lr,
-            lr_schedule,
-            lr_warmup,
-            relaxation,
-            pool,
-            anneal_steps,
-            tau_start,
-            tau_end,
-            l1,
-            l1_warmup,
-            clip_norm,
-            weight_decay,
-            adam_b1,
-            adam_b2,
-            adam_eps,
-            aux_k,
-            aux_coef,
-            dead_after,
-            unit_norm_decoder,
-            ema,
-            early_stop,
-            seed,
-            split_seed,
-            eval_every,
-            eval_rows,
-            checkpoint_every,
-            keep_checkpoints,
-            precision
-        )
     }
 }

@@ -1,29 +1,28 @@
 //! Defaults that belong together.
 
-use super::{InitKind, NumberOr, Options, PreBias, Word};
-use crate::backend::Relaxation;
-use crate::schedule::LrSchedule;
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use super::{InitKind, NumberOr, Options, Word};
+use crate::spec::{LrSchedule, PreBias, Relaxation, choices};
 
-/// A set of defaults with a source.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Preset {
-    /// Latents that start from training rows, LapSum warm-up annealed to exact top-k, moving average: the best of the
-    /// study of recipes.
-    #[default]
-    DataTopk,
-    /// Gumbel-softmax warm-up annealed to exact top-k, PyTorch's start.
-    RelaxedTopk,
-    /// Exact top-k from the first step, with the options of Gao et al. 2024: AuxK, unit-norm decoder, b_pre
-    /// from the geometric median, clipping, moving average.
-    Topk,
-    /// L1 and top-k, full batches, no normalisation and no pre-bias.
-    SparseL1,
+choices! {
+    /// A set of defaults with a source.
+    pub enum Preset {
+        /// Latents that start from training rows, LapSum warm-up annealed to exact top-k, moving average: the best of the
+        /// study of recipes
+        DataTopk = "data-topk",
+        /// Gumbel-softmax warm-up annealed to exact top-k, PyTorch's start
+        RelaxedTopk = "relaxed-topk",
+        /// Exact top-k from the first step, with the options of Gao et al. 2024: AuxK, unit-norm decoder, b_pre
+        /// from the geometric median, clipping, moving average
+        Topk = "topk",
+        /// L1 and top-k, full batches, no normalisation and no pre-bias
+        SparseL1 = "sparse-l1",
+    }
 }
 
 impl Preset {
+    /// The one that is taken where none is named.
+    pub const DEFAULT: Self = Self::DataTopk;
+
     /// Whether it repeats a published model to the letter, whose results depend on the data's unit.
     pub fn is_literal(self) -> bool {
         matches!(self, Self::RelaxedTopk | Self::SparseL1)

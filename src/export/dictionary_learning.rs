@@ -10,10 +10,10 @@ use super::foreign::{Activation, Foreign};
 use super::pt::{self, Item};
 use super::tensors::{Settings, Tensors, not_representable, wrong};
 use super::{Notes, by_hand, transpose, write_json};
-use crate::backend::Inference;
 use crate::error::Result;
 use crate::model::Params;
 use crate::model_file::ModelMeta;
+use crate::spec::Inference;
 use safetensors::Dtype;
 use serde_json::json;
 use std::path::Path;
@@ -28,14 +28,14 @@ const TRAINERS: [&str; 5] =
 
 pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<Notes> {
     let (d, m) = (params.d_in, params.n_latents);
-    let topk = meta.inference == Inference::Topk;
+    let topk = meta.architecture.forward.inference == Inference::Topk;
     let mut trainer = json!({
         "trainer_class": "sae",
         "dict_class": if topk { TOPK } else { RELU },
         "activation_dim": d,
         "dict_size": m,
-        "steps": meta.steps,
-        "seed": meta.seed,
+        "steps": meta.provenance.steps,
+        "seed": meta.provenance.seed,
     });
     let w_dec = transpose(params.decoder(), m, d);
     let mut items = vec![
@@ -44,9 +44,9 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
         ("encoder.bias", Item::f32(vec![m], &params.b_lat)),
         ("decoder.weight", Item::f32(vec![d, m], &w_dec)),
     ];
-    let k = (meta.k as i32).to_le_bytes();
+    let k = (meta.architecture.forward.k as i32).to_le_bytes();
     if topk {
-        trainer["k"] = json!(meta.k);
+        trainer["k"] = json!(meta.architecture.forward.k);
         items.push(("k", Item::Tensor(Dtype::I32, vec![], &k)));
         items.push(("threshold", Item::f32(vec![], &[-1.0])));
     }
@@ -64,8 +64,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
     };
     let scaled = "load_dictionary multiplies the codes of a relu model by the norms of its decoder rows (the \
                   reconstruction stays); load it with AutoEncoder.from_pretrained and normalize_decoder=False";
-    let notes =
-        [(!topk).then(|| scaled.to_owned()), meta.normalize.then(|| by_hand("dictionary_learning", meta))];
+    let notes = [
+        (!topk).then(|| scaled.to_owned()),
+        meta.architecture.forward.normalize.then(|| by_hand("dictionary_learning", meta)),
+    ];
     let notes: Vec<String> = notes.into_iter().flatten().collect();
     Ok(Notes {
         load: format!("{loaded}\ncodes = ae.encode(x); recon = ae.decode(codes)"),

@@ -1,10 +1,9 @@
 //! A model as other libraries have it, with an input bias of its own, and its way into ours.
 
-use crate::backend::Inference;
-use crate::config::{Config, Options, Preset};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model_file::{ModelMeta, Provenance};
+use crate::spec::{Architecture, Forward, Inference, NORM_EPS};
 
 /// Codes of a foreign model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,19 +100,24 @@ pub fn fresh_meta(
     normalize: bool,
     origin: &str,
 ) -> Result<ModelMeta> {
-    let options = Options {
-        preset: Some(Preset::Topk),
-        latents: Some(params.n_latents),
-        k: Some(k),
-        tied: Some(params.tied()),
-        normalize: Some(normalize),
-        inference: Some(inference),
-        ..Options::default()
-    };
-    let config = Config::resolve(&options, params.d_in, 1)?;
-    let mut meta = ModelMeta::new(&config, 0, &[]);
-    meta.version = format!("{}, imported from {origin}", meta.version);
-    Ok(meta)
+    let (d_in, n_latents) = (params.d_in, params.n_latents);
+    if k == 0 || k > n_latents {
+        return Err(Error::Usage(format!(
+            "--k {k} must lie between 1 and the number of latents, {n_latents}: give the k that the model was trained with"
+        )));
+    }
+    if normalize && d_in < 2 {
+        return Err(Error::Usage("rows of one value cannot be normalised: leave --normalize out".into()));
+    }
+    let forward = Forward { k, inference, normalize, norm_eps: NORM_EPS };
+    Ok(ModelMeta {
+        architecture: Architecture { d_in, n_latents, tied: params.tied(), forward },
+        provenance: Provenance {
+            version: format!("sae {}, imported from {origin}", env!("CARGO_PKG_VERSION")),
+            ..Provenance::default()
+        },
+        train_mean: vec![],
+    })
 }
 
 #[cfg(test)]

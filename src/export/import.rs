@@ -3,11 +3,11 @@
 use super::foreign::{Activation, Foreign, fresh_meta};
 use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
-use crate::backend::Inference;
 use crate::error::{Error, Result};
 use crate::files::{Kind, Output, Outputs};
 use crate::interrupt;
 use crate::model_file;
+use crate::spec::Inference;
 use safetensors::SafeTensors;
 use serde::Serialize;
 use std::fs::File;
@@ -98,7 +98,7 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
             fresh_meta(&params, k, inference, normalize, &format.to_string())?
         }
     };
-    meta.tied = params.tied();
+    meta.architecture.tied = params.tied();
     interrupt::check()?;
     model_file::save(out, &params, &meta)?;
     Ok(Imported {
@@ -106,9 +106,9 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         model: out.clone(),
         d_in: params.d_in,
         n_latents: m,
-        k: meta.k,
-        inference: meta.inference,
-        normalize: meta.normalize,
+        k: meta.architecture.forward.k,
+        inference: meta.architecture.forward.inference,
+        normalize: meta.architecture.forward.normalize,
         own: own.is_some(),
     })
 }
@@ -127,9 +127,9 @@ fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<model_file::Mo
     let same_k = match foreign.activation {
         Activation::Topk(Some(k)) => k == super::top(&meta),
         Activation::Topk(None) => true,
-        Activation::Relu => meta.inference == Inference::Relu,
+        Activation::Relu => meta.architecture.forward.inference == Inference::Relu,
     };
-    let sizes = (meta.d_in, meta.n_latents) == (foreign.d_in, foreign.n_latents);
+    let sizes = (meta.architecture.d_in, meta.architecture.n_latents) == (foreign.d_in, foreign.n_latents);
     (kept.format == format && sizes && same_k).then_some(meta)
 }
 

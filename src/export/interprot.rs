@@ -40,7 +40,7 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
          sae = SparseAutoencoder({d}, {m}, k={k})\nsae.load_state_dict(load_file(\"DIR/{WEIGHTS}\"))\n\
          codes = sae.get_acts(x); recon = sae.forward_val(x)"
     );
-    let warning = (!meta.normalize).then(|| {
+    let warning = (!meta.architecture.forward.normalize).then(|| {
         "InterProt always normalises rows and this model was trained without: its codes and reconstructions differ; \
          use encode and decode of the tensors by hand, or another format"
             .to_owned()

@@ -27,12 +27,12 @@ mod sparsify;
 pub mod tensors;
 
 use crate::analysis::{Source, codes, load_model};
-use crate::backend::{Inference, NORM_EPS};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
 use crate::model::Params;
 use crate::model_file::ModelMeta;
+use crate::spec::{Inference, NORM_EPS, choices};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,31 +58,19 @@ const NAMES: [&str; 11] = [
     openai::WEIGHTS,
 ];
 
-/// A library whose models are written and read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// SAELens 6: `SAE.load_from_disk(DIR)`.
-    Saelens,
-    /// EleutherAI's sparsify: `SparseCoder.load_from_disk(DIR)`.
-    Sparsify,
-    /// dictionary_learning: `load_dictionary(DIR, device)`.
-    DictionaryLearning,
-    /// InterProt's `SparseAutoencoder`.
-    Interprot,
-    /// OpenAI's sparse_autoencoder: `Autoencoder.from_state_dict`.
-    Openai,
-}
-
-impl std::fmt::Display for Format {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Saelens => "saelens",
-            Self::Sparsify => "sparsify",
-            Self::DictionaryLearning => "dictionary-learning",
-            Self::Interprot => "interprot",
-            Self::Openai => "openai",
-        })
+choices! {
+    /// A library whose models are written and read.
+    pub enum Format {
+        /// SAELens 6: `SAE.load_from_disk(DIR)`
+        Saelens = "saelens",
+        /// EleutherAI's sparsify: `SparseCoder.load_from_disk(DIR)`
+        Sparsify = "sparsify",
+        /// dictionary_learning: `load_dictionary(DIR, device)`
+        DictionaryLearning = "dictionary-learning",
+        /// InterProt's `SparseAutoencoder`
+        Interprot = "interprot",
+        /// OpenAI's sparse_autoencoder: `Autoencoder.from_state_dict`
+        Openai = "openai",
     }
 }
 
@@ -227,8 +215,8 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
         env!("CARGO_PKG_VERSION"),
         params.d_in,
         params.n_latents,
-        match meta.inference {
-            Inference::Topk => format!("codes: relu of the {} largest scores", meta.k),
+        match meta.architecture.forward.inference {
+            Inference::Topk => format!("codes: relu of the {} largest scores", meta.architecture.forward.k),
             Inference::Relu => "codes: relu of all scores".to_owned(),
         },
         notes.load.lines().map(|line| format!("    {line}\n")).collect::<String>()
@@ -243,9 +231,9 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
 /// Active latents of a library that has a top k alone: all M for a model that uses relu of all scores, as a top k
 /// of all of them is that.
 fn top(meta: &ModelMeta) -> usize {
-    match meta.inference {
-        Inference::Topk => meta.k,
-        Inference::Relu => meta.n_latents,
+    match meta.architecture.forward.inference {
+        Inference::Topk => meta.architecture.forward.k,
+        Inference::Relu => meta.architecture.n_latents,
     }
 }
 
@@ -254,19 +242,19 @@ fn by_hand(library: &str, meta: &ModelMeta) -> String {
     format!(
         "{library} does not normalise: normalise rows first, (x - mean) / (std + {:e}) of each row with the unbiased \
          std, then multiply its reconstruction by std and add mean",
-        meta.norm_eps
+        meta.architecture.forward.norm_eps
     )
 }
 
 /// What differs where the library normalises: it adds 1e-5 to a row's deviation, whatever the model was trained with.
 fn other_eps(library: &str, meta: &ModelMeta) -> Option<String> {
-    let factor = NORM_EPS / meta.norm_eps;
-    (meta.normalize && meta.norm_eps != NORM_EPS).then(|| {
+    let factor = NORM_EPS / meta.architecture.forward.norm_eps;
+    (meta.architecture.forward.normalize && meta.architecture.forward.norm_eps != NORM_EPS).then(|| {
         format!(
             "{library} adds {NORM_EPS:e} to each row's standard deviation, and this model, whose rows are small, was \
              trained with {:e}: multiply rows by {factor:.3e} before the library sees them and divide its \
              reconstruction by as much, or its codes are not the model's",
-            meta.norm_eps
+            meta.architecture.forward.norm_eps
         )
     })
 }
@@ -297,5 +285,5 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 
 /// safetensors with the metadata that PyTorch's own writer gives.
 fn write_tensors(path: &Path, tensors: &[files::Tensor<'_>]) -> Result<()> {
-    files::write_safetensors(path, tensors, "format", "pt".into())
+    files::write_safetensors(path, tensors, [("format", "pt".into())])
 }

@@ -9,10 +9,10 @@ use super::foreign::{Activation, Foreign};
 use super::pt::{self, Item};
 use super::tensors::{Tensors, not_representable};
 use super::{Notes, other_eps, top, transpose};
-use crate::backend::Inference;
 use crate::error::Result;
 use crate::model::Params;
 use crate::model_file::ModelMeta;
+use crate::spec::Inference;
 use safetensors::Dtype;
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
     let w_dec = transpose(params.decoder(), m, d);
     let (zeros, ones, last_nonzero) = (vec![0.0; m], vec![1.0; m], vec![0u8; 8 * m]);
     // A relu of all scores with LayerNorm is a top k of all, because TopK alone switches LayerNorm on.
-    let relu = meta.inference == Inference::Relu && !meta.normalize;
+    let relu = meta.architecture.forward.inference == Inference::Relu && !meta.architecture.forward.normalize;
     let topk = vec![("k", Item::Int(top(meta))), ("postact_fn", Item::Text("ReLU"))];
     let items = [
         ("pre_bias", Item::f32(vec![d], &params.b_pre)),
@@ -42,7 +42,7 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
          sae = Autoencoder.from_state_dict(torch.load(\"DIR/{WEIGHTS}\"))\n\
          codes, info = sae.encode(x); recon = sae.decode(codes, info)"
     );
-    let warning = (!meta.normalize && !relu).then(|| {
+    let warning = (!meta.architecture.forward.normalize && !relu).then(|| {
         "OpenAI's from_state_dict normalises rows for every top-k model, and this one was trained without: set \
          `sae.normalize = False` after loading"
             .to_owned()

@@ -7,11 +7,11 @@
 use super::foreign::{Activation, Foreign};
 use super::tensors::{Settings, Tensors, not_representable};
 use super::{Notes, other_eps, transpose, write_json, write_tensors};
-use crate::backend::Inference;
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
 use crate::model_file::ModelMeta;
+use crate::spec::Inference;
 use serde_json::json;
 use std::path::Path;
 
@@ -41,13 +41,13 @@ pub(super) fn write(
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": true,
-        "normalize_activations": if meta.normalize { "layer_norm" } else { "none" },
+        "normalize_activations": if meta.architecture.forward.normalize { "layer_norm" } else { "none" },
         "reshape_activations": "none",
         "metadata": { "sae_lens_version": VERSION, "sae_lens_training_version": VERSION },
     });
-    match meta.inference {
+    match meta.architecture.forward.inference {
         Inference::Topk => {
-            config["k"] = json!(meta.k);
+            config["k"] = json!(meta.architecture.forward.k);
             config["rescale_acts_by_decoder_norm"] = json!(false);
         }
         Inference::Relu => config["architecture"] = json!("standard"),

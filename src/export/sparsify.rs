@@ -23,7 +23,7 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
         "activation": "topk",
         // Only read where num_latents is 0.
         "expansion_factor": m.div_ceil(d),
-        "normalize_decoder": meta.options.unit_norm_decoder.unwrap_or(false),
+        "normalize_decoder": meta.provenance.options.get("unit-norm-decoder").is_some_and(|kept| kept == true),
         "num_latents": m,
         "k": top(meta),
         "multi_topk": false,
@@ -42,7 +42,10 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
         ],
     )?;
     let load = "from sparsify import SparseCoder\nsae = SparseCoder.load_from_disk(DIR)\nvalues, indices, _ = sae.encode(x); recon = sae.decode(values, indices)";
-    Ok(Notes { load: load.into(), warning: meta.normalize.then(|| by_hand("sparsify", meta)) })
+    Ok(Notes {
+        load: load.into(),
+        warning: meta.architecture.forward.normalize.then(|| by_hand("sparsify", meta)),
+    })
 }
 
 /// Settings that change no code: of training, and sizes that the tensors have. `multi_topk` is a second loss.

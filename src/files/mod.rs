@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use tempfile::{NamedTempFile, TempPath};
@@ -143,19 +143,42 @@ impl View for &Tensor<'_> {
 ///
 /// # Errors
 /// As [`write_whole`].
-pub fn write_safetensors(path: &Path, tensors: &[Tensor<'_>], key: &str, value: String) -> Result<()> {
+pub fn write_safetensors<'a>(
+    path: &Path,
+    tensors: &[Tensor<'_>],
+    metadata: impl IntoIterator<Item = (&'a str, String)>,
+) -> Result<()> {
+    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     write_by_name(path, |temporary| {
-        let metadata = HashMap::from([(key.to_owned(), value)]);
         let named = tensors.iter().map(|t| (t.name.as_str(), t));
         // safetensors puts another file in this one's place, which only its owner may read.
         let mode = fs::metadata(temporary).map_err(Error::io(path, "write"))?.permissions();
         let written = match safetensors::serialize_to_file(named, Some(metadata), temporary) {
-            Ok(()) => fs::set_permissions(temporary, mode),
+            Ok(()) => sort_header(temporary).and_then(|()| fs::set_permissions(temporary, mode)),
             Err(safetensors::SafeTensorError::IoError(e)) => Err(e),
             Err(other) => Err(io::Error::other(other.to_string())),
         };
         written.map_err(Error::io(path, "write"))
     })
+}
+
+/// Puts the keys of a safetensors header in order. The library writes the metadata in the order of a hash map, another
+/// one in each process; the same model should be the same bytes.
+fn sort_header(path: &Path) -> io::Result<()> {
+    let mut file = fs::File::options().read(true).write(true).open(path)?;
+    let mut size = [0; 8];
+    file.read_exact(&mut size)?;
+    let mut header = vec![0; u64::from_le_bytes(size) as usize];
+    file.read_exact(&mut header)?;
+    // This map sorts by key.
+    let sorted: serde_json::Map<_, _> = serde_json::from_slice(&header)?;
+    let mut text = serde_json::to_vec(&sorted)?;
+    if text.len() > header.len() {
+        return Err(io::Error::other("a safetensors header grew when it was sorted; please report this"));
+    }
+    text.resize(header.len(), b' ');
+    file.seek(SeekFrom::Start(8))?;
+    file.write_all(&text)
 }
 
 /// Gives a finished file its name. A failure deletes it.

@@ -4,6 +4,7 @@
 //! average (`ema.*`) where there is one, `idle_rows`, and as metadata the [`Progress`] with a CRC-32 of each
 //! tensor. Batches and noise are functions of the step, so no generator's state is stored.
 
+use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
 use crate::model::TrainState;
@@ -17,7 +18,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const KEY: &str = "checkpoint";
-const FORMAT: u32 = 1;
+/// The newest format that this version reads, and the one that it writes. Version 0.1.0 wrote 1.
+pub const SCHEMA: u32 = 2;
 /// Bytes of a safetensors header at most, as the format's own library has it.
 const MOST_HEADER: u64 = 100_000_000;
 
@@ -25,11 +27,13 @@ const MOST_HEADER: u64 = 100_000_000;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Version of this format.
-    pub format: u32,
+    #[serde(alias = "format")]
+    pub schema: u32,
     /// Steps done.
     pub step: u64,
-    /// The run's resolved configuration, so that a checkpoint is never mixed up with another run.
-    pub config: String,
+    /// The run's settings, so that a checkpoint is never mixed up with another run.
+    #[serde(alias = "config", deserialize_with = "settings")]
+    pub settings: Settings,
     /// Hash of ids and values of the data.
     pub data: u64,
     /// Evaluations so far.
@@ -51,6 +55,20 @@ pub struct Progress {
     pub device: String,
 }
 
+/// Reads the settings; version 0.1.0 kept them as the text of its `config.toml`.
+fn settings<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Settings, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Text(String),
+        Settings(Settings),
+    }
+    Ok(match Stored::deserialize(deserializer)? {
+        Stored::Text(text) => Settings::from_toml(&text),
+        Stored::Settings(settings) => settings,
+    })
+}
+
 /// Reads the best evaluation. Version 0.1.0 let one whose FVU is not finite, `null` in JSON, be the best: that is none.
 fn finite_best<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
@@ -61,11 +79,11 @@ fn finite_best<'de, D: serde::Deserializer<'de>>(
 
 impl Progress {
     /// Nothing done yet.
-    pub fn start(config: String, data: u64) -> Self {
+    pub fn start(settings: Settings, data: u64) -> Self {
         Self {
-            format: FORMAT,
+            schema: SCHEMA,
             step: 0,
-            config,
+            settings,
             data,
             metrics: vec![],
             loss: (0.0, 0),
@@ -101,7 +119,7 @@ pub fn save(path: &Path, state: &TrainState, progress: &Progress) -> Result<()> 
         .map_err(|e| Error::Failed(format!("the checkpoint's header cannot be written: {e}")))?;
     // The header carries the tensors' sums; its own goes in front of it.
     let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
-    files::write_safetensors(path, &tensors, KEY, value)
+    files::write_safetensors(path, &tensors, [(KEY, value)])
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
@@ -208,13 +226,15 @@ fn read_header(path: &Path, entry: Option<&String>) -> Result<Header> {
     if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(header.as_bytes())) {
         return Err(damaged(path, "its header does not match its checksum"));
     }
-    let header: Header = serde_json::from_str(header).map_err(|e| damaged(path, &e.to_string()))?;
-    if header.progress.format != FORMAT {
-        let format = header.progress.format;
-        let what =
-            format!("has format {format}, this version of sae reads {FORMAT}; use the version that wrote it");
-        return Err(Error::Model { path: path.to_owned(), what });
+    // Before the rest, whose shape another format may have changed.
+    let json: serde_json::Value = serde_json::from_str(header).map_err(|e| damaged(path, &e.to_string()))?;
+    let schema = ["schema", "format"].iter().find_map(|key| json["progress"][key].as_u64());
+    if let Some(schema) = schema.filter(|&schema| schema > u64::from(SCHEMA)) {
+        return Err(Error::Newer { path: path.to_owned(), schema, known: SCHEMA });
     }
+    let mut header: Header = serde_json::from_value(json).map_err(|e| damaged(path, &e.to_string()))?;
+    // It goes on as one of this version.
+    header.progress.schema = SCHEMA;
     Ok(header)
 }
 
@@ -250,8 +270,8 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::Init;
     use crate::model::Params;
+    use crate::spec::Init;
 
     fn example() -> (TrainState, Progress) {
         let params = Params::init(5, 7, false, &Init::Linear, 1);
@@ -259,7 +279,7 @@ mod tests {
         state.step = 3;
         state.m.w_enc[4] = 0.5;
         state.idle_rows[2] = 77;
-        let progress = Progress { step: 3, ..Progress::start("k = 2".into(), 99) };
+        let progress = Progress { step: 3, ..Progress::start(Settings::from_toml("k = 2"), 99) };
         (state, progress)
     }
 
@@ -283,11 +303,28 @@ mod tests {
         let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
         let mut header = serde_json::to_value(Header { progress: progress.clone(), crc }).unwrap();
         // What that version did not know.
-        assert!(header["progress"].as_object_mut().unwrap().remove("parts").is_some());
+        let old = header["progress"].as_object_mut().unwrap();
+        assert!(
+            old.remove("parts").is_some()
+                && old.remove("schema").is_some()
+                && old.remove("settings").is_some()
+        );
+        old.insert("format".into(), 1.into());
+        old.insert("config".into(), "# Resolved by sae 0.1.0\nk = 2\nkeep-checkpoints = 3\n".into());
         let header = header.to_string();
         let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
-        files::write_safetensors(&path, &tensors, KEY, value).unwrap();
+        files::write_safetensors(&path, &tensors, [(KEY, value)]).unwrap();
         assert_eq!(load(&path, &state).unwrap(), (state, progress));
+    }
+
+    #[test]
+    fn a_newer_checkpoint_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name(3));
+        let (state, progress) = example();
+        save(&path, &state, &Progress { schema: 3, ..progress }).unwrap();
+        let error = load(&path, &state).unwrap_err().to_string();
+        assert!(error.contains("written by a newer sae (schema 3, this one reads up to 2)"), "{error}");
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Why a figure is not finite: rows without variance, or a row that the arithmetic cannot hold.
 
 use super::metrics::{EvalSet, Quality};
-use crate::backend::{Backend, EvalSums, Weights};
+use crate::backend::{Backend, EvalSums};
 use crate::data::Embeddings;
 use crate::error::Result;
+use crate::model::Weights;
 
 impl EvalSet {
     /// Why figures of these rows, measured as `quality`, are not finite, in one line; `None` where all are. `which`

@@ -57,7 +57,7 @@ fn host_bytes(prepared: &Prepared) -> u64 {
         Selected::Cpu => training,
         // Start weights and two moments, and the average, are made here before they go to the card.
         Selected::Cuda(_) => {
-            let copies = 3 + u64::from(c.spec.ema.is_some());
+            let copies = 3 + u64::from(c.spec.optimizer.ema.is_some());
             4 * copies * c.n_params()
         }
     };

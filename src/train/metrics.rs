@@ -3,9 +3,10 @@
 //! With `mean` the mean row of the training split:
 //! FVU = sum (y - x)^2 / sum (x - mean)^2, over the rows and values of the split in question.
 
-use crate::backend::{Backend, EvalSums, StepStats, Weights};
+use crate::backend::{Backend, EvalSums, StepStats};
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
+use crate::model::Weights;
 use serde::{Deserialize, Serialize};
 
 /// Quality on one split. A value that does not exist is NaN, and `null` in JSON.

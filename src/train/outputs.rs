@@ -115,9 +115,11 @@ pub fn write_plots(folder: &RunFolder, config: &Config, metrics: &[MetricRow]) -
         Preset::Topk => ("top-k", names::MSE_PNG, names::MAE_PNG),
         Preset::SparseL1 => ("sparse L1 + top-k", names::MSE_PNG, names::MAE_PNG),
     };
-    let sizes =
-        format!("{preset} autoencoder, D = {}, M = {}, k = {}", config.d_in, config.n_latents, config.spec.k);
-    let annealed_until = (config.anneal_steps > 0).then_some(config.anneal_steps);
+    let sizes = format!(
+        "{preset} autoencoder, D = {}, M = {}, k = {}",
+        config.d_in, config.n_latents, config.spec.forward.k
+    );
+    let annealed_until = (config.schedule.anneal_steps > 0).then_some(config.schedule.anneal_steps);
     let draw = |file: &str, title: &str, y_label: &str, must_show: &'static [f64], curves: Vec<Curve>| {
         let (title, y_label) = (format!("{title}, {sizes}"), y_label.to_owned());
         let plot = CurvePlot { title, y_label, annealed_until, must_show, curves };

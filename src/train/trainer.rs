@@ -7,14 +7,14 @@ use super::outputs::{self, Summary};
 use super::queue::Queue;
 use super::recover;
 use super::{Prepared, Session};
-use crate::backend::{Backend, StepPlan, Weights};
+use crate::backend::{Backend, StepPlan};
 use crate::config::Config;
 use crate::console;
 use crate::data::{BatchOrder, Embeddings, Part, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
-use crate::model::make_unit_rows;
+use crate::model::{Weights, make_unit_rows};
 use crate::model_file::{self, ModelMeta};
 use crate::noise::Noise;
 use crate::report::progress::Progress as Display;
@@ -50,7 +50,7 @@ impl Trainer {
         let Prepared { data, split, config, .. } = prepared;
         progress.device = backend.device();
         Self {
-            order: BatchOrder::new(split.train.clone(), config.batch_size, config.seed),
+            order: BatchOrder::new(split.train.clone(), config.schedule.batch_size, config.seed),
             mean: mean_row(&data, &split.train),
             backend,
             config,
@@ -72,7 +72,7 @@ impl Trainer {
             self.folder.prune(self.config.keep_checkpoints, self.progress.step)?;
         }
         let sets = self.eval_sets(self.config.eval_rows);
-        let mut display = Display::new(self.config.steps, self.progress.step, session.quiet);
+        let mut display = Display::new(self.config.schedule.steps, self.progress.step, session.quiet);
         let done = self.steps(&sets, &mut display, session.stop);
         if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
             display.finish();
@@ -86,7 +86,7 @@ impl Trainer {
         if self.owes_evaluation() {
             self.after_step(sets, display, stop)?;
         }
-        while self.progress.step < self.config.steps && !self.stopped_early() {
+        while self.progress.step < self.config.schedule.steps && !self.stopped_early() {
             if stop.load(Ordering::Relaxed) {
                 self.collect(display)?;
                 return self.interrupted();
@@ -104,11 +104,11 @@ impl Trainer {
     }
 
     fn measures_after(&self, step: u64) -> bool {
-        step == self.config.steps || step.is_multiple_of(self.config.eval_every)
+        step == self.config.schedule.steps || step.is_multiple_of(self.config.eval_every)
     }
 
     fn saves_after(&self, step: u64) -> bool {
-        step == self.config.steps || step.is_multiple_of(self.config.checkpoint_every)
+        step == self.config.schedule.steps || step.is_multiple_of(self.config.checkpoint_every)
     }
 
     /// Whether a signal ended the evaluation that belongs to the last step.
@@ -160,14 +160,20 @@ impl Trainer {
     /// Temperature, share of the hard code, learning rate and L1 weight of a step.
     fn plan(&self, step: u64) -> StepPlan<'static> {
         let c = &self.config;
-        let alpha = anneal_fraction(step, c.anneal_steps);
+        let alpha = anneal_fraction(step, c.schedule.anneal_steps);
         let epoch = self.order.epoch_of(step) as u64;
         StepPlan {
             step,
             alpha,
-            tau: temperature(alpha, c.tau_start, c.tau_end),
-            lr: learning_rate(step, c.steps, c.lr, c.lr_warmup, c.lr_schedule),
-            l1: c.l1 * l1_share(epoch, c.l1_warmup),
+            tau: temperature(alpha, c.schedule.tau_start, c.schedule.tau_end),
+            lr: learning_rate(
+                step,
+                c.schedule.steps,
+                c.schedule.lr,
+                c.schedule.lr_warmup,
+                c.schedule.lr_schedule,
+            ),
+            l1: c.schedule.l1 * l1_share(epoch, c.schedule.l1_warmup),
             noise: Noise::Philox { seed: c.seed },
         }
     }
@@ -206,7 +212,7 @@ impl Trainer {
         }
         let p = &mut self.progress;
         p.seconds = (p.seconds.0 + seconds, p.seconds.1 + seconds);
-        let rate = (steps * self.config.batch_size as u64) as f64 / seconds.max(1e-9);
+        let rate = (steps * self.config.schedule.batch_size as u64) as f64 / seconds.max(1e-9);
         let done = p.step;
         if let Some(stats) = all.last() {
             let note = if self.plan(done - 1).soft() { "annealing" } else { "" };
@@ -235,7 +241,7 @@ impl Trainer {
         self.explain(sets, [train, val, test])?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
-        let rows = p.loss.1 as f64 * self.config.batch_size as f64;
+        let rows = p.loss.1 as f64 * self.config.schedule.batch_size as f64;
         p.metrics.push(MetricRow {
             step: p.step,
             epoch: self.order.epoch_of(p.step),
@@ -255,7 +261,7 @@ impl Trainer {
         p.seconds.0 = 0.0;
         let mut improved = false;
         // Before the warm-up ends the model is not yet the one that is trained for.
-        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.config.anneal_steps) {
+        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.config.schedule.anneal_steps) {
             improved = is_better(fvu, p.best);
             if improved {
                 p.best = Some((p.step, fvu));
@@ -361,7 +367,7 @@ impl Trainer {
         drop(self.backend);
         files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
         outputs::write_plots(&self.folder, &self.config, &self.progress.metrics)?;
-        let done = self.progress.step as f64 * self.config.batch_size as f64;
+        let done = self.progress.step as f64 * self.config.schedule.batch_size as f64;
         let summary = Summary {
             train,
             val,
@@ -374,7 +380,7 @@ impl Trainer {
             seed: self.config.seed,
             version: env!("CARGO_PKG_VERSION").into(),
             n_latents: m,
-            k: self.config.spec.k,
+            k: self.config.spec.forward.k,
             best_step: best,
         };
         outputs::write_summary(&self.folder, &summary)?;
@@ -385,7 +391,11 @@ impl Trainer {
 /// Which parts the loss of a run has.
 fn parts_of(config: &Config) -> HasParts {
     let spec = &config.spec;
-    HasParts { l1: config.l1 > 0.0, aux: spec.aux_k > 0, grad_norm: spec.clip_norm.is_some() }
+    HasParts {
+        l1: config.schedule.l1 > 0.0,
+        aux: spec.objective.aux_k > 0,
+        grad_norm: spec.optimizer.clip_norm.is_some(),
+    }
 }
 
 /// Whether a validation FVU takes the place of the best one so far: a finite one of any that is not.

@@ -2,9 +2,9 @@
 
 use super::Prepared;
 use super::metrics::{mean_row, variance_about};
-use crate::backend::NORM_EPS;
-use crate::config::Options;
+use crate::config::{Options, Preset};
 use crate::data::Embeddings;
+use crate::spec::NORM_EPS;
 
 /// Rows whose deviation is looked at.
 const ROWS: usize = 8192;
@@ -18,7 +18,7 @@ const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 /// Settles what follows the data's unit, where it was left open and the preset is not a literal one: the loss is divided
 /// by the variance of the training rows, and what is added to a row's deviation is small beside it.
 pub(super) fn settle(options: &mut Options, data: &Embeddings, train: &[u32]) {
-    if options.preset.unwrap_or_default().is_literal() {
+    if options.preset.unwrap_or(Preset::DEFAULT).is_literal() {
         return;
     }
     if options.loss_scale.is_none() {
@@ -41,7 +41,7 @@ pub(super) fn settle(options: &mut Options, data: &Embeddings, train: &[u32]) {
 pub(super) fn warning(prepared: &Prepared) -> Option<String> {
     let Prepared { data, split, config, .. } = prepared;
     let variance = variance(data, &split.train);
-    let scaled = variance * config.spec.loss_scale;
+    let scaled = variance * config.spec.objective.loss_scale;
     if USUAL.contains(&scaled) || !(variance > 0.0 && variance.is_finite()) {
         return None;
     }
@@ -52,7 +52,7 @@ pub(super) fn warning(prepared: &Prepared) -> Option<String> {
         return Some(format!(
             "--loss-scale {:e} does not go with these data, whose values have a standard deviation of {deviation:.1e}: \
              give `--loss-scale {:e} --norm-eps {:e}`, or leave both out, of a --config too",
-            config.spec.loss_scale, best.loss_scale?, best.norm_eps?
+            config.spec.objective.loss_scale, best.loss_scale?, best.norm_eps?
         ));
     }
     Some(format!(

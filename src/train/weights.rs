@@ -3,8 +3,9 @@
 use super::Prepared;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
-use crate::config::{Config, Init, PreBias};
+use crate::config::Config;
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
+use crate::spec::{Init, PreBias};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -40,15 +41,15 @@ pub(super) fn start_state(prepared: &Prepared) -> TrainState {
         let n = split.train.len().min(START_ROWS);
         let rows: Vec<u32> = (0..n).map(|i| split.train[i * split.train.len() / n]).collect();
         let mut batch = Batch::default();
-        batch.load(data, &rows, config.spec.row_eps(), &params.b_pre);
-        params.b_pre = pre_bias_start(config.pre_bias_init(), config.d_in, &batch.input);
+        batch.load(data, &rows, config.spec.forward.row_eps(), &params.b_pre);
+        params.b_pre = pre_bias_start(config.pre_bias, config.d_in, &batch.input);
         if from_rows {
-            batch.load(data, &rows, config.spec.row_eps(), &params.b_pre);
-            let unit = config.spec.unit_norm_decoder;
-            latents_from_rows(&mut params, &batch.input, config.spec.k, unit, config.seed);
+            batch.load(data, &rows, config.spec.forward.row_eps(), &params.b_pre);
+            let unit = config.spec.optimizer.unit_norm_decoder;
+            latents_from_rows(&mut params, &batch.input, config.spec.forward.k, unit, config.seed);
         }
     }
-    TrainState::start(params, config.spec.ema.is_some())
+    TrainState::start(params, config.spec.optimizer.ema.is_some())
 }
 
 /// Starts latents as what rows hold: directions in which there are data, where a random one may miss all of them.

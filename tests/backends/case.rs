@@ -3,11 +3,12 @@
 use crate::common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference, relax::Mode};
-use topk_sae::backend::{Backend, ModelSpec, Pass, Relaxation, StepPlan, StepStats};
+use topk_sae::backend::{Backend, Pass, StepPlan, StepStats};
 use topk_sae::data::{Dtype, Embeddings};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
+use topk_sae::spec::{Forward, ModelSpec, Relaxation, Warmup};
 
 const EPS: f64 = f32::EPSILON as f64;
 
@@ -64,7 +65,9 @@ impl Case {
             philox: true,
             // Adam divides by |g| + eps: with the usual 1e-8 the rounding error of a gradient that is almost 0
             // moves its weight by the whole learning rate. Adam itself is worked by hand elsewhere.
-            spec: ModelSpec { adam_eps: 1e-3, ..spec(k) },
+            spec: spec(k).with(|spec| {
+                spec.optimizer.adam_eps = 1e-3;
+            }),
             steps: 2,
             seed: 0,
             dead_every: None,
@@ -76,7 +79,8 @@ impl Case {
 
     pub fn name(&self) -> String {
         let Self { n, d, m, tied, t, l1, seed, .. } = self;
-        let ModelSpec { k, normalize, relaxation, pool, .. } = self.spec;
+        let (Forward { k, normalize, .. }, Warmup { relaxation, pool }) =
+            (self.spec.forward, self.spec.warmup);
         let over =
             if relaxation.has_candidates() { format!(" {relaxation:?} {pool}") } else { String::new() };
         format!("N {n} D {d} M {m} k {k}{over} t {t} tied {tied} normalize {normalize} l1 {l1} seed {seed}")
@@ -87,10 +91,10 @@ impl Case {
         let mut params = random_params(self.d, self.m, self.tied, seed);
         let mut x = values(self.n * self.d, seed + 5);
         (self.edit)(&mut params, &mut x);
-        let mut state = TrainState::start(params, self.spec.ema.is_some());
+        let mut state = TrainState::start(params, self.spec.optimizer.ema.is_some());
         if let Some(every) = self.dead_every {
             // At the very edge, from both sides.
-            let (dead, alive) = (self.spec.dead_after, self.spec.dead_after - 1);
+            let (dead, alive) = (self.spec.objective.dead_after, self.spec.objective.dead_after - 1);
             let edge = |(j, idle): (usize, &mut u32)| *idle = if j % every == 0 { dead } else { alive };
             state.idle_rows.iter_mut().enumerate().for_each(edge);
         }
@@ -124,14 +128,17 @@ impl Case {
         };
         let dead = |z: &[f32]| {
             let pairs = z.iter().zip(idle);
-            pairs.filter(|&(_, &idle)| idle >= self.spec.dead_after).map(|(&z, _)| z).collect::<Vec<f32>>()
+            pairs
+                .filter(|&(_, &idle)| idle >= self.spec.objective.dead_after)
+                .map(|(&z, _)| z)
+                .collect::<Vec<f32>>()
         };
         self.exact
             || pass.pre_acts.chunks_exact(self.m).all(|z| {
                 z.iter().all(|z| z.abs() > margin)
-                    && gap(z.to_vec(), self.spec.k)
+                    && gap(z.to_vec(), self.spec.forward.k)
                     && gap(z.to_vec(), self.spec.candidates(&self.plan(0, &[])))
-                    && gap(dead(z), self.spec.aux_k)
+                    && gap(dead(z), self.spec.objective.aux_k)
             })
     }
 
@@ -183,7 +190,7 @@ impl Case {
             // Candidates are standardised by their own spread, which makes a score's rounding some eight times larger.
             // Softmaxes that shut out one another hand it on: 32 of them at tau = 0.08 leave the gradient of float64
             // weights up to 37,000 units off, where 105,000 are allowed.
-            let spread = match self.spec.relaxation {
+            let spread = match self.spec.warmup.relaxation {
                 Relaxation::Subset => 32.0,
                 Relaxation::Lapsum => 8.0,
                 _ => 1.0,
@@ -194,9 +201,9 @@ impl Case {
             check.stats(
                 &backend.step_now(&self.rows(), &plan).unwrap(),
                 &want.stats,
-                self.spec.clip_norm.is_some(),
+                self.spec.optimizer.clip_norm.is_some(),
             );
-            check.state(&backend.state().unwrap(), &want.state, self.spec.adam_eps);
+            check.state(&backend.state().unwrap(), &want.state, self.spec.optimizer.adam_eps);
             after(&backend);
         }
     }
@@ -206,7 +213,7 @@ impl Case {
 /// there ten times, and the rows are all the same but two.
 pub fn with_ties() -> Case {
     let mut case = Case::new(17, 4, 70, 9);
-    case.spec.normalize = false;
+    case.spec.forward.normalize = false;
     case.edit = |params, x| {
         let quarter = |i: usize| (i * 7 % 11) as f32 * 0.25 - 1.0;
         params.w_enc.iter_mut().enumerate().for_each(|(i, w)| *w = quarter(i % 28));
@@ -229,13 +236,13 @@ pub fn over_candidates(phases: &[f64]) -> Vec<Case> {
                 let i = cases.len();
                 let mut case = Case::new([1, 15, 17, 33][i % 4], [2, 31, 33, 100][i / 3 % 4], m, k);
                 (case.t, case.tied, case.philox) = (t, i % 2 > 0, i % 3 > 0);
-                (case.spec.relaxation, case.spec.pool) = (relaxation, pool);
+                (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, pool);
                 match i % 5 {
                     0 => case.l1 = 0.4,
-                    1 => (case.spec.aux_k, case.dead_every) = (3, Some(4)),
-                    2 => case.spec.unit_norm_decoder = true,
-                    3 => case.spec.clip_norm = Some(1e-3),
-                    _ => case.spec.normalize = false,
+                    1 => (case.spec.objective.aux_k, case.dead_every) = (3, Some(4)),
+                    2 => case.spec.optimizer.unit_norm_decoder = true,
+                    3 => case.spec.optimizer.clip_norm = Some(1e-3),
+                    _ => case.spec.forward.normalize = false,
                 }
                 cases.push(case);
             }

@@ -3,7 +3,9 @@
 use crate::case::{Case, Check};
 use crate::common;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::{Backend, Codes, EvalSums, Inference, Weights};
+use topk_sae::backend::{Backend, Codes, EvalSums};
+use topk_sae::model::Weights;
+use topk_sae::spec::Inference;
 
 #[test]
 fn evaluation_agrees_with_the_reference_for_both_codes_and_both_weights() {
@@ -14,7 +16,8 @@ fn evaluation_agrees_with_the_reference_for_both_codes_and_both_weights() {
             // More rows than are evaluated at a time.
             let mut case = Case::new(300, d, m, k);
             case.tied = tied;
-            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.99));
+            (case.spec.forward.inference, case.spec.forward.normalize, case.spec.optimizer.ema) =
+                (inference, normalize, Some(0.99));
             let (data, mut state) = case.start();
             state.ema = Some(common::random_params(d, m, tied, 900));
             let sums = common::backends(&data, &case.spec, &state).into_iter().map(|(_, mut backend)| {
@@ -111,7 +114,8 @@ fn codes_agree_with_the_reference_and_with_the_evaluation() {
             [(Inference::Topk, true), (Inference::Relu, true), (Inference::Relu, false)]
         {
             let mut case = Case::new(300, d, m, k);
-            (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.99));
+            (case.spec.forward.inference, case.spec.forward.normalize, case.spec.optimizer.ema) =
+                (inference, normalize, Some(0.99));
             let (data, mut state) = case.start();
             state.ema = Some(common::random_params(d, m, case.tied, 900));
             let rows: Vec<u32> = case.rows().into_iter().rev().collect();
@@ -134,7 +138,7 @@ fn codes_agree_with_the_reference_and_with_the_evaluation() {
 #[test]
 fn a_row_whose_scores_are_not_finite_is_named() {
     let mut case = Case::new(40, 8, 33, 3);
-    case.spec.normalize = false;
+    case.spec.forward.normalize = false;
     case.edit = |_, x| x[21 * 8..22 * 8].fill(3e38);
     let (data, state) = case.start();
     let mut fast = FastCpu::new(data, case.spec.clone(), state);

@@ -4,8 +4,8 @@
 use crate::case::Case;
 use crate::common;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, ModelSpec, StepPlan, StepStats, Weights};
-use topk_sae::model::{Params, TrainState};
+use topk_sae::backend::{Backend, StepPlan, StepStats};
+use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
 
 /// Three ways to hold a code, each with every part of the loss.
@@ -13,8 +13,8 @@ fn all_modes() -> Vec<(Mode, Case)> {
     let phases = [(1.0, Mode::Hard), (0.97, Mode::Support), (0.1, Mode::Dense)];
     let cases = phases.map(|(t, mode)| {
         let mut case = Case::new(33, 33, 1000, 9);
-        (case.t, case.l1, case.spec.aux_k, case.dead_every) = (t, 0.2, 4, Some(5));
-        case.spec.ema = Some(0.99);
+        (case.t, case.l1, case.spec.objective.aux_k, case.dead_every) = (t, 0.2, 4, Some(5));
+        case.spec.optimizer.ema = Some(0.99);
         (mode, case)
     });
     cases.into()
@@ -36,7 +36,7 @@ fn state_bits(state: &TrainState) -> Vec<Vec<u32>> {
 fn the_same_seed_gives_the_same_bits_whatever_the_number_of_threads() {
     for (mode, mut case) in all_modes() {
         for clip_norm in [None, Some(0.01)] {
-            case.spec.clip_norm = clip_norm;
+            case.spec.optimizer.clip_norm = clip_norm;
             let run = |threads: usize, noise_seed: u64| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
@@ -80,7 +80,9 @@ fn a_loss_that_is_not_finite_leaves_the_state_as_it_was() {
         for (place, spoil) in places {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for normalize in [false, true] {
-                    let spec = ModelSpec { normalize, ..case.spec.clone() };
+                    let spec = case.spec.clone().with(|spec| {
+                        spec.forward.normalize = normalize;
+                    });
                     let (_, mut state) = case.start();
                     let mut x = common::values(case.n * case.d, 16);
                     state.params.b_lat[5] = 6.0;

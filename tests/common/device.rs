@@ -12,8 +12,8 @@ use topk_sae::backend::cuda::compile::Arch;
 use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::backend::cuda::{self, gemm::Math};
-use topk_sae::config::Precision;
 use topk_sae::error::Result;
+use topk_sae::spec::Precision;
 
 const WANTED: &str = "SAE_TEST_DEVICE";
 

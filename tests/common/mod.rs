@@ -8,13 +8,13 @@ use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use topk_sae::backend::Backend;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference};
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, ModelSpec};
-use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::{philox4x32, unit};
+use topk_sae::spec::{ModelSpec, Precision};
 
 /// One golden file: its metadata and its tensors as float64.
 pub struct Golden {
@@ -145,7 +145,9 @@ pub fn close32(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
 }
 
 pub fn spec(k: usize) -> ModelSpec {
-    ModelSpec { dead_after: 100, ..ModelSpec::plain(k) }
+    ModelSpec::plain(k).with(|spec| {
+        spec.objective.dead_after = 100;
+    })
 }
 
 /// Uniform on [-1, 1), from a counter: the same on every machine.

@@ -1,9 +1,10 @@
 //! Cases small enough to work on paper; each runs on both backends.
 
 use crate::common::{backends, embeddings, spec};
-use topk_sae::backend::{ModelSpec, Pass, StepPlan};
+use topk_sae::backend::{Pass, StepPlan};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
+use topk_sae::spec::ModelSpec;
 
 fn plan(alpha: f64, tau: f64, noise: Noise<'_>) -> StepPlan<'_> {
     StepPlan { step: 0, alpha, tau, lr: 0.1, l1: 0.0, noise }
@@ -32,7 +33,9 @@ fn passes(x: &[f32], spec: &ModelSpec, state: &TrainState, plan: &StepPlan<'_>) 
 }
 
 fn raw(k: usize) -> ModelSpec {
-    ModelSpec { normalize: false, ..spec(k) }
+    spec(k).with(|spec| {
+        spec.forward.normalize = false;
+    })
 }
 
 /// Every number here is a sum of few powers of two: no rounding, so equality.
@@ -118,7 +121,10 @@ fn a_dead_latent_explains_the_residual_as_worked_on_paper() {
     // db_pre = dy - (-1/8, -1/2) = (-7/8, -1/2)
     let mut state = model(&[1.0, 0.0, 0.0, 1.0], Some(&[0.5, 0.0, 0.0, 0.5]), &[0.0; 2], &[0.0; 2]);
     state.idle_rows[0] = 100;
-    let spec = ModelSpec { aux_k: 1, aux_coef: 0.5, ..raw(1) };
+    let spec = raw(1).with(|spec| {
+        spec.objective.aux_k = 1;
+        spec.objective.aux_coef = 0.5;
+    });
     for (name, pass) in passes(&[1.0, 2.0], &spec, &state, &plan(1.0, 0.05, SILENT)) {
         assert_eq!((pass.stats.mse, pass.stats.aux, pass.stats.loss), (1.0, 0.625, 1.3125), "{name}");
         assert_eq!(pass.grad_pre_acts, [-0.125, -0.5], "{name}");
@@ -166,13 +172,12 @@ fn clipping_decay_unit_rows_and_the_average_are_as_worked_on_paper() {
     // Decay 1/2, lr 1/10: the encoder (no gradient) shrinks by 1 - 1/20. The decoder row (0.5, -2) does too and
     // is then scaled to length 1: / sqrt(4.25) = 2.06155281. Biases do not decay.
     // The average at step 0 keeps min(0.9, 1 / 10) = 0.1 of the start: w_enc 0.1 + 0.9 0.95 = 0.955 of it.
-    let spec = ModelSpec {
-        clip_norm: Some(1.0),
-        weight_decay: 0.5,
-        unit_norm_decoder: true,
-        ema: Some(0.9),
-        ..raw(1)
-    };
+    let spec = raw(1).with(|spec| {
+        spec.optimizer.clip_norm = Some(1.0);
+        spec.optimizer.weight_decay = 0.5;
+        spec.optimizer.unit_norm_decoder = true;
+        spec.optimizer.ema = Some(0.9);
+    });
     let data = embeddings(2, vec![1.0, -3.0]);
     let start = TrainState::start(silent().params, true);
     for (name, mut backend) in backends(&data, &spec, &start) {

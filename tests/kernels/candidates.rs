@@ -3,7 +3,8 @@
 use crate::case::{self, Case};
 use crate::common::device;
 use crate::engine::ours;
-use topk_sae::backend::{Backend, Relaxation};
+use topk_sae::backend::Backend;
+use topk_sae::spec::Relaxation;
 
 const ALL: [Relaxation; 3] = [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK];
 
@@ -12,7 +13,7 @@ fn each(base: &Case, pool: usize, t: f64) -> impl Iterator<Item = Case> {
     ALL.into_iter().enumerate().map(move |(i, relaxation)| {
         let mut case = base.clone();
         (case.t, case.tied) = (t, i % 2 == 0);
-        (case.spec.relaxation, case.spec.pool) = (relaxation, pool);
+        (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, pool);
         case
     })
 }
@@ -81,7 +82,7 @@ fn ties_go_to_the_lowest_latent_and_equal_scores_have_no_spread() {
 /// between them; or 33 whose weights are shares of k = 3, so that Newton's step from the middle leaves the bracket.
 pub fn far_apart(outliers: usize) -> Case {
     let mut case = Case::new(17, 31, 130, 3);
-    (case.t, case.spec.pool) = (0.97, 60);
+    (case.t, case.spec.warmup.pool) = (0.97, 60);
     case.edit = match outliers {
         3 => |params, _| (0..3).for_each(|j| params.b_lat[40 * j + 7] = 500.0),
         _ => |params, _| params.b_lat.iter_mut().step_by(4).for_each(|b| *b = 50.0),
@@ -110,7 +111,11 @@ fn a_warm_up_that_ends_leaves_the_hard_phase_as_it_is() {
             let plan = case.plan(step, &[]);
             let got = engine.step_now(&case.rows(), &plan).unwrap().loss;
             let want = reference.step_now(&case.rows(), &plan).unwrap().loss;
-            assert!((got / want - 1.0).abs() < 1e-4, "{:?} step {step}: {got} {want}", case.spec.relaxation);
+            assert!(
+                (got / want - 1.0).abs() < 1e-4,
+                "{:?} step {step}: {got} {want}",
+                case.spec.warmup.relaxation
+            );
         }
     }
 }
@@ -118,7 +123,7 @@ fn a_warm_up_that_ends_leaves_the_hard_phase_as_it_is() {
 #[test]
 fn scores_that_are_not_finite_stop_all_later_steps() {
     let mut case = Case::new(9, 8, 33, 3);
-    case.spec.normalize = false;
+    case.spec.forward.normalize = false;
     case.edit = |_, x| x[3 * 8..4 * 8].fill(3e38);
     for case in each(&case, 20, 0.5) {
         let (data, state) = case.start();
@@ -134,11 +139,11 @@ fn scores_that_are_not_finite_stop_all_later_steps() {
 #[test]
 fn more_candidates_than_the_kernels_hold_are_refused() {
     let mut case = Case::new(4, 8, 3000, 5);
-    (case.spec.relaxation, case.spec.pool) = (Relaxation::Lapsum, 1025);
+    (case.spec.warmup.relaxation, case.spec.warmup.pool) = (Relaxation::Lapsum, 1025);
     let refused = |case: &Case| {
         let (data, state) = case.start();
         let device = device::device(0);
-        let precision = topk_sae::config::Precision::F32;
+        let precision = topk_sae::spec::Precision::F32;
         topk_sae::backend::cuda::engine::Engine::new(
             "engine".into(),
             device,
@@ -153,6 +158,6 @@ fn more_candidates_than_the_kernels_hold_are_refused() {
     let told = refused(&case).unwrap();
     assert!(told.contains("--pool 1025") && told.contains("1024"), "{told}");
     // Without candidates nobody asks for them.
-    case.spec.relaxation = Relaxation::Softmax;
+    case.spec.warmup.relaxation = Relaxation::Softmax;
     assert_eq!(refused(&case), None);
 }

@@ -9,7 +9,7 @@ use crate::{index, topk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::sources::SOURCES;
-use topk_sae::backend::{Inference, Relaxation};
+use topk_sae::spec::{Inference, Relaxation};
 
 /// Whether this is not the place for planted defects: once is enough, and a card is left alone.
 fn elsewhere() -> bool {
@@ -31,8 +31,9 @@ pub fn found(make: impl Fn() -> Emulator) -> bool {
             let (d, m) = if wide { (1100, 300) } else { (40, 384) };
             let mut case = Case::new(70, d, m, 6);
             (case.t, case.l1, case.steps, case.tied) = (t, 0.1, 2, wide);
-            (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (4, Some(3), true);
-            (case.spec.clip_norm, case.spec.ema) = (Some(1e-2), Some(0.9));
+            (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.unit_norm_decoder) =
+                (4, Some(3), true);
+            (case.spec.optimizer.clip_norm, case.spec.optimizer.ema) = (Some(1e-2), Some(0.9));
             case.edit = |params, _| params.b_lat[200] = 6.0;
             case.agree_with(on(device), |_| ());
         }
@@ -50,7 +51,7 @@ pub fn found(make: impl Fn() -> Emulator) -> bool {
         || failed(&|device| {
             // More latents than blocks: a block takes one after the other.
             let mut case = Case::new(20, 70, 2100, 6);
-            (case.steps, case.spec.unit_norm_decoder) = (1, true);
+            (case.steps, case.spec.optimizer.unit_norm_decoder) = (1, true);
             case.agree_with(on(device), |_| ());
         })
         || failed(&|device| crowded(false).agree_with(on(device), |_| ()))
@@ -63,7 +64,7 @@ pub fn found(make: impl Fn() -> Emulator) -> bool {
         || failed(&|device| candidates(device, Relaxation::AnnealK))
         || failed(&|device| {
             let mut case = far_apart(33);
-            case.spec.relaxation = Relaxation::Lapsum;
+            case.spec.warmup.relaxation = Relaxation::Lapsum;
             case.agree_with(on(device), |_| ());
         })
         || failed(&|device| crate::engine::evaluation_agrees(device, (1100, 40), Inference::Topk, true))
@@ -73,7 +74,7 @@ pub fn found(make: impl Fn() -> Emulator) -> bool {
 fn candidates(device: Box<dyn Device>, relaxation: Relaxation) {
     let mut case = Case::new(9, 40, 500, 40);
     (case.t, case.l1, case.steps) = (0.4, 0.1, 2);
-    (case.spec.relaxation, case.spec.pool) = (relaxation, 300);
+    (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, 300);
     case.edit = |params, _| params.b_lat.iter_mut().step_by(2).for_each(|b| *b += 2.0);
     case.agree_with(on(device), |_| ());
 }

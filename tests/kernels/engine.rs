@@ -4,15 +4,15 @@ use crate::case::Case;
 use crate::common::emulator::{Emulator, sanitizer};
 use crate::common::{self, device};
 use std::sync::Arc;
+use topk_sae::backend::Backend;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::cuda::work::STATIC_SHARED;
-use topk_sae::backend::{Backend, Inference, ModelSpec, Relaxation, Weights};
-use topk_sae::config::Precision;
 use topk_sae::data::Embeddings;
 use topk_sae::error::Error;
-use topk_sae::model::TrainState;
+use topk_sae::model::{TrainState, Weights};
+use topk_sae::spec::{Inference, ModelSpec, Precision, Relaxation};
 
 /// The engine in float32; on the emulation with another order of blocks and threads for each `seed`.
 pub fn ours(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
@@ -36,7 +36,7 @@ fn the_engine_agrees_with_the_reference_at_awkward_shapes_in_every_phase() {
             }
             let mut case = Case::new([1, 15, 16, 17, 33][i % 5], [2, 3, 31, 32, 33, 100][i % 6], m, k);
             (case.t, case.tied, case.philox) = (PHASES[i % 4], i / 4 % 2 == 0, i % 3 > 0);
-            case.spec.normalize = i % 7 > 1;
+            case.spec.forward.normalize = i % 7 > 1;
             case.agree_with(ours(i as u64), |_| ());
             i += 1;
         }
@@ -67,7 +67,8 @@ fn rows_wider_than_a_block_of_threads_agree() {
     for (i, t) in [1.0, 0.4, 1.0].into_iter().enumerate() {
         let mut case = Case::new(5, 1100 + i, 40, 7);
         (case.t, case.tied, case.steps) = (t, i == 0, 1);
-        (case.spec.aux_k, case.dead_every, case.spec.unit_norm_decoder) = (3, Some(4), i == 2);
+        (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.unit_norm_decoder) =
+            (3, Some(4), i == 2);
         case.agree_with(ours(i as u64), |_| ());
     }
 }
@@ -78,7 +79,7 @@ fn the_widest_rows_that_a_card_holds_train_and_wider_ones_are_told() {
     let widest = (most - STATIC_SHARED) / 12 / 8 * 8;
     for aux_k in [0, 3] {
         let mut case = Case::new(2, widest, 9, 3);
-        (case.steps, case.spec.aux_k, case.dead_every) = (1, aux_k, Some(4));
+        (case.steps, case.spec.objective.aux_k, case.dead_every) = (1, aux_k, Some(4));
         case.agree_with(ours(aux_k as u64), |_| ());
     }
     let case = Case::new(2, widest + 1, 9, 3);
@@ -97,14 +98,14 @@ fn every_option_agrees_alone_and_with_the_others() {
     type Option = fn(&mut Case);
     let options: [Option; 9] = [
         |c| c.l1 = 0.4,
-        |c| (c.spec.aux_k, c.dead_every) = (3, Some(4)),
-        |c| (c.spec.aux_k, c.dead_every) = (200, Some(9)),
-        |c| c.spec.unit_norm_decoder = true,
-        |c| c.spec.weight_decay = 0.5,
-        |c| c.spec.clip_norm = Some(1e-3),
-        |c| c.spec.ema = Some(0.99),
-        |c| c.spec.train_pre_bias = false,
-        |c| (c.spec.loss_scale, c.spec.norm_eps) = (20.0, 0.25),
+        |c| (c.spec.objective.aux_k, c.dead_every) = (3, Some(4)),
+        |c| (c.spec.objective.aux_k, c.dead_every) = (200, Some(9)),
+        |c| c.spec.optimizer.unit_norm_decoder = true,
+        |c| c.spec.optimizer.weight_decay = 0.5,
+        |c| c.spec.optimizer.clip_norm = Some(1e-3),
+        |c| c.spec.optimizer.ema = Some(0.99),
+        |c| c.spec.optimizer.train_pre_bias = false,
+        |c| (c.spec.objective.loss_scale, c.spec.forward.norm_eps) = (20.0, 0.25),
     ];
     let mut seed = 0;
     for t in PHASES {
@@ -121,7 +122,7 @@ fn every_option_agrees_alone_and_with_the_others() {
             alone.agree_with(ours(seed), |_| ());
             let mut all = base();
             options.iter().for_each(|set| set(&mut all));
-            (all.spec.aux_k, all.steps) = (3, 3);
+            (all.spec.objective.aux_k, all.steps) = (3, 3);
             all.agree_with(ours(seed), |_| ());
         }
     }
@@ -131,7 +132,7 @@ fn in_every_phase(base: &Case) {
     for (i, t) in PHASES.into_iter().enumerate() {
         let mut case = base.clone();
         (case.t, case.tied, case.l1) = (t, i % 2 == 0, 0.1);
-        (case.spec.aux_k, case.dead_every) = (4, Some(3));
+        (case.spec.objective.aux_k, case.dead_every) = (4, Some(3));
         case.agree_with(ours(i as u64), |_| ());
     }
 }
@@ -199,11 +200,11 @@ fn a_norm_is_clipped_where_it_is_above_the_limit_alone() {
 /// Fails where a step whose norm is limited to `ratio` times what it is differs from the reference's.
 pub fn clips(device: Box<dyn Device>, ratio: f64) {
     let mut case = Case::new(17, 31, 65, 6);
-    case.spec.clip_norm = Some(1e6);
+    case.spec.optimizer.clip_norm = Some(1e6);
     let (data, state) = case.start();
     let mut free = Reference::new(data, case.spec.clone(), state);
     let norm = free.step_now(&case.rows(), &case.plan(0, &[])).unwrap().grad_norm;
-    (case.spec.clip_norm, case.steps) = (Some(ratio * norm), 1);
+    (case.spec.optimizer.clip_norm, case.steps) = (Some(ratio * norm), 1);
     case.agree_with(on(device), |_| ());
 }
 
@@ -213,8 +214,8 @@ fn a_small_step_of_each_kind_agrees() {
     for (i, t) in [1.0, 0.5].into_iter().enumerate() {
         let mut case = Case::new(17, 40, 300, 6);
         (case.t, case.tied, case.steps) = (t, i == 0, 1);
-        (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
-        (case.spec.clip_norm, case.spec.unit_norm_decoder) = (Some(1e-2), true);
+        (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.ema) = (4, Some(3), Some(0.9));
+        (case.spec.optimizer.clip_norm, case.spec.optimizer.unit_norm_decoder) = (Some(1e-2), true);
         case.edit = |params, _| params.b_lat[200] = 6.0;
         case.agree_with(ours(i as u64), |_| ());
     }
@@ -223,7 +224,7 @@ fn a_small_step_of_each_kind_agrees() {
     {
         let mut case = Case::new(17, 40, 300, 6);
         (case.t, case.tied, case.steps) = (0.5, i == 0, 1);
-        (case.spec.relaxation, case.spec.pool) = (relaxation, 60);
+        (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, 60);
         case.agree_with(ours(i as u64), |_| ());
     }
 }
@@ -231,7 +232,7 @@ fn a_small_step_of_each_kind_agrees() {
 #[test]
 fn a_loss_that_is_not_finite_stops_all_later_steps() {
     let mut case = Case::new(9, 8, 33, 3);
-    case.spec.normalize = false;
+    case.spec.forward.normalize = false;
     case.edit = |_, x| x[3 * 8..4 * 8].fill(3e38);
     let (data, state) = case.start();
     let mut engine = ours(1)(data, case.spec.clone(), state.clone());
@@ -274,7 +275,8 @@ pub fn evaluation_agrees(
     normalize: bool,
 ) {
     let mut case = Case::new(n, 9, m, 4);
-    (case.spec.inference, case.spec.normalize, case.spec.ema) = (inference, normalize, Some(0.9));
+    (case.spec.forward.inference, case.spec.forward.normalize, case.spec.optimizer.ema) =
+        (inference, normalize, Some(0.9));
     let (data, mut state) = case.start();
     let average = state.ema.as_mut().unwrap();
     average.w_enc.iter_mut().for_each(|w| *w *= 0.5);
@@ -303,7 +305,7 @@ fn codes_agree_with_the_reference() {
     for (i, inference) in [Inference::Topk, Inference::Relu].into_iter().enumerate() {
         for weights in [Weights::Last, Weights::Averaged] {
             let mut case = Case::new(300, 9, 150, 4);
-            (case.spec.inference, case.spec.ema) = (inference, Some(0.9));
+            (case.spec.forward.inference, case.spec.optimizer.ema) = (inference, Some(0.9));
             let (data, mut state) = case.start();
             state.ema.as_mut().unwrap().w_enc.iter_mut().for_each(|w| *w *= 0.5);
             let mut engine = ours(i as u64)(data.clone(), case.spec.clone(), state.clone());
@@ -346,8 +348,8 @@ fn another_state_takes_the_place_of_the_first_in_the_same_memory() {
         [(9, false, Precision::F32), (16, true, Precision::F32), (9, false, Precision::Bf16)]
     {
         let mut case = Case::new(24, d, 40, 4);
-        (case.tied, case.spec.ema, case.spec.clip_norm) = (tied, Some(0.9), Some(0.5));
-        (case.spec.aux_k, case.dead_every, case.spec.normalize) = (3, Some(4), false);
+        (case.tied, case.spec.optimizer.ema, case.spec.optimizer.clip_norm) = (tied, Some(0.9), Some(0.5));
+        (case.spec.objective.aux_k, case.dead_every, case.spec.forward.normalize) = (3, Some(4), false);
         // A row that stops all steps until another state is set.
         case.edit = |_, x| {
             let d = x.len() / 24;

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, ModelSpec, Relaxation, StepPlan, Weights};
-use topk_sae::config::{Init, Precision};
+use topk_sae::backend::{Backend, StepPlan};
 use topk_sae::data::{BatchOrder, Embeddings, LoadOptions};
-use topk_sae::model::{Params, TrainState};
+use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::{anneal_fraction, temperature};
+use topk_sae::spec::{Init, ModelSpec, Precision, Relaxation};
 
 fn sample() -> Arc<Embeddings> {
     let path = folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
@@ -46,7 +46,10 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
         (true, Relaxation::Subset),
         (false, Relaxation::AnnealK),
     ] {
-        let spec = ModelSpec { relaxation, pool: 48, ..ModelSpec::plain(8) };
+        let spec = ModelSpec::plain(8).with(|spec| {
+            spec.warmup.relaxation = relaxation;
+            spec.warmup.pool = 48;
+        });
         let state = TrainState::start(Params::init(data.d_in(), 96, tied, &Init::Linear, 1), false);
         let mut cpu = FastCpu::new(data.clone(), spec.clone(), state.clone());
         let mut engine =
@@ -85,8 +88,9 @@ fn the_memory_told_beforehand_is_what_is_taken() {
         (true, Precision::Bf16, Relaxation::AnnealK),
     ] {
         let mut case = Case::new(300, 64, 3000, 16);
-        (case.t, case.tied, case.spec.relaxation) = (0.5, tied, relaxation);
-        (case.spec.aux_k, case.spec.ema, case.spec.clip_norm) = (8, Some(0.9), Some(1.0));
+        (case.t, case.tied, case.spec.warmup.relaxation) = (0.5, tied, relaxation);
+        (case.spec.objective.aux_k, case.spec.optimizer.ema, case.spec.optimizer.clip_norm) =
+            (8, Some(0.9), Some(1.0));
         let (data, state) = case.start();
         let device = Emulator::new();
         let live = device.live();
@@ -118,7 +122,7 @@ fn what_the_kernels_cannot_do_is_told_before_anything_is_taken() {
             .unwrap()
             .to_string()
     };
-    assert!(refused(&|c| c.spec.k = 1025).contains("--k 1025"));
-    assert!(refused(&|c| c.spec.aux_k = 2000).contains("--aux-k 2000"));
+    assert!(refused(&|c| c.spec.forward.k = 1025).contains("--k 1025"));
+    assert!(refused(&|c| c.spec.objective.aux_k = 2000).contains("--aux-k 2000"));
     assert!(refused(&|c| (c.d, c.m) = (50_000, 5)).contains("shared memory"));
 }

@@ -7,13 +7,13 @@ use crate::common::emulator::{Emulator, sanitizer};
 use crate::common::relative_error;
 use crate::engine::ours;
 use std::collections::BTreeSet;
+use topk_sae::backend::Backend;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::backend::{Backend, Inference, Relaxation, Weights};
-use topk_sae::config::Precision;
 use topk_sae::data::Dtype;
-use topk_sae::model::TrainState;
+use topk_sae::model::{TrainState, Weights};
+use topk_sae::spec::{Inference, Precision, Relaxation};
 
 const TYPES: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
 
@@ -60,10 +60,10 @@ fn bfloat16_operands_stay_within_their_rounding() {
         // All scores are positive and all are selected, so that no decision hangs on rounding; where all are weighed,
         // the top k have no share yet.
         let mut case = Case::new(33, 48, 96, if relaxation.is_gated() { 12 } else { 96 });
-        (case.spec.relaxation, case.spec.pool) = (relaxation, 96);
+        (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, 96);
         case.edit = |params, _| params.b_lat.fill(6.0);
         (case.t, case.tied, case.l1, case.dtype) = (t, i % 2 == 0, 0.1, TYPES[i % 3]);
-        (case.spec.aux_k, case.dead_every) = (96, Some(3));
+        (case.spec.objective.aux_k, case.dead_every) = (96, Some(3));
         let (data, state) = case.start();
         let mut reference = Reference::new(data, case.spec.clone(), state);
         let want = reference.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
@@ -147,13 +147,14 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
             // The type of the rows is nothing to candidates.
             for &(t, relaxation) in &phases[..if dtype == Dtype::F16 { 5 } else { 2 }] {
                 let mut case = Case::new(70, 40, 300, 6);
-                case.spec.relaxation = relaxation;
+                case.spec.warmup.relaxation = relaxation;
                 (case.t, case.dtype, case.l1, case.tied) = (t, dtype, 0.1, dtype == Dtype::F16);
-                (case.spec.aux_k, case.dead_every, case.spec.ema) = (4, Some(3), Some(0.9));
-                (case.spec.clip_norm, case.spec.unit_norm_decoder) =
+                (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.ema) =
+                    (4, Some(3), Some(0.9));
+                (case.spec.optimizer.clip_norm, case.spec.optimizer.unit_norm_decoder) =
                     (Some(1e-2), precision == Precision::F32);
                 if dtype == Dtype::F32 {
-                    case.spec.inference = Inference::Relu;
+                    case.spec.forward.inference = Inference::Relu;
                 }
                 // A latent of every row makes long lists in the inverted index.
                 case.edit = |params, _| params.b_lat[200] = 6.0;

@@ -8,9 +8,10 @@ use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::launch::{self, Batch, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::backend::{ModelSpec, Phase, StepPlan};
+use topk_sae::backend::{Phase, StepPlan};
 use topk_sae::data::Dtype;
 use topk_sae::noise::{Noise, philox4x32, unit};
+use topk_sae::spec::ModelSpec;
 
 /// Rows of scores, each another shape of trouble.
 pub fn rows(m: usize) -> Vec<Vec<f32>> {
@@ -50,8 +51,8 @@ pub fn select(
     let (n, m) = (scores.len(), b_lat.len());
     let spec = ModelSpec::plain(k);
     let precision = match element {
-        Element::F32 => topk_sae::config::Precision::F32,
-        Element::Bf16 => topk_sae::config::Precision::Bf16,
+        Element::F32 => topk_sae::spec::Precision::F32,
+        Element::Bf16 => topk_sae::spec::Precision::Bf16,
     };
     let sizes = Sizes::new(&spec, 2, m, true, precision, Dtype::F32).unwrap();
     let mut work = Work::new(device, &sizes, n, true).unwrap();

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use topk_sae::backend::Backend;
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::config::Precision;
 use topk_sae::data::Dtype;
+use topk_sae::spec::Precision;
 
 const N: usize = 64;
 const D: usize = 512;

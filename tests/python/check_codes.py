@@ -15,7 +15,7 @@ from safetensors import safe_open
 def scores(model, data, ids):
     path = os.path.join(model, "model.safetensors") if os.path.isdir(model) else model
     with safe_open(path, "np") as f:
-        cfg = json.loads(f.metadata()["config"])
+        cfg = json.loads(f.metadata()["architecture"])
         w_enc, b_pre, b_lat = (f.get_tensor(n).astype(np.float64) for n in ("w_enc", "b_pre", "b_lat"))
     with h5py.File(data) as f:
         assert ids == sorted(f), "ids differ"

@@ -29,7 +29,7 @@ with h5py.File(data) as f:
     x = torch.stack([torch.from_numpy(f[k][()]).float() for k in sorted(f)])
 path = Path(model)
 with safe_open(path / "model.safetensors" if path.is_dir() else path, "pt") as f:
-    cfg = json.loads(f.metadata()["config"])
+    cfg = json.loads(f.metadata()["architecture"])
     w_enc, w_dec, b_pre, b_lat = (f.get_tensor(n).double() for n in ("w_enc", "w_dec", "b_pre", "b_lat"))
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 run, data = sys.argv[1:]
 with safe_open(f"{run}/model.safetensors", "np") as f:
-    cfg = json.loads(f.metadata()["config"])
+    cfg = json.loads(f.metadata()["architecture"])
     w_enc, w_dec, b_pre, b_lat = (f.get_tensor(n).astype(np.float64) for n in ("w_enc", "w_dec", "b_pre", "b_lat"))
 assert w_enc.shape == w_dec.shape == (cfg["n_latents"], cfg["d_in"])
 

@@ -159,7 +159,7 @@ pub fn gather(source: &Source, split: Option<Part>, pool: bool, stop: &AtomicBoo
     if pool {
         (names, all) = pooled(&names, &all);
     }
-    let codes = ByLatent::new(&all, meta.n_latents);
+    let codes = ByLatent::new(&all, meta.architecture.n_latents);
     let (skipped_rows, hashed_rows) = (walked.skipped_rows, walked.hashed_rows);
     Ok(Gathered { params, meta, names, codes, skipped_rows, hashed_rows })
 }

@@ -5,8 +5,9 @@ use super::linalg::{View, product};
 use super::relax::{Mode, RowSoftmax};
 use super::simd::{self, AdamStep};
 use super::sparse::{ByLatent, gather_rows};
-use crate::backend::{ModelSpec, StepPlan, ema_decay};
+use crate::backend::{StepPlan, ema_decay};
 use crate::model::{Params, normalize};
+use crate::spec::ModelSpec;
 use std::sync::{Mutex, PoisonError};
 
 /// Latents in a block: large where dense products run on it, so that their operands are packed less often;
@@ -230,21 +231,21 @@ impl Optimizer {
     pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, clip: f64) -> Self {
         let t = (plan.step + 1) as f64;
         let bias = AdamStep {
-            beta1: spec.beta1 as f32,
-            beta2: spec.beta2 as f32,
-            one_minus_beta1: (1.0 - spec.beta1) as f32,
-            one_minus_beta2: (1.0 - spec.beta2) as f32,
-            rate: (plan.lr / (1.0 - spec.beta1.powf(t))) as f32,
-            fix2: (1.0 / (1.0 - spec.beta2.powf(t))) as f32,
-            eps: spec.adam_eps as f32,
+            beta1: spec.optimizer.beta1 as f32,
+            beta2: spec.optimizer.beta2 as f32,
+            one_minus_beta1: (1.0 - spec.optimizer.beta1) as f32,
+            one_minus_beta2: (1.0 - spec.optimizer.beta2) as f32,
+            rate: (plan.lr / (1.0 - spec.optimizer.beta1.powf(t))) as f32,
+            fix2: (1.0 / (1.0 - spec.optimizer.beta2.powf(t))) as f32,
+            eps: spec.optimizer.adam_eps as f32,
             keep: 1.0,
             clip: clip as f32,
         };
         Self {
-            matrix: AdamStep { keep: (1.0 - plan.lr * spec.weight_decay) as f32, ..bias },
+            matrix: AdamStep { keep: (1.0 - plan.lr * spec.optimizer.weight_decay) as f32, ..bias },
             bias,
-            keep: spec.ema.map(|decay| ema_decay(decay, plan.step) as f32),
-            unit_norm_decoder: spec.unit_norm_decoder,
+            keep: spec.optimizer.ema.map(|decay| ema_decay(decay, plan.step) as f32),
+            unit_norm_decoder: spec.optimizer.unit_norm_decoder,
         }
     }
 

@@ -4,9 +4,10 @@ use super::fast::{Work, encode, make_room};
 use super::norm::Batch;
 use super::relax::{RowScratch, hard_row};
 use super::sparse::{CodeChunk, ROWS};
-use crate::backend::{Codes, EvalSums, Inference, ModelSpec};
+use crate::backend::{Codes, EvalSums};
 use crate::data::Embeddings;
 use crate::model::Params;
+use crate::spec::{Inference, ModelSpec};
 use rayon::prelude::*;
 
 /// Adds a chunk of rows to the sums of an evaluation.
@@ -20,11 +21,11 @@ pub(super) fn evaluate_rows(
     sums: &mut EvalSums,
 ) {
     let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
-    work.batch.load(data, rows, spec.row_eps(), &params.b_pre);
+    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre);
     encode(&work.batch.input, params, &mut work.scores);
-    let relu = spec.inference == Inference::Relu;
+    let relu = spec.forward.inference == Inference::Relu;
     work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
-    let k = if relu { m } else { spec.k };
+    let k = if relu { m } else { spec.forward.k };
     make_room(&mut work.recon, n * d);
     let batch = &work.batch;
     let parts: Vec<(f64, f64, f64)> = work
@@ -71,9 +72,9 @@ pub(super) fn encode_rows(
     out: &mut Codes,
 ) {
     let m = params.n_latents;
-    work.batch.load(data, rows, spec.row_eps(), &params.b_pre);
+    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre);
     encode(&work.batch.input, params, &mut work.scores);
-    let k = if spec.inference == Inference::Relu { m } else { spec.k };
+    let k = if spec.forward.inference == Inference::Relu { m } else { spec.forward.k };
     work.codes.resize_with(rows.len().div_ceil(ROWS), CodeChunk::default);
     let finite: Vec<Vec<bool>> = work
         .codes

@@ -18,12 +18,11 @@ use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, candidate
 use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
-use crate::backend::{
-    Backend, Codes, EvalSums, ModelSpec, Pass, Phase, StepPlan, StepStats, Weights, check_same_kind,
-};
+use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::data::Embeddings;
 use crate::error::Result;
-use crate::model::{Fill, Params, TrainState};
+use crate::model::{Fill, Params, TrainState, Weights};
+use crate::spec::ModelSpec;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -90,7 +89,7 @@ impl FastCpu {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
         let work = &mut self.work;
-        work.batch.load(&self.data, rows, self.spec.row_eps(), &params.b_pre);
+        work.batch.load(&self.data, rows, self.spec.forward.row_eps(), &params.b_pre);
         encode(&work.batch.input, params, &mut work.scores);
         make_room(&mut work.recon, n * d);
         let chunks = n.div_ceil(ROWS);
@@ -144,8 +143,8 @@ impl FastCpu {
             plan,
             mode,
             sparsity: (plan.l1 / (n * m) as f64) as f32,
-            per_value: 2.0 / (n * d) as f64 * self.spec.loss_scale,
-            aux_coef: self.spec.aux_coef,
+            per_value: 2.0 / (n * d) as f64 * self.spec.objective.loss_scale,
+            aux_coef: self.spec.objective.aux_coef,
         };
         // A buffer that is not in use becomes empty chunks.
         let dense_chunk = if dense_active { ROWS * d } else { 1 };
@@ -184,19 +183,19 @@ impl FastCpu {
             self.work.aux_entries.build(&self.work.aux_codes, m);
         }
         let spec = self.spec.clone();
-        if !keep && spec.clip_norm.is_none() {
+        if !keep && spec.optimizer.clip_norm.is_none() {
             self.fused_update(rows.len(), plan, forward);
             return f64::NAN;
         }
         // A look shows the gradient itself; the constraint is part of the update.
-        self.store_gradients(rows.len(), plan, forward, !keep && spec.unit_norm_decoder);
+        self.store_gradients(rows.len(), plan, forward, !keep && spec.optimizer.unit_norm_decoder);
         let Some(grads) = self.work.grads.as_mut() else { return f64::NAN };
-        if !spec.train_pre_bias {
+        if !spec.optimizer.train_pre_bias {
             grads.b_pre.fill(0.0);
         }
         let norm = global_norm(grads);
         if !keep {
-            let clip = spec.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+            let clip = spec.optimizer.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
             let optimizer = Optimizer::new(&spec, plan, clip);
             let d = grads.d_in;
             let state = &mut self.state;
@@ -206,7 +205,7 @@ impl FastCpu {
                 blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut(), latents);
             let pairs = states.into_par_iter().zip(grad_blocks(grads, latents));
             pairs.for_each(|(mut block, grads)| optimizer.block(&mut block, &grads, d));
-            if spec.train_pre_bias {
+            if spec.optimizer.train_pre_bias {
                 optimizer.bias(&mut pre, &b_pre);
             }
         }
@@ -226,7 +225,7 @@ impl FastCpu {
             .into_par_iter()
             .map(|mut block| work.pool.with(|scratch| optimizer.fused(&shared, &mut block, scratch)))
             .collect();
-        if spec.train_pre_bias {
+        if spec.optimizer.train_pre_bias {
             let grad = pre_bias_gradient(shared.grad_recon, &parts, d);
             optimizer.bias(&mut pre, &grad);
         }
@@ -283,11 +282,11 @@ pub(super) fn encode(input: &[f32], params: &Params, scores: &mut Vec<f32>) {
 
 /// Latents that the auxiliary loss may use now.
 fn dead_latents(spec: &ModelSpec, idle: &[u32]) -> Vec<u32> {
-    if spec.aux_k == 0 {
+    if spec.objective.aux_k == 0 {
         return vec![];
     }
     let numbered = idle.iter().enumerate();
-    numbered.filter(|&(_, &rows)| rows >= spec.dead_after).map(|(j, _)| j as u32).collect()
+    numbered.filter(|&(_, &rows)| rows >= spec.objective.dead_after).map(|(j, _)| j as u32).collect()
 }
 
 /// The hard codes of all rows, and those of dead latents; false where a score is not finite.
@@ -307,7 +306,7 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
                 finite &= if spec.phase(plan).has_candidates() {
                     candidate_row(spec, plan, chunk * ROWS + i, z, scratch, codes)
                 } else {
-                    hard_row(z, spec.k, scale, scratch, codes)
+                    hard_row(z, spec.forward.k, scale, scratch, codes)
                 };
             }
             if let Some(aux) = aux {
@@ -315,7 +314,7 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
                 let mut masked = vec![0.0; dead.len()];
                 for z in scores.chunks_exact(m) {
                     dead.iter().zip(&mut masked).for_each(|(&j, out)| *out = z[j as usize]);
-                    finite &= hard_row(&masked, spec.aux_k, 1.0, scratch, aux);
+                    finite &= hard_row(&masked, spec.objective.aux_k, 1.0, scratch, aux);
                 }
                 aux.index.iter_mut().for_each(|j| *j = dead[*j as usize]);
             }

@@ -1,8 +1,9 @@
 //! Weights of a row's candidates and their gradient; formulas in [`crate::backend::relaxation`]. Float64: the work is
 //! O(P) or O(k P) a row beside O(P D) for everything else.
 
-use crate::backend::relaxation::{LEAST_REST, Relaxation};
-use crate::backend::{ModelSpec, StepPlan};
+use crate::backend::StepPlan;
+use crate::backend::relaxation::LEAST_REST;
+use crate::spec::{ModelSpec, Relaxation};
 
 /// What the weights of a step are made from.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +19,7 @@ pub struct GateRule {
 impl GateRule {
     /// Of one step.
     pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>) -> Self {
-        Self { relaxation: spec.relaxation, k: spec.k, tau: plan.tau }
+        Self { relaxation: spec.warmup.relaxation, k: spec.forward.k, tau: plan.tau }
     }
 }
 

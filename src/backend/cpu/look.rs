@@ -11,7 +11,7 @@ impl FastCpu {
     /// See [`crate::backend::Backend::inspect`].
     pub(super) fn look(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Pass {
         let mut pre_acts = vec![];
-        self.work.batch.load(&self.data, rows, self.spec.row_eps(), &self.state.params.b_pre);
+        self.work.batch.load(&self.data, rows, self.spec.forward.row_eps(), &self.state.params.b_pre);
         encode(&self.work.batch.input, &self.state.params, &mut pre_acts);
         let forward = self.forward(rows, plan);
         let mut stats = forward.stats;
@@ -20,8 +20,9 @@ impl FastCpu {
         let (code, grad_pre_acts) = self.dense_view(plan, &forward, n, m);
         let work = &self.work;
         // y = x + (y - x), with y - x taken back from dy'.
-        let factor =
-            |row: usize| f64::from(work.batch.std[row]) * 2.0 / (n * d) as f64 * self.spec.loss_scale;
+        let factor = |row: usize| {
+            f64::from(work.batch.std[row]) * 2.0 / (n * d) as f64 * self.spec.objective.loss_scale
+        };
         let recon = (0..n * d).map(|i| {
             let f = factor(i / d);
             let miss = if f > 0.0 { f64::from(work.recon[i]) / f } else { 0.0 };

@@ -3,8 +3,8 @@
 use super::block::latents_in_block;
 use super::fast::EVAL_ROWS;
 use super::relax::{DENSEST, Mode};
-use crate::backend::{Inference, Relaxation};
 use crate::config::Config;
+use crate::spec::{Inference, Relaxation};
 
 /// Bytes of an entry of a row's code: [`super::sparse::CodeChunk`] and [`super::sparse::ByLatent`].
 const ENTRY: u128 = 24 + 12;
@@ -17,19 +17,20 @@ pub fn bytes(c: &Config, n_data: usize) -> u64 {
     let spec = &c.spec;
     // Wide numbers: asked about sizes that no machine has, too.
     let [d, m, n, k, n_data, n_train] =
-        [c.d_in, c.n_latents, c.batch_size, spec.k, n_data, c.n_train].map(|v| v as u128);
-    let warm_up = c.anneal_steps > 0;
-    let softmax = warm_up && spec.relaxation == Relaxation::Softmax;
-    let clip = spec.clip_norm.is_some();
+        [c.d_in, c.n_latents, c.schedule.batch_size, spec.forward.k, n_data, c.n_train].map(|v| v as u128);
+    let warm_up = c.schedule.anneal_steps > 0;
+    let softmax = warm_up && spec.warmup.relaxation == Relaxation::Softmax;
+    let clip = spec.optimizer.clip_norm.is_some();
     let params = m * d * if c.tied { 1 } else { 2 } + m + d;
-    let copies = 3 + u128::from(spec.ema.is_some()) + u128::from(clip);
+    let copies = 3 + u128::from(spec.optimizer.ema.is_some()) + u128::from(clip);
     // Evaluations use the buffers of steps.
     let rows = n.max(EVAL_ROWS.min(c.n_train) as u128);
-    let activations = 3 + u128::from(softmax) + u128::from(spec.aux_k > 0);
+    let activations = 3 + u128::from(softmax) + u128::from(spec.objective.aux_k > 0);
     let state = 4 * (copies * params + m + rows * m + activations * rows * d);
-    let pooled = if warm_up && spec.relaxation.has_candidates() { k.max(spec.pool as u128) } else { k };
+    let pooled =
+        if warm_up && spec.warmup.relaxation.has_candidates() { k.max(spec.warmup.pool as u128) } else { k };
     let support = if softmax { n * m / DENSEST as u128 } else { 0 };
-    let aux = n * (spec.aux_k as u128).min(m);
+    let aux = n * (spec.objective.aux_k as u128).min(m);
     // Each latent's first entry, and counts of the latents that fire.
     let by_latent = 8 * m * (3 + u128::from(aux > 0));
     let entries = ENTRY * (n * pooled + support + aux) + by_latent + relu(c, rows, m);
@@ -47,5 +48,5 @@ pub fn bytes(c: &Config, n_data: usize) -> u64 {
 /// Bytes of the codes of an evaluation with all positive scores: half of them, as long as nothing is learned.
 fn relu(c: &Config, rows: u128, m: u128) -> u128 {
     // A tenth more, for lists grow by doubling.
-    if c.spec.inference == Inference::Relu { 24 * rows * m / 2 * 11 / 10 } else { 0 }
+    if c.spec.forward.inference == Inference::Relu { 24 * rows * m / 2 * 11 / 10 } else { 0 }
 }

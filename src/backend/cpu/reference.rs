@@ -5,13 +5,13 @@
 mod gates;
 
 use crate::backend::{
-    Backend, Codes, EvalSums, Inference, ModelSpec, Pass, Phase, Relaxation, StepPlan, StepStats, Weights,
-    check_same_kind, ema_decay,
+    Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind, ema_decay,
 };
 use crate::data::Embeddings;
 use crate::error::Result;
-use crate::model::{Fill, Params, TrainState};
+use crate::model::{Fill, Params, TrainState, Weights};
 use crate::noise::gumbel_f64;
+use crate::spec::{Inference, ModelSpec, Relaxation};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -97,13 +97,13 @@ impl Reference {
         let mut stored = vec![0.0f32; d];
         self.data.row_into(row as usize, &mut stored);
         let x: Vec<f64> = stored.into_iter().map(f64::from).collect();
-        if !self.spec.normalize {
+        if !self.spec.forward.normalize {
             return (x.clone(), x, 0.0, 1.0);
         }
         let mean = x.iter().sum::<f64>() / d as f64;
         let squares: f64 = x.iter().map(|v| (v - mean).powi(2)).sum();
         let std = (squares / (d as f64 - 1.0)).sqrt();
-        let x_norm = x.iter().map(|v| (v - mean) / (std + self.spec.norm_eps)).collect();
+        let x_norm = x.iter().map(|v| (v - mean) / (std + self.spec.forward.norm_eps)).collect();
         (x, x_norm, mean, std)
     }
 
@@ -120,8 +120,8 @@ impl Reference {
     /// The code outside training (M).
     fn inference_code(&self, z: &[f64]) -> Vec<f64> {
         let mut h = vec![0.0; z.len()];
-        match self.spec.inference {
-            Inference::Topk => top_k(z, self.spec.k).into_iter().for_each(|j| h[j] = relu(z[j])),
+        match self.spec.forward.inference {
+            Inference::Topk => top_k(z, self.spec.forward.k).into_iter().for_each(|j| h[j] = relu(z[j])),
             Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
         }
         h
@@ -145,7 +145,7 @@ impl Reference {
         let (x, x_norm, mean, std) = self.normalized(row);
         let z = self.scores(w, &x_norm);
         let mut top = vec![false; m];
-        for j in top_k(&z, self.spec.k) {
+        for j in top_k(&z, self.spec.forward.k) {
             top[j] = true;
         }
         let phase = self.spec.phase(plan);
@@ -182,14 +182,15 @@ impl Reference {
         let r: Vec<f64> = latents.iter().map(|&j| z[j]).collect();
         let noise = |&j: &usize| gumbel_f64(plan.noise.uniform(plan.step, n, j, z.len()));
         let g: Vec<f64> = latents.iter().map(noise).collect();
-        let (weights, slope) = gates::weights(self.spec.relaxation, self.spec.k, plan.tau, &r, &g);
+        let (weights, slope) =
+            gates::weights(self.spec.warmup.relaxation, self.spec.forward.k, plan.tau, &r, &g);
         Gated { latents, weights, slope }
     }
 
     /// The factor D of a latent's score in a code of candidates.
     fn direct(&self, gates: &Gated, top: &[bool], j: usize, plan: &StepPlan<'_>) -> f64 {
         let Some(i) = gates.latents.iter().position(|&l| l == j) else { return 0.0 };
-        if self.spec.relaxation == Relaxation::AnnealK {
+        if self.spec.warmup.relaxation == Relaxation::AnnealK {
             return 1.0;
         }
         (1.0 - plan.alpha) * gates.weights[i] + if top[j] { plan.alpha } else { 0.0 }
@@ -198,10 +199,10 @@ impl Reference {
     /// The `aux_k` largest positive scores among dead latents (M values).
     fn aux_code(&self, z: &[f64]) -> Vec<f64> {
         let mut code = vec![0.0; z.len()];
-        if self.spec.aux_k > 0 {
-            let dead = |j: usize| self.state.idle_rows[j] >= self.spec.dead_after;
+        if self.spec.objective.aux_k > 0 {
+            let dead = |j: usize| self.state.idle_rows[j] >= self.spec.objective.dead_after;
             let masked: Vec<f64> = (0..z.len()).map(|j| if dead(j) { relu(z[j]) } else { 0.0 }).collect();
-            for j in top_k(&masked, self.spec.aux_k) {
+            for j in top_k(&masked, self.spec.objective.aux_k) {
                 code[j] = masked[j];
             }
         }
@@ -247,7 +248,7 @@ impl Reference {
                 *enc += dec;
             }
         }
-        if !self.spec.train_pre_bias {
+        if !self.spec.optimizer.train_pre_bias {
             grads.b_pre.fill(0.0);
         }
         let rows_of =
@@ -287,7 +288,7 @@ impl Reference {
     ) -> (Vec<f64>, Vec<f64>, f64) {
         let (d, m) = (pass.x.len(), pass.z.len());
         let per_value = 1.0 / (n_rows * d) as f64;
-        let factor = self.spec.loss_scale * pass.std * per_value;
+        let factor = self.spec.objective.loss_scale * pass.std * per_value;
         let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * factor).collect();
         let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
         let sparsity = plan.l1 / (n_rows * m) as f64;
@@ -340,13 +341,14 @@ impl Reference {
         dz: &mut [f64],
         grads: &mut Wide,
     ) -> f64 {
-        let dead = |&idle: &u32| idle >= self.spec.dead_after;
-        if self.spec.aux_k == 0 || !self.state.idle_rows.iter().any(dead) {
+        let dead = |&idle: &u32| idle >= self.spec.objective.dead_after;
+        if self.spec.objective.aux_k == 0 || !self.state.idle_rows.iter().any(dead) {
             return 0.0;
         }
         let d = pass.x.len();
         let miss: Vec<f64> = (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
-        let scale = self.spec.loss_scale * self.spec.aux_coef * 2.0 * pass.std * per_value;
+        let scale =
+            self.spec.objective.loss_scale * self.spec.objective.aux_coef * 2.0 * pass.std * per_value;
         for (j, &h) in pass.aux.iter().enumerate() {
             if h > 0.0 {
                 for i in 0..d {
@@ -361,7 +363,7 @@ impl Reference {
     /// Clip, Adam, decay, unit norm, average: on one tensor after the other.
     fn update(&mut self, pass: &Pass, plan: &StepPlan<'_>) -> f64 {
         let mut grads = pass.grads.clone();
-        let (d, unit) = (grads.d_in, self.spec.unit_norm_decoder);
+        let (d, unit) = (grads.d_in, self.spec.optimizer.unit_norm_decoder);
         if unit {
             let decoder = self.state.params.decoder().to_vec();
             let rows = grads.w_dec.as_mut().unwrap_or(&mut grads.w_enc).chunks_exact_mut(d);
@@ -374,24 +376,24 @@ impl Reference {
         }
         let squares = |t: &[f32]| t.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
         let norm = grads.tensors().iter().map(|(_, _, t)| squares(t)).sum::<f64>().sqrt();
-        let clip = self.spec.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        let clip = self.spec.optimizer.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         let spec = self.spec.clone();
         let t = (plan.step + 1) as i32;
-        let (fix1, fix2) = (1.0 - spec.beta1.powi(t), 1.0 - spec.beta2.powi(t));
+        let (fix1, fix2) = (1.0 - spec.optimizer.beta1.powi(t), 1.0 - spec.optimizer.beta2.powi(t));
         let state = &mut self.state;
         let tensors = state.params.tensors_mut().into_iter().zip(grads.tensors());
         let moments = state.m.tensors_mut().into_iter().zip(state.v.tensors_mut());
         for (((name, weights), (_, _, grads)), ((_, ms), (_, vs))) in tensors.zip(moments) {
-            if name == "b_pre" && !spec.train_pre_bias {
+            if name == "b_pre" && !spec.optimizer.train_pre_bias {
                 continue;
             }
-            let decay = if name.starts_with("w_") { plan.lr * spec.weight_decay } else { 0.0 };
+            let decay = if name.starts_with("w_") { plan.lr * spec.optimizer.weight_decay } else { 0.0 };
             for i in 0..weights.len() {
                 let g = f64::from(grads[i]) * clip;
-                let m = spec.beta1 * f64::from(ms[i]) + (1.0 - spec.beta1) * g;
-                let v = spec.beta2 * f64::from(vs[i]) + (1.0 - spec.beta2) * g * g;
+                let m = spec.optimizer.beta1 * f64::from(ms[i]) + (1.0 - spec.optimizer.beta1) * g;
+                let v = spec.optimizer.beta2 * f64::from(vs[i]) + (1.0 - spec.optimizer.beta2) * g * g;
                 let old = f64::from(weights[i]);
-                let step = plan.lr * (m / fix1) / ((v / fix2).sqrt() + spec.adam_eps);
+                let step = plan.lr * (m / fix1) / ((v / fix2).sqrt() + spec.optimizer.adam_eps);
                 (ms[i], vs[i]) = (m as f32, v as f32);
                 weights[i] = (old - decay * old - step) as f32;
             }
@@ -402,7 +404,7 @@ impl Reference {
                 crate::model::normalize(row);
             }
         }
-        if let (Some(ema), Some(decay)) = (&mut state.ema, spec.ema) {
+        if let (Some(ema), Some(decay)) = (&mut state.ema, spec.optimizer.ema) {
             let keep = ema_decay(decay, plan.step);
             for ((_, average), (_, _, new)) in ema.tensors_mut().into_iter().zip(state.params.tensors()) {
                 for (a, &w) in average.iter_mut().zip(new) {
@@ -425,7 +427,7 @@ impl Reference {
         let mut fired = vec![false; m];
         for z in pass.pre_acts.chunks_exact(m) {
             let z: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
-            for j in top_k(&z, self.spec.k) {
+            for j in top_k(&z, self.spec.forward.k) {
                 fired[j] |= z[j] > 0.0;
             }
         }

@@ -10,8 +10,9 @@ use super::gates::{GateRule, Gates};
 use super::select::{self, Scratch};
 use super::simd;
 use super::sparse::CodeChunk;
-use crate::backend::{ModelSpec, Phase, StepPlan};
+use crate::backend::{Phase, StepPlan};
 use crate::noise::{Noise, gumbel_f64};
+use crate::spec::ModelSpec;
 
 /// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
 /// (A cut at a share of the largest weight alone would not do: thousands of weights just below it add up.)
@@ -86,8 +87,8 @@ pub fn candidate_row(
     keys.clear();
     keys.extend(top.iter().map(|&(j, value)| select::key(value, j)));
     let mut least = 0;
-    if top.len() > spec.k {
-        least = *keys.select_nth_unstable_by(spec.k - 1, |a, b| b.cmp(a)).1;
+    if top.len() > spec.forward.k {
+        least = *keys.select_nth_unstable_by(spec.forward.k - 1, |a, b| b.cmp(a)).1;
     }
     let alpha = plan.alpha as f32;
     let phase = spec.phase(plan);

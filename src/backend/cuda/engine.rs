@@ -19,14 +19,12 @@ use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, Work};
-use crate::backend::{
-    Backend, Codes, EvalSums, ModelSpec, Pass, Phase, StepPlan, StepStats, Weights, check_same_kind,
-};
-use crate::config::Precision;
+use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
-use crate::model::{Fill, TrainState};
+use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
+use crate::spec::{ModelSpec, Precision};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -241,7 +239,7 @@ impl Parts {
         if let (Some(copy), Some(dec)) = (&mut t.dec_copy, &t.dec) {
             launch::narrow_copy(dev, &dec.w, copy)?;
         }
-        launch::count_idle(dev, &self.sizes, 0, self.spec.dead_after, &mut t.idle, &mut self.shared)
+        launch::count_idle(dev, &self.sizes, 0, self.spec.objective.dead_after, &mut t.idle, &mut self.shared)
     }
 
     /// Makes sure that the buffers hold `n` rows.
@@ -273,9 +271,9 @@ impl Parts {
             work.need_soft(dev, sizes)?;
         }
         if phase == Phase::Weighed {
-            work.need_gates(dev, sizes, spec.relaxation)?;
+            work.need_gates(dev, sizes, spec.warmup.relaxation)?;
         }
-        if spec.clip_norm.is_some() {
+        if spec.optimizer.clip_norm.is_some() {
             work.need_kept(dev, sizes)?;
         }
         let given = match plan.noise {

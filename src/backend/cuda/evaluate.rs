@@ -5,9 +5,11 @@ use super::engine::{Parts, RING, no_buffers};
 use super::launch::{self, Batch};
 use super::params::StepParams;
 use super::tensors::Operands;
-use crate::backend::{Codes, Inference, Phase, StepPlan, Weights};
+use crate::backend::{Codes, Phase, StepPlan};
 use crate::error::Result;
+use crate::model::Weights;
 use crate::noise::Noise;
+use crate::spec::Inference;
 
 impl Parts {
     /// Scores and top k of `rows` into the buffers.
@@ -18,7 +20,7 @@ impl Parts {
         let params = StepParams::new(&self.spec, &plan, rows.len(), self.sizes.m, RING as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
-        launch::gather_norm(dev, s, &batch, spec.row_eps(), w.b_pre, work)?;
+        launch::gather_norm(dev, s, &batch, spec.forward.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         launch::topk(dev, s, &batch, w.b_lat, shared, false, Phase::Hard, work)?;
         Ok(batch)
@@ -31,7 +33,7 @@ impl Parts {
     pub(super) fn evaluate(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<()> {
         let batch = self.select(dev, rows, w)?;
         let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
-        let relu = spec.inference == Inference::Relu;
+        let relu = spec.forward.inference == Inference::Relu;
         if relu {
             work.need_soft(dev, s)?;
             work.main.count.zero(dev, batch.n)?;
@@ -55,7 +57,7 @@ impl Parts {
         let mut codes = Codes::default();
         for chunk in rows.chunks(self.room()) {
             self.select(dev, chunk, &operands)?;
-            match self.spec.inference {
+            match self.spec.forward.inference {
                 Inference::Topk => self.read_top(dev, chunk.len(), &mut codes)?,
                 Inference::Relu => self.read_positive(dev, chunk.len(), &b_lat, &mut codes)?,
             }

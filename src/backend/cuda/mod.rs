@@ -37,11 +37,11 @@ pub mod tensors;
 pub mod timed;
 pub mod work;
 
-use super::{Backend, ModelSpec};
-use crate::config::Precision;
+use super::Backend;
 use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::TrainState;
+use crate::spec::{ModelSpec, Precision};
 use device::Device;
 use gemm::Math;
 use std::sync::Arc;
@@ -107,6 +107,6 @@ pub fn memory(
     let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::data::Dtype::F32) else {
         return 0;
     };
-    let state = tensors::bytes(d_in, n_latents, tied, spec.ema.is_some(), sizes.element);
+    let state = tensors::bytes(d_in, n_latents, tied, spec.optimizer.ema.is_some(), sizes.element);
     state + engine::shared_bytes(n_latents) + work::bytes(&sizes, spec, n_rows)
 }

@@ -1,7 +1,8 @@
 //! What host and kernels tell each other: plain structs, field by field as in `kernels/common.cuh`.
 
-use crate::backend::{ModelSpec, StepPlan, ema_decay};
+use crate::backend::{StepPlan, ema_decay};
 use crate::noise::Noise;
+use crate::spec::ModelSpec;
 use bytemuck::{Pod, Zeroable};
 
 /// `Step`: all numbers of one step.
@@ -68,26 +69,26 @@ impl StepParams {
         Self {
             seed,
             step: plan.step,
-            l1: plan.l1 / spec.loss_scale,
-            aux_coef: spec.aux_coef,
-            clip_norm: spec.clip_norm.unwrap_or(0.0),
-            loss_scale: spec.loss_scale,
+            l1: plan.l1 / spec.objective.loss_scale,
+            aux_coef: spec.objective.aux_coef,
+            clip_norm: spec.optimizer.clip_norm.unwrap_or(0.0),
+            loss_scale: spec.objective.loss_scale,
             alpha: alpha as f32,
             rest: (1.0 - alpha) as f32,
             tau: plan.tau as f32,
             sparsity: (plan.l1 / (n_rows * n_latents) as f64) as f32,
-            beta1: spec.beta1 as f32,
-            beta2: spec.beta2 as f32,
-            one_minus_beta1: (1.0 - spec.beta1) as f32,
-            one_minus_beta2: (1.0 - spec.beta2) as f32,
-            rate: (plan.lr / (1.0 - spec.beta1.powi(t))) as f32,
-            fix2: (1.0 / (1.0 - spec.beta2.powi(t))) as f32,
-            adam_eps: spec.adam_eps as f32,
-            keep: (1.0 - plan.lr * spec.weight_decay) as f32,
-            ema_keep: spec.ema.map_or(0.0, |decay| ema_decay(decay, plan.step)) as f32,
+            beta1: spec.optimizer.beta1 as f32,
+            beta2: spec.optimizer.beta2 as f32,
+            one_minus_beta1: (1.0 - spec.optimizer.beta1) as f32,
+            one_minus_beta2: (1.0 - spec.optimizer.beta2) as f32,
+            rate: (plan.lr / (1.0 - spec.optimizer.beta1.powi(t))) as f32,
+            fix2: (1.0 / (1.0 - spec.optimizer.beta2.powi(t))) as f32,
+            adam_eps: spec.optimizer.adam_eps as f32,
+            keep: (1.0 - plan.lr * spec.optimizer.weight_decay) as f32,
+            ema_keep: spec.optimizer.ema.map_or(0.0, |decay| ema_decay(decay, plan.step)) as f32,
             inv_tau: (1.0 / plan.tau) as f32,
             n_rows: n_rows as u32,
-            dead_after: spec.dead_after,
+            dead_after: spec.objective.dead_after,
             slot,
             active: spec.candidates(plan) as u32,
         }

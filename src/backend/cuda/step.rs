@@ -39,11 +39,11 @@ impl Parts {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
-        launch::gather_norm(dev, s, batch, spec.row_eps(), w.b_pre, work)?;
+        launch::gather_norm(dev, s, batch, spec.forward.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
         if phase.has_candidates() {
-            launch::gate_weights(dev, s, batch, spec.relaxation, shared, work)?;
+            launch::gate_weights(dev, s, batch, spec.warmup.relaxation, shared, work)?;
         }
         launch::topk_dead(dev, s, batch, tensors, shared, work)?;
         if phase == Phase::Softmax
@@ -72,7 +72,7 @@ impl Parts {
             return Err(no_buffers());
         };
         if phase == Phase::Weighed {
-            launch::gate_gradients(dev, s, batch, spec.relaxation, work)?;
+            launch::gate_gradients(dev, s, batch, spec.warmup.relaxation, work)?;
         }
         let Work { main, aux, totals, cursor, unordered, .. } = work;
         if phase != Phase::Softmax {
@@ -82,12 +82,13 @@ impl Parts {
             launch::index(dev, s, batch.n, aux, totals, cursor, unordered)?;
         }
         work.partial.zero(dev, work::BLOCKS * s.pitch)?;
-        let keep = aim == Aim::Look || spec.clip_norm.is_some();
+        let keep = aim == Aim::Look || spec.optimizer.clip_norm.is_some();
         if keep {
             work.squares.zero(dev, work::BLOCKS)?;
         }
         // A look shows the gradient itself; the constraint is part of the update.
-        let unit = if spec.unit_norm_decoder && aim == Aim::Train { Unit::Both } else { Unit::Free };
+        let unit =
+            if spec.optimizer.unit_norm_decoder && aim == Aim::Train { Unit::Both } else { Unit::Free };
         let view = &tensors.view;
         let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
         let kept = if keep { work.kept.as_ref() } else { None };
@@ -112,7 +113,7 @@ impl Parts {
             let up = Update { main: Some(&work.main), ..base };
             launch::latent_update(dev, s, batch, view, shared, work, &up)?;
         }
-        launch::pre_bias_gradient(dev, s, batch.n, spec.train_pre_bias, work)?;
+        launch::pre_bias_gradient(dev, s, batch.n, spec.optimizer.train_pre_bias, work)?;
         if aim == Aim::Look {
             return Ok(());
         }
@@ -121,10 +122,10 @@ impl Parts {
             let unit = if unit == Unit::Both { Unit::Scale } else { Unit::Free };
             apply_kept(dev, s, batch, tensors, shared, work, unit)?;
         }
-        if spec.train_pre_bias {
+        if spec.optimizer.train_pre_bias {
             launch::update_pre_bias(dev, s, batch, view, work, shared)?;
         }
-        launch::count_idle(dev, s, batch.n, spec.dead_after, &mut tensors.idle, shared)
+        launch::count_idle(dev, s, batch.n, spec.objective.dead_after, &mut tensors.idle, shared)
     }
 }
 

@@ -6,9 +6,8 @@
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Element, Matrix};
 use super::params::{ModelView, TensorView};
-use crate::backend::Weights;
 use crate::error::{Error, Result};
-use crate::model::{Fill, Params, SETS, TrainState};
+use crate::model::{Fill, Params, SETS, TrainState, Weights};
 
 /// Values in a stored row of `d_in`.
 pub fn pitch(d_in: usize) -> usize {

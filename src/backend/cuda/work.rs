@@ -4,10 +4,9 @@ use super::buffer::{Buffer, Values};
 use super::device::{Device, Element};
 use super::params::{DRAW, ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
-use crate::backend::{Inference, ModelSpec, Relaxation};
-use crate::config::Precision;
 use crate::data::{Dtype, Embeddings};
 use crate::error::{Error, Result};
+use crate::spec::{Inference, ModelSpec, Precision, Relaxation};
 
 /// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
 pub const MOST_ACTIVE: usize = 1024;
@@ -63,8 +62,12 @@ impl Sizes {
         precision: Precision,
         data: Dtype,
     ) -> Result<Self> {
-        let pool = if spec.relaxation.has_candidates() { spec.pool.max(spec.k) } else { spec.k };
-        for (flag, value) in [("--k", spec.k), ("--pool", pool), ("--aux-k", spec.aux_k)] {
+        let pool = if spec.warmup.relaxation.has_candidates() {
+            spec.warmup.pool.max(spec.forward.k)
+        } else {
+            spec.forward.k
+        };
+        for (flag, value) in [("--k", spec.forward.k), ("--pool", pool), ("--aux-k", spec.objective.aux_k)] {
             if value > MOST_ACTIVE {
                 return Err(Error::Usage(format!(
                     "{flag} {value} is above {MOST_ACTIVE}, the most that the GPU kernels select: lower it, or add --device cpu"
@@ -77,9 +80,9 @@ impl Sizes {
             pitch: pitch(d),
             m,
             score_pitch: m.next_multiple_of(8),
-            k: spec.k,
+            k: spec.forward.k,
             pool,
-            aux_k: spec.aux_k,
+            aux_k: spec.objective.aux_k,
             tile: m.next_multiple_of(128).min(TILE),
             tied,
             element,
@@ -378,20 +381,24 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let rows = n * (s.pitch * 2 * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20);
     let index = 8 * s.m + 4 * n * s.pool.max(s.aux_k);
     let sums = BLOCKS * (4 * s.pitch + 8) + 2 * CHUNKS * s.pitch * 8 + 4 * s.pitch;
-    let dense = if spec.relaxation == Relaxation::Softmax || spec.inference == Inference::Relu {
+    let dense = if spec.warmup.relaxation == Relaxation::Softmax || spec.forward.inference == Inference::Relu
+    {
         2 * n * s.tile * e
             + n * (4 * s.pitch + 24)
             + s.tile * (if s.tied { 4 } else { 8 } * s.pitch + 4 + 8 * CHUNKS)
     } else {
         0
     };
-    let gates = match spec.relaxation {
+    let gates = match spec.warmup.relaxation {
         Relaxation::Lapsum => 8 * n * s.pool + 4 * n,
         Relaxation::Subset => 8 * n * s.pool + DRAW * n * s.k,
         Relaxation::Softmax | Relaxation::AnnealK | Relaxation::None => 0,
     };
-    let kept =
-        if spec.clip_norm.is_some() { 4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + 1) } else { 0 };
+    let kept = if spec.optimizer.clip_norm.is_some() {
+        4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + 1)
+    } else {
+        0
+    };
     (rows + lists(s.pool) + aux + index + sums + dense + gates + kept) as u64
 }
 

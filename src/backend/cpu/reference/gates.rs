@@ -1,7 +1,7 @@
 //! Weights of candidates as their definitions read: thresholds by bisection, slopes as whole matrices.
 
-use crate::backend::Relaxation;
 use crate::backend::relaxation::LEAST_REST;
+use crate::spec::Relaxation;
 
 /// Weights of the candidates with scores `r` and Gumbel noise `g` (P values each), and the matrix
 /// `slope[i][j] = d w_i / d r_j`.

@@ -4,8 +4,8 @@ use super::super::device::{Arg, Device, Launch, WARP};
 use super::super::params::DRAW;
 use super::super::work::{Gates, Sizes, Work};
 use super::{BLOCK, Batch, Shared, count, grid, u};
-use crate::backend::Relaxation;
 use crate::error::{Error, Result};
+use crate::spec::Relaxation;
 
 /// Bytes of a block's shared memory for the softmaxes that the backward pass of the subset sampling makes again.
 const SEGMENT_BYTES: usize = 32 << 10;

@@ -1,0 +1,95 @@
+//! The training options as flags, made from their table.
+
+use crate::config::{OptionRow, Options};
+use crate::spec::Choice;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// Options as they came on the command line.
+#[derive(Debug, Clone, Default)]
+pub struct Flags(pub Options);
+
+fn help(row: &OptionRow) -> String {
+    match row.defaults() {
+        Some(defaults) => format!("{} [default: {defaults}]", row.help),
+        None => row.help.to_owned(),
+    }
+}
+
+fn argument(row: OptionRow) -> Arg {
+    let arg = Arg::new(row.key.clone()).long(row.key.clone()).help_heading(row.heading);
+    let arg = arg.help(help(&row));
+    let arg = match row.short {
+        Some(letter) => arg.short(letter),
+        None => arg,
+    };
+    if row.switch.is_some() {
+        return arg.action(ArgAction::SetTrue);
+    }
+    let arg = arg.value_name(row.place).allow_hyphen_values(row.range.is_some());
+    match row.key.as_str() {
+        "steps" => arg.conflicts_with("epochs"),
+        _ => arg,
+    }
+    .value_parser(if row.words.is_empty() {
+        let check = row.check;
+        ValueParser::new(move |text: &str| check(text).map(|()| text.to_owned()))
+    } else {
+        ValueParser::new(words(&row.words))
+    })
+}
+
+fn words(words: &[(&'static str, &'static str)]) -> PossibleValuesParser {
+    words.iter().map(|&(name, about)| PossibleValue::new(name).help(about)).collect::<Vec<_>>().into()
+}
+
+/// A parser of a flag's words.
+pub fn choice<T: Choice + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let all: Vec<_> = T::ALL.iter().map(|choice| (choice.name(), choice.about())).collect();
+    words(&all).try_map(|word| T::from_name(&word))
+}
+
+/// The switch for the other way, where the row has one.
+fn opposite(row: &OptionRow) -> Option<Arg> {
+    let name = row.switch.filter(|name| !name.is_empty())?;
+    let default = row.default.as_deref() == Some("false");
+    let (help, default) = (format!("Not --{}", row.key), if default { " (the default)" } else { "" });
+    let arg = Arg::new(name).long(name).help_heading(row.heading).action(ArgAction::SetTrue);
+    Some(arg.help(format!("{help}{default}")).conflicts_with(row.key.clone()))
+}
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let rows = Options::table().into_iter();
+        command.args(rows.flat_map(|row| [opposite(&row), Some(argument(row))].into_iter().flatten().rev()))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let wrong = |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, what);
+        for row in Options::table() {
+            let key = row.key.as_str();
+            let text = match row.switch {
+                Some(_) if matches.get_flag(key) => Some("true"),
+                Some(off) if !off.is_empty() && matches.get_flag(off) => Some("false"),
+                Some(_) => None,
+                None => matches.get_one::<String>(key).map(String::as_str),
+            };
+            if let Some(text) = text {
+                self.0.set(key, text).map_err(wrong)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! The ground floor: what a model is and how it is trained, as plain data. Nothing here knows files, devices, options
+//! or a command line, and everything above may use it.
+//!
+//! | type | holds |
+//! | --- | --- |
+//! | [`Architecture`] | all it takes to run a model, beside its tensors |
+//! | [`Forward`] | the part of it that has no shapes: normalisation and activation |
+//! | [`Objective`] | the loss |
+//! | [`Warmup`] | what stands in for the exact top k at the start of training |
+//! | [`Optimizer`] | Adam, clipping, decay, the moving average |
+//! | [`ModelSpec`] | all that a backend needs for a step |
+//! | [`Schedule`] | how long, and the learning rate, temperature and weights over the steps |
+
+mod choice;
+
+pub use choice::Choice;
+pub(crate) use choice::choices;
+
+use serde::{Deserialize, Serialize};
+
+/// Added to the standard deviation of a row, outside the root, unless the rows are small beside it.
+pub const NORM_EPS: f64 = 1e-5;
+
+choices! {
+    /// How codes are made outside training.
+    pub enum Inference {
+        /// relu on the k largest scores
+        Topk = "topk",
+        /// relu on all scores (what the sparse-l1 source does)
+        Relu = "relu",
+    }
+}
+
+choices! {
+    /// What stands in for the exact top k during the warm-up; the formulas are in [`crate::backend::relaxation`].
+    pub enum Relaxation {
+        /// Gumbel softmax times the sum of positive scores, mixed with the top k (dense)
+        Softmax = "softmax",
+        /// k Gumbel softmaxes without replacement over the candidates (Xie & Ermon 2019)
+        Subset = "subset",
+        /// Weights that sum to k over the candidates, by the Laplace distribution (LapSum, 2025)
+        Lapsum = "lapsum",
+        /// The exact top k of a larger k that falls to k
+        AnnealK = "anneal-k",
+        /// No warm-up: the exact top k from the first step
+        None = "none",
+    }
+}
+
+impl Relaxation {
+    /// True where a row's largest scores beyond the top k take part.
+    pub fn has_candidates(self) -> bool {
+        self.is_gated() || self == Self::AnnealK
+    }
+
+    /// True where weights are computed among candidates.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Subset | Self::Lapsum)
+    }
+}
+
+choices! {
+    /// Shape of the learning rate after its warm-up.
+    pub enum LrSchedule {
+        /// Stays
+        Constant = "constant",
+        /// Half a cosine down to 0 at the last step
+        Cosine = "cosine",
+        /// A line down to 0 at the last step
+        Linear = "linear",
+    }
+}
+
+choices! {
+    /// Arithmetic of the dense products.
+    pub enum Precision {
+        /// float32
+        F32 = "f32",
+        /// TensorFloat-32 (GPU only)
+        Tf32 = "tf32",
+        /// bfloat16 operands, float32 sums and weights (GPU only)
+        Bf16 = "bf16",
+    }
+}
+
+choices! {
+    /// What b_pre is.
+    pub enum PreBias {
+        /// No bias: zero and never trained
+        None = "none",
+        /// Starts at zero
+        Zero = "zero",
+        /// Starts at the mean of (normalised) training rows
+        Mean = "mean",
+        /// Starts at their geometric median
+        Median = "median",
+    }
+}
+
+/// How weights start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// PyTorch's linear layers.
+    Linear,
+    /// Xavier uniform; the decoder starts as the encoder's transpose.
+    Xavier {
+        /// Factor of the bound.
+        gain: f32,
+    },
+    /// Encoder rows on the unit sphere; the decoder starts as the encoder's transpose.
+    UnitNorm,
+    /// Encoder rows are training rows less b_pre, or what the other latents leave of them; the decoder starts as the
+    /// encoder's transpose, both as long as makes the first reconstructions fit best.
+    Data,
+}
+
+/// How a row becomes its reconstruction, beside the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Active latents, k.
+    pub k: usize,
+    /// Codes outside training.
+    pub inference: Inference,
+    /// Per-sample LayerNorm on or off.
+    pub normalize: bool,
+    /// Added to a row's standard deviation.
+    pub norm_eps: f64,
+}
+
+impl Forward {
+    /// What is added to a row's standard deviation; none where rows are not normalised.
+    pub fn row_eps(&self) -> Option<f64> {
+        self.normalize.then_some(self.norm_eps)
+    }
+}
+
+/// What it takes to run a model, beside the values of its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Architecture {
+    /// Inputs, D.
+    pub d_in: usize,
+    /// Latents, M.
+    pub n_latents: usize,
+    /// True: the decoder is the encoder's transpose.
+    pub tied: bool,
+    /// Normalisation and activation.
+    #[serde(flatten)]
+    pub forward: Forward,
+}
+
+/// The loss, but for the weight of its L1 part, which a [`Schedule`] has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Objective {
+    /// Gradients are those of so many times the loss.
+    pub loss_scale: f64,
+    /// Dead latents that the auxiliary loss uses per row; 0 is none.
+    pub aux_k: usize,
+    /// Weight of the auxiliary loss.
+    pub aux_coef: f64,
+    /// Rows without firing after which a latent is dead to the auxiliary loss.
+    pub dead_after: u32,
+}
+
+/// The start of training, where the code is not the exact top k yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Warmup {
+    /// What stands in for the exact top k.
+    pub relaxation: Relaxation,
+    /// Candidates per row where the relaxation has them; less than k counts as k.
+    pub pool: usize,
+}
+
+/// How gradients change weights, but for the learning rate, which a [`Schedule`] has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Optimizer {
+    /// Adam's decay of the first moment.
+    pub beta1: f64,
+    /// Adam's decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub adam_eps: f64,
+    /// Decoupled weight decay on the matrices; 0 is none.
+    pub weight_decay: f64,
+    /// Largest global gradient norm.
+    pub clip_norm: Option<f64>,
+    /// False keeps `b_pre` at its start.
+    pub train_pre_bias: bool,
+    /// Decoder rows kept at length 1.
+    pub unit_norm_decoder: bool,
+    /// Decay of the weights' moving average, where there is one.
+    pub ema: Option<f64>,
+}
+
+/// What stays the same for all steps of a run: all that a backend needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Normalisation and activation.
+    pub forward: Forward,
+    /// The loss.
+    pub objective: Objective,
+    /// The relaxed start.
+    pub warmup: Warmup,
+    /// The update.
+    pub optimizer: Optimizer,
+}
+
+impl ModelSpec {
+    /// The plain model: normalised rows, a trained pre-bias, Adam as published, and nothing else switched on.
+    pub fn plain(k: usize) -> Self {
+        let forward = Forward { k, inference: Inference::Topk, normalize: true, norm_eps: NORM_EPS };
+        let warmup = Warmup { relaxation: Relaxation::Softmax, pool: 8 * k };
+        Self { warmup, ..Self::to_run(forward) }
+    }
+
+    /// The same with what `change` changes.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    /// What it takes to run a model. Training with it would be as with [`ModelSpec::plain`], without a warm-up.
+    pub fn to_run(forward: Forward) -> Self {
+        Self {
+            forward,
+            objective: Objective { loss_scale: 1.0, aux_k: 0, aux_coef: 1.0 / 32.0, dead_after: u32::MAX },
+            warmup: Warmup { relaxation: Relaxation::None, pool: forward.k },
+            optimizer: Optimizer {
+                beta1: 0.9,
+                beta2: 0.999,
+                adam_eps: 1e-8,
+                weight_decay: 0.0,
+                clip_norm: None,
+                train_pre_bias: true,
+                unit_norm_decoder: false,
+                ema: None,
+            },
+        }
+    }
+}
+
+/// How training goes over its steps; the functions are in [`crate::schedule`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// Steps in all.
+    pub steps: u64,
+    /// Rows per step, N.
+    pub batch_size: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Its shape.
+    pub lr_schedule: LrSchedule,
+    /// Its warm-up in steps.
+    pub lr_warmup: u64,
+    /// Steps of the relaxed warm-up, T.
+    pub anneal_steps: u64,
+    /// Temperature at step 0.
+    pub tau_start: f64,
+    /// Temperature at step T.
+    pub tau_end: f64,
+    /// Weight of the mean absolute code.
+    pub l1: f64,
+    /// Its warm-up in epochs.
+    pub l1_warmup: u64,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_is_written_alike_everywhere() {
+        for &choice in Relaxation::ALL {
+            assert_eq!(Relaxation::from_name(choice.name()), Ok(choice));
+            assert_eq!(serde_json::to_string(&choice).unwrap(), format!("\"{choice}\""));
+            assert!(!choice.about().is_empty());
+        }
+        let error = Precision::from_name("f16").unwrap_err();
+        assert_eq!(error, "`f16` is not one of f32, tf32, bf16");
+    }
+
+    #[test]
+    fn an_architecture_is_one_flat_object() {
+        let forward = ModelSpec::plain(3).forward;
+        let json =
+            serde_json::to_string(&Architecture { d_in: 5, n_latents: 7, tied: true, forward }).unwrap();
+        let want = r#"{"d_in":5,"n_latents":7,"tied":true,"k":3,"inference":"topk","normalize":true,"norm_eps":0.00001}"#;
+        assert_eq!(json, want);
+    }
+}
