@@ -5,7 +5,8 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
-use topk_sae::data::{BatchOrder, Embeddings, LoadOptions, Split};
+use topk_sae::data::{Embeddings, LoadOptions};
+use topk_sae::rows::{BatchOrder, Split};
 
 const D_IN: usize = 1024;
 
@@ -47,8 +48,8 @@ fn rows_and_order(c: &mut Criterion) {
     let ids = (0..N_ROWS).map(|row| format!("P{row:05}")).collect();
     let rows = (0..N_ROWS * 16).map(|i| i as f32).collect();
     let data = Embeddings::from_rows(ids, 16, rows).expect("rows");
-    c.bench_function("split 20000 ids", |b| b.iter(|| Split::new(black_box(&data), 1)));
-    let split = Split::new(&data, 1);
+    c.bench_function("split 20000 ids", |b| b.iter(|| Split::new(black_box(data.index()), 1)));
+    let split = Split::new(data.index(), 1);
     c.bench_function("one epoch of batches of 128", |b| {
         b.iter_batched(
             || BatchOrder::new(split.train.clone(), 128, 1),

@@ -18,7 +18,7 @@ use topk_sae::backend::DeviceChoice;
 use topk_sae::config::{Config, Options};
 use topk_sae::error::{Error, Result};
 use topk_sae::model::Params;
-use topk_sae::model_file::{self, ModelMeta};
+use topk_sae::model::file as model_file;
 use topk_sae::spec::Init;
 
 const COLUMNS: usize = 5;
@@ -97,7 +97,7 @@ fn make_model(path: &Path, m: usize, d: usize) -> Result<()> {
     let options = Options { latents: Some(m), k: Some(32), ..Options::default() };
     let config = Config::resolve(&options, d, 1000)?;
     let params = Params::init(d, m, false, &Init::Linear, 1);
-    model_file::save(path, &params, &ModelMeta::new(&config, 0, &vec![0.0; d]))
+    model_file::save(path, &params, &config.model_meta(0, &vec![0.0; d]))
 }
 
 fn make_labels(path: &Path, n: usize, n_labels: usize) -> Result<()> {

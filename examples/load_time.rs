@@ -25,9 +25,9 @@ fn main() -> topk_sae::error::Result<()> {
             "n_rows": data.n_rows(),
             "d_in": data.d_in(),
             "dtype": data.dtype(),
-            "layout": data.sources()[0].layout,
+            "layout": data.index().pieces()[0].layout,
             "fingerprint": format!("{:016x}", data.fingerprint()),
-            "first_id": data.row_id(0),
+            "first_id": data.index().row_id(0),
             "sum": sum,
             "skipped": data.skipped().total(),
         })

@@ -9,10 +9,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::backend::cuda::libraries::{self, Version};
-use crate::report::table::bytes;
+use crate::backend::cuda::places;
+use crate::text::bytes;
 pub use places::Place;
-
-pub(crate) mod places;
 
 /// Everything found, for a person (`Display`) or a program (`Serialize`).
 #[derive(Debug, Clone, Serialize)]

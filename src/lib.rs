@@ -15,7 +15,6 @@
 //! | [`noise`] | Gumbel noise as a function of (seed, step, row, latent) |
 //! | [`schedule`] | pure functions from a step to temperature, mix, learning rate, L1 weight |
 //! | [`train`] | the loop, metrics, checkpoints, resume, the run folder |
-//! | [`model_file`] | `model.safetensors` |
 //! | [`analysis`] | what is asked of a trained model |
 //! | [`export`] | models of other libraries, written and read |
 //! | [`report`] | curves, tables, progress, the HTML page of a run |
@@ -44,9 +43,11 @@ pub mod export;
 pub mod files;
 pub mod interrupt;
 pub mod model;
-pub mod model_file;
 pub mod noise;
 pub mod report;
+pub mod rows;
+pub mod run;
 pub mod schedule;
 pub mod spec;
+pub mod text;
 pub mod train;

@@ -164,7 +164,7 @@ fn a_row_that_is_not_finite_is_named_or_skipped() {
     let data = load_with(&[&path], &skipping()).unwrap();
     assert_eq!(data.n_rows(), 5);
     assert_row(&data, 4, 5);
-    assert_eq!(data.row_id(4), "large:5");
+    assert_eq!(data.index().row_id(4), "large:5");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn skipped_residues_leave_the_numbers_of_the_others() {
     message(load(&[&path]), &path, &["\"/P1\", row 1", "NaN"]);
     let data = load_with(&[&path], &skipping()).unwrap();
     assert_eq!(ids(&data), ["P1:1", "P1:3", "P3:1", "P3:2"]);
-    assert_eq!((data.n_groups(), data.group_of(3)), (2, 1));
+    assert_eq!((data.index().n_groups(), data.index().group_of(3)), (2, 1));
 }
 
 #[test]

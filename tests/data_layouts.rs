@@ -5,7 +5,8 @@ mod data_fixtures;
 
 use data_fixtures::*;
 use half::{bf16, f16};
-use topk_sae::data::{Dtype, inspect};
+use topk_sae::data::inspect;
+use topk_sae::rows::Dtype;
 
 #[test]
 fn one_vector_per_id_at_the_root_comes_in_byte_order_of_names() {
@@ -18,12 +19,12 @@ fn one_vector_per_id_at_the_root_comes_in_byte_order_of_names() {
     let data = load(&[&path]).unwrap();
     assert_eq!(ids(&data), ["A", "B1", "a", "b", "é"]);
     assert_eq!((data.n_rows(), data.d_in(), data.dtype()), (5, 4, Dtype::F16));
-    assert_eq!((data.n_groups(), data.bytes()), (5, 40));
+    assert_eq!((data.index().n_groups(), data.bytes()), (5, 40));
     for (index, fixture) in [1, 4, 2, 0, 3].into_iter().enumerate() {
         assert_row(&data, index, fixture);
-        assert_eq!(data.group_of(index), index);
+        assert_eq!(data.index().group_of(index), index);
     }
-    assert_eq!(data.sources()[0].layout, "one vector per id");
+    assert_eq!(data.index().pieces()[0].layout, "one vector per id");
 }
 
 #[test]
@@ -38,7 +39,7 @@ fn files_of_the_latest_format_come_in_byte_order_too() {
     let data = load(&[&path]).unwrap();
     assert_eq!(data.n_rows(), 300);
     for row in 0..300 {
-        assert_eq!(data.row_id(row), format!("P{row:03}"));
+        assert_eq!(data.index().row_id(row), format!("P{row:03}"));
         assert_eq!(row as f32 * 8.0 - 16.0, crate::row(&data, row)[0]);
     }
 }
@@ -110,10 +111,10 @@ fn residues_are_rows_and_proteins_are_groups() {
     });
     let data = load(&[&path]).unwrap();
     assert_eq!(ids(&data), ["P1:1", "P1:2", "P1:3", "P2:1", "P3:1", "P3:2"]);
-    assert_eq!((data.n_rows(), data.n_groups()), (6, 3));
-    let groups: Vec<usize> = (0..6).map(|row| data.group_of(row)).collect();
+    assert_eq!((data.n_rows(), data.index().n_groups()), (6, 3));
+    let groups: Vec<usize> = (0..6).map(|row| data.index().group_of(row)).collect();
     assert_eq!(groups, [0, 0, 0, 1, 2, 2]);
-    assert_eq!(data.group_id(2), "P3");
+    assert_eq!(data.index().group_id(2), "P3");
     (0..6).for_each(|row| assert_row(&data, row, row));
 }
 
@@ -126,8 +127,8 @@ fn datasets_of_one_row_each_are_rows() {
         }
     });
     let data = load(&[&path]).unwrap();
-    assert_eq!((data.n_rows(), data.n_groups(), data.d_in()), (4, 4, 5));
-    assert_eq!(data.group_id(3), "P3");
+    assert_eq!((data.n_rows(), data.index().n_groups(), data.d_in()), (4, 4, 5));
+    assert_eq!(data.index().group_id(3), "P3");
     (0..4).for_each(|row| assert_row(&data, row, row));
 }
 
@@ -260,7 +261,7 @@ fn several_files_are_one_data_set_of_the_widest_type() {
     for (index, fixture) in [2, 3, 0, 1].into_iter().enumerate() {
         assert_row(&data, index, fixture);
     }
-    assert_eq!(data.sources().iter().map(|s| s.n_rows).collect::<Vec<_>>(), [2, 1, 1]);
+    assert_eq!(data.index().pieces().iter().map(|s| s.n_rows).collect::<Vec<_>>(), [2, 1, 1]);
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn residues_and_vectors_of_several_files_keep_their_groups() {
     });
     let data = load(&[&a, &b]).unwrap();
     assert_eq!(ids(&data), ["P1", "P2:1", "P2:2", "P3:1"]);
-    assert_eq!(data.n_groups(), 3);
+    assert_eq!(data.index().n_groups(), 3);
 }
 
 #[test]

@@ -6,7 +6,8 @@ mod data_fixtures;
 use std::collections::HashMap;
 
 use data_fixtures::*;
-use topk_sae::data::{BatchOrder, Embeddings, Part, Split, part_of_id};
+use topk_sae::data::Embeddings;
+use topk_sae::rows::{BatchOrder, Part, Split, part_of_id};
 
 fn rows(ids: impl Iterator<Item = usize>) -> Embeddings {
     let ids: Vec<String> = ids.map(|i| format!("P{i:05}")).collect();
@@ -18,7 +19,7 @@ fn parts(data: &Embeddings, split: &Split) -> HashMap<String, Part> {
     let mut parts = HashMap::new();
     for part in [Part::Train, Part::Val, Part::Test] {
         for &row in split.rows(part) {
-            assert_eq!(parts.insert(data.row_id(row as usize), part), None);
+            assert_eq!(parts.insert(data.index().row_id(row as usize), part), None);
         }
     }
     assert_eq!(parts.len(), data.n_rows());
@@ -28,7 +29,7 @@ fn parts(data: &Embeddings, split: &Split) -> HashMap<String, Part> {
 #[test]
 fn about_80_10_10_of_the_ids_go_to_each_part() {
     let data = rows(0..20_000);
-    let split = Split::new(&data, 0);
+    let split = Split::new(data.index(), 0);
     // Four standard deviations of a binomial count.
     let near = |n: usize, p: f64| (n as f64 - 20_000.0 * p).abs() < 4.0 * (20_000.0 * p * (1.0 - p)).sqrt();
     assert!(near(split.train.len(), 0.8), "{}", split.train.len());
@@ -40,9 +41,10 @@ fn about_80_10_10_of_the_ids_go_to_each_part() {
 fn an_id_keeps_its_part_when_data_are_added_or_reordered() {
     let few = rows(0..500);
     let many = rows((0..900).rev());
-    let (small, large) = (parts(&few, &Split::new(&few, 3)), parts(&many, &Split::new(&many, 3)));
+    let (small, large) =
+        (parts(&few, &Split::new(few.index(), 3)), parts(&many, &Split::new(many.index(), 3)));
     assert!(small.iter().all(|(id, part)| large[id] == *part));
-    let other = parts(&few, &Split::new(&few, 4));
+    let other = parts(&few, &Split::new(few.index(), 4));
     assert!(small.iter().any(|(id, part)| other[id] != *part));
 }
 
@@ -68,7 +70,7 @@ fn files_in_another_order_split_the_same() {
     };
     let (a, b) = (file("a.h5", 0), file("b.h5", 50));
     let (ab, ba) = (load(&[&a, &b]).unwrap(), load(&[&b, &a]).unwrap());
-    assert_eq!(parts(&ab, &Split::new(&ab, 1)), parts(&ba, &Split::new(&ba, 1)));
+    assert_eq!(parts(&ab, &Split::new(ab.index(), 1)), parts(&ba, &Split::new(ba.index(), 1)));
 }
 
 #[test]
@@ -80,28 +82,28 @@ fn residues_of_a_protein_stay_together() {
         }
     });
     let data = load(&[&path]).unwrap();
-    let split = Split::new(&data, 0);
+    let split = Split::new(data.index(), 0);
     for part in [Part::Train, Part::Val, Part::Test] {
         for &row in split.rows(part) {
-            let id = data.group_id(data.group_of(row as usize));
+            let id = data.index().group_id(data.index().group_of(row as usize));
             assert_eq!(part_of_id(id, 0), part);
         }
     }
-    assert_eq!(split.to_tsv(&data).lines().count(), 61);
+    assert_eq!(split.to_tsv(data.index()).lines().count(), 61);
 }
 
 #[test]
 fn the_table_gives_the_split_back() {
     let data = rows(0..300);
-    let split = Split::new(&data, 7);
-    let table = split.to_tsv(&data);
+    let split = Split::new(data.index(), 7);
+    let table = split.to_tsv(data.index());
     assert!(table.starts_with("id\tsplit\nP00000\t"));
     let folder = Folder::new();
     let path = folder.path("splits.tsv");
     std::fs::write(&path, &table).unwrap();
-    assert_eq!(Split::from_tsv(&path, &data).unwrap(), (split, 0));
+    assert_eq!(Split::from_tsv(&path, data.index()).unwrap(), (split, 0));
     let more = rows(0..310);
-    let (split, missing) = Split::from_tsv(&path, &more).unwrap();
+    let (split, missing) = Split::from_tsv(&path, more.index()).unwrap();
     assert_eq!(missing, 10);
     assert_eq!(split.train.len() + split.val.len() + split.test.len(), 300);
 }
@@ -114,8 +116,8 @@ fn ids_with_quotes_come_back_and_tables_of_version_0_1_0_stay_readable() {
         .chain((0..40).map(|i| format!("\"{i}")))
         .collect();
     let data = Embeddings::from_rows(ids.clone(), 1, vec![0.0; ids.len()]).unwrap();
-    let split = Split::new(&data, 0);
-    let table = split.to_tsv(&data);
+    let split = Split::new(data.index(), 0);
+    let table = split.to_tsv(data.index());
     // As any reader of quoted fields takes it.
     let mut reader = csv::ReaderBuilder::new().delimiter(b'\t').from_reader(table.as_bytes());
     let read: Vec<String> = reader.records().map(|record| record.unwrap()[0].to_owned()).collect();
@@ -126,11 +128,11 @@ fn ids_with_quotes_come_back_and_tables_of_version_0_1_0_stay_readable() {
     let folder = Folder::new();
     let path = folder.path("splits.tsv");
     for text in [&table, &plain] {
-        assert!(split.is_table(text, &data), "{text}");
+        assert!(split.is_table(text, data.index()), "{text}");
         std::fs::write(&path, text).unwrap();
-        assert_eq!(Split::from_tsv(&path, &data).unwrap(), (split.clone(), 0), "{text}");
+        assert_eq!(Split::from_tsv(&path, data.index()).unwrap(), (split.clone(), 0), "{text}");
     }
-    assert!(!split.is_table(&plain.replace("test", "val"), &data));
+    assert!(!split.is_table(&plain.replace("test", "val"), data.index()));
 }
 
 #[test]
@@ -145,7 +147,7 @@ fn a_broken_table_names_the_line() {
         ("id\tsplit\nP1\ttrain\nP1\tval\n", "line 3"),
     ] {
         std::fs::write(&path, text).unwrap();
-        let error = Split::from_tsv(&path, &data).unwrap_err().to_string();
+        let error = Split::from_tsv(&path, data.index()).unwrap_err().to_string();
         assert!(error.contains(part) && !error.contains('\n'), "{error}");
     }
 }

@@ -12,9 +12,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use topk_sae::config::Settings;
+use topk_sae::model::file as model_file;
 use topk_sae::model::{Params, TrainState};
-use topk_sae::model_file;
-use topk_sae::train::checkpoint;
+use topk_sae::run::checkpoint;
 
 const PRESETS: [&str; 4] = ["data-topk", "relaxed-topk", "topk", "sparse-l1"];
 
@@ -166,8 +166,9 @@ fn averages_of_0_1_0_have_rows_of_length_1_where_no_step_is_left() {
         std::fs::write(run.join("config.toml"), shorten(&config)).unwrap();
         let last = run.join("checkpoints").join(checkpoint::name(20));
         let like = TrainState::start(Params::zeros(16, 32, false), true);
-        let (state, mut progress) = checkpoint::load(&last, &like).unwrap();
-        progress.settings = Settings::from_toml(&shorten(&config));
+        let mut state = like;
+        let (mut id, mut progress) = checkpoint::load_into(&last, &mut state).unwrap();
+        id.settings = Settings::from_toml(&shorten(&config));
         if early {
             std::fs::copy(
                 run.join("checkpoints").join(checkpoint::name(10)),
@@ -176,7 +177,7 @@ fn averages_of_0_1_0_have_rows_of_length_1_where_no_step_is_left() {
             .unwrap();
             (progress.best, progress.waited) = (Some((10, 0.5)), 5);
         }
-        checkpoint::save(&last, &state, &progress).unwrap();
+        checkpoint::save(&last, &state, &id, &progress).unwrap();
         sae_ok(["train", "--resume", run.to_str().unwrap(), "--device=cpu", "--quiet"]);
         let all = tensors(&run.join("model.safetensors"));
         let (_, w_dec) = all.iter().find(|(name, _)| name == "w_dec").unwrap();

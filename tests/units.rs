@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use topk_sae::data::{Embeddings, LoadOptions};
-use topk_sae::train::outputs::Summary;
+use topk_sae::run::outputs::Summary;
 
 /// The sample proteins times `unit`, as one float32 matrix.
 fn data(place: &TempDir, unit: f64) -> String {

@@ -12,9 +12,9 @@ use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::timed::{Lap, Timed};
 use topk_sae::backend::cuda::work::{Sizes, Work};
 use topk_sae::backend::{Backend, Phase, StepPlan};
-use topk_sae::data::Dtype;
 use topk_sae::error::Result;
 use topk_sae::noise::Noise;
+use topk_sae::rows::Dtype;
 use topk_sae::spec::{ModelSpec, Precision, Relaxation};
 
 /// What the card does at best: bytes a second, and operations a second in each precision.
@@ -140,9 +140,9 @@ fn profile(bench: &mut Bench, c: &Ceilings, start: &Start, precision: Precision,
     let mut steps: Vec<Vec<Lap>> = vec![];
     let began = Instant::now();
     for step in 0.. {
-        laps.borrow_mut().clear();
+        laps.lock().expect("no other thread times").clear();
         start.queue(&mut engine, step, t);
-        let laps = laps.take();
+        let laps = std::mem::take(&mut *laps.lock().expect("no other thread times"));
         must(engine.collect());
         // The first makes buffers; then the card warms up.
         if step > 0 && (bench.emulated || began.elapsed() > WARM_UP) {

@@ -4,13 +4,14 @@ use super::splits::RunSplits;
 use super::{Source, check_width};
 use crate::backend::{self, Backend, Codes};
 use crate::console;
-use crate::data::{DataFiles, LoadOptions, Part};
+use crate::console::progress::Phase;
+use crate::data::{DataFiles, LoadOptions};
 use crate::error::{Error, Result};
+use crate::model::file::ModelMeta;
 use crate::model::{Params, TrainState, Weights};
-use crate::model_file::ModelMeta;
-use crate::report::progress::Phase;
-use crate::report::table::thousands;
+use crate::rows::Part;
 use crate::spec::{ModelSpec, Precision};
+use crate::text::thousands;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -73,7 +74,7 @@ pub fn walk(
         let mut rows: Vec<u32> = (0..data.n_rows() as u32).collect();
         if let Some((part, splits)) = &splits {
             rows.retain(|&row| {
-                let (of, by_hash) = splits.of_id(data.group_id(data.group_of(row as usize)));
+                let (of, by_hash) = splits.of_id(data.index().group_id(data.index().group_of(row as usize)));
                 hashed_rows += u64::from(of == *part && by_hash);
                 of == *part
             });
@@ -96,8 +97,11 @@ pub fn walk(
             }
             let codes = backend.encode(rows, Weights::Last)?;
             let names = RowNames {
-                ids: rows.iter().map(|&row| data.row_id(row as usize)).collect(),
-                groups: rows.iter().map(|&row| data.group_id(data.group_of(row as usize))).collect(),
+                ids: rows.iter().map(|&row| data.index().row_id(row as usize)).collect(),
+                groups: rows
+                    .iter()
+                    .map(|&row| data.index().group_id(data.index().group_of(row as usize)))
+                    .collect(),
             };
             if let Some(bad) = codes.bad {
                 return Err(Error::Failed(format!(

@@ -2,8 +2,8 @@
 
 use crate::config::{Options, Preset};
 use crate::error::{Error, Result};
-use crate::train::folder::names;
-use crate::train::outputs::Summary;
+use crate::run::folder::names;
+use crate::run::outputs::Summary;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

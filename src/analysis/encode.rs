@@ -3,9 +3,10 @@
 use super::codes::{self, Walked};
 use super::sink::{CodeFormat, Shape, Sink};
 use super::{Source, load_model};
-use crate::data::Part;
 use crate::error::Result;
-use crate::files::{self, Kind, Output, Outputs};
+use crate::files;
+use crate::rows::Part;
+use crate::run::{Kind, Output, Outputs};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;

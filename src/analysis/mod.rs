@@ -6,24 +6,25 @@ pub mod encode;
 pub mod features;
 pub mod labels;
 pub mod overlap;
-pub mod report;
 pub mod sink;
 pub mod splits;
 pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::console;
-use crate::data::{Embeddings, LoadOptions, Part};
+use crate::data::{Embeddings, LoadOptions};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
+use crate::model::ModelMeta;
+use crate::model::file as model_file;
 use crate::model::{Params, TrainState};
-use crate::model_file::{self, ModelMeta};
+use crate::rows::Part;
+use crate::run;
+use crate::run::folder::{files_of, names};
+use crate::run::outputs;
 use crate::spec::ModelSpec;
 use crate::spec::Precision;
-use crate::train;
-use crate::train::folder::{files_of, names};
 use crate::train::metrics::{EvalSet, Quality, dead_fraction, mean_row};
-use crate::train::outputs;
 use serde::Serialize;
 use splits::RunSplits;
 use std::path::{Path, PathBuf};
@@ -131,13 +132,13 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
     let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
-    let data = Arc::new(train::load(&request.data, &options, request.quiet)?);
+    let data = Arc::new(run::load(&request.data, &options, request.quiet)?);
     check_width(&request.data[0], data.d_in(), &request.model, meta.architecture.d_in)?;
     let (d, m) = (meta.architecture.d_in, meta.architecture.n_latents);
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
     let sets = sets(request, &data, &RunSplits::of(&request.model, &meta)?, wanted);
     let mean: Vec<f64> = if meta.train_mean.is_empty() {
-        mean_row(&data, &all)
+        mean_row(data.as_ref(), &all)?
     } else {
         meta.train_mean.iter().map(|&v| f64::from(v)).collect()
     };
@@ -150,12 +151,12 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
     let mut results = vec![];
     for (split, rows) in sets {
         let mut fired = vec![0u64; m];
-        let set = EvalSet::new(&data, &rows, usize::MAX, &mean);
+        let set = EvalSet::new(data.as_ref(), &rows, usize::MAX, &mean)?;
         if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired, &mut || check_flag(stop))? {
             let parts = [Part::Train, Part::Val, Part::Test];
             let part = parts.into_iter().find(|part| part.to_string() == split);
             let which = part.map_or(if split == NEW { NEW } else { "data" }, Part::rows);
-            let why = set.explain(&quality, which, &data, backend.as_mut(), m)?;
+            let why = set.explain(&quality, which, data.as_ref(), backend.as_mut(), m)?;
             why.into_iter().filter(|_| !request.quiet).for_each(console::warn);
             let dead = dead_fraction(&fired);
             results.push(EvalResult {
@@ -181,7 +182,7 @@ fn sets(
     wanted: EvalRows,
 ) -> Vec<(String, Vec<u32>)> {
     let all = || (0..data.n_rows() as u32).collect::<Vec<u32>>();
-    let id = |row: u32| data.group_id(data.group_of(row as usize));
+    let id = |row: u32| data.index().group_id(data.index().group_of(row as usize));
     match wanted {
         EvalRows::All => vec![("all".to_owned(), all())],
         EvalRows::Split(part) => {

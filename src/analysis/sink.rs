@@ -1,10 +1,11 @@
 //! Where codes are written: HDF5 or a table.
 
 use crate::backend::Codes;
-use crate::data::{brief, library_name, tsv};
+use crate::data::{brief, library_name};
 use crate::error::{Error, Result};
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use crate::spec::{Inference, choices};
+use crate::text::tsv;
 use hdf5::types::VarLenUnicode;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};

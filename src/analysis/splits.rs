@@ -1,11 +1,12 @@
 //! Which split a row is in: what the run's `splits.tsv` says, and not what a hash would say of rows that the run has
 //! never seen.
 
-use crate::data::{Part, part_of_id, read_parts};
 use crate::error::Result;
-use crate::model_file::ModelMeta;
-use crate::report::table::thousands;
-use crate::train::folder::names;
+use crate::model::file::ModelMeta;
+use crate::rows::read_parts;
+use crate::rows::{Part, part_of_id};
+use crate::run::folder::names;
+use crate::text::thousands;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

@@ -5,9 +5,9 @@ use super::cpu::{self, fast::FastCpu};
 use super::cuda::{self, Unavailable};
 use crate::config::Config;
 use crate::console;
-use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
+use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision};
 use std::fmt;
 use std::str::FromStr;
@@ -124,7 +124,7 @@ impl Selected {
 /// [`Error::Usage`] for a precision that the device does not have; what the device refuses, such as memory.
 pub fn open(
     device: Selected,
-    data: Arc<Embeddings>,
+    data: Arc<dyn RowSource>,
     spec: ModelSpec,
     precision: Precision,
     state: TrainState,

@@ -52,10 +52,10 @@ pub use choice::{DeviceChoice, Selected, memory, open};
 pub use codes::Codes;
 pub use relaxation::Phase;
 
-use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::{Fill, Params, TrainState, Weights};
 use crate::noise::Noise;
+use crate::rows::RowSource;
 use crate::spec::ModelSpec;
 use std::sync::Arc;
 
@@ -143,7 +143,7 @@ pub struct Pass {
 ///
 /// Everything happens in the order of the calls: [`Backend::evaluate`], [`Backend::inspect`] and
 /// [`Backend::state`] see what all steps before them have done, collected or not.
-pub trait Backend {
+pub trait Backend: Send {
     /// What computes: `cpu`, or a device's number and name, as in `cuda:0 NVIDIA H100`.
     fn device(&self) -> String;
 
@@ -211,7 +211,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// As for [`Backend::step`]; data of another width or type.
-    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()>;
+    fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()>;
 
     /// The pass that [`Backend::step`] would make, without its update.
     ///
@@ -234,7 +234,7 @@ pub trait Backend {
 }
 
 /// Fails unless `new` can take the place of `old` in a backend.
-fn check_same_kind(old: &Embeddings, new: &Embeddings) -> Result<()> {
+fn check_same_kind(old: &dyn RowSource, new: &dyn RowSource) -> Result<()> {
     if (old.d_in(), old.dtype()) == (new.d_in(), new.dtype()) {
         return Ok(());
     }

@@ -3,10 +3,11 @@
 use super::{Global, json, print_apart};
 use crate::analysis::compare::{RunRow, compare};
 use crate::error::Result;
-use crate::files::{self, Kind, Output, Outputs};
+use crate::files;
 use crate::report::plots::frontier::{Frontier, Point, render_frontier};
-use crate::report::table::{number, table};
-use crate::train::folder::files_of;
+use crate::run::folder::files_of;
+use crate::run::{Kind, Output, Outputs};
+use crate::text::{number, table};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `sae compare`.

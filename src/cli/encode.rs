@@ -5,7 +5,7 @@ use super::{Global, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::encode::{EncodeRequest, encode};
 use crate::analysis::sink::CodeFormat;
 use crate::error::Result;
-use crate::report::table::{number, thousands};
+use crate::text::{number, thousands};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 

@@ -3,9 +3,9 @@
 use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis::{self, EvalResult, EvalRows, NEW};
 use crate::error::Result;
-use crate::report::table::{number, table};
-use crate::train::folder::names;
-use crate::train::outputs::quality_row;
+use crate::run::folder::names;
+use crate::run::outputs::quality_row;
+use crate::text::{number, table};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 

@@ -8,8 +8,9 @@ use crate::analysis::features::{
 use crate::analysis::labels::choose::LabelOptions;
 use crate::console;
 use crate::error::{Error, Result};
-use crate::files::{self, Kind, Output, Outputs};
-use crate::report::table::{number, table, thousands};
+use crate::files;
+use crate::run::{Kind, Output, Outputs};
+use crate::text::{number, table, thousands};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -4,8 +4,8 @@ use super::{DataArgs, Global, print, print_json};
 use crate::analysis::load_model;
 use crate::data::{FileSummary, LoadOptions, inspect};
 use crate::error::Result;
-use crate::model_file::ModelMeta;
-use crate::report::table::{bytes, number, thousands};
+use crate::model::file::ModelMeta;
+use crate::text::{bytes, number, thousands};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `sae inspect`.

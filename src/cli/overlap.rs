@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::files;
 use crate::interrupt::check_flag;
 use crate::report::plots::groups::{Dot, Panel, render_panels};
-use crate::report::table::{number, table, thousands};
+use crate::text::{number, table, thousands};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 

@@ -3,9 +3,9 @@
 use super::features::{LabelArgs, warn};
 use super::{DataArgs, Global, SplitArg, json, print_apart};
 use crate::analysis::features::FeaturesRequest;
-use crate::analysis::report::{ReportRequest, report};
 use crate::error::Result;
-use crate::report::table::{bytes, thousands};
+use crate::report::request::{ReportRequest, report};
+use crate::text::{bytes, thousands};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 

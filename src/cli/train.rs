@@ -5,8 +5,9 @@ use super::{Global, print, print_json};
 use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::report::table::{bytes, table, thousands};
-use crate::train::{self, Memory, Prepared, Session};
+use crate::report::curves::write_plots;
+use crate::run::{self, Memory, Prepared, Session};
+use crate::text::{bytes, table, thousands};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -51,14 +52,14 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let session = Session { device: global.device, quiet: global.quiet, stop };
+    let session = Session { device: global.device, quiet: global.quiet, stop, draw: Some(write_plots) };
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.flags.0 != Options::default() {
             return Err(Error::Usage(
                 "--resume takes the run's own config.toml and no other training options; leave them out, or start a new run with --config".into(),
             ));
         }
-        (train::resume(run, &session)?, run.clone())
+        (run::resume(run, &session)?, run.clone())
     } else {
         let options = args.options()?;
         let data = options.data.clone().unwrap_or_default();
@@ -66,12 +67,12 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
             return Err(Error::Usage("no data: `sae train FILE.h5`, or `sae train --resume RUN`".into()));
         }
         if args.dry_run {
-            let prepared = train::prepare(&options, &session)?;
+            let prepared = run::prepare(&options, &session)?;
             let plan = Plan::new(&prepared);
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
-        let out = args.out.unwrap_or_else(|| train::default_out(&data));
-        (train::start(&options, &out, args.overwrite, &session)?, out)
+        let out = args.out.unwrap_or_else(|| run::default_out(&data));
+        (run::start(&options, &out, args.overwrite, &session)?, out)
     };
     if global.json {
         return print_json(&summary);
@@ -118,7 +119,7 @@ impl Plan {
                 test: split.test.len(),
             },
             d_in: c.d_in,
-            parameters: c.n_params(),
+            parameters: c.training().n_params(),
             epochs: c.schedule.steps as f64 * c.schedule.batch_size as f64 / c.n_train as f64,
             memory_bytes: Memory::new(prepared),
         }

@@ -14,10 +14,11 @@ pub use settings::Settings;
 pub use table::{OptionRow, OptionValue};
 
 use crate::error::{Error, Result};
+use crate::model::file::{ModelMeta, Provenance};
 use crate::schedule;
 use crate::spec::{
     Architecture, Forward, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias, Precision, Relaxation,
-    Schedule, Warmup,
+    Schedule, Training, Warmup,
 };
 use std::path::PathBuf;
 
@@ -218,13 +219,6 @@ impl Config {
         kept.then_some(if self.tied { "ema.w_enc" } else { "ema.w_dec" })
     }
 
-    /// Number of weights and biases.
-    pub fn n_params(&self) -> u64 {
-        // `check` keeps the product far below the limit.
-        let matrices = if self.tied { 1 } else { 2 };
-        (matrices * self.n_latents * self.d_in + self.n_latents + self.d_in) as u64
-    }
-
     /// The options that resolve to this configuration again.
     pub fn to_options(&self) -> Options {
         let ModelSpec { forward, objective, warmup, optimizer } = &self.spec;
@@ -297,6 +291,43 @@ impl Config {
             Self::FIRST_WORDS,
             env!("CARGO_PKG_VERSION")
         ))
+    }
+
+    /// What a training needs of it.
+    pub fn training(&self) -> Training {
+        Training {
+            architecture: self.architecture(),
+            model: self.spec.clone(),
+            schedule: self.schedule,
+            init: self.init,
+            pre_bias: self.pre_bias,
+            seed: self.seed,
+            precision: self.precision,
+            eval_every: self.eval_every,
+            eval_rows: self.eval_rows,
+            early_stop: self.early_stop,
+            checkpoint_every: self.checkpoint_every,
+        }
+    }
+
+    /// What a model file says of a model of this run, trained for `steps` steps on rows of this mean.
+    pub fn model_meta(&self, steps: u64, train_mean: &[f64]) -> ModelMeta {
+        let options = match serde_json::to_value(self.to_options()) {
+            Ok(serde_json::Value::Object(options)) => options,
+            _ => serde_json::Map::new(),
+        };
+        ModelMeta {
+            architecture: self.architecture(),
+            provenance: Provenance {
+                version: format!("sae {}", env!("CARGO_PKG_VERSION")),
+                preset: self.preset.to_string(),
+                seed: self.seed,
+                split_seed: Some(self.split_seed),
+                steps,
+                options,
+            },
+            train_mean: train_mean.iter().map(|&v| v as f32).collect(),
+        }
     }
 
     /// What it takes to run the model.

@@ -14,8 +14,9 @@ use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
 
 use super::advice::{missing_filter, unreadable};
-use super::kind::{Dtype, Stored};
+use super::kind::Stored;
 use crate::error::{Error, Result};
+use crate::rows::Dtype;
 
 const UNDEFINED: u64 = u64::MAX;
 

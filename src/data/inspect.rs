@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::LoadOptions;
-use super::kind::Dtype;
 use super::layout::plan;
 use super::load::assemble;
 use crate::error::Result;
 use crate::interrupt;
+use crate::rows::Dtype;
 
 /// A summary of a data file. Values are over the usable rows, as float32.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -98,10 +98,12 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         n_datasets,
         storage,
         n_rows: data.n_rows(),
-        n_ids: data.n_groups(),
+        n_ids: data.index().n_groups(),
         d_in: data.d_in(),
         dtype: data.dtype(),
-        first_ids: (0..data.n_groups().min(5)).map(|group| data.group_id(group).to_owned()).collect(),
+        first_ids: (0..data.index().n_groups().min(5))
+            .map(|group| data.index().group_id(group).to_owned())
+            .collect(),
         file_bytes,
         value_bytes: data.bytes(),
         min,

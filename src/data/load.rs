@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::LoadOptions;
-use super::embeddings::{Embeddings, Groups, Skipped, Source};
+use super::embeddings::{Embeddings, Skipped};
 use super::ids::first_control;
-use super::kind::Dtype;
 use super::layout::{Ids, Layout, Piece, Plan, place, plan};
-use super::read::{Part, Values, read_all};
+use super::read::{Part, read_all};
 use crate::error::{Error, Result};
+use crate::rows::{Dtype, Piece as Origin, Resident, RowIndex, Values};
 
 /// Ends the messages on single bad rows.
 const SKIP_HINT: &str = "mend the file, or drop such rows with --skip-bad-rows";
@@ -29,8 +29,8 @@ impl Embeddings {
         };
         let path = first.file.path.clone();
         let embeddings = assemble(plans, options.skip_bad_rows)?;
-        if embeddings.n_rows == 0 {
-            let what = match embeddings.skipped.examples.first() {
+        if embeddings.n_rows() == 0 {
+            let what = match embeddings.skipped().examples.first() {
                 Some(example) => {
                     format!("no usable row is left: all were skipped, first {example}")
                 }
@@ -114,15 +114,8 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
     if keep.contains(&false) {
         values.retain_rows(d_in, &keep);
     }
-    let sources = sources(&plans, &pieces, &keep);
-    Ok(Embeddings {
-        n_rows: keep.iter().filter(|&&keep| keep).count(),
-        d_in,
-        values,
-        groups: groups(&pieces, 0..n_rows, &keep),
-        skipped: judge.skipped,
-        sources,
-    })
+    let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..n_rows, &keep) };
+    Ok(Embeddings::new(Resident::new(values, d_in)?, index, judge.skipped))
 }
 
 /// Rows of all pieces, if they can be numbered.
@@ -280,8 +273,8 @@ fn overlaps<'a, 'b>(
 }
 
 /// Numbers the groups of those of `rows` that stay; `keep` has a mark for each of them.
-pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) -> Groups {
-    let mut groups = Groups::default();
+pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) -> RowIndex {
+    let mut groups = RowIndex::default();
     let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_)));
     for (located, part) in overlaps(pieces, rows.clone()) {
         let at = located.start + part.start - rows.start;
@@ -310,13 +303,13 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
     groups
 }
 
-fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<Source> {
+fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<Origin> {
     let mut n_rows = vec![0; plans.len()];
     for p in pieces {
         let kept = &keep[p.start..p.start + p.piece.n_rows];
         n_rows[p.plan] += kept.iter().filter(|&&keep| keep).count();
     }
-    let source = |(plan, n_rows): (&Plan, usize)| Source {
+    let source = |(plan, n_rows): (&Plan, usize)| Origin {
         path: plan.file.path.clone(),
         layout: Layout::name(plan.layout),
         datasets: plan.dataset_text.clone(),

@@ -6,7 +6,6 @@
 //! row, `stream` does so block by block; [`Split`] and [`BatchOrder`] say which rows are used when.
 
 mod advice;
-mod batches;
 mod behind;
 mod embeddings;
 mod h5;
@@ -20,19 +19,14 @@ mod load;
 mod read;
 mod scan;
 mod signature;
-mod split;
 mod stream;
 mod text;
-pub mod tsv;
 
-pub use batches::BatchOrder;
 pub use behind::files_behind;
-pub use embeddings::{Embeddings, Skipped, Source};
+pub use embeddings::{Embeddings, Skipped};
 pub(crate) use h5::{brief, library_name};
 pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
-pub use kind::Dtype;
-pub use split::{Part, Split, part_of_id, read_parts};
 pub use stream::{Blocks, DataFiles};
 
 /// How data files are to be read.

@@ -7,124 +7,14 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::h5::{Dataset, File, Place};
-use super::kind::{Dtype, Stored};
+use super::kind::Stored;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::rows::Dtype;
+use crate::rows::Values;
 
 /// Bytes that one thread reads at a time: large enough for the disk, small enough to share out.
 const CHUNK: usize = 4 << 20;
-
-/// Values of one type.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Values {
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-    F32(Vec<f32>),
-    F64(Vec<f64>),
-}
-
-macro_rules! each {
-    ($values:expr, $v:ident => $body:expr) => {
-        match $values {
-            Values::F16($v) => $body,
-            Values::Bf16($v) => $body,
-            Values::F32($v) => $body,
-            Values::F64($v) => $body,
-        }
-    };
-}
-
-impl Values {
-    /// `n` zeros, or `None` if the memory does not hold them.
-    pub fn zeros(dtype: Dtype, n: usize) -> Option<Self> {
-        use half::vec::HalfBitsVecExt;
-        // Asks first, because `vec!` ends the program where memory is short.
-        let bytes = n.checked_mul(dtype.size())?;
-        Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
-        Some(match dtype {
-            Dtype::F16 => Self::F16(vec![0u16; n].reinterpret_into()),
-            Dtype::Bf16 => Self::Bf16(vec![0u16; n].reinterpret_into()),
-            Dtype::F32 => Self::F32(vec![0.0; n]),
-            Dtype::F64 => Self::F64(vec![0.0; n]),
-        })
-    }
-
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::F16(_) => Dtype::F16,
-            Self::Bf16(_) => Dtype::Bf16,
-            Self::F32(_) => Dtype::F32,
-            Self::F64(_) => Dtype::F64,
-        }
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        each!(self, v => bytemuck::cast_slice(v))
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        each!(self, v => bytemuck::cast_slice_mut(v))
-    }
-
-    /// Writes row `row` of `width` values to `out` as float32.
-    pub fn row_into(&self, row: usize, width: usize, out: &mut [f32]) {
-        use half::slice::HalfFloatSliceExt;
-        let range = row * width..(row + 1) * width;
-        match self {
-            Self::F16(v) => v[range].convert_to_f32_slice(out),
-            Self::Bf16(v) => v[range].convert_to_f32_slice(out),
-            Self::F32(v) => out.copy_from_slice(&v[range]),
-            Self::F64(v) => {
-                for (out, value) in out.iter_mut().zip(&v[range]) {
-                    *out = *value as f32;
-                }
-            }
-        }
-    }
-
-    /// The first column of each row that is NaN, infinite, or too large for float32.
-    pub fn first_bad_columns(&self, width: usize) -> Vec<(usize, usize)> {
-        match self {
-            Self::F16(v) => bad(v, width, |x| x.is_finite()),
-            Self::Bf16(v) => bad(v, width, |x| x.is_finite()),
-            Self::F32(v) => bad(v, width, |x| x.is_finite()),
-            Self::F64(v) => bad(v, width, |x| (*x as f32).is_finite()),
-        }
-    }
-
-    /// The value at `at`, as float64.
-    pub fn get(&self, at: usize) -> f64 {
-        match self {
-            Self::F16(v) => v[at].to_f64(),
-            Self::Bf16(v) => v[at].to_f64(),
-            Self::F32(v) => f64::from(v[at]),
-            Self::F64(v) => v[at],
-        }
-    }
-
-    /// Keeps the rows that `keep` marks, in order.
-    pub fn retain_rows(&mut self, width: usize, keep: &[bool]) {
-        each!(self, v => {
-            let mut kept = 0;
-            for (row, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
-                v.copy_within(row * width..(row + 1) * width, kept * width);
-                kept += 1;
-            }
-            v.truncate(kept * width);
-            v.shrink_to_fit();
-        });
-    }
-}
-
-fn bad<T: Sync>(values: &[T], width: usize, good: impl Fn(&T) -> bool + Sync) -> Vec<(usize, usize)> {
-    let find = |(row, values): (usize, &[T])| {
-        // Without an early exit this runs on vector registers; nearly all rows are good.
-        let any = values.iter().fold(false, |any, value| any | !good(value));
-        let column = any.then(|| values.iter().position(|value| !good(value))).flatten()?;
-        Some((row, column))
-    };
-    values.par_chunks_exact(width).enumerate().with_min_len(64).filter_map(find).collect()
-}
 
 /// One stretch of a file and the bytes it goes to.
 struct Job<'a> {

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::h5::File;
-use super::kind::Dtype;
 use super::layout::{Plan, plan_of};
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
 };
-use super::read::Values;
 use crate::error::{Error, Result};
+use crate::rows::{Dtype, Resident, Values};
 
 /// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
 pub struct DataFiles {
@@ -114,14 +113,8 @@ impl Blocks<'_> {
             if n_rows < n {
                 values.retain_rows(self.d_in, keep);
             }
-            return Ok(Some(Embeddings {
-                values,
-                n_rows,
-                d_in: self.d_in,
-                groups: groups(&self.pieces, rows, keep),
-                skipped: Skipped::default(),
-                sources: vec![],
-            }));
+            let index = groups(&self.pieces, rows, keep);
+            return Ok(Some(Embeddings::new(Resident::new(values, self.d_in)?, index, Skipped::default())));
         }
         Ok(None)
     }

@@ -12,7 +12,7 @@ use super::tensors::{Settings, Tensors, not_representable, wrong};
 use super::{Notes, by_hand, transpose, write_json};
 use crate::error::Result;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use crate::spec::Inference;
 use safetensors::Dtype;
 use serde_json::json;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::Params;
-use crate::model_file::{ModelMeta, Provenance};
+use crate::model::file::{ModelMeta, Provenance};
 use crate::spec::{Architecture, Forward, Inference, NORM_EPS};
 
 /// Codes of a foreign model.

@@ -10,7 +10,7 @@ use super::{Notes, other_eps, top, transpose, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use safetensors::Dtype;
 use std::path::Path;
 

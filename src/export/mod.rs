@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use crate::spec::{Inference, NORM_EPS, choices};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -123,7 +123,7 @@ struct Sidecar {
 /// No such model; a folder that is there already and may not be replaced; data for a format that has no place for
 /// firing rates, or what [`codes::walk`] meets in them; as the disk gives them.
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
-    let out = &files::check_folder("--out", &request.out, &request.source.inputs())?;
+    let out = &crate::run::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
     let old = check_target(out, request.overwrite)?;
     let rates = match (request.format, request.source.data.is_empty()) {

@@ -11,7 +11,7 @@ use super::tensors::{Tensors, not_representable};
 use super::{Notes, other_eps, top, transpose};
 use crate::error::Result;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use crate::spec::Inference;
 use safetensors::Dtype;
 use std::path::Path;

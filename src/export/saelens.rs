@@ -10,7 +10,7 @@ use super::{Notes, other_eps, transpose, write_json, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use crate::spec::Inference;
 use serde_json::json;
 use std::path::Path;

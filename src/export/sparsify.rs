@@ -10,7 +10,7 @@ use super::{Notes, by_hand, top, write_json, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
 use serde_json::json;
 use std::path::Path;
 

@@ -2,10 +2,8 @@
 //! a run that goes on after a crash, sees the old file or the new one and nothing between. Links are followed; pipes and
 //! devices are written into ([`Target`]).
 
-mod check;
 mod target;
 
-pub use check::{Kind, Output, Outputs, check_folder};
 pub use target::{Target, is_stdout, resolve};
 
 use crate::error::{Error, Result};

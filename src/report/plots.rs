@@ -12,8 +12,9 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::scale::Scale;
-use super::table::{number, thousands};
 use crate::error::{Error, Result};
+use crate::run::PLOTS;
+use crate::text::{number, thousands};
 
 /// Size of the picture in pixels.
 pub const WIDTH: u32 = 1600;
@@ -21,8 +22,8 @@ pub const WIDTH: u32 = 1600;
 pub const HEIGHT: u32 = 1000;
 /// Supersampling factor: every length below is in pixels of the large picture.
 const SCALE: u32 = 2;
-/// Bytes of memory that drawing takes: the large picture, the small one, and the file made of it.
-pub const MEMORY: u64 = 3 * (WIDTH * HEIGHT * (SCALE * SCALE + 1)) as u64 + (WIDTH * HEIGHT) as u64;
+// Drawing takes the large picture, the small one, and the file made of it.
+const _: () = assert!(PLOTS == 3 * (WIDTH * HEIGHT * (SCALE * SCALE + 1)) as u64 + (WIDTH * HEIGHT) as u64);
 /// At most this many markers a curve: enough to tell the curves apart, few enough to see the line.
 const MARKERS: usize = 14;
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-use super::table::thousands;
+use crate::text::thousands;
 
 /// A logarithmic axis is used when the values span more than this many decades.
 const LOG_SPAN: f64 = 1.5;

@@ -10,6 +10,7 @@
 //! | [`Optimizer`] | Adam, clipping, decay, the moving average |
 //! | [`ModelSpec`] | all that a backend needs for a step |
 //! | [`Schedule`] | how long, and the learning rate, temperature and weights over the steps |
+//! | [`Training`] | all of it |
 
 mod choice;
 
@@ -262,6 +263,43 @@ pub struct Schedule {
     pub l1: f64,
     /// Its warm-up in epochs.
     pub l1_warmup: u64,
+}
+
+/// A whole training: the model, how it starts, how it goes, and how often it is looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Training {
+    /// Shapes, normalisation and activation; `architecture.forward` is `model.forward`.
+    pub architecture: Architecture,
+    /// What a step computes.
+    pub model: ModelSpec,
+    /// How it goes over the steps.
+    pub schedule: Schedule,
+    /// Start of the weights.
+    pub init: Init,
+    /// Start of the pre-bias.
+    pub pre_bias: PreBias,
+    /// Seed of start, order and noise.
+    pub seed: u64,
+    /// Arithmetic of the dense products.
+    pub precision: Precision,
+    /// Steps between evaluations.
+    pub eval_every: u64,
+    /// Most rows of a split in an evaluation on the way.
+    pub eval_rows: usize,
+    /// Evaluations without a better validation FVU before stopping; 0 is never.
+    pub early_stop: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+}
+
+impl Training {
+    /// Number of weights and biases.
+    pub fn n_params(&self) -> u64 {
+        let Architecture { d_in, n_latents, tied, .. } = self.architecture;
+        // `Config` keeps the product far below the limit.
+        let matrices = if tied { 1 } else { 2 };
+        (matrices * n_latents * d_in + n_latents + d_in) as u64
+    }
 }
 
 #[cfg(test)]

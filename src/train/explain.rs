@@ -2,9 +2,9 @@
 
 use super::metrics::{EvalSet, Quality};
 use crate::backend::{Backend, EvalSums};
-use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::Weights;
+use crate::rows::RowSource;
 
 impl EvalSet {
     /// Why figures of these rows, measured as `quality`, are not finite, in one line; `None` where all are. `which`
@@ -16,7 +16,7 @@ impl EvalSet {
         &self,
         quality: &Quality,
         which: &str,
-        data: &Embeddings,
+        data: &dyn RowSource,
         backend: &mut dyn Backend,
         n_latents: usize,
     ) -> Result<Option<String>> {
@@ -41,7 +41,7 @@ impl EvalSet {
         };
         let (before, after) = (&self.rows[..at], &self.rows[at + 1..]);
         let alone = (before.is_empty() || finite(before)?) && (after.is_empty() || finite(after)?);
-        Ok(Some(in_words(self.rows[at] as usize, which, alone, data)))
+        in_words(self.rows[at], which, alone, data).map(Some)
     }
 }
 
@@ -59,18 +59,16 @@ fn first_bad(rows: &[u32], finite: &mut impl FnMut(&[u32]) -> Result<bool>) -> R
     Ok(if finite(&rows[from..to])? { None } else { Some(from) })
 }
 
-fn in_words(row: usize, which: &str, alone: bool, data: &Embeddings) -> String {
+fn in_words(row: u32, which: &str, alone: bool, data: &dyn RowSource) -> Result<String> {
     let mut values = vec![0.0; data.d_in()];
-    data.row_into(row, &mut values);
+    data.read(&[row], &mut values)?;
     let largest = values.iter().fold(0.0f32, |a, v| a.max(v.abs()));
-    let id = data.row_id(row);
-    let file = data.file_of(row).map_or(String::new(), |path| format!(" of {}", path.display()));
-    let others = if alone { "" } else { " and others" };
-    format!(
-        "the {which} row \"{id}\"{file}{others} cannot be measured: values up to {largest:e} and this model's weights \
+    let (what, others) = (data.describe(row), if alone { "" } else { " and others" });
+    Ok(format!(
+        "the {which} {what}{others} cannot be measured: values up to {largest:e} and this model's weights \
          give a reconstruction that is not finite in float32; drop or rescale such rows, train without \
          --no-normalize, or lower --lr"
-    )
+    ))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! FVU = sum (y - x)^2 / sum (x - mean)^2, over the rows and values of the split in question.
 
 use crate::backend::{Backend, EvalSums, StepStats};
-use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::Weights;
+use crate::rows::RowSource;
 use serde::{Deserialize, Serialize};
 
 /// Quality on one split. A value that does not exist is NaN, and `null` in JSON.
@@ -49,33 +49,39 @@ impl Quality {
 }
 
 /// Reads `null`, which is what JSON has for a number that is not finite, as NaN.
-pub(super) fn null_is_nan<'de, D: serde::Deserializer<'de>>(
+pub(crate) fn null_is_nan<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// Mean row of `rows` (D), summed in float64 in row order.
-pub fn mean_row(data: &Embeddings, rows: &[u32]) -> Vec<f64> {
+///
+/// # Errors
+/// What the rows' source gives.
+pub fn mean_row(data: &dyn RowSource, rows: &[u32]) -> Result<Vec<f64>> {
     let mut mean = vec![0.0f64; data.d_in()];
     let mut row = vec![0.0f32; data.d_in()];
     for &n in rows {
-        data.row_into(n as usize, &mut row);
+        data.read(&[n], &mut row)?;
         mean.iter_mut().zip(&row).for_each(|(m, &x)| *m += f64::from(x));
     }
     mean.iter_mut().for_each(|m| *m /= rows.len().max(1) as f64);
-    mean
+    Ok(mean)
 }
 
 /// `sum (x - mean)^2` over `rows`.
-pub fn variance_about(data: &Embeddings, rows: &[u32], mean: &[f64]) -> f64 {
+///
+/// # Errors
+/// What the rows' source gives.
+pub fn variance_about(data: &dyn RowSource, rows: &[u32], mean: &[f64]) -> Result<f64> {
     let mut row = vec![0.0f32; data.d_in()];
     let mut sum = 0.0;
     for &n in rows {
-        data.row_into(n as usize, &mut row);
+        data.read(&[n], &mut row)?;
         sum += row.iter().zip(mean).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum::<f64>();
     }
-    sum
+    Ok(sum)
 }
 
 /// A set of rows to be measured again and again, with its variance about the training mean.
@@ -86,11 +92,14 @@ pub struct EvalSet {
 
 impl EvalSet {
     /// At most `limit` of `rows`, spread evenly over them (all, where there are no more).
-    pub fn new(data: &Embeddings, rows: &[u32], limit: usize, mean: &[f64]) -> Self {
+    ///
+    /// # Errors
+    /// What the rows' source gives.
+    pub fn new(data: &dyn RowSource, rows: &[u32], limit: usize, mean: &[f64]) -> Result<Self> {
         let n = rows.len().min(limit);
         let rows: Vec<u32> = (0..n).map(|i| rows[i * rows.len() / n]).collect();
-        let variance = variance_about(data, &rows, mean);
-        Self { rows, variance }
+        let variance = variance_about(data, &rows, mean)?;
+        Ok(Self { rows, variance })
     }
 
     /// `None` where the split has no rows. `fired` (M) counts the rows on which each latent is active. `check` is asked
@@ -278,15 +287,15 @@ pub fn to_csv(rows: &[MetricRow]) -> Result<Vec<u8>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::rows::{Resident, Values};
 
     #[test]
     fn fvu_of_the_training_mean_is_one_and_of_the_data_zero() {
         let rows = vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 9.0];
-        let ids = vec!["a".into(), "b".into(), "c".into()];
-        let data = Embeddings::from_rows(ids, 2, rows).unwrap();
-        let mean = mean_row(&data, &[0, 1, 2]);
+        let data = Resident::new(Values::F32(rows), 2).unwrap();
+        let mean = mean_row(&data, &[0, 1, 2]).unwrap();
         assert_eq!(mean, [3.0, 5.0]);
-        let variance = variance_about(&data, &[0, 1, 2], &mean);
+        let variance = variance_about(&data, &[0, 1, 2], &mean).unwrap();
         assert_eq!(variance, 4.0 + 9.0 + 0.0 + 1.0 + 4.0 + 16.0);
         let sums = EvalSums { rows: 3, squared: variance, ..EvalSums::default() };
         assert_eq!(Quality::new(&sums, 2, variance).fvu, 1.0);

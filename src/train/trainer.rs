@@ -1,114 +1,175 @@
 //! The training loop: it queues steps, and waits for them only where their results are needed.
 
-use super::checkpoint::{self, Progress, Stored};
-use super::folder::{RunFolder, names};
-use super::metrics::{self, EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, mean_row};
-use super::outputs::{self, Summary};
+use super::metrics::{EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, mean_row};
+use super::observer::{Observer, StepReport, Warning};
+use super::progress::Progress;
 use super::queue::Queue;
-use super::recover;
-use super::{Prepared, Session};
-use crate::backend::{Backend, StepPlan};
-use crate::config::Config;
-use crate::console;
-use crate::data::{BatchOrder, Embeddings, Part, Split};
+use super::start::start_state;
+use super::store::{BestInMemory, Store};
+use crate::backend::{self, Backend, Selected, StepPlan};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::interrupt::check_flag;
-use crate::model::{Weights, make_unit_rows};
-use crate::model_file::{self, ModelMeta};
+use crate::model::{Params, Weights};
 use crate::noise::Noise;
-use crate::report::progress::Progress as Display;
+use crate::rows::{BatchOrder, Part, RowSource, Split};
 use crate::schedule::{anneal_fraction, l1_share, learning_rate, temperature};
+use crate::spec::Training;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A run under way.
-pub(super) struct Trainer {
-    config: Config,
-    data: Arc<Embeddings>,
+/// A training under way: from rows to a model, without a folder, a terminal or a file.
+///
+/// What it does is told to its [`Observer`]s; its states go to its [`Store`].
+pub struct Trainer<'a> {
+    training: Training,
+    rows: Arc<dyn RowSource>,
     split: Split,
-    folder: RunFolder,
     backend: Box<dyn Backend>,
     order: BatchOrder,
     mean: Vec<f64>,
-    /// Where the run is, without the steps that are queued.
+    /// Where the training is, without the steps that are queued.
     progress: Progress,
     queue: Queue,
+    observers: Vec<&'a mut dyn Observer>,
+    store: Box<dyn Store + 'a>,
     /// Splits (train, val, test) whose figures were not finite, and were explained: once is enough.
     explained: [bool; 3],
-    /// Warnings that are not printed yet.
-    warnings: Vec<String>,
 }
 
-impl Trainer {
-    pub(super) fn new(
-        prepared: Prepared,
-        folder: RunFolder,
-        backend: Box<dyn Backend>,
-        mut progress: Progress,
-    ) -> Self {
-        let Prepared { data, split, config, .. } = prepared;
-        progress.device = backend.device();
-        Self {
-            order: BatchOrder::new(split.train.clone(), config.schedule.batch_size, config.seed),
-            mean: mean_row(&data, &split.train),
-            backend,
-            config,
-            data,
-            split,
-            folder,
-            progress,
-            queue: Queue::default(),
-            explained: [false; 3],
-            warnings: vec![],
-        }
+/// What came of a training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// All rows of the training split.
+    pub train: Option<Quality>,
+    /// All rows of the validation split.
+    pub val: Option<Quality>,
+    /// All rows of the test split.
+    pub test: Option<Quality>,
+    /// Share of latents active on no row of the training split.
+    pub dead_fraction: f64,
+    /// Training rows per second in steps alone, without start and evaluations.
+    pub rows_per_second: f64,
+    /// Steps of the model that was kept.
+    pub steps: u64,
+    /// Step of the best validation FVU seen on the way.
+    pub best_step: Option<u64>,
+    /// What computed.
+    pub device: String,
+    /// Mean row of the training split (D), against which FVU is measured.
+    pub train_mean: Vec<f64>,
+    /// The evaluations on the way.
+    pub metrics: Vec<MetricRow>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A training from the start: finds start weights from the training rows and puts them on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] where `training`, `rows` and `split` do not go together; what the rows or the device give.
+    pub fn new(training: Training, rows: Arc<dyn RowSource>, split: Split, device: Selected) -> Result<Self> {
+        check(&training, rows.as_ref(), &split)?;
+        let state = start_state(&training, rows.as_ref(), &split.train)?;
+        let backend = backend::open(device, rows.clone(), training.model.clone(), training.precision, state)?;
+        Self::go_on(training, rows, split, backend, Progress::default())
     }
 
-    pub(super) fn run(mut self, session: &Session<'_>) -> Result<Summary> {
-        // A run killed between a save and its link goes on without the link; see `link_best`. Killed right after, it has
-        // one checkpoint too many, which the last save of a run would leave.
-        self.link_best()?;
-        if self.progress.step > 0 {
-            self.folder.prune(self.config.keep_checkpoints, self.progress.step)?;
-        }
-        let sets = self.eval_sets(self.config.eval_rows);
-        let mut display = Display::new(self.config.schedule.steps, self.progress.step, session.quiet);
-        let done = self.steps(&sets, &mut display, session.stop);
+    /// A training that goes on where `progress` is, with the state that `backend` holds.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn go_on(
+        training: Training,
+        rows: Arc<dyn RowSource>,
+        split: Split,
+        backend: Box<dyn Backend>,
+        mut progress: Progress,
+    ) -> Result<Self> {
+        check(&training, rows.as_ref(), &split)?;
+        progress.device = backend.device();
+        Ok(Self {
+            order: BatchOrder::new(split.train.clone(), training.schedule.batch_size, training.seed),
+            mean: mean_row(rows.as_ref(), &split.train)?,
+            training,
+            rows,
+            split,
+            backend,
+            progress,
+            queue: Queue::default(),
+            observers: vec![],
+            store: Box::new(BestInMemory::default()),
+            explained: [false; 3],
+        })
+    }
+
+    /// Adds an observer; they are told in the order in which they were added.
+    #[must_use]
+    pub fn observe(mut self, observer: &'a mut dyn Observer) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Keeps states in `store`, in place of the best one in memory.
+    #[must_use]
+    pub fn keep_in(mut self, store: impl Store + 'a) -> Self {
+        self.store = Box::new(store);
+        self
+    }
+
+    /// Computes all steps that are left, and the final figures. The weights are then those of [`Trainer::weights`].
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] where the loss is not finite; [`Error::Interrupted`] once `stop` is set, after the state was
+    /// kept; what the device, the rows, an observer or the store give.
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<Trained> {
+        let sets = self.eval_sets(self.training.eval_rows)?;
+        let done = self.steps(&sets, stop);
         if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
-            display.finish();
+            self.observers.iter_mut().for_each(|observer| observer.steps_ended());
         }
         done?;
-        self.finish(session)
+        self.finish(stop)
+    }
+
+    /// The weights: the moving average, where there is one.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn weights(&mut self) -> Result<Cow<'_, Params>> {
+        Ok(match self.backend.state()? {
+            Cow::Borrowed(state) => Cow::Borrowed(state.weights(Weights::Averaged)),
+            Cow::Owned(state) => Cow::Owned(state.into_weights(Weights::Averaged)),
+        })
     }
 
     /// All steps that are left, with their evaluations and checkpoints.
-    fn steps(&mut self, sets: &[EvalSet; 3], display: &mut Display, stop: &AtomicBool) -> Result<()> {
+    fn steps(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<()> {
         if self.owes_evaluation() {
-            self.after_step(sets, display, stop)?;
+            self.after_step(sets, stop)?;
         }
-        while self.progress.step < self.config.schedule.steps && !self.stopped_early() {
+        while self.progress.step < self.training.schedule.steps && !self.stopped_early() {
             if stop.load(Ordering::Relaxed) {
-                self.collect(display)?;
+                self.collect()?;
                 return self.interrupted();
             }
             let done = self.queue_step()?;
             let due = self.measures_after(done) || self.saves_after(done);
             if due || self.queue.is_due() {
-                self.collect(display)?;
+                self.collect()?;
             }
             if due {
-                self.after_step(sets, display, stop)?;
+                self.after_step(sets, stop)?;
             }
         }
         Ok(())
     }
 
     fn measures_after(&self, step: u64) -> bool {
-        step == self.config.schedule.steps || step.is_multiple_of(self.config.eval_every)
+        step == self.training.schedule.steps || step.is_multiple_of(self.training.eval_every)
     }
 
     fn saves_after(&self, step: u64) -> bool {
-        step == self.config.schedule.steps || step.is_multiple_of(self.config.checkpoint_every)
+        step == self.training.schedule.steps || step.is_multiple_of(self.training.checkpoint_every)
     }
 
     /// Whether a signal ended the evaluation that belongs to the last step.
@@ -119,62 +180,55 @@ impl Trainer {
     }
 
     /// Evaluation and checkpoint, as far as they are due.
-    fn after_step(&mut self, sets: &[EvalSet; 3], display: &mut Display, stop: &AtomicBool) -> Result<()> {
+    fn after_step(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<()> {
         let step = self.progress.step;
         let improved = self.measures_after(step)
             && match self.evaluate(sets, stop) {
-                // Nothing of it is kept: the run that goes on from here evaluates first.
+                // Nothing of it is kept: the training that goes on from here evaluates first.
                 Err(Error::Interrupted(_)) => return self.interrupted(),
                 other => other?,
             };
-        for warning in self.warnings.drain(..) {
-            display.message(&format!("warning: {warning}"));
-        }
         if improved || self.saves_after(step) || self.stopped_early() {
-            self.save_checkpoint()?;
+            self.save()?;
         }
         Ok(())
     }
 
-    /// Leaves a checkpoint for the run that goes on from here.
+    /// Keeps the state for a training that goes on from here.
     fn interrupted(&mut self) -> Result<()> {
-        self.save_checkpoint()?;
-        let (step, root) = (self.progress.step, self.folder.root().display());
-        Err(Error::Interrupted(format!(
-            "interrupted at step {step}; a checkpoint is on disk: go on with `sae train --resume {root}`"
-        )))
+        self.save()?;
+        Err(Error::Interrupted(format!("interrupted at step {}", self.progress.step)))
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let state = self.backend.state()?;
+        self.store.save(&state, &self.progress)
     }
 
     /// False while no evaluation has a finite figure: there is nothing to stop by.
     fn stopped_early(&self) -> bool {
         let Progress { best, waited, .. } = self.progress;
-        self.config.early_stop > 0 && best.is_some() && waited >= self.config.early_stop
+        self.training.early_stop > 0 && best.is_some() && waited >= self.training.early_stop
     }
 
     /// At most `rows` rows of each split.
-    fn eval_sets(&self, rows: usize) -> [EvalSet; 3] {
-        let parts = [&self.split.train, &self.split.val, &self.split.test];
-        parts.map(|part| EvalSet::new(&self.data, part, rows, &self.mean))
+    fn eval_sets(&self, rows: usize) -> Result<[EvalSet; 3]> {
+        let set = |part: &[u32]| EvalSet::new(self.rows.as_ref(), part, rows, &self.mean);
+        Ok([set(&self.split.train)?, set(&self.split.val)?, set(&self.split.test)?])
     }
 
     /// Temperature, share of the hard code, learning rate and L1 weight of a step.
     fn plan(&self, step: u64) -> StepPlan<'static> {
-        let c = &self.config;
-        let alpha = anneal_fraction(step, c.schedule.anneal_steps);
+        let s = &self.training.schedule;
+        let alpha = anneal_fraction(step, s.anneal_steps);
         let epoch = self.order.epoch_of(step) as u64;
         StepPlan {
             step,
             alpha,
-            tau: temperature(alpha, c.schedule.tau_start, c.schedule.tau_end),
-            lr: learning_rate(
-                step,
-                c.schedule.steps,
-                c.schedule.lr,
-                c.schedule.lr_warmup,
-                c.schedule.lr_schedule,
-            ),
-            l1: c.schedule.l1 * l1_share(epoch, c.schedule.l1_warmup),
-            noise: Noise::Philox { seed: c.seed },
+            tau: temperature(alpha, s.tau_start, s.tau_end),
+            lr: learning_rate(step, s.steps, s.lr, s.lr_warmup, s.lr_schedule),
+            l1: s.l1 * l1_share(epoch, s.l1_warmup),
+            noise: Noise::Philox { seed: self.training.seed },
         }
     }
 
@@ -190,7 +244,7 @@ impl Trainer {
 
     /// Waits for the queued steps and takes their losses up, one by one in their order, so that no bit of the
     /// sum depends on when this is called.
-    fn collect(&mut self, display: &mut Display) -> Result<()> {
+    fn collect(&mut self) -> Result<()> {
         if self.queue.waiting() == 0 {
             return Ok(());
         }
@@ -203,7 +257,7 @@ impl Trainer {
         for stats in &all {
             if !stats.loss.is_finite() {
                 let step = self.progress.step;
-                return Err(Error::NonFinite { step, loss: stats.loss, kept: self.kept() });
+                return Err(Error::NonFinite { step, loss: stats.loss, kept: self.store.kept() });
             }
             let p = &mut self.progress;
             p.step += 1;
@@ -212,36 +266,42 @@ impl Trainer {
         }
         let p = &mut self.progress;
         p.seconds = (p.seconds.0 + seconds, p.seconds.1 + seconds);
-        let rate = (steps * self.config.schedule.batch_size as u64) as f64 / seconds.max(1e-9);
-        let done = p.step;
-        if let Some(stats) = all.last() {
-            let note = if self.plan(done - 1).soft() { "annealing" } else { "" };
-            display.step(done, stats.loss, rate, note);
-        }
+        let Some(last) = all.last() else { return Ok(()) };
+        let report = StepReport {
+            done: p.step,
+            total: self.training.schedule.steps,
+            loss: last.loss,
+            rows_per_second: (steps * self.training.schedule.batch_size as u64) as f64 / seconds.max(1e-9),
+            warming_up: self.plan(self.progress.step - 1).soft(),
+        };
+        self.observers.iter_mut().for_each(|observer| observer.stepped(&report));
         Ok(())
     }
 
-    fn kept(&self) -> String {
-        match checkpoint::list(&self.folder.checkpoints()).ok().and_then(|all| all.last().cloned()) {
-            Some((step, path)) => format!("the checkpoint of step {step} is kept ({})", path.display()),
-            None => "there was no checkpoint yet".into(),
-        }
+    /// Figures of all splits; `fired` (M) counts the training rows on which each latent is active.
+    fn measure(
+        &mut self,
+        sets: &[EvalSet; 3],
+        fired: &mut [u64],
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<[Option<Quality>; 3]> {
+        let d = self.training.architecture.d_in;
+        let mut ignored = vec![0u64; fired.len()];
+        let backend = self.backend.as_mut();
+        let train = sets[0].measure(backend, d, fired, check)?;
+        let val = sets[1].measure(backend, d, &mut ignored, check)?;
+        let test = sets[2].measure(backend, d, &mut ignored, check)?;
+        self.explain(sets, [train, val, test])?;
+        Ok([train, val, test])
     }
 
     /// Adds a line to the metrics; true where validation is the best so far. Nothing is changed where `stop` ends it.
     fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<bool> {
-        let (d, m) = (self.config.d_in, self.config.n_latents);
-        let mut fired = vec![0u64; m];
-        let backend = self.backend.as_mut();
-        let check = &mut || check_flag(stop);
-        let train = sets[0].measure(backend, d, &mut fired, check)?;
-        let mut ignored = vec![0u64; m];
-        let val = sets[1].measure(backend, d, &mut ignored, check)?;
-        let test = sets[2].measure(backend, d, &mut ignored, check)?;
-        self.explain(sets, [train, val, test])?;
+        let mut fired = vec![0u64; self.training.architecture.n_latents];
+        let [train, val, test] = self.measure(sets, &mut fired, &mut || check_flag(stop))?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
-        let rows = p.loss.1 as f64 * self.config.schedule.batch_size as f64;
+        let rows = p.loss.1 as f64 * self.training.schedule.batch_size as f64;
         p.metrics.push(MetricRow {
             step: p.step,
             epoch: self.order.epoch_of(p.step),
@@ -250,7 +310,7 @@ impl Trainer {
             lr: plan.lr,
             rows_per_second: if p.seconds.0 > 0.0 { rows / p.seconds.0 } else { 0.0 },
             train_loss: (p.loss.1 > 0).then(|| p.loss.0 / p.loss.1 as f64),
-            parts: p.parts.means(p.loss.1, parts_of(&self.config)),
+            parts: p.parts.means(p.loss.1, parts_of(&self.training)),
             train,
             val,
             test,
@@ -261,7 +321,7 @@ impl Trainer {
         p.seconds.0 = 0.0;
         let mut improved = false;
         // Before the warm-up ends the model is not yet the one that is trained for.
-        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.config.schedule.anneal_steps) {
+        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.training.schedule.anneal_steps) {
             improved = is_better(fvu, p.best);
             if improved {
                 p.best = Some((p.step, fvu));
@@ -270,131 +330,83 @@ impl Trainer {
                 p.waited += 1;
             }
         }
-        files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
+        for observer in &mut self.observers {
+            observer.evaluated(&self.progress.metrics)?;
+        }
         Ok(improved)
     }
 
-    /// Makes a warning of figures that are not finite, the first time that those of a split are not.
+    /// Warns of figures that are not finite, the first time that those of a split are not.
     fn explain(&mut self, sets: &[EvalSet; 3], measured: [Option<Quality>; 3]) -> Result<()> {
         let parts = [Part::Train, Part::Val, Part::Test];
         for (i, (set, quality)) in sets.iter().zip(measured).enumerate() {
             let Some(quality) = quality.filter(|_| !self.explained[i]) else { continue };
-            let (backend, m) = (self.backend.as_mut(), self.config.n_latents);
-            let Some(mut why) = set.explain(&quality, parts[i].rows(), &self.data, backend, m)? else {
+            let (backend, m) = (self.backend.as_mut(), self.training.architecture.n_latents);
+            let Some(why) = set.explain(&quality, parts[i].rows(), self.rows.as_ref(), backend, m)? else {
                 continue;
             };
             self.explained[i] = true;
-            if i == 1 {
-                why.push_str("; where no evaluation has a finite validation FVU, the last checkpoint becomes the model");
-            }
-            self.warnings.push(why);
+            let warning = Warning::NotFinite { part: parts[i], why };
+            self.observers.iter_mut().for_each(|observer| observer.warned(&warning));
         }
         Ok(())
     }
 
-    fn save_checkpoint(&mut self) -> Result<()> {
-        let path = self.folder.checkpoints().join(checkpoint::name(self.progress.step));
-        let state = self.backend.state()?;
-        checkpoint::save(&path, &state, &self.progress)?;
-        drop(state);
-        self.link_best()?;
-        self.folder.prune(self.config.keep_checkpoints, self.progress.step)
-    }
-
-    /// Gives the checkpoint of the best step its second name. Done after every save, and once more when a run
-    /// goes on, which may have been killed between the two.
-    fn link_best(&self) -> Result<()> {
-        match self.progress.best {
-            Some((best, _)) if best == self.progress.step => {
-                let from = self.folder.checkpoints().join(checkpoint::name(best));
-                files::link_whole(&from, &self.folder.best())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes the best checkpoint up, in the memory that the model has; its step.
-    fn load_best(&mut self) -> Result<u64> {
-        let mut best = Stored::open(&self.folder.best())?;
-        let (step, config) = (best.progress().step, &self.config);
-        self.backend.set_state(step, &mut |name, out| {
-            best.read(name, out)?;
-            if config.unit_average() == Some(name)
-                && let Ok(rows) = bytemuck::try_cast_slice_mut(out)
-            {
-                // Version 0.1.0 left them shorter.
-                make_unit_rows(rows, config.d_in);
-            }
-            Ok(())
-        })?;
-        Ok(step)
-    }
-
-    /// Final figures, model, curves; the summary comes last.
-    fn finish(mut self, session: &Session<'_>) -> Result<Summary> {
+    /// The best state, where training stopped early, and the figures on all rows.
+    fn finish(&mut self, stop: &AtomicBool) -> Result<Trained> {
         let mut steps = self.progress.step;
-        let best = self.progress.best.map(|(step, _)| step);
-        if self.config.early_stop > 0 && best.is_some_and(|best| best != steps) {
-            steps =
-                self.load_best().map_err(|e| recover::lost(&self.folder, "the best model is lost", &e))?;
+        let best_step = self.progress.best.map(|(step, _)| step);
+        if self.training.early_stop > 0 && best_step.is_some_and(|best| best != steps) {
+            steps = self.store.restore_best(self.backend.as_mut())?;
         }
-        let (d, m) = (self.config.d_in, self.config.n_latents);
-        let mut fired = vec![0u64; m];
-        let mut ignored = vec![0u64; m];
-        let sets = self.eval_sets(usize::MAX);
-        let backend = self.backend.as_mut();
-        // The last checkpoint is on the disk already.
-        let root = self.folder.root().display();
-        let check = &mut || match session.stop.load(Ordering::Relaxed) {
+        let mut fired = vec![0u64; self.training.architecture.n_latents];
+        let sets = self.eval_sets(usize::MAX)?;
+        // The last state is kept already.
+        let check = &mut || match stop.load(Ordering::Relaxed) {
             false => Ok(()),
-            true => Err(Error::Interrupted(format!(
-                "interrupted in the final evaluation; all steps are done and on disk: finish with `sae train --resume {root}`"
-            ))),
+            true => Err(Error::Interrupted("interrupted in the final evaluation, after all steps".into())),
         };
-        let train = sets[0].measure(backend, d, &mut fired, check)?;
-        let val = sets[1].measure(backend, d, &mut ignored, check)?;
-        let test = sets[2].measure(backend, d, &mut ignored, check)?;
-        self.explain(&sets, [train, val, test])?;
-        for warning in self.warnings.drain(..).filter(|_| !session.quiet) {
-            console::warn(warning);
-        }
-        let state = self.backend.state()?;
-        let params = state.weights(Weights::Averaged);
-        let meta = ModelMeta::new(&self.config, steps, &self.mean);
-        model_file::save(&self.folder.path(names::MODEL), params, &meta)?;
-        drop(state);
-        // Plots need memory of their own, and the weights are on the disk.
-        drop(self.backend);
-        files::write_whole(&self.folder.path(names::METRICS), &metrics::to_csv(&self.progress.metrics)?)?;
-        outputs::write_plots(&self.folder, &self.config, &self.progress.metrics)?;
-        let done = self.progress.step as f64 * self.config.schedule.batch_size as f64;
-        let summary = Summary {
+        let [train, val, test] = self.measure(&sets, &mut fired, check)?;
+        let done = self.progress.step as f64 * self.training.schedule.batch_size as f64;
+        Ok(Trained {
             train,
             val,
             test,
             dead_fraction: dead_fraction(&fired),
             rows_per_second: done / self.progress.seconds.1.max(1e-9),
             steps,
+            best_step,
             device: self.progress.device.clone(),
-            precision: self.config.precision.to_string(),
-            seed: self.config.seed,
-            version: env!("CARGO_PKG_VERSION").into(),
-            n_latents: m,
-            k: self.config.spec.forward.k,
-            best_step: best,
-        };
-        outputs::write_summary(&self.folder, &summary)?;
-        Ok(summary)
+            train_mean: self.mean.clone(),
+            metrics: self.progress.metrics.clone(),
+        })
     }
 }
 
-/// Which parts the loss of a run has.
-fn parts_of(config: &Config) -> HasParts {
-    let spec = &config.spec;
+/// Fails where a training cannot be one of these rows.
+fn check(training: &Training, rows: &dyn RowSource, split: &Split) -> Result<()> {
+    let (d, wanted) = (rows.d_in(), training.architecture.d_in);
+    if d != wanted {
+        return Err(Error::Failed(format!("the rows have {d} values, and the model takes {wanted}")));
+    }
+    if split.train.is_empty() {
+        return Err(Error::Failed("the training split is empty: there is nothing to train on".into()));
+    }
+    let n = rows.n_rows();
+    let beyond =
+        [&split.train, &split.val, &split.test].into_iter().flatten().find(|row| **row as usize >= n);
+    match beyond {
+        Some(row) => Err(Error::Failed(format!("the split names row {row}, and there are {n} rows, from 0"))),
+        None => Ok(()),
+    }
+}
+
+/// Which parts the loss of a training has.
+fn parts_of(training: &Training) -> HasParts {
     HasParts {
-        l1: config.schedule.l1 > 0.0,
-        aux: spec.objective.aux_k > 0,
-        grad_norm: spec.optimizer.clip_norm.is_some(),
+        l1: training.schedule.l1 > 0.0,
+        aux: training.model.objective.aux_k > 0,
+        grad_norm: training.model.optimizer.clip_norm.is_some(),
     }
 }
 

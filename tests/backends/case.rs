@@ -4,9 +4,10 @@ use crate::common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference, relax::Mode};
 use topk_sae::backend::{Backend, Pass, StepPlan, StepStats};
-use topk_sae::data::{Dtype, Embeddings};
+use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
+use topk_sae::rows::Dtype;
 use topk_sae::schedule::temperature;
 use topk_sae::spec::{Forward, ModelSpec, Relaxation, Warmup};
 
@@ -164,7 +165,10 @@ impl Case {
     #[allow(dead_code)] // Each test file that takes this one as a module has backends of its own.
     pub fn agree(self) -> Vec<Mode> {
         let mut modes = vec![];
-        self.agree_with(FastCpu::new, |fast| modes.extend(fast.last_mode()));
+        self.agree_with(
+            |data, spec, state| FastCpu::new(data, spec, state),
+            |fast| modes.extend(fast.last_mode()),
+        );
         modes
     }
 

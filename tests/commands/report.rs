@@ -31,7 +31,7 @@ fn a_report_is_one_file_with_all_that_there_is_to_say() {
         assert!(html.contains(part), "{part}");
     }
     let summary = super::json(&place.path("run/summary.json"));
-    let fvu = topk_sae::report::table::number(summary["val"]["fvu"].as_f64().unwrap());
+    let fvu = topk_sae::text::number(summary["val"]["fvu"].as_f64().unwrap());
     assert!(html.contains(&format!("<b>{fvu}</b>")), "{fvu}");
     // Four sets of curves and two histograms; a point an evaluation and split.
     assert_eq!(html.matches("<svg").count(), 6);

@@ -5,8 +5,8 @@ use super::emulator::{Emulator, ptx};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::process::Command;
-use std::rc::Rc;
 use std::sync::OnceLock;
+use std::sync::{Arc, Mutex};
 use topk_sae::backend::cuda::card::{self, Card};
 use topk_sae::backend::cuda::compile::Arch;
 use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
@@ -89,17 +89,17 @@ pub fn device_for(precision: Precision, seed: u64, free: Option<u64>) -> Box<dyn
     Box::new(device)
 }
 
-type Shared = Rc<RefCell<Card>>;
+type Shared = Arc<Mutex<Card>>;
 
 /// A card that is free: opening one takes longer than most tests, so that those of a thread use one after another.
 fn lend(math: Math) -> Shared {
     thread_local!(static CARDS: RefCell<Vec<(Math, Shared)>> = const { RefCell::new(vec![]) });
     CARDS.with_borrow_mut(|cards| {
-        let unused = cards.iter().find(|(m, card)| *m == math && Rc::strong_count(card) == 1);
+        let unused = cards.iter().find(|(m, card)| *m == math && Arc::strong_count(card) == 1);
         if let Some((_, card)) = unused {
             return card.clone();
         }
-        let card = Rc::new(RefCell::new(card::open(0, math).unwrap()));
+        let card = Arc::new(Mutex::new(card::open(0, math).unwrap()));
         cards.push((math, card.clone()));
         card
     })
@@ -113,60 +113,60 @@ struct Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         // Records name memory of the test that ends.
-        self.card.borrow_mut().forget();
+        self.card.lock().unwrap().forget();
     }
 }
 
 impl Device for Lent {
     fn facts(&self) -> Result<Facts> {
-        let facts = self.card.borrow().facts()?;
+        let facts = self.card.lock().unwrap().facts()?;
         Ok(Facts { free: self.free.unwrap_or(facts.free), ..facts })
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
-        self.card.borrow_mut().allocate(bytes, what)
+        self.card.lock().unwrap().allocate(bytes, what)
     }
 
     fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.card.borrow_mut().write(to, offset, bytes)
+        self.card.lock().unwrap().write(to, offset, bytes)
     }
 
     fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.card.borrow_mut().read(from, offset, bytes)
+        self.card.lock().unwrap().read(from, offset, bytes)
     }
 
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
-        self.card.borrow_mut().send(to, len, fill)
+        self.card.lock().unwrap().send(to, len, fill)
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
-        self.card.borrow_mut().zero(memory, range)
+        self.card.lock().unwrap().zero(memory, range)
     }
 
     unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         // SAFETY: the caller's promise is handed on.
-        unsafe { self.card.borrow_mut().launch(kernel, launch, args) }
+        unsafe { self.card.lock().unwrap().launch(kernel, launch, args) }
     }
 
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
         // SAFETY: the caller's promise is handed on.
-        unsafe { self.card.borrow_mut().product(product) }
+        unsafe { self.card.lock().unwrap().product(product) }
     }
 
     fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()> {
-        self.card.borrow_mut().record(key, work)
+        self.card.lock().unwrap().record(key, work)
     }
 
     fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64> {
-        self.card.borrow_mut().timed(work)
+        self.card.lock().unwrap().timed(work)
     }
 
     fn forget(&mut self) {
-        self.card.borrow_mut().forget();
+        self.card.lock().unwrap().forget();
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.card.borrow_mut().synchronize()
+        self.card.lock().unwrap().synchronize()
     }
 }
 

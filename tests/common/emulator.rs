@@ -9,12 +9,10 @@ pub mod ptx;
 pub mod sanitizer;
 
 use std::alloc::Layout;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CStr, c_char};
 use std::ops::Range;
-use std::rc::Rc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::backend::cuda::work::STATIC_SHARED;
@@ -29,12 +27,12 @@ pub struct Emulator {
     /// The same kernels as NVIDIA's compiler has made them, where these are to run.
     compiled: Option<&'static ptx::Kernels>,
     /// What launches of them moved, by kernel.
-    moved: Rc<RefCell<BTreeMap<&'static str, ptx::Counts>>>,
-    live: Rc<RefCell<BTreeMap<u64, usize>>>,
+    moved: Arc<Mutex<BTreeMap<&'static str, ptx::Counts>>>,
+    live: Arc<Mutex<BTreeMap<u64, usize>>>,
     records: HashMap<RecordKey, Vec<String>>,
     recording: Option<Vec<String>>,
     launches: u64,
-    launched: Rc<RefCell<BTreeSet<&'static str>>>,
+    launched: Arc<Mutex<BTreeSet<&'static str>>>,
     /// Chooses the order of blocks, warps and lanes. Each launch draws another order from it.
     pub seed: u64,
     /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
@@ -83,12 +81,12 @@ impl Emulator {
             kernels,
             launch: build::runtime(),
             compiled: None,
-            moved: Rc::default(),
-            live: Rc::default(),
+            moved: Arc::default(),
+            live: Arc::default(),
             records: HashMap::new(),
             recording: None,
             launches: 0,
-            launched: Rc::default(),
+            launched: Arc::default(),
             seed: 0,
             poison: false,
             total: 8 << 30,
@@ -102,7 +100,7 @@ impl Emulator {
     }
 
     /// What launches in PTX have moved, by kernel, now and later.
-    pub fn moved(&self) -> Rc<RefCell<BTreeMap<&'static str, ptx::Counts>>> {
+    pub fn moved(&self) -> Arc<Mutex<BTreeMap<&'static str, ptx::Counts>>> {
         self.moved.clone()
     }
 
@@ -119,12 +117,12 @@ impl Emulator {
         seed: u64,
     ) -> Result<()> {
         let live: Vec<(u64, usize)> =
-            self.live.borrow().iter().map(|(&start, &bytes)| (start, bytes)).collect();
+            self.live.lock().unwrap().iter().map(|(&start, &bytes)| (start, bytes)).collect();
         let first_block = self.first_block;
         let grid = ptx::Grid { launch: l, first_block, arguments: args, live: &live, seed };
         // SAFETY: live memory is the device's, which is borrowed; the caller promises the rest.
         let counts = unsafe { kernel.run(&grid) }.map_err(Error::Failed)?;
-        let mut moved = self.moved.borrow_mut();
+        let mut moved = self.moved.lock().unwrap();
         let sum = moved.entry(name).or_default();
         *sum = *sum + counts;
         Ok(())
@@ -136,12 +134,12 @@ impl Emulator {
     }
 
     /// Names of the kernels that have been launched, and will be.
-    pub fn launched(&self) -> Rc<RefCell<BTreeSet<&'static str>>> {
+    pub fn launched(&self) -> Arc<Mutex<BTreeSet<&'static str>>> {
         self.launched.clone()
     }
 
     /// Addresses and sizes of the memory that is taken, now and later.
-    pub fn live(&self) -> Rc<RefCell<BTreeMap<u64, usize>>> {
+    pub fn live(&self) -> Arc<Mutex<BTreeMap<u64, usize>>> {
         self.live.clone()
     }
 
@@ -156,7 +154,7 @@ impl Emulator {
 
     /// Fails unless `len` bytes from `address` lie in one live block.
     fn inside(&self, what: &str, address: u64, len: usize) -> Result<()> {
-        let live = self.live.borrow();
+        let live = self.live.lock().unwrap();
         let block = live.range(..=address).next_back();
         if block.is_some_and(|(&start, &bytes)| address + len as u64 <= start + bytes as u64) {
             return Ok(());
@@ -214,7 +212,7 @@ impl Emulator {
 const RESERVED: usize = 1 << 30;
 
 /// `bytes` zero bytes that come into being page by page.
-fn reserve(bytes: usize, what: &'static str, live: &Rc<RefCell<BTreeMap<u64, usize>>>) -> Result<Memory> {
+fn reserve(bytes: usize, what: &'static str, live: &Arc<Mutex<BTreeMap<u64, usize>>>) -> Result<Memory> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a new mapping, at an address that the system chooses.
@@ -226,10 +224,10 @@ fn reserve(bytes: usize, what: &'static str, live: &Rc<RefCell<BTreeMap<u64, usi
     // A page of 2 MiB for each touched row would be thousands of times what is wanted.
     // SAFETY: the mapping was made above with this length. An error costs memory alone.
     let _ = unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
-    live.borrow_mut().insert(start as u64, bytes);
+    live.lock().unwrap().insert(start as u64, bytes);
     let live = live.clone();
     let release = move |address: u64| {
-        live.borrow_mut().remove(&address);
+        live.lock().unwrap().remove(&address);
         // SAFETY: mapped above with this length; a `Memory` releases once.
         unsafe { libc::munmap(address as *mut libc::c_void, bytes) };
     };
@@ -275,7 +273,7 @@ unsafe fn run(
 
 impl Device for Emulator {
     fn facts(&self) -> Result<Facts> {
-        let used: u64 = self.live.borrow().values().map(|&bytes| bytes as u64).sum();
+        let used: u64 = self.live.lock().unwrap().values().map(|&bytes| bytes as u64).sum();
         Ok(Facts {
             name: "emulation on the CPU".into(),
             free: self.total.saturating_sub(used),
@@ -300,10 +298,10 @@ impl Device for Emulator {
             // SAFETY: `bytes` bytes were just allocated.
             poison(unsafe { std::slice::from_raw_parts_mut(start, bytes) });
         }
-        self.live.borrow_mut().insert(start as u64, bytes);
+        self.live.lock().unwrap().insert(start as u64, bytes);
         let live = self.live.clone();
         let release = move |address: u64| {
-            live.borrow_mut().remove(&address);
+            live.lock().unwrap().remove(&address);
             // SAFETY: allocated above with this layout; a `Memory` releases once.
             unsafe { std::alloc::dealloc(address as *mut u8, layout) };
         };
@@ -354,7 +352,7 @@ impl Device for Emulator {
         let packed = self.pack(found, args)?;
         self.note(|| format!("{kernel} {launch:?} {args:?}"));
         self.launches += 1;
-        self.launched.borrow_mut().insert(kernel);
+        self.launched.lock().unwrap().insert(kernel);
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
         if let Some(compiled) = self.compiled {
             let ptx =

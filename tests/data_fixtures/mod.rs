@@ -180,8 +180,12 @@ fn comes_in_blocks_too(paths: &[PathBuf], options: &LoadOptions, whole: Option<&
             while let Some(block) = blocks.next_block()? {
                 for n in 0..block.n_rows() {
                     let Some(data) = whole else { continue };
-                    assert_eq!((block.row_id(n), row(&block, n)), (data.row_id(at + n), row(data, at + n)));
-                    let group = |data: &Embeddings, row| data.group_id(data.group_of(row)).to_owned();
+                    assert_eq!(
+                        (block.index().row_id(n), row(&block, n)),
+                        (data.index().row_id(at + n), row(data, at + n))
+                    );
+                    let group =
+                        |data: &Embeddings, row| data.index().group_id(data.index().group_of(row)).to_owned();
                     assert_eq!(group(&block, n), group(data, at + n));
                     assert_eq!((block.d_in(), block.dtype()), (data.d_in(), data.dtype()));
                 }
@@ -211,7 +215,7 @@ pub fn dataset(name: &str) -> LoadOptions {
 }
 
 pub fn ids(data: &Embeddings) -> Vec<String> {
-    (0..data.n_rows()).map(|row| data.row_id(row)).collect()
+    (0..data.n_rows()).map(|row| data.index().row_id(row)).collect()
 }
 
 pub fn row(data: &Embeddings, row: usize) -> Vec<f32> {

@@ -375,9 +375,9 @@ fn another_state_takes_the_place_of_the_first_in_the_same_memory() {
         let (.., later) = run(&mut engine, 0..3);
         engine.step(&case.rows(), &case.plan(3, &[])).unwrap();
         assert!(!engine.collect().unwrap()[0].loss.is_finite());
-        let memory = live.borrow().clone();
+        let memory = live.lock().unwrap().clone();
         set(&mut engine, &later);
-        assert!(*live.borrow() == memory, "memory was taken or given back");
+        assert!(*live.lock().unwrap() == memory, "memory was taken or given back");
         let want = run(&mut open(device::device(1), &later), 3..6);
         assert_eq!(run(&mut engine, 3..6), want);
         if precision == Precision::F32 {

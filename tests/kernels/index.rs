@@ -5,8 +5,8 @@ use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::launch;
 use topk_sae::backend::cuda::work::{Sizes, Work};
-use topk_sae::data::Dtype;
 use topk_sae::noise::philox4x32;
+use topk_sae::rows::Dtype;
 use topk_sae::spec::{ModelSpec, Precision};
 
 /// Fails unless each latent's entries come back in order of rows. `latent` names the e-th latent of row n; a row

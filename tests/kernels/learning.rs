@@ -9,9 +9,10 @@ use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, StepPlan};
-use topk_sae::data::{BatchOrder, Embeddings, LoadOptions};
+use topk_sae::data::{Embeddings, LoadOptions};
 use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
+use topk_sae::rows::BatchOrder;
 use topk_sae::schedule::{anneal_fraction, temperature};
 use topk_sae::spec::{Init, ModelSpec, Precision, Relaxation};
 
@@ -105,7 +106,7 @@ fn the_memory_told_beforehand_is_what_is_taken() {
         .unwrap();
         engine.step(&case.rows(), &case.plan(0, &[])).unwrap();
         engine.evaluate(&case.rows(), Weights::Averaged, &mut vec![0; 3000]).unwrap();
-        let taken = live.borrow().values().sum::<usize>() as f64 - (300 * 64 * 4) as f64;
+        let taken = live.lock().unwrap().values().sum::<usize>() as f64 - (300 * 64 * 4) as f64;
         let told = cuda::memory(&case.spec, 64, 3000, tied, 300, precision) as f64;
         assert!((taken / told - 1.0).abs() < 0.01, "{taken} bytes were taken, {told} told");
     }

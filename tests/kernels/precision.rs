@@ -11,8 +11,8 @@ use topk_sae::backend::Backend;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::data::Dtype;
 use topk_sae::model::{TrainState, Weights};
+use topk_sae::rows::Dtype;
 use topk_sae::spec::{Inference, Precision, Relaxation};
 
 const TYPES: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
@@ -177,7 +177,8 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
     }
     if !on_card() {
         let all: BTreeSet<&str> = Emulator::new().kernels().collect();
-        let launched: BTreeSet<&str> = launched.iter().flat_map(|names| names.borrow().clone()).collect();
+        let launched: BTreeSet<&str> =
+            launched.iter().flat_map(|names| names.lock().unwrap().clone()).collect();
         assert_eq!(launched, all);
     }
 }

@@ -9,8 +9,8 @@ use topk_sae::backend::cuda::launch::{self, Batch, Shared};
 use topk_sae::backend::cuda::params::StepParams;
 use topk_sae::backend::cuda::work::{Sizes, Work};
 use topk_sae::backend::{Phase, StepPlan};
-use topk_sae::data::Dtype;
 use topk_sae::noise::{Noise, philox4x32, unit};
+use topk_sae::rows::Dtype;
 use topk_sae::spec::ModelSpec;
 
 /// Rows of scores, each another shape of trouble.

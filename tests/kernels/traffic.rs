@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use topk_sae::backend::Backend;
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::engine::Engine;
-use topk_sae::data::Dtype;
+use topk_sae::rows::Dtype;
 use topk_sae::spec::Precision;
 
 const N: usize = 64;
@@ -26,9 +26,9 @@ fn step(t: f64, precision: Precision, tied: bool) -> BTreeMap<&'static str, Coun
     let moved = device.moved();
     let mut engine =
         Engine::new("device".into(), Box::new(device), data, case.spec.clone(), precision, &state).unwrap();
-    moved.borrow_mut().clear();
+    moved.lock().unwrap().clear();
     engine.step(&case.rows(), &case.plan(0, &[])).unwrap();
-    moved.take()
+    std::mem::take(&mut moved.lock().unwrap())
 }
 
 /// Bytes that a kernel's work needs where every value is read or written once from the nearest place that may hold
@@ -112,7 +112,7 @@ fn scores_are_read_once_however_long_the_row() {
         let scores = rows(m);
         select(&mut device, element, &scores, &vec![0.0; m], k);
         let name = if size == 2 { "topk_stream_bf16" } else { "topk_stream_f32" };
-        let sectors = 32 * moved.borrow()[name].sectors;
+        let sectors = 32 * moved.lock().unwrap()[name].sectors;
         let once = m * (size + 4);
         let allowed = scores.len() * (once + once / 20 + 2 * 32 * k + 4096);
         assert!(sectors < allowed as u64, "{element:?} M {m} k {k}: {sectors} bytes, {allowed} allowed");

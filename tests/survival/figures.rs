@@ -2,7 +2,7 @@
 
 use crate::runs::{self, checkpoints, low_rank, sae, sae_ok, same_run, write_values};
 use std::path::Path;
-use topk_sae::data::{Part, part_of_id};
+use topk_sae::rows::{Part, part_of_id};
 
 const D: usize = 12;
 const SHORT: [&str; 7] = [

@@ -3,10 +3,10 @@
 use crate::analysis::codes::{self, RowNames};
 use crate::analysis::{Source, load_model};
 use crate::backend::Codes;
-use crate::data::Part;
 use crate::error::{Error, Result};
 use crate::model::Params;
-use crate::model_file::ModelMeta;
+use crate::model::file::ModelMeta;
+use crate::rows::Part;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 

@@ -1,10 +1,10 @@
 //! Latents whose decoder rows point the same way.
 
 use crate::backend::cpu::linalg::{View, product};
+use crate::console::progress::Phase;
 use crate::error::{Error, Result};
 use crate::model::{Params, normalize};
-use crate::report::progress::Phase;
-use crate::report::table::thousands;
+use crate::text::thousands;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::sync::Mutex;

@@ -3,7 +3,7 @@
 use super::associate::Association;
 use super::{Feature, Features, Finding};
 use crate::analysis::labels::choose::Label;
-use crate::data::tsv;
+use crate::text::tsv;
 use std::io::{self, Write};
 
 const FEATURE: &str = "latent\tactive_rows\tfiring_rate\tmean_activation\tmax_activation\ttop_ids\ttop_activations\t\

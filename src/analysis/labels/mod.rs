@@ -6,8 +6,9 @@
 
 pub mod choose;
 
-use crate::data::{first_control, tsv};
+use crate::data::first_control;
 use crate::error::{Error, Result};
+use crate::text::tsv;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! The per-latent table.
 
 use super::{Latent, Overlap};
-use crate::data::tsv;
+use crate::text::tsv;
 use std::fmt::Write;
 
 impl Overlap {

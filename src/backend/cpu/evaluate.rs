@@ -5,23 +5,24 @@ use super::norm::Batch;
 use super::relax::{RowScratch, hard_row};
 use super::sparse::{CodeChunk, ROWS};
 use crate::backend::{Codes, EvalSums};
-use crate::data::Embeddings;
+use crate::error::Result;
 use crate::model::Params;
+use crate::rows::RowSource;
 use crate::spec::{Inference, ModelSpec};
 use rayon::prelude::*;
 
 /// Adds a chunk of rows to the sums of an evaluation.
 pub(super) fn evaluate_rows(
-    data: &Embeddings,
+    data: &dyn RowSource,
     spec: &ModelSpec,
     params: &Params,
     rows: &[u32],
     work: &mut Work,
     fired: &mut [u64],
     sums: &mut EvalSums,
-) {
+) -> Result<()> {
     let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
-    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre);
+    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre)?;
     encode(&work.batch.input, params, &mut work.scores);
     let relu = spec.forward.inference == Inference::Relu;
     work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
@@ -60,19 +61,20 @@ pub(super) fn evaluate_rows(
         chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
     }
     sums.rows += n as u64;
+    Ok(())
 }
 
 /// Adds the codes of a chunk of rows to `out`.
 pub(super) fn encode_rows(
-    data: &Embeddings,
+    data: &dyn RowSource,
     spec: &ModelSpec,
     params: &Params,
     rows: &[u32],
     work: &mut Work,
     out: &mut Codes,
-) {
+) -> Result<()> {
     let m = params.n_latents;
-    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre);
+    work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre)?;
     encode(&work.batch.input, params, &mut work.scores);
     let k = if spec.forward.inference == Inference::Relu { m } else { spec.forward.k };
     work.codes.resize_with(rows.len().div_ceil(ROWS), CodeChunk::default);
@@ -90,6 +92,7 @@ pub(super) fn encode_rows(
             out.push_row(chunk.row(i).map(|at| (chunk.index[at], chunk.value[at])), finite);
         }
     }
+    Ok(())
 }
 
 /// Squared error, absolute error and cosine of one reconstructed row.

@@ -19,9 +19,9 @@ use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
 use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
-use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
+use crate::rows::RowSource;
 use crate::spec::ModelSpec;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -32,7 +32,7 @@ pub(super) const EVAL_ROWS: usize = 256;
 
 /// The fast CPU backend.
 pub struct FastCpu {
-    pub(super) data: Arc<Embeddings>,
+    pub(super) data: Arc<dyn RowSource>,
     pub(super) spec: ModelSpec,
     pub(super) state: TrainState,
     pub(super) work: Work,
@@ -76,7 +76,7 @@ pub(super) struct Forward {
 
 impl FastCpu {
     /// A backend over `data` that goes on from `state`.
-    pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
+    pub fn new(data: Arc<dyn RowSource>, spec: ModelSpec, state: TrainState) -> Self {
         Self { data, spec, state, work: Work::default(), done: vec![], stopped: false }
     }
 
@@ -85,11 +85,11 @@ impl FastCpu {
         self.work.mode
     }
 
-    pub(super) fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Forward {
+    pub(super) fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Forward> {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
         let work = &mut self.work;
-        work.batch.load(&self.data, rows, self.spec.forward.row_eps(), &params.b_pre);
+        work.batch.load(self.data.as_ref(), rows, self.spec.forward.row_eps(), &params.b_pre)?;
         encode(&work.batch.input, params, &mut work.scores);
         make_room(&mut work.recon, n * d);
         let chunks = n.div_ceil(ROWS);
@@ -119,7 +119,7 @@ impl FastCpu {
         if !finite {
             stats.loss = f64::NAN;
         }
-        Forward { mode, stats, has_aux }
+        Ok(Forward { mode, stats, has_aux })
     }
 
     /// Reconstruction, loss and the gradients of the sparse entries, row by row.
@@ -399,7 +399,7 @@ impl Backend for FastCpu {
     }
 
     fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
-        let forward = self.forward(rows, plan);
+        let forward = self.forward(rows, plan)?;
         let mut stats = forward.stats;
         self.stopped |= !stats.loss.is_finite();
         if !self.stopped {
@@ -426,7 +426,7 @@ impl Backend for FastCpu {
         let mut sums = EvalSums::default();
         for rows in rows.chunks(EVAL_ROWS) {
             check()?;
-            evaluate_rows(&self.data, &self.spec, params, rows, &mut self.work, fired, &mut sums);
+            evaluate_rows(self.data.as_ref(), &self.spec, params, rows, &mut self.work, fired, &mut sums)?;
         }
         Ok(sums)
     }
@@ -435,19 +435,19 @@ impl Backend for FastCpu {
         let params = self.state.weights(weights);
         let mut codes = Codes::default();
         for rows in rows.chunks(EVAL_ROWS) {
-            encode_rows(&self.data, &self.spec, params, rows, &mut self.work, &mut codes);
+            encode_rows(self.data.as_ref(), &self.spec, params, rows, &mut self.work, &mut codes)?;
         }
         Ok(codes)
     }
 
-    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
-        check_same_kind(&self.data, &data)?;
+    fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()> {
+        check_same_kind(self.data.as_ref(), data.as_ref())?;
         self.data = data;
         Ok(())
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        Ok(self.look(rows, plan))
+        self.look(rows, plan)
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {

@@ -5,15 +5,21 @@ use super::fast::{FastCpu, Forward, encode, shared};
 use super::relax::Mode;
 use super::sparse::ROWS;
 use crate::backend::{Pass, StepPlan};
+use crate::error::Result;
 use crate::model::Params;
 
 impl FastCpu {
     /// See [`crate::backend::Backend::inspect`].
-    pub(super) fn look(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Pass {
+    pub(super) fn look(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
         let mut pre_acts = vec![];
-        self.work.batch.load(&self.data, rows, self.spec.forward.row_eps(), &self.state.params.b_pre);
+        self.work.batch.load(
+            self.data.as_ref(),
+            rows,
+            self.spec.forward.row_eps(),
+            &self.state.params.b_pre,
+        )?;
         encode(&self.work.batch.input, &self.state.params, &mut pre_acts);
-        let forward = self.forward(rows, plan);
+        let forward = self.forward(rows, plan)?;
         let mut stats = forward.stats;
         stats.grad_norm = self.backward(rows, plan, &forward, true);
         let (n, d, m) = (rows.len(), self.state.params.d_in, self.state.params.n_latents);
@@ -32,7 +38,7 @@ impl FastCpu {
         let grads = self.work.grads.clone();
         let zeros = Params::zeros(d, m, self.state.params.tied());
         let grads = grads.unwrap_or(zeros);
-        Pass { stats, pre_acts, code, recon, grad_pre_acts, grad_code: None, grads }
+        Ok(Pass { stats, pre_acts, code, recon, grad_pre_acts, grad_code: None, grads })
     }
 
     /// The (N, M) code and gradient of the scores that the sparse and dense parts amount to.

@@ -1,7 +1,8 @@
 //! Rows of the data made ready for the encoder.
 
 use super::fast::make_room;
-use crate::data::Embeddings;
+use crate::error::Result;
+use crate::rows::RowSource;
 use rayon::prelude::*;
 
 /// A batch of N rows.
@@ -20,7 +21,16 @@ pub struct Batch {
 
 impl Batch {
     /// Gathers `rows` and normalises them, `eps` added to their deviations; without one they stay as they are.
-    pub fn load(&mut self, data: &Embeddings, rows: &[u32], eps: Option<f64>, b_pre: &[f32]) {
+    ///
+    /// # Errors
+    /// What the source of the rows gives.
+    pub fn load(
+        &mut self,
+        data: &dyn RowSource,
+        rows: &[u32],
+        eps: Option<f64>,
+        b_pre: &[f32],
+    ) -> Result<()> {
         let d = data.d_in();
         make_room(&mut self.input, rows.len() * d);
         make_room(&mut self.centered, rows.len() * d);
@@ -31,14 +41,15 @@ impl Batch {
             .zip(self.centered.par_chunks_exact_mut(d))
             .zip(self.std.par_iter_mut().zip(self.mean.par_iter_mut()))
             .zip(rows.par_iter())
-            .for_each(|(((input, centered), (std, mean)), &row)| {
-                data.row_into(row as usize, centered);
+            .try_for_each(|(((input, centered), (std, mean)), row)| {
+                data.read(std::slice::from_ref(row), centered)?;
                 (*mean, *std) = if eps.is_some() { center(centered) } else { (0.0, 1.0) };
                 let scale = eps.map_or(1.0, |eps| (1.0 / (f64::from(*std) + eps)) as f32);
                 for ((out, &x), &b) in input.iter_mut().zip(centered.iter()).zip(b_pre) {
                     *out = x * scale - b;
                 }
-            });
+                Ok(())
+            })
     }
 }
 

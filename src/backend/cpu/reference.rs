@@ -7,17 +7,17 @@ mod gates;
 use crate::backend::{
     Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind, ema_decay,
 };
-use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
 use crate::noise::gumbel_f64;
+use crate::rows::RowSource;
 use crate::spec::{Inference, ModelSpec, Relaxation};
 use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The reference backend.
 pub struct Reference {
-    data: Arc<Embeddings>,
+    data: Arc<dyn RowSource>,
     spec: ModelSpec,
     state: TrainState,
     /// Statistics of steps that were not collected yet.
@@ -77,7 +77,7 @@ fn relu(z: f64) -> f64 {
 
 impl Reference {
     /// A backend over `data` that goes on from `state`.
-    pub fn new(data: Arc<Embeddings>, spec: ModelSpec, state: TrainState) -> Self {
+    pub fn new(data: Arc<dyn RowSource>, spec: ModelSpec, state: TrainState) -> Self {
         Self { data, spec, state, done: vec![], stopped: false }
     }
 
@@ -92,19 +92,19 @@ impl Reference {
     }
 
     /// `x`, its normalised form, mean and standard deviation.
-    fn normalized(&self, row: u32) -> (Vec<f64>, Vec<f64>, f64, f64) {
+    fn normalized(&self, row: u32) -> Result<(Vec<f64>, Vec<f64>, f64, f64)> {
         let d = self.data.d_in();
         let mut stored = vec![0.0f32; d];
-        self.data.row_into(row as usize, &mut stored);
+        self.data.read(&[row], &mut stored)?;
         let x: Vec<f64> = stored.into_iter().map(f64::from).collect();
         if !self.spec.forward.normalize {
-            return (x.clone(), x, 0.0, 1.0);
+            return Ok((x.clone(), x, 0.0, 1.0));
         }
         let mean = x.iter().sum::<f64>() / d as f64;
         let squares: f64 = x.iter().map(|v| (v - mean).powi(2)).sum();
         let std = (squares / (d as f64 - 1.0)).sqrt();
         let x_norm = x.iter().map(|v| (v - mean) / (std + self.spec.forward.norm_eps)).collect();
-        (x, x_norm, mean, std)
+        Ok((x, x_norm, mean, std))
     }
 
     fn scores(&self, w: &Wide, x_norm: &[f64]) -> Vec<f64> {
@@ -140,9 +140,9 @@ impl Reference {
         y
     }
 
-    fn forward(&self, w: &Wide, n: usize, row: u32, plan: &StepPlan<'_>) -> RowPass {
+    fn forward(&self, w: &Wide, n: usize, row: u32, plan: &StepPlan<'_>) -> Result<RowPass> {
         let (d, m) = (self.data.d_in(), w.b_lat.len());
-        let (x, x_norm, mean, std) = self.normalized(row);
+        let (x, x_norm, mean, std) = self.normalized(row)?;
         let z = self.scores(w, &x_norm);
         let mut top = vec![false; m];
         for j in top_k(&z, self.spec.forward.k) {
@@ -172,7 +172,7 @@ impl Reference {
         let y = (0..d).map(|i| (recon[i] + w.b_pre[i]) * std + mean).collect();
         let aux = self.aux_code(&z);
         let aux_recon = Self::decode(w, &aux, d);
-        RowPass { x, x_norm, std, z, soft, gates, top, h, y, aux, aux_recon }
+        Ok(RowPass { x, x_norm, std, z, soft, gates, top, h, y, aux, aux_recon })
     }
 
     /// The candidates of row `n` of the batch.
@@ -209,12 +209,12 @@ impl Reference {
         code
     }
 
-    fn pass(&self, rows: &[u32], plan: &StepPlan<'_>) -> Pass {
+    fn pass(&self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
         let params = &self.state.params;
         let (n_rows, d, m) = (rows.len(), params.d_in, params.n_latents);
         let w = Self::wide(params);
         let passes: Vec<RowPass> =
-            rows.iter().enumerate().map(|(n, &row)| self.forward(&w, n, row, plan)).collect();
+            rows.iter().enumerate().map(|(n, &row)| self.forward(&w, n, row, plan)).collect::<Result<_>>()?;
         let mut grads = Wide {
             w_enc: vec![0.0; m * d],
             w_dec: vec![0.0; m * d],
@@ -253,7 +253,7 @@ impl Reference {
         }
         let rows_of =
             |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> { passes.iter().flat_map(|p| narrow(f(p))).collect() };
-        Pass {
+        Ok(Pass {
             stats: StepStats {
                 loss: if finite { loss } else { f64::NAN },
                 mse,
@@ -274,7 +274,7 @@ impl Reference {
                 b_pre: narrow(&grads.b_pre),
                 b_lat: narrow(&grads.b_lat),
             },
-        }
+        })
     }
 
     /// Adds one row's gradients to `grads`; returns dh (M), dz (M) and the row's share of the auxiliary loss.
@@ -443,7 +443,7 @@ impl Backend for Reference {
     }
 
     fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
-        let pass = self.pass(rows, plan);
+        let pass = self.pass(rows, plan)?;
         let mut stats = pass.stats;
         self.stopped |= !stats.loss.is_finite();
         if !self.stopped {
@@ -472,7 +472,7 @@ impl Backend for Reference {
         let mut sums = EvalSums::default();
         for &row in rows {
             check()?;
-            let (x, x_norm, mean, std) = self.normalized(row);
+            let (x, x_norm, mean, std) = self.normalized(row)?;
             let z = self.scores(&w, &x_norm);
             let h = self.inference_code(&z);
             let recon = Self::decode(&w, &h, d);
@@ -502,7 +502,7 @@ impl Backend for Reference {
         let w = Self::wide(self.state.weights(weights));
         let mut codes = Codes::default();
         for &row in rows {
-            let z = self.scores(&w, &self.normalized(row).1);
+            let z = self.scores(&w, &self.normalized(row)?.1);
             let active = self.inference_code(&z).into_iter().enumerate().filter(|(_, h)| *h > 0.0);
             let finite = z.iter().all(|z| z.is_finite());
             codes.push_row(active.map(|(j, h)| (j as u32, h as f32)), finite);
@@ -510,14 +510,14 @@ impl Backend for Reference {
         Ok(codes)
     }
 
-    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
-        check_same_kind(&self.data, &data)?;
+    fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()> {
+        check_same_kind(self.data.as_ref(), data.as_ref())?;
         self.data = data;
         Ok(())
     }
 
     fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        Ok(self.pass(rows, plan))
+        self.pass(rows, plan)
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {

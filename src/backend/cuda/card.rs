@@ -60,6 +60,10 @@ enum Record {
     Graph(CudaGraph),
 }
 
+// SAFETY: a graph belongs to a context, not to a thread: the driver allows any thread to launch it, one at a time, which
+// `&mut Card` sees to.
+unsafe impl Send for Record {}
+
 /// A kernel that was launched before.
 struct Kernel {
     function: CudaFunction,
@@ -362,6 +366,8 @@ impl Device for Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
+        // The card may be dropped on another thread than it was used on; what is dropped after this needs the context.
+        let _ = self.context.bind_to_thread();
         // Pinned memory, graphs and the workspace may be in use until then. There is nobody to tell of an error.
         let _ = self.stream.synchronize();
     }

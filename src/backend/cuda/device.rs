@@ -15,12 +15,12 @@ pub struct Memory {
     address: u64,
     bytes: usize,
     what: &'static str,
-    release: Option<Box<dyn FnOnce(u64)>>,
+    release: Option<Box<dyn FnOnce(u64) + Send>>,
 }
 
 impl Memory {
     /// Memory at `address` of `bytes` bytes; `release` frees it. `what` names it in errors.
-    pub fn new(address: u64, bytes: usize, what: &'static str, release: Box<dyn FnOnce(u64)>) -> Self {
+    pub fn new(address: u64, bytes: usize, what: &'static str, release: Box<dyn FnOnce(u64) + Send>) -> Self {
         Self { address, bytes, what, release: Some(release) }
     }
 
@@ -188,7 +188,7 @@ pub struct RecordKey {
 }
 
 /// A device with one queue of work.
-pub trait Device {
+pub trait Device: Send {
     /// What it is, and what is free at this moment.
     ///
     /// # Errors

@@ -20,10 +20,10 @@ use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, Work};
 use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
-use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
+use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ pub struct Engine {
 
 /// Everything but the device, so that work can be recorded by it.
 pub(super) struct Parts {
-    pub(super) data: Arc<Embeddings>,
+    pub(super) data: Arc<dyn RowSource>,
     pub(super) spec: ModelSpec,
     pub(super) sizes: Sizes,
     pub(super) tensors: Tensors,
@@ -78,7 +78,7 @@ impl Engine {
     pub fn new(
         name: String,
         mut device: Box<dyn Device>,
-        data: Arc<Embeddings>,
+        data: Arc<dyn RowSource>,
         spec: ModelSpec,
         precision: Precision,
         state: &TrainState,
@@ -175,9 +175,9 @@ impl Backend for Engine {
         parts.encode(device.as_mut(), rows, weights)
     }
 
-    fn set_data(&mut self, data: Arc<Embeddings>) -> Result<()> {
+    fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()> {
         let Self { parts, device, .. } = self;
-        check_same_kind(&parts.data, &data)?;
+        check_same_kind(parts.data.as_ref(), data.as_ref())?;
         parts.set_data(device.as_mut(), data)
     }
 
@@ -217,12 +217,11 @@ impl Parts {
         let mut memory = dev.allocate(bytes.max(1), "the data")?;
         // In runs of some 64 MiB: float64 rows are rounded on the way.
         let run = (64 << 20) / width.max(1) + 1;
-        let mut scratch = vec![];
         let mut bytes = vec![0u8; run.min(n) * width];
         for first in (0..n).step_by(run) {
             let rows = run.min(n - first);
             for (i, out) in bytes[..rows * width].chunks_exact_mut(width).enumerate() {
-                work::row_bytes(&self.data, first + i, &mut scratch, out);
+                self.data.read_stored((first + i) as u32, out)?;
             }
             dev.write(&mut memory, first * width, &bytes[..rows * width])?;
         }
@@ -308,7 +307,7 @@ impl Parts {
         work.message.holds(len)?;
         let base = work.message.address();
         let staged = resident.is_none();
-        let mut scratch = vec![];
+        let mut read = Ok(());
         dev.send(work.message.memory(), len, &mut |out| {
             out[..size_of::<StepParams>()].copy_from_slice(bytemuck::bytes_of(params));
             for (i, &row) in rows.iter().enumerate() {
@@ -318,11 +317,11 @@ impl Parts {
                 out[at..at + 4].copy_from_slice(&number.to_ne_bytes());
             }
             if staged {
-                for (row, out) in rows.iter().zip(out[work::staged_at(n)..].chunks_exact_mut(width)) {
-                    work::row_bytes(data, *row as usize, &mut scratch, out);
-                }
+                let mut places = rows.iter().zip(out[work::staged_at(n)..].chunks_exact_mut(width));
+                read = places.try_for_each(|(&row, out)| data.read_stored(row, out));
             }
         })?;
+        read?;
         let data = resident.as_ref().map_or(base + work::staged_at(n) as u64, Memory::address);
         Ok(Batch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
     }
@@ -349,7 +348,7 @@ impl Parts {
     }
 
     /// Other rows from here on. Buffers go, because they depend on where the rows are.
-    fn set_data(&mut self, dev: &mut dyn Device, data: Arc<Embeddings>) -> Result<()> {
+    fn set_data(&mut self, dev: &mut dyn Device, data: Arc<dyn RowSource>) -> Result<()> {
         self.drain(dev)?;
         dev.forget();
         (self.work, self.resident) = (None, None);

@@ -79,7 +79,7 @@ pub fn cublas(doing: &str, error: CublasError) -> Error {
 
 /// The error for memory that is not there.
 pub fn no_memory(what: &str, bytes: u64, free: Option<(u64, u64)>) -> Error {
-    use crate::report::table::bytes as size;
+    use crate::text::bytes as size;
     let left = free.map_or("the driver does not tell how much is free".to_owned(), |(free, total)| {
         format!("{} of {} are free", size(free), size(total))
     });

@@ -1,7 +1,7 @@
 //! Finds and opens the driver, NVRTC and cuBLAS, and says in one line what is missing.
 
 use super::fault::{self, one_line};
-use crate::devices::places;
+use crate::backend::cuda::places;
 pub use copies::{Copy, Cublas, Functions, Need, Nvrtc, by_loader, newest_of};
 use cudarc::driver::result::{device, init};
 use cudarc::driver::sys::{self as driver_sys, CUdevice_attribute as Attribute, CUresult};

@@ -32,15 +32,16 @@ pub mod libraries;
 mod look;
 pub mod params;
 mod pinned;
+pub mod places;
 mod step;
 pub mod tensors;
 pub mod timed;
 pub mod work;
 
 use super::Backend;
-use crate::data::Embeddings;
 use crate::error::Result;
 use crate::model::TrainState;
+use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision};
 use device::Device;
 use gemm::Math;
@@ -83,7 +84,7 @@ pub fn math(precision: Precision) -> Math {
 /// What is missing on this machine, or what the device refuses.
 pub fn open(
     ordinal: usize,
-    data: Arc<Embeddings>,
+    data: Arc<dyn RowSource>,
     spec: ModelSpec,
     precision: Precision,
     state: TrainState,
@@ -104,7 +105,7 @@ pub fn memory(
     precision: Precision,
 ) -> u64 {
     // Refused sizes are told when the device is opened.
-    let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::data::Dtype::F32) else {
+    let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::rows::Dtype::F32) else {
         return 0;
     };
     let state = tensors::bytes(d_in, n_latents, tied, spec.optimizer.ema.is_some(), sizes.element);

@@ -34,6 +34,9 @@ struct Pinned {
     context: Arc<CudaContext>,
 }
 
+// SAFETY: the memory is owned by this value alone, and the driver maps it for all threads of the process.
+unsafe impl Send for Pinned {}
+
 impl Pinned {
     fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self> {
         // SAFETY: the caller has made the context current.

@@ -2,9 +2,8 @@
 
 use super::device::{Arg, Device, Element, Facts, Launch, Memory, Product, RecordKey};
 use crate::error::Result;
-use std::cell::RefCell;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What one launch took.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,13 +19,13 @@ pub struct Lap {
 /// Times what is queued through it. Nothing is recorded: each launch stands alone.
 pub struct Timed {
     inner: Box<dyn Device>,
-    laps: Rc<RefCell<Vec<Lap>>>,
+    laps: Arc<Mutex<Vec<Lap>>>,
 }
 
 impl Timed {
     /// A device that does what `inner` does, and the list that its launches are written to.
-    pub fn new(inner: Box<dyn Device>) -> (Self, Rc<RefCell<Vec<Lap>>>) {
-        let laps = Rc::<RefCell<Vec<Lap>>>::default();
+    pub fn new(inner: Box<dyn Device>) -> (Self, Arc<Mutex<Vec<Lap>>>) {
+        let laps = Arc::<Mutex<Vec<Lap>>>::default();
         (Self { inner, laps: laps.clone() }, laps)
     }
 
@@ -37,7 +36,7 @@ impl Timed {
         work: &mut dyn FnMut(&mut dyn Device) -> Result<()>,
     ) -> Result<()> {
         let seconds = self.inner.timed(work)?;
-        self.laps.borrow_mut().push(Lap { name, seconds, operations });
+        self.laps.lock().unwrap_or_else(PoisonError::into_inner).push(Lap { name, seconds, operations });
         Ok(())
     }
 }

@@ -4,8 +4,8 @@ use super::buffer::{Buffer, Values};
 use super::device::{Device, Element};
 use super::params::{DRAW, ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
-use crate::data::{Dtype, Embeddings};
 use crate::error::{Error, Result};
+use crate::rows::Dtype;
 use crate::spec::{Inference, ModelSpec, Precision, Relaxation};
 
 /// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
@@ -400,16 +400,4 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
         0
     };
     (rows + lists(s.pool) + aux + index + sums + dense + gates + kept) as u64
-}
-
-/// Rows of the data in the type that the device holds: as stored, float64 rounded to float32.
-pub fn row_bytes(data: &Embeddings, row: usize, scratch: &mut Vec<f32>, out: &mut [u8]) {
-    match data.stored_row(row) {
-        Some(bytes) => out.copy_from_slice(bytes),
-        None => {
-            scratch.resize(data.d_in(), 0.0);
-            data.row_into(row, scratch);
-            out.copy_from_slice(bytemuck::cast_slice(scratch));
-        }
-    }
 }

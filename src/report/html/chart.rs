@@ -3,7 +3,7 @@
 use super::escape;
 use crate::report::plots::{Curve, CurvePlot};
 use crate::report::scale::Scale;
-use crate::report::table::{number, thousands};
+use crate::text::{number, thousands};
 use std::fmt::Write;
 
 /// Size of a chart in its own units; text is 13 of them, which a telephone shows at some 10 pixels.

@@ -3,7 +3,7 @@
 
 use super::{Page, Shown, escape};
 use crate::analysis::features::{Feature, Finding, Q_LIMIT};
-use crate::report::table::{number, thousands};
+use crate::text::{number, thousands};
 use std::fmt::Write;
 
 /// A head cell that sorts by its column; `first` is the direction of the first click.

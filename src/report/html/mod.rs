@@ -8,9 +8,9 @@ mod features;
 #[cfg(test)]
 mod tests;
 
-use super::table::{number, thousands};
 use crate::analysis::features::{Feature, Features, Finding};
-use crate::train::outputs::Summary;
+use crate::run::outputs::Summary;
+use crate::text::{number, thousands};
 use chart::Histogram;
 use std::collections::HashSet;
 use std::fmt::Write;

@@ -27,6 +27,10 @@ struct Handle {
     handle: cublasHandle_t,
 }
 
+// SAFETY: a handle belongs to a context, not to a thread: cuBLAS allows any thread to use it, one at a time, which
+// `&mut Card` sees to, with the context current, which `Card` makes so before every call.
+unsafe impl Send for Handle {}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         let _alone = device_wide();

@@ -17,8 +17,8 @@ use super::buffer::Buffer;
 use super::device::{Arg, Device, Element, Launch, WARP};
 use super::params::{Control, Outcome, Quality};
 use super::work::Sizes;
-use crate::data::Dtype;
 use crate::error::{Error, Result};
+use crate::rows::Dtype;
 
 const BLOCK: u32 = 256;
 

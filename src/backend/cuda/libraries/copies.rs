@@ -5,7 +5,7 @@
 //! copy found would win even where it cannot be used; its types are taken, and its loader is not.
 
 use super::{Library, Outcome, Version, one_line};
-use crate::devices::places::{self, Place};
+use crate::backend::cuda::places::{self, Place};
 use cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasMath_t, cublasOperation_t, cublasStatus_t,
     cudaDataType, cudaStream_t, libraryPropertyType,

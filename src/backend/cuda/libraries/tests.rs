@@ -4,7 +4,7 @@
 
 use super::copies::{choose, fits};
 use super::*;
-use crate::devices::Place;
+use crate::backend::cuda::places::Place;
 use std::path::Path;
 
 fn place(folder: &Path) -> Place {

@@ -1,10 +1,10 @@
 //! The run folder: made in one piece, never mixed with files of others.
 
+use super::checkpoint;
+use super::lock::{self, RunLock};
 use crate::config::{Config, Options};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::train::checkpoint;
-use crate::train::lock::{self, RunLock};
 use std::fs;
 use std::path::{Path, PathBuf};
 

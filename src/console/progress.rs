@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::table::{number, thousands};
+use crate::text::{number, thousands};
 
 /// How often the bar is redrawn: more is not seen.
 const BAR_INTERVAL: Duration = Duration::from_millis(100);

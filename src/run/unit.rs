@@ -1,10 +1,11 @@
 //! The unit of the data: training does not depend on it, except in the presets that repeat published models.
 
 use super::Prepared;
-use super::metrics::{mean_row, variance_about};
 use crate::config::{Options, Preset};
-use crate::data::Embeddings;
+use crate::error::Result;
+use crate::rows::RowSource;
 use crate::spec::NORM_EPS;
+use crate::train::metrics::{mean_row, variance_about};
 
 /// Rows whose deviation is looked at.
 const ROWS: usize = 8192;
@@ -17,71 +18,75 @@ const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 
 /// Settles what follows the data's unit, where it was left open and the preset is not a literal one: the loss is divided
 /// by the variance of the training rows, and what is added to a row's deviation is small beside it.
-pub(super) fn settle(options: &mut Options, data: &Embeddings, train: &[u32]) {
+pub(super) fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32]) -> Result<()> {
     if options.preset.unwrap_or(Preset::DEFAULT).is_literal() {
-        return;
+        return Ok(());
     }
     if options.loss_scale.is_none() {
-        let variance = variance(data, train);
+        let variance = variance(data, train)?;
         // Rows that are all alike have no scale; float32 holds no factor beyond its own range.
         let scale = (1.0 / variance).clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX));
         options.loss_scale = Some(if variance > 0.0 && scale.is_finite() { scale } else { 1.0 });
     }
     if options.norm_eps.is_none() {
-        let usual = usual_deviation(data, train);
+        let usual = usual_deviation(data, train)?;
         let small = usual > 0.0 && NORM_EPS > MOST * usual;
         // A row of zeros is divided by this alone.
         let share = (SHARE * usual).max(f64::from(f32::MIN_POSITIVE));
         options.norm_eps = Some(if small { share } else { NORM_EPS });
     }
+    Ok(())
 }
 
 /// A warning where constants meet data of a scale that they are not meant for: a literal preset, or a loss scale that was
 /// given, or found for other data.
-pub(super) fn warning(prepared: &Prepared) -> Option<String> {
+pub(super) fn warning(prepared: &Prepared) -> Result<Option<String>> {
     let Prepared { data, split, config, .. } = prepared;
-    let variance = variance(data, &split.train);
+    let data = data.as_ref();
+    let variance = variance(data, &split.train)?;
     let scaled = variance * config.spec.objective.loss_scale;
     if USUAL.contains(&scaled) || !(variance > 0.0 && variance.is_finite()) {
-        return None;
+        return Ok(None);
     }
     let deviation = variance.sqrt();
     if !config.preset.is_literal() {
         let mut best = Options::default();
-        settle(&mut best, data, &split.train);
-        return Some(format!(
+        settle(&mut best, data, &split.train)?;
+        let (scale, eps) = (best.loss_scale.unwrap_or(1.0), best.norm_eps.unwrap_or(NORM_EPS));
+        return Ok(Some(format!(
             "--loss-scale {:e} does not go with these data, whose values have a standard deviation of {deviation:.1e}: \
              give `--loss-scale {:e} --norm-eps {:e}`, or leave both out, of a --config too",
-            config.spec.objective.loss_scale, best.loss_scale?, best.norm_eps?
-        ));
+            config.spec.objective.loss_scale, scale, eps
+        )));
     }
-    Some(format!(
+    Ok(Some(format!(
         "the values of the training rows have a standard deviation of {deviation:.1e}, and this preset repeats a \
          published model whose constants (Adam's epsilon, the 1e-5 beside a row's deviation, the L1 weight) are meant \
          for about 1: multiply the data by {:.0e}, or take `--preset data-topk`, which does not depend on the unit",
         1.0 / deviation
-    ))
+    )))
 }
 
 /// Mean squared distance of a value of the training rows to their mean row.
-fn variance(data: &Embeddings, train: &[u32]) -> f64 {
-    let mean = mean_row(data, train);
-    variance_about(data, train, &mean) / (train.len() * data.d_in()).max(1) as f64
+fn variance(data: &dyn RowSource, train: &[u32]) -> Result<f64> {
+    let mean = mean_row(data, train)?;
+    Ok(variance_about(data, train, &mean)? / (train.len() * data.d_in()).max(1) as f64)
 }
 
 /// Median of the standard deviations of training rows, some thousand of them, that have one; 0 where none has.
-fn usual_deviation(data: &Embeddings, train: &[u32]) -> f64 {
+fn usual_deviation(data: &dyn RowSource, train: &[u32]) -> Result<f64> {
     let n = train.len().min(ROWS);
     let mut row = vec![0.0f32; data.d_in()];
-    let mut deviations: Vec<f64> = (0..n)
-        .map(|i| {
-            data.row_into(train[i * train.len() / n] as usize, &mut row);
-            let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
-            let squares: f64 = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
-            (squares / (row.len() as f64 - 1.0).max(1.0)).sqrt()
-        })
-        .filter(|deviation| *deviation > 0.0 && deviation.is_finite())
-        .collect();
+    let mut deviations = vec![];
+    for i in 0..n {
+        data.read(&[train[i * train.len() / n]], &mut row)?;
+        let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
+        let squares: f64 = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
+        let deviation = (squares / (row.len() as f64 - 1.0).max(1.0)).sqrt();
+        if deviation > 0.0 && deviation.is_finite() {
+            deviations.push(deviation);
+        }
+    }
     deviations.sort_by(f64::total_cmp);
-    deviations.get(deviations.len() / 2).copied().unwrap_or(0.0)
+    Ok(deviations.get(deviations.len() / 2).copied().unwrap_or(0.0))
 }

@@ -1,9 +1,9 @@
 //! The one check of what a command is about to write, made before its work and not after hours of it.
 
-use super::target::{Target, resolve};
+use super::folder::{self, names};
 use crate::data::files_behind;
 use crate::error::{Error, Result};
-use crate::train::folder::{self, names};
+use crate::files::{Target, resolve};
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -121,7 +121,7 @@ impl Outputs<'_> {
             return Err(Error::Usage(format!(
                 "{told} exists and is not {kind}, and {kind} is all that --overwrite replaces here; name another file, \
                  or remove that one first with `rm {}`",
-                crate::data::tsv::quoted_path(place)
+                crate::text::tsv::quoted_path(place)
             )));
         }
         let folder = place.parent().unwrap_or(Path::new("/"));

@@ -1,11 +1,11 @@
 //! Weights before the first step, where they depend on the rows.
 
-use super::Prepared;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
-use crate::config::Config;
+use crate::error::Result;
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
-use crate::spec::{Init, PreBias};
+use crate::rows::RowSource;
+use crate::spec::{Init, PreBias, Training};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -22,34 +22,35 @@ const BLOCK_ROWS: usize = 256;
 /// Length of the random part of a latent beside that of its row.
 const RANDOM_SHARE: f32 = 0.25;
 
-/// Bytes of memory that [`start_state`] takes at its peak, before there are moments.
-pub(super) fn start_bytes(c: &Config) -> u64 {
-    let [d, m, rows] = [c.d_in, c.n_latents, c.n_train.min(START_ROWS)].map(|v| v as u64);
+/// Bytes of memory that [`start_state`] takes at its peak with `n_train` training rows, before there are moments.
+pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
+    let [d, m, rows] =
+        [t.architecture.d_in, t.architecture.n_latents, n_train.min(START_ROWS)].map(|v| v as u64);
     let (from_rows, from_mean) =
-        (c.init == Init::Data, matches!(c.pre_bias, PreBias::Mean | PreBias::Median));
+        (t.init == Init::Data, matches!(t.pre_bias, PreBias::Mean | PreBias::Median));
     let batch = if from_rows || from_mean { 2 * rows * d } else { 0 };
     let scores = if from_rows { BLOCK_ROWS as u64 * (m - m / STAGES as u64) } else { 0 };
-    4 * (c.n_params() + batch + scores)
+    4 * (t.n_params() + batch + scores)
 }
 
-/// The state at step 0.
-pub(super) fn start_state(prepared: &Prepared) -> TrainState {
-    let Prepared { data, split, config, .. } = prepared;
-    let mut params = Params::init(config.d_in, config.n_latents, config.tied, &config.init, config.seed);
-    let from_rows = config.init == Init::Data;
-    if from_rows || matches!(config.pre_bias, PreBias::Mean | PreBias::Median) {
-        let n = split.train.len().min(START_ROWS);
-        let rows: Vec<u32> = (0..n).map(|i| split.train[i * split.train.len() / n]).collect();
+/// The state at step 0, from the training rows `train`.
+pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> Result<TrainState> {
+    let (a, eps) = (&t.architecture, t.model.forward.row_eps());
+    let mut params = Params::init(a.d_in, a.n_latents, a.tied, &t.init, t.seed);
+    let from_rows = t.init == Init::Data;
+    if from_rows || matches!(t.pre_bias, PreBias::Mean | PreBias::Median) {
+        let n = train.len().min(START_ROWS);
+        let rows: Vec<u32> = (0..n).map(|i| train[i * train.len() / n]).collect();
         let mut batch = Batch::default();
-        batch.load(data, &rows, config.spec.forward.row_eps(), &params.b_pre);
-        params.b_pre = pre_bias_start(config.pre_bias, config.d_in, &batch.input);
+        batch.load(data, &rows, eps, &params.b_pre)?;
+        params.b_pre = pre_bias_start(t.pre_bias, a.d_in, &batch.input);
         if from_rows {
-            batch.load(data, &rows, config.spec.forward.row_eps(), &params.b_pre);
-            let unit = config.spec.optimizer.unit_norm_decoder;
-            latents_from_rows(&mut params, &batch.input, config.spec.forward.k, unit, config.seed);
+            batch.load(data, &rows, eps, &params.b_pre)?;
+            let unit = t.model.optimizer.unit_norm_decoder;
+            latents_from_rows(&mut params, &batch.input, t.model.forward.k, unit, t.seed);
         }
     }
-    TrainState::start(params, config.spec.optimizer.ema.is_some())
+    Ok(TrainState::start(params, t.model.optimizer.ema.is_some()))
 }
 
 /// Starts latents as what rows hold: directions in which there are data, where a random one may miss all of them.

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use super::{Embeddings, tsv};
+use super::RowIndex;
 use crate::error::{Error, Result};
+use crate::text::tsv;
 
 /// A part of the split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,16 +70,16 @@ pub struct Split {
 
 impl Split {
     /// Splits by [`part_of_id`] of each group's id.
-    pub fn new(data: &Embeddings, seed: u64) -> Self {
+    pub fn new(index: &RowIndex, seed: u64) -> Self {
         let parts: Vec<Part> =
-            (0..data.n_groups()).map(|group| part_of_id(data.group_id(group), seed)).collect();
-        Self::from_parts(data, |group| Some(parts[group]))
+            (0..index.n_groups()).map(|group| part_of_id(index.group_id(group), seed)).collect();
+        Self::from_parts(index, |group| Some(parts[group]))
     }
 
-    fn from_parts(data: &Embeddings, part: impl Fn(usize) -> Option<Part>) -> Self {
+    fn from_parts(index: &RowIndex, part: impl Fn(usize) -> Option<Part>) -> Self {
         let mut split = Self::default();
-        for row in 0..data.n_rows() {
-            match part(data.group_of(row)) {
+        for row in 0..index.n_rows() {
+            match part(index.group_of(row)) {
                 Some(Part::Train) => split.train.push(row as u32),
                 Some(Part::Val) => split.val.push(row as u32),
                 Some(Part::Test) => split.test.push(row as u32),
@@ -98,39 +99,39 @@ impl Split {
     }
 
     /// A table of `id` and `split`, tab-separated with a header, one line per group in data order.
-    pub fn to_tsv(&self, data: &Embeddings) -> String {
-        self.table(data, |id| tsv::field(id))
+    pub fn to_tsv(&self, index: &RowIndex) -> String {
+        self.table(index, |id| tsv::field(id))
     }
 
-    fn table<'a>(&self, data: &'a Embeddings, field: impl Fn(&'a str) -> Cow<'a, str>) -> String {
-        let mut parts = vec![None; data.n_groups()];
+    fn table<'a>(&self, index: &'a RowIndex, field: impl Fn(&'a str) -> Cow<'a, str>) -> String {
+        let mut parts = vec![None; index.n_groups()];
         for part in [Part::Train, Part::Val, Part::Test] {
             for &row in self.rows(part) {
-                parts[data.group_of(row as usize)] = Some(part);
+                parts[index.group_of(row as usize)] = Some(part);
             }
         }
         let mut text = String::from("id\tsplit\n");
         for (group, part) in parts.iter().enumerate() {
             if let Some(part) = part {
-                text.push_str(&format!("{}\t{part}\n", field(data.group_id(group))));
+                text.push_str(&format!("{}\t{part}\n", field(index.group_id(group))));
             }
         }
         text
     }
 
-    /// Whether `table` is [`Split::to_tsv`] of `data`, or what version 0.1.0 wrote: ids without quotes around them.
-    pub fn is_table(&self, table: &str, data: &Embeddings) -> bool {
-        self.table(data, |id| tsv::field(id)) == table || self.table(data, Cow::Borrowed) == table
+    /// Whether `table` is [`Split::to_tsv`] of `index`, or what version 0.1.0 wrote: ids without quotes around them.
+    pub fn is_table(&self, table: &str, index: &RowIndex) -> bool {
+        self.table(index, |id| tsv::field(id)) == table || self.table(index, Cow::Borrowed) == table
     }
 
-    /// Reads such a table for `data`; also how many of its groups the table does not name
+    /// Reads such a table for `index`; also how many of its groups the table does not name
     /// (their rows are in no part).
-    pub fn from_tsv(path: &Path, data: &Embeddings) -> Result<(Self, usize)> {
+    pub fn from_tsv(path: &Path, index: &RowIndex) -> Result<(Self, usize)> {
         let parts = read_parts(path)?;
         let of_group: Vec<Option<Part>> =
-            (0..data.n_groups()).map(|group| parts.get(data.group_id(group)).copied()).collect();
+            (0..index.n_groups()).map(|group| parts.get(index.group_id(group)).copied()).collect();
         let missing = of_group.iter().filter(|part| part.is_none()).count();
-        Ok((Self::from_parts(data, |group| of_group[group]), missing))
+        Ok((Self::from_parts(index, |group| of_group[group]), missing))
     }
 }
 

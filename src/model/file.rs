@@ -11,10 +11,9 @@
 //!
 //! Version 0.1.0 wrote one key, `config`, with everything in it (schema 1).
 
-use crate::config::Config;
+use super::Params;
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
-use crate::model::Params;
 use crate::spec::{Architecture, Forward, Inference, NORM_EPS};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -82,26 +81,6 @@ pub struct ModelMeta {
 }
 
 impl ModelMeta {
-    /// Of a run that has done `steps` steps.
-    pub fn new(config: &Config, steps: u64, train_mean: &[f64]) -> Self {
-        let options = match serde_json::to_value(config.to_options()) {
-            Ok(serde_json::Value::Object(options)) => options,
-            _ => serde_json::Map::new(),
-        };
-        Self {
-            architecture: config.architecture(),
-            provenance: Provenance {
-                version: format!("sae {}", env!("CARGO_PKG_VERSION")),
-                preset: config.preset.to_string(),
-                seed: config.seed,
-                split_seed: Some(config.split_seed),
-                steps,
-                options,
-            },
-            train_mean: train_mean.iter().map(|&v| v as f32).collect(),
-        }
-    }
-
     /// The seed of the split that the model was trained with.
     pub fn split_seed(&self) -> u64 {
         self.provenance.split_seed.unwrap_or(self.provenance.seed)

@@ -1,4 +1,6 @@
-//! Plain tables and numbers as a person would write them.
+//! Plain tables and numbers as a person would write them, and tables separated by tabs.
+
+pub mod tsv;
 
 /// A text table: two spaces between columns, a rule under the header; the first column and columns of
 /// words stand left, columns of numbers right. Rows that are too short are filled with blanks.

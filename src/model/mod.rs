@@ -7,6 +7,10 @@
 //! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
 //! | `b_lat` | (M) | bias of each latent |
 
+pub mod file;
+
+pub use file::ModelMeta;
+
 use crate::error::{Error, Result};
 use crate::spec::{Init, PreBias};
 use rand::{RngExt, SeedableRng};
@@ -289,6 +293,14 @@ impl TrainState {
         match (which, &self.ema) {
             (Weights::Averaged, Some(ema)) => ema,
             _ => &self.params,
+        }
+    }
+
+    /// The weights that `which` names, without the rest.
+    pub fn into_weights(self, which: Weights) -> Params {
+        match (which, self.ema) {
+            (Weights::Averaged, Some(ema)) => ema,
+            _ => self.params,
         }
     }
 

@@ -1,12 +1,13 @@
 //! What a run that goes on is compared with, and which checkpoint it goes on from.
 
 use super::Loaded;
-use super::checkpoint::{self, Progress};
+use super::checkpoint::{self, RunId, Stored};
 use super::folder::{RunFolder, names};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::TrainState;
+use crate::train::Progress;
 use std::path::PathBuf;
 
 /// All checkpoints, the newest first and the best one last: it is as old as any, or a second name of one of them.
@@ -20,8 +21,8 @@ fn candidates(folder: &RunFolder) -> Result<Vec<PathBuf>> {
 /// Data and split must be those that the run was started with: a resumed run may not mix them. `data` is the
 /// fingerprint of what was loaded.
 pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Result<()> {
-    let stored = candidates(folder)?.iter().find_map(|path| checkpoint::progress(path).ok());
-    if stored.is_some_and(|progress| progress.data != data) {
+    let stored = candidates(folder)?.iter().find_map(|path| Some(Stored::open(path).ok()?.run().data));
+    if stored.is_some_and(|stored| stored != data) {
         return Err(Error::Usage(format!(
             "the data of {} are not those the run was started with (ids or values differ); put them back, or train anew",
             folder.root().display()
@@ -29,7 +30,7 @@ pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Resul
     }
     let path = folder.path(names::SPLITS);
     let splits = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-    if !loaded.split.is_table(&splits, &loaded.data) {
+    if !loaded.split.is_table(&splits, loaded.data.index()) {
         return Err(Error::Usage(format!(
             "{} is not the split that data and seed give: one of them was changed since the run was started; put it back to resume",
             path.display()
@@ -45,7 +46,7 @@ pub(super) fn last_good_checkpoint(
     folder: &RunFolder,
     zeros: impl FnOnce() -> TrainState,
     quiet: bool,
-) -> Result<Option<(TrainState, Progress)>> {
+) -> Result<Option<(TrainState, RunId, Progress)>> {
     let all = candidates(folder)?;
     if all.is_empty() {
         return Ok(None);
@@ -53,7 +54,7 @@ pub(super) fn last_good_checkpoint(
     let (mut damage, mut state) = (None, zeros());
     for path in all {
         match checkpoint::load_into(&path, &mut state) {
-            Ok(progress) => {
+            Ok((id, progress)) => {
                 let step = progress.step;
                 if damage.is_some() && !quiet {
                     console::warn(format_args!("going on from step {step}, with {}", path.display()));
@@ -62,7 +63,7 @@ pub(super) fn last_good_checkpoint(
                     // The checkpoint that it is the second name of is gone or damaged.
                     files::link_whole(&path, &folder.checkpoints().join(checkpoint::name(step)))?;
                 }
-                return Ok(Some((state, progress)));
+                return Ok(Some((state, id, progress)));
             }
             Err(error @ Error::Model { .. }) => {
                 if !quiet {

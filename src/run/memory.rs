@@ -2,12 +2,14 @@
 //! later ends the process without a word on what to change.
 
 use super::Prepared;
-use super::weights::start_bytes;
 use crate::backend::{self, Selected};
 use crate::error::{Error, Result};
-use crate::report::plots;
-use crate::report::table::bytes;
+use crate::text::bytes;
+use crate::train::start_bytes;
 use serde::Serialize;
+
+/// Bytes of memory that drawing the curves takes, after the model is written.
+pub const PLOTS: u64 = 25_600_000;
 
 /// Bytes of memory that a run takes.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -25,7 +27,7 @@ impl Memory {
         let steps = backend::memory(*device, config, data.n_rows());
         let training = match device {
             // One after another: the start, the steps, the plots.
-            Selected::Cpu => steps.max(start_bytes(config)).max(plots::MEMORY),
+            Selected::Cpu => steps.max(start_bytes(&config.training(), config.n_train)).max(PLOTS),
             Selected::Cuda(_) => steps,
         };
         Self { data: data.memory() as u64, training }
@@ -58,7 +60,7 @@ fn host_bytes(prepared: &Prepared) -> u64 {
         // Start weights and two moments, and the average, are made here before they go to the card.
         Selected::Cuda(_) => {
             let copies = 3 + u64::from(c.spec.optimizer.ema.is_some());
-            4 * copies * c.n_params()
+            4 * copies * c.training().n_params()
         }
     };
     data.saturating_add(rest)

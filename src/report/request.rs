@@ -1,19 +1,21 @@
 //! `sae report`: a run and its latents on one page.
 
-use super::features::associate::Association;
-use super::features::gather::ByLatent;
-use super::features::{Feature, Features, FeaturesRequest, Finding, Q_LIMIT, features_of};
-use super::labels::LabelTable;
+use super::curves::{LOSS_TITLE, loss_curves};
+use crate::analysis::features::associate::Association;
+use crate::analysis::features::gather::ByLatent;
+use crate::analysis::features::{Feature, Features, FeaturesRequest, Finding, Q_LIMIT, features_of};
+use crate::analysis::labels::LabelTable;
 use crate::config::Options;
-use crate::data::Part;
 use crate::error::{Error, Result};
-use crate::files::{self, Kind, Output, Outputs};
+use crate::files;
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
 use crate::report::plots::{Curve, CurvePlot};
-use crate::report::table::thousands;
-use crate::train::folder::names;
-use crate::train::outputs::{LOSS_TITLE, loss_curves, read_summary};
+use crate::rows::Part;
+use crate::run::folder::names;
+use crate::run::outputs::read_summary;
+use crate::run::{Kind, Output, Outputs};
+use crate::text::thousands;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -1,6 +1,8 @@
 //! Standard output and standard error. A stream may be full, closed, or a terminal that has gone away: nothing
 //! here panics, unlike `println!` and `eprintln!`.
 
+pub mod progress;
+
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::io::Write;

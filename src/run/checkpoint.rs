@@ -1,14 +1,14 @@
 //! Checkpoints: everything that a run needs to go on to the same bits.
 //!
 //! A checkpoint is a safetensors file: the weights (`w_enc`, ...), Adam's moments (`m.*`, `v.*`), the moving
-//! average (`ema.*`) where there is one, `idle_rows`, and as metadata the [`Progress`] with a CRC-32 of each
-//! tensor. Batches and noise are functions of the step, so no generator's state is stored.
+//! average (`ema.*`) where there is one, `idle_rows`, and as metadata
+//! [`SCHEMA`], the [`RunId`] and the [`Progress`] with a CRC-32 of each tensor. Batches and noise are functions of the step, so no generator's state is stored.
 
-use crate::config::Settings;
+use crate::config::{Config, Settings};
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
 use crate::model::TrainState;
-use crate::train::metrics::{MetricRow, PartSums};
+use crate::train::Progress;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::{Deserialize, Serialize};
@@ -23,83 +23,46 @@ pub const SCHEMA: u32 = 2;
 /// Bytes of a safetensors header at most, as the format's own library has it.
 const MOST_HEADER: u64 = 100_000_000;
 
-/// Where a run is, beside its tensors.
+/// Which run a checkpoint belongs to, so that none is ever mixed up with another run's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Version of this format.
-    #[serde(alias = "format")]
-    pub schema: u32,
-    /// Steps done.
-    pub step: u64,
-    /// The run's settings, so that a checkpoint is never mixed up with another run.
-    #[serde(alias = "config", deserialize_with = "settings")]
+pub struct RunId {
+    /// What decides its weights.
     pub settings: Settings,
     /// Hash of ids and values of the data.
     pub data: u64,
-    /// Evaluations so far.
-    pub metrics: Vec<MetricRow>,
-    /// Sum of the training loss since the last evaluation, and its steps.
-    pub loss: (f64, u64),
-    /// Sums of its parts over these steps; nothing in checkpoints of version 0.1.0.
-    #[serde(default)]
-    pub parts: PartSums,
-    /// Seconds spent in steps since the last evaluation, and since the start.
-    pub seconds: (f64, f64),
-    /// Step and validation FVU of the best evaluation, of those whose FVU is finite.
-    #[serde(deserialize_with = "finite_best")]
-    pub best: Option<(u64, f64)>,
-    /// Evaluations since the best one.
-    pub waited: u64,
-    /// What computed, as [`crate::backend::Backend::device`] names it; empty where it is not known.
-    #[serde(default)]
-    pub device: String,
 }
 
-/// Reads the settings; version 0.1.0 kept them as the text of its `config.toml`.
-fn settings<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Settings, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Stored {
-        Text(String),
-        Settings(Settings),
-    }
-    Ok(match Stored::deserialize(deserializer)? {
-        Stored::Text(text) => Settings::from_toml(&text),
-        Stored::Settings(settings) => settings,
-    })
-}
-
-/// Reads the best evaluation. Version 0.1.0 let one whose FVU is not finite, `null` in JSON, be the best: that is none.
-fn finite_best<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Option<(u64, f64)>, D::Error> {
-    let best = Option::<(u64, Option<f64>)>::deserialize(deserializer)?;
-    Ok(best.and_then(|(step, fvu)| Some((step, fvu?))))
-}
-
-impl Progress {
-    /// Nothing done yet.
-    pub fn start(settings: Settings, data: u64) -> Self {
-        Self {
-            schema: SCHEMA,
-            step: 0,
-            settings,
-            data,
-            metrics: vec![],
-            loss: (0.0, 0),
-            parts: PartSums::default(),
-            seconds: (0.0, 0.0),
-            best: None,
-            waited: 0,
-            device: String::new(),
-        }
+impl RunId {
+    /// Of a run of `config` on data of this fingerprint.
+    pub fn of(config: &Config, data: u64) -> Self {
+        Self { settings: Settings::of(config), data }
     }
 }
 
 #[derive(Serialize, Deserialize)]
 struct Header {
+    schema: u32,
+    run: RunId,
     progress: Progress,
     crc: BTreeMap<String, u32>,
+}
+
+impl Header {
+    /// From what version 0.1.0 wrote: it kept the run among the progress, its settings as the text of `config.toml`.
+    fn from_0_1_0(json: serde_json::Value) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Old {
+            config: String,
+            data: u64,
+        }
+        let old = Old::deserialize(&json["progress"])?;
+        Ok(Self {
+            schema: 1,
+            run: RunId { settings: Settings::from_toml(&old.config), data: old.data },
+            progress: Progress::deserialize(&json["progress"])?,
+            crc: BTreeMap::deserialize(&json["crc"])?,
+        })
+    }
 }
 
 fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
@@ -112,10 +75,15 @@ fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
 ///
 /// # Errors
 /// [`Error::Io`] as the disk gives it.
-pub fn save(path: &Path, state: &TrainState, progress: &Progress) -> Result<()> {
+pub fn save(path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
+    save_as(SCHEMA, path, state, run, progress)
+}
+
+fn save_as(schema: u32, path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
     let tensors = tensors(state);
     let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
-    let header = serde_json::to_string(&Header { progress: progress.clone(), crc })
+    let header = Header { schema, run: run.clone(), progress: progress.clone(), crc };
+    let header = serde_json::to_string(&header)
         .map_err(|e| Error::Failed(format!("the checkpoint's header cannot be written: {e}")))?;
     // The header carries the tensors' sums; its own goes in front of it.
     let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
@@ -126,33 +94,15 @@ fn damaged(path: &Path, what: &str) -> Error {
     Error::Model { path: path.to_owned(), what: format!("is damaged ({what})") }
 }
 
-/// Where the run was, of a checkpoint whose tensors are not looked at.
-///
-/// # Errors
-/// As [`Stored::open`].
-pub fn progress(path: &Path) -> Result<Progress> {
-    Ok(Stored::open(path)?.header.progress)
-}
-
-/// Reads a checkpoint into a state of the shapes of `like`.
-///
-/// # Errors
-/// As [`Stored::open`] and [`Stored::read`].
-pub fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
-    let mut state = like.clone();
-    let progress = load_into(path, &mut state)?;
-    Ok((state, progress))
-}
-
 /// Reads a checkpoint over `state`; no second state is in memory meanwhile.
 ///
 /// # Errors
-/// As [`load`]; `state` is then a mixture.
-pub fn load_into(path: &Path, state: &mut TrainState) -> Result<Progress> {
+/// As [`Stored::open`] and [`Stored::read`]; `state` is then a mixture.
+pub fn load_into(path: &Path, state: &mut TrainState) -> Result<(RunId, Progress)> {
     let mut stored = Stored::open(path)?;
     state.fill(&mut |name, out| stored.read(name, out))?;
     state.step = stored.header.progress.step;
-    Ok(stored.header.progress)
+    Ok((stored.header.run, stored.header.progress))
 }
 
 /// A checkpoint whose tensors are read one at a time.
@@ -194,6 +144,11 @@ impl Stored {
         Ok(Self { path: path.to_owned(), file, header, tensors, data: 8 + size })
     }
 
+    /// Which run it belongs to.
+    pub fn run(&self) -> &RunId {
+        &self.header.run
+    }
+
     /// Where the run was.
     pub fn progress(&self) -> &Progress {
         &self.header.progress
@@ -228,14 +183,16 @@ fn read_header(path: &Path, entry: Option<&String>) -> Result<Header> {
     }
     // Before the rest, whose shape another format may have changed.
     let json: serde_json::Value = serde_json::from_str(header).map_err(|e| damaged(path, &e.to_string()))?;
-    let schema = ["schema", "format"].iter().find_map(|key| json["progress"][key].as_u64());
-    if let Some(schema) = schema.filter(|&schema| schema > u64::from(SCHEMA)) {
-        return Err(Error::Newer { path: path.to_owned(), schema, known: SCHEMA });
+    // Version 0.1.0 called it format, and kept it elsewhere.
+    let schema = json["schema"].as_u64().or_else(|| json["progress"]["format"].as_u64());
+    match schema {
+        Some(1) => Header::from_0_1_0(json),
+        Some(schema) if schema > u64::from(SCHEMA) => {
+            return Err(Error::Newer { path: path.to_owned(), schema, known: SCHEMA });
+        }
+        _ => serde_json::from_value(json),
     }
-    let mut header: Header = serde_json::from_value(json).map_err(|e| damaged(path, &e.to_string()))?;
-    // It goes on as one of this version.
-    header.progress.schema = SCHEMA;
-    Ok(header)
+    .map_err(|e| damaged(path, &e.to_string()))
 }
 
 /// Name of the checkpoint of a step.
@@ -273,14 +230,25 @@ mod tests {
     use crate::model::Params;
     use crate::spec::Init;
 
+    fn run() -> RunId {
+        RunId { settings: Settings::from_toml("k = 2"), data: 99 }
+    }
+
+    /// Reads a checkpoint into a state of the shapes of `like`.
+    fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
+        let mut state = like.clone();
+        let (of, progress) = load_into(path, &mut state)?;
+        assert_eq!(of, run());
+        Ok((state, progress))
+    }
+
     fn example() -> (TrainState, Progress) {
         let params = Params::init(5, 7, false, &Init::Linear, 1);
         let mut state = TrainState::start(params, true);
         state.step = 3;
         state.m.w_enc[4] = 0.5;
         state.idle_rows[2] = 77;
-        let progress = Progress { step: 3, ..Progress::start(Settings::from_toml("k = 2"), 99) };
-        (state, progress)
+        (state, Progress { step: 3, ..Progress::default() })
     }
 
     #[test]
@@ -288,7 +256,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name(3));
         let (state, progress) = example();
-        save(&path, &state, &progress).unwrap();
+        save(&path, &state, &run(), &progress).unwrap();
         let like = TrainState::start(Params::zeros(5, 7, false), true);
         assert_eq!(load(&path, &like).unwrap(), (state, progress));
         assert_eq!(list(folder.path()).unwrap(), [(3, path)]);
@@ -300,16 +268,14 @@ mod tests {
         let path = folder.path().join(name(3));
         let (state, progress) = example();
         let tensors = tensors(&state);
-        let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
-        let mut header = serde_json::to_value(Header { progress: progress.clone(), crc }).unwrap();
-        // What that version did not know.
+        let crc: BTreeMap<String, u32> =
+            tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
+        let mut header = serde_json::json!({ "progress": progress, "crc": crc });
         let old = header["progress"].as_object_mut().unwrap();
-        assert!(
-            old.remove("parts").is_some()
-                && old.remove("schema").is_some()
-                && old.remove("settings").is_some()
-        );
+        // What that version did not know.
+        assert!(old.remove("parts").is_some());
         old.insert("format".into(), 1.into());
+        old.insert("data".into(), 99.into());
         old.insert("config".into(), "# Resolved by sae 0.1.0\nk = 2\nkeep-checkpoints = 3\n".into());
         let header = header.to_string();
         let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
@@ -322,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name(3));
         let (state, progress) = example();
-        save(&path, &state, &Progress { schema: 3, ..progress }).unwrap();
+        save_as(3, &path, &state, &run(), &progress).unwrap();
         let error = load(&path, &state).unwrap_err().to_string();
         assert!(error.contains("written by a newer sae (schema 3, this one reads up to 2)"), "{error}");
     }
@@ -334,9 +300,9 @@ mod tests {
         let (state, mut progress) = example();
         for best in [None, Some((2, f64::NAN)), Some((2, f64::INFINITY)), Some((2, 0.25))] {
             progress.best = best;
-            save(&path, &state, &progress).unwrap();
+            save(&path, &state, &run(), &progress).unwrap();
             let finite = best.filter(|(_, fvu)| fvu.is_finite());
-            assert_eq!(super::progress(&path).unwrap(), Progress { best: finite, ..progress.clone() });
+            assert_eq!(load(&path, &state).unwrap().1, Progress { best: finite, ..progress.clone() });
         }
     }
 
@@ -345,7 +311,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name(3));
         let (state, progress) = example();
-        save(&path, &state, &progress).unwrap();
+        save(&path, &state, &run(), &progress).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
@@ -359,7 +325,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name(3));
         let (state, progress) = example();
-        save(&path, &state, &progress).unwrap();
+        save(&path, &state, &run(), &progress).unwrap();
         let whole = std::fs::read(&path).unwrap();
         for byte in 0..whole.len() {
             let mut bytes = whole.clone();

@@ -1,0 +1,53 @@
+//! Rows of a data set, apart from where they come from: which there are ([`RowIndex`]), their values ([`RowSource`]), who
+//! is in which part of the split ([`Split`]), and the order in which training sees them ([`BatchOrder`]).
+
+mod batches;
+mod dtype;
+mod index;
+mod resident;
+mod split;
+mod values;
+
+pub use batches::BatchOrder;
+pub use dtype::Dtype;
+pub use index::{Piece, RowIndex};
+pub use resident::Resident;
+pub use split::{Part, Split, part_of_id, read_parts};
+pub use values::Values;
+
+use crate::error::Result;
+
+/// Where the values of rows come from. Training and evaluation name rows by number, from 0; the source brings them.
+///
+/// Rows are asked for by several threads at once, in any order, and again and again.
+pub trait RowSource: Send + Sync {
+    /// Number of rows.
+    fn n_rows(&self) -> usize;
+
+    /// Values per row, D.
+    fn d_in(&self) -> usize;
+
+    /// The type the values have at their source: the one in which they are worth moving to a device.
+    fn dtype(&self) -> Dtype;
+
+    /// Reads `rows` into `out` (rows, D) as float32.
+    ///
+    /// # Errors
+    /// What the place they lie in gives.
+    ///
+    /// # Panics
+    /// May panic if a row is not one, or `out` has another size.
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()>;
+
+    /// Reads row `row` into `out` as bytes of [`RowSource::dtype`], or as float32 where that is float64, which no device
+    /// takes.
+    ///
+    /// # Errors
+    /// As [`RowSource::read`].
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()>;
+
+    /// What a message calls a row.
+    fn describe(&self, row: u32) -> String {
+        format!("row {row}")
+    }
+}

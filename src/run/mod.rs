@@ -1,0 +1,295 @@
+//! A training run in a folder: from options and data files to a run folder that can be gone on with.
+//!
+//! [`crate::train`] trains; here is what lies around it: data that are loaded and split, options that are settled, the
+//! folder with its checkpoints as the training's store, and what a finished run leaves.
+
+mod check;
+pub mod checkpoint;
+pub mod folder;
+mod lock;
+mod memory;
+pub mod outputs;
+mod recover;
+mod store;
+mod terminal;
+mod unit;
+
+pub use check::{Kind, Output, Outputs, check_folder};
+pub use memory::{Memory, PLOTS};
+
+use crate::backend::{self, Backend, DeviceChoice, Selected};
+use crate::config::{Config, Options};
+use crate::console::{self, progress::Phase};
+use crate::data::{Embeddings, LoadOptions};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::interrupt;
+use crate::model::file as model_file;
+use crate::model::{TrainState, make_unit_rows};
+use crate::rows::Split;
+use crate::train::metrics::{self, MetricRow};
+use crate::train::{Progress, Trainer, start_state};
+use checkpoint::RunId;
+use folder::{RunFolder, names};
+use outputs::Summary;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use store::FolderStore;
+use terminal::{MetricsFile, Terminal};
+
+/// Draws the curves of a run into its folder.
+pub type Draw = fn(&Path, &Config, &[MetricRow]) -> Result<()>;
+
+/// Where a run computes, how it talks and is stopped.
+pub struct Session<'a> {
+    /// What `--device` asks for.
+    pub device: DeviceChoice,
+    /// No progress, no warnings.
+    pub quiet: bool,
+    /// Set by a signal that asks to stop.
+    pub stop: &'a AtomicBool,
+    /// Draws the curves once the model is there; without it there are none.
+    pub draw: Option<Draw>,
+}
+
+/// Data with a settled configuration: what `--dry-run` shows and what training starts from.
+pub struct Prepared {
+    /// The rows.
+    pub data: Arc<Embeddings>,
+    /// Who is in which split.
+    pub split: Split,
+    /// Everything settled.
+    pub config: Config,
+    /// What will compute.
+    pub device: Selected,
+}
+
+/// Loads data files, telling progress and skipped rows unless `quiet`.
+///
+/// # Errors
+/// As [`Embeddings::load`].
+pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
+    let phase = Phase::new("loading", quiet);
+    let data = Embeddings::load(paths, options)?;
+    interrupt::check()?;
+    phase.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
+    if !quiet {
+        data.skipped().warn();
+    }
+    Ok(data)
+}
+
+/// Settles the device, loads the data that `options` name and settles everything else.
+///
+/// # Errors
+/// Data or a device that cannot be used, options that do not fit them.
+pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
+    Loaded::new(options, session)?.settle()
+}
+
+/// Data whose configuration is not settled yet.
+struct Loaded {
+    options: Options,
+    data: Embeddings,
+    split: Split,
+    device: Selected,
+}
+
+impl Loaded {
+    fn new(options: &Options, session: &Session<'_>) -> Result<Self> {
+        // Before minutes of loading.
+        options.check_ranges()?;
+        let mut options = options.clone();
+        let paths = options.data.clone().unwrap_or_default();
+        if paths.is_empty() {
+            return Err(Error::Usage("no data: name one or more HDF5 files".into()));
+        }
+        // Absolute, so that the run can be resumed from anywhere.
+        let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
+        let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
+        if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
+            return Err(Error::Usage(format!(
+                "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
+                path.display()
+            )));
+        }
+        let device = session.device.select(session.quiet)?;
+        let how = LoadOptions {
+            dataset: options.dataset.clone(),
+            skip_bad_rows: options.skip_bad_rows.unwrap_or(false),
+        };
+        let data = load(&paths, &how, session.quiet)?;
+        options.data = Some(absolute);
+        let split = Split::new(data.index(), options.seed_of_split());
+        if split.val.is_empty() {
+            // A preset stops early where it can; only a person's own wish for it is refused below.
+            options.early_stop.get_or_insert(0);
+        }
+        Ok(Self { options, data, split, device })
+    }
+
+    fn settle(self) -> Result<Prepared> {
+        let Self { mut options, data, split, device } = self;
+        unit::settle(&mut options, &data, &split.train)?;
+        let config = Config::resolve(&options, data.d_in(), split.train.len())?;
+        device.check(config.precision)?;
+        if config.early_stop > 0 && split.val.is_empty() {
+            return Err(Error::Usage(
+                "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
+            ));
+        }
+        Ok(Prepared { data: Arc::new(data), split, config, device })
+    }
+}
+
+/// Trains from the start into the folder `out`.
+///
+/// # Errors
+/// Everything that can go wrong with data, options, disk and loss; [`Error::Interrupted`] after a checkpoint.
+pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
+    let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
+    RunFolder::check_free(out, overwrite)?;
+    let prepared = prepare(options, session)?;
+    memory::check(&prepared)?;
+    // Before the folder, which may replace a run: a device may not have the memory.
+    let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
+    let backend = open_backend(&prepared, state)?;
+    interrupt::check_flag(session.stop)?;
+    if !session.quiet
+        && let Some(warning) = unit::warning(&prepared)?
+    {
+        console::warn(format_args!("{warning}"));
+    }
+    let splits = prepared.split.to_tsv(prepared.data.index());
+    let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
+    warn_if_unlocked(&folder, session);
+    let id = RunId::of(&prepared.config, prepared.data.fingerprint());
+    finish(prepared, &folder, id, backend, Progress::default(), session).map_err(|e| e.in_run(folder.root()))
+}
+
+/// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet.
+///
+/// # Errors
+/// As [`start`]; also data or options that are no longer those of the run.
+pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
+    let folder = RunFolder::open(root)?;
+    warn_if_unlocked(&folder, session);
+    let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
+    options.settle_as_0_1_0();
+    let loaded = Loaded::new(&options, session)?;
+    let data = loaded.data.fingerprint();
+    // First, for data of other sizes make every other check speak of something else.
+    recover::same_data(&folder, &loaded, data)?;
+    let prepared = loaded.settle()?;
+    memory::check(&prepared)?;
+    let c = &prepared.config;
+    let id = RunId::of(c, data);
+    let zeros = || TrainState::zeros(c.d_in, c.n_latents, c.tied, c.spec.optimizer.ema.is_some());
+    let (state, progress) = match recover::last_good_checkpoint(&folder, zeros, session.quiet)? {
+        Some((mut state, of, progress)) => {
+            let differences = of.settings.differences(&id.settings);
+            if !differences.is_empty() {
+                let path = folder.path(names::CONFIG).display().to_string();
+                return Err(Error::Usage(format!(
+                    "{path} was changed since the run's checkpoints were made ({}); put it back, or train anew with `sae train --config {path}`",
+                    differences.join("; ")
+                )));
+            }
+            let average = state.ema.as_mut().filter(|_| c.spec.optimizer.unit_norm_decoder);
+            if let Some(average) = average {
+                // Version 0.1.0 left them shorter.
+                make_unit_rows(average.w_dec.as_mut().unwrap_or(&mut average.w_enc), c.d_in);
+            }
+            (state, progress)
+        }
+        None => {
+            (start_state(&c.training(), prepared.data.as_ref(), &prepared.split.train)?, Progress::default())
+        }
+    };
+    let backend = open_backend(&prepared, state)?;
+    let (before, now) = (&progress.device, backend.device());
+    if !before.is_empty() && !same_card(before, &now) && !session.quiet {
+        console::warn(format_args!(
+            "the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
+        ));
+    }
+    finish(prepared, &folder, id, backend, progress, session).map_err(|e| e.in_run(root))
+}
+
+/// Trains to the end, and writes what a finished run leaves; the summary comes last.
+fn finish(
+    prepared: Prepared,
+    folder: &RunFolder,
+    id: RunId,
+    backend: Box<dyn Backend>,
+    progress: Progress,
+    session: &Session<'_>,
+) -> Result<Summary> {
+    let Prepared { data, split, config, .. } = prepared;
+    let store = FolderStore::new(folder, &config, id);
+    store.tidy(&progress)?;
+    let mut terminal = Terminal::new(config.schedule.steps, progress.step, session.quiet);
+    let mut file = MetricsFile(folder.path(names::METRICS));
+    let mut trainer = Trainer::go_on(config.training(), data, split, backend, progress)?
+        .observe(&mut file)
+        .observe(&mut terminal)
+        .keep_in(store);
+    let trained = trainer.run(session.stop).map_err(|error| match error {
+        Error::Interrupted(what) => Error::Interrupted(format!(
+            "{what}; a checkpoint is on disk: go on with `sae train --resume {}`",
+            folder.root().display()
+        )),
+        other => other,
+    })?;
+    let meta = config.model_meta(trained.steps, &trained.train_mean);
+    model_file::save(&folder.path(names::MODEL), &*trainer.weights()?, &meta)?;
+    // Plots need memory of their own, and the weights are on the disk.
+    drop(trainer);
+    files::write_whole(&folder.path(names::METRICS), &metrics::to_csv(&trained.metrics)?)?;
+    if let Some(draw) = session.draw {
+        draw(folder.root(), &config, &trained.metrics)?;
+    }
+    let summary = Summary::new(&config, &trained);
+    outputs::write_summary(folder, &summary)?;
+    Ok(summary)
+}
+
+fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
+    if !folder.locked() && !session.quiet {
+        let root = folder.root().display();
+        console::warn(format_args!(
+            "the file system of {root} has no locks: see to it that no second process trains there"
+        ));
+    }
+}
+
+/// Whether two devices give the same bits: `cuda:0 NVIDIA H100` and `cuda:1 NVIDIA H100` do.
+fn same_card(a: &str, b: &str) -> bool {
+    let card = |device: &str| device.split_once(' ').map_or(device.to_owned(), |(_, name)| name.to_owned());
+    card(a) == card(b)
+}
+
+fn open_backend(prepared: &Prepared, state: TrainState) -> Result<Box<dyn Backend>> {
+    let Prepared { data, config, device, .. } = prepared;
+    backend::open(*device, data.clone(), config.spec.clone(), config.precision, state)
+}
+
+/// Where a run goes when no folder is named: `<first file's stem>-sae`.
+pub fn default_out(data: &[PathBuf]) -> PathBuf {
+    let stem = data.first().and_then(|p| p.file_stem()).unwrap_or_default();
+    PathBuf::from(format!("{}-sae", stem.to_string_lossy()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_kind_of_device_is_told_by_its_name() {
+        assert!(same_card("cpu", "cpu"));
+        assert!(same_card("cuda:0 NVIDIA H100", "cuda:3 NVIDIA H100"));
+        assert!(!same_card("cuda:0 NVIDIA H100", "cuda:0 NVIDIA A100"));
+        assert!(!same_card("cpu", "cuda:0 NVIDIA H100"));
+    }
+}

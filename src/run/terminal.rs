@@ -1,0 +1,55 @@
+//! Observers of a run: the terminal, and `metrics.csv`.
+
+use crate::console;
+use crate::console::progress::Progress as Display;
+use crate::error::Result;
+use crate::files;
+use crate::train::metrics::{self, MetricRow};
+use crate::train::{Observer, StepReport, Warning};
+use std::path::PathBuf;
+
+/// Shows steps and warnings on standard error.
+pub(super) struct Terminal {
+    /// `None` once the steps ended.
+    display: Option<Display>,
+    quiet: bool,
+}
+
+impl Terminal {
+    /// Of a run of `steps` steps of which `done` are done.
+    pub(super) fn new(steps: u64, done: u64, quiet: bool) -> Self {
+        Self { display: Some(Display::new(steps, done, quiet)), quiet }
+    }
+}
+
+impl Observer for Terminal {
+    fn stepped(&mut self, report: &StepReport) {
+        let note = if report.warming_up { "annealing" } else { "" };
+        if let Some(display) = &mut self.display {
+            display.step(report.done, report.loss, report.rows_per_second, note);
+        }
+    }
+
+    fn warned(&mut self, warning: &Warning) {
+        match &mut self.display {
+            Some(display) => display.message(&format!("warning: {warning}")),
+            None if !self.quiet => console::warn(warning),
+            None => {}
+        }
+    }
+
+    fn steps_ended(&mut self) {
+        if let Some(display) = self.display.take() {
+            display.finish();
+        }
+    }
+}
+
+/// Writes `metrics.csv` after every evaluation.
+pub(super) struct MetricsFile(pub(super) PathBuf);
+
+impl Observer for MetricsFile {
+    fn evaluated(&mut self, rows: &[MetricRow]) -> Result<()> {
+        files::write_whole(&self.0, &metrics::to_csv(rows)?)
+    }
+}

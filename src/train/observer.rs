@@ -1,0 +1,68 @@
+//! Who watches a training.
+
+use super::metrics::MetricRow;
+use crate::error::Result;
+use crate::rows::Part;
+use std::fmt;
+
+/// Steps that were computed since the last report.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Steps done in all.
+    pub done: u64,
+    /// Steps there are.
+    pub total: u64,
+    /// Loss of the last one, before its update.
+    pub loss: f64,
+    /// Training rows per second.
+    pub rows_per_second: f64,
+    /// Whether the relaxed warm-up goes on.
+    pub warming_up: bool,
+}
+
+/// Something that does not stop a training and that its owner should know.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Warning {
+    /// Figures of a split are not finite.
+    NotFinite {
+        /// The split.
+        part: Part,
+        /// Why, in a sentence.
+        why: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFinite { part: Part::Val, why } => write!(
+                f,
+                "{why}; where no evaluation has a finite validation FVU, the last checkpoint becomes the model"
+            ),
+            Self::NotFinite { why, .. } => f.write_str(why),
+        }
+    }
+}
+
+/// Is told what happens in a training, in order. Every method has an empty default.
+pub trait Observer {
+    /// Some steps are done: several times per second at most.
+    fn stepped(&mut self, _report: &StepReport) {}
+
+    /// An evaluation is done. `rows` are all so far, the new one last.
+    ///
+    /// # Errors
+    /// What the observer cannot do, which ends the training.
+    fn evaluated(&mut self, _rows: &[MetricRow]) -> Result<()> {
+        Ok(())
+    }
+
+    /// There is something to know.
+    fn warned(&mut self, _warning: &Warning) {}
+
+    /// All steps are done, or the training was interrupted: the final evaluation may follow.
+    fn steps_ended(&mut self) {}
+}
+
+/// Observes nothing.
+impl Observer for () {}
