@@ -29,7 +29,8 @@ fn used(text: &str) -> Vec<String> {
     let mut rooms = vec![];
     let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
     for part in code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>()) {
-        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let word =
+            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
         match part.strip_prefix('{') {
             Some(list) => rooms.extend(list.split(',').map(|item| word(item.trim()))),
             None => rooms.push(word(&part)),

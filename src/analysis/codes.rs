@@ -34,7 +34,7 @@ pub struct Walked {
 /// The names of some rows.
 #[derive(Debug, Clone)]
 pub struct RowNames<'a> {
-    /// Id of each row: `id:residue` in per-residue files ([`crate::data::Embeddings::row_id`]).
+    /// Id of each row: `id:residue` in per-residue files ([`crate::rows::RowIndex::row_id`]).
     pub ids: Vec<String>,
     /// Id of each row's group, which the split keeps together: its protein in per-residue files, else its own id.
     pub groups: Vec<&'a str>,

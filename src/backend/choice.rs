@@ -3,12 +3,11 @@
 use super::Backend;
 use super::cpu::{self, fast::FastCpu};
 use super::cuda::{self, Unavailable};
-use crate::config::Config;
 use crate::console;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
 use crate::rows::RowSource;
-use crate::spec::{ModelSpec, Precision};
+use crate::spec::{ModelSpec, Precision, Training};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -137,15 +136,11 @@ pub fn open(
 }
 
 /// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves;
-/// `n_data` is the number of rows.
-pub fn memory(device: Selected, c: &Config, n_data: usize) -> u64 {
+/// `n_data` is the number of rows, `n_train` that of the training rows.
+pub fn memory(device: Selected, t: &Training, n_train: usize, n_data: usize) -> u64 {
     match device {
-        Selected::Cpu => cpu::memory::bytes(c, n_data),
-        Selected::Cuda(_) => {
-            // Evaluations use the buffers of steps.
-            let n_rows = c.schedule.batch_size.max(cuda::engine::LEAST_ROWS.min(n_data));
-            cuda::memory(&c.spec, c.d_in, c.n_latents, c.tied, n_rows, c.precision)
-        }
+        Selected::Cpu => cpu::memory::bytes(t, n_train, n_data),
+        Selected::Cuda(_) => cuda::memory(t, n_data),
     }
 }
 

@@ -2,6 +2,7 @@
 //! text; nothing is computed here.
 
 mod compare;
+#[cfg(feature = "cuda")]
 mod devices;
 mod encode;
 mod eval;
@@ -76,6 +77,7 @@ enum Command {
     Import(import::Args),
     /// Tell what a data file or a model holds
     Inspect(inspect::Args),
+    #[cfg(feature = "cuda")]
     /// Show devices and CUDA libraries, and where each was looked for
     Devices,
 }
@@ -165,6 +167,7 @@ impl Cli {
             Command::Export(args) => export::run(args, &global, stop),
             Command::Import(args) => import::run(args, &global),
             Command::Inspect(args) => inspect::run(&args, &global),
+            #[cfg(feature = "cuda")]
             Command::Devices => devices::run(&global),
         };
         match done {

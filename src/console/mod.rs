@@ -1,6 +1,10 @@
 //! Standard output and standard error. A stream may be full, closed, or a terminal that has gone away: nothing
 //! here panics, unlike `println!` and `eprintln!`.
 
+#[cfg(not(feature = "cli"))]
+#[path = "no_progress.rs"]
+pub mod progress;
+#[cfg(feature = "cli")]
 pub mod progress;
 
 use crate::error::{Error, Result};

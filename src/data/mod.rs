@@ -1,9 +1,9 @@
-//! Embeddings from HDF5: loading, the split by id, shuffled batches, and what a file holds.
+//! Embeddings from HDF5: loading, and what a file holds.
 //!
 //! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
 //! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` lists
 //! datasets, `layout` and `ids` decide what the rows are, `read` brings the bytes, `load` checks every
-//! row, `stream` does so block by block; [`Split`] and [`BatchOrder`] say which rows are used when.
+//! row, `stream` does so block by block.
 
 mod advice;
 mod behind;

@@ -1,6 +1,7 @@
 //! The curves of a run.
 
-use super::plots::{Curve, CurvePlot, render_png};
+use super::plots::render_png;
+use super::views::{Curve, CurvePlot};
 use crate::config::{Config, Preset};
 use crate::error::Result;
 use crate::files;

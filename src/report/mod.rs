@@ -3,6 +3,11 @@
 
 pub mod curves;
 pub mod html;
+#[cfg(not(feature = "plots"))]
+#[path = "no_plots.rs"]
+pub mod plots;
+#[cfg(feature = "plots")]
 pub mod plots;
 pub mod request;
 mod scale;
+pub mod views;

@@ -12,6 +12,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::scale::Scale;
+use super::views::{Curve, CurvePlot};
 use crate::error::{Error, Result};
 use crate::run::PLOTS;
 use crate::text::{number, thousands};
@@ -37,30 +38,6 @@ const COLOURS: [RGBColor; 4] =
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Fallible = std::result::Result<(), Box<dyn std::error::Error>>;
-
-/// One line of a plot.
-#[derive(Debug, Clone)]
-pub struct Curve {
-    /// `train`, `validation` or `test`; decides nothing, is shown in the legend.
-    pub name: &'static str,
-    /// (optimizer step, value), in the order of steps; points that are not finite are left out.
-    pub points: Vec<(f64, f64)>,
-}
-
-/// A plot of one quantity over the optimizer steps.
-#[derive(Debug, Clone)]
-pub struct CurvePlot {
-    /// Above the plot.
-    pub title: String,
-    /// The quantity with its unit.
-    pub y_label: String,
-    /// Steps `0..T` of the warm-up are shaded and labelled "annealing".
-    pub annealed_until: Option<u64>,
-    /// Values that the axis must show, such as both ends of a share.
-    pub must_show: &'static [f64],
-    /// Drawn in this order; colour, dashes and marker follow the position.
-    pub curves: Vec<Curve>,
-}
 
 /// The plot as the bytes of a PNG file of [`WIDTH`] x [`HEIGHT`] pixels.
 pub fn render_png(plot: &CurvePlot) -> Result<Vec<u8>> {

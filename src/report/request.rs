@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::report::html::chart::Histogram;
 use crate::report::html::{IdLabel, Page, Shown, render};
-use crate::report::plots::{Curve, CurvePlot};
+use crate::report::views::{Curve, CurvePlot};
 use crate::rows::Part;
 use crate::run::folder::names;
 use crate::run::outputs::read_summary;

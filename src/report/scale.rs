@@ -1,7 +1,6 @@
 //! Axis ranges, ticks and their labels: pure functions, so that the drawing holds no arithmetic.
 
-use std::ops::Range;
-
+#[cfg(feature = "plots")]
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
 use crate::text::thousands;
@@ -21,6 +20,7 @@ pub(super) struct Scale {
     /// Places of the labelled ticks.
     pub ticks: Vec<f64>,
     /// Places of the unlabelled grid lines.
+    #[cfg_attr(not(feature = "plots"), allow(dead_code))]
     pub minor: Vec<f64>,
     /// Distance of two ticks in data units (linear axes), which decides the digits of the labels.
     step: f64,
@@ -137,6 +137,7 @@ impl Scale {
 }
 
 /// What plotters needs of an axis; its values are places.
+#[cfg(feature = "plots")]
 impl Ranged for Scale {
     type FormatOption = DefaultFormatting;
     type ValueType = f64;
@@ -150,7 +151,7 @@ impl Ranged for Scale {
         if hint.weight().allow_light_points() { self.minor.clone() } else { self.ticks.clone() }
     }
 
-    fn range(&self) -> Range<f64> {
+    fn range(&self) -> std::ops::Range<f64> {
         self.low..self.high
     }
 }

@@ -18,10 +18,11 @@ impl Resident {
     /// [`Error::Failed`] where `values` are not whole rows.
     pub fn new(values: Values, d_in: usize) -> Result<Self> {
         let n = values.bytes().len() / values.dtype().size();
-        if d_in == 0 || !n.is_multiple_of(d_in) || n / d_in > u32::MAX as usize {
+        // No rows at all may have any width.
+        if n > 0 && (d_in == 0 || !n.is_multiple_of(d_in) || n / d_in > u32::MAX as usize) {
             return Err(Error::Failed(format!("{n} values are not rows of {d_in} values")));
         }
-        Ok(Self { values, n_rows: n / d_in, d_in })
+        Ok(Self { values, n_rows: n / d_in.max(1), d_in })
     }
 
     /// Their values.

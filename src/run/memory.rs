@@ -24,10 +24,11 @@ impl Memory {
     /// Of a run that is settled.
     pub fn new(prepared: &Prepared) -> Self {
         let Prepared { data, config, device, .. } = prepared;
-        let steps = backend::memory(*device, config, data.n_rows());
+        let training = config.training();
+        let steps = backend::memory(*device, &training, config.n_train, data.n_rows());
         let training = match device {
             // One after another: the start, the steps, the plots.
-            Selected::Cpu => steps.max(start_bytes(&config.training(), config.n_train)).max(PLOTS),
+            Selected::Cpu => steps.max(start_bytes(&training, config.n_train)).max(PLOTS),
             Selected::Cuda(_) => steps,
         };
         Self { data: data.memory() as u64, training }

@@ -12,7 +12,6 @@ pub mod outputs;
 mod recover;
 mod store;
 mod terminal;
-mod unit;
 
 pub use check::{Kind, Output, Outputs, check_folder};
 pub use memory::{Memory, PLOTS};
@@ -28,7 +27,7 @@ use crate::model::file as model_file;
 use crate::model::{TrainState, make_unit_rows};
 use crate::rows::Split;
 use crate::train::metrics::{self, MetricRow};
-use crate::train::{Progress, Trainer, start_state};
+use crate::train::{Progress, Trainer, resolve, start_state, unit_warning};
 use checkpoint::RunId;
 use folder::{RunFolder, names};
 use outputs::Summary;
@@ -130,9 +129,8 @@ impl Loaded {
     }
 
     fn settle(self) -> Result<Prepared> {
-        let Self { mut options, data, split, device } = self;
-        unit::settle(&mut options, &data, &split.train)?;
-        let config = Config::resolve(&options, data.d_in(), split.train.len())?;
+        let Self { options, data, split, device } = self;
+        let config = resolve(&options, &data, &split)?;
         device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
             return Err(Error::Usage(
@@ -157,7 +155,7 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
     let backend = open_backend(&prepared, state)?;
     interrupt::check_flag(session.stop)?;
     if !session.quiet
-        && let Some(warning) = unit::warning(&prepared)?
+        && let Some(warning) = unit_warning(&prepared.config, prepared.data.as_ref(), &prepared.split)?
     {
         console::warn(format_args!("{warning}"));
     }

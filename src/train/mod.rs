@@ -9,9 +9,12 @@ mod queue;
 mod start;
 mod store;
 mod trainer;
+mod unit;
 
 pub use observer::{Observer, StepReport, Warning};
 pub use progress::Progress;
 pub(crate) use start::{start_bytes, start_state};
 pub use store::{BestInMemory, Store};
 pub use trainer::{Trained, Trainer};
+pub use unit::resolve;
+pub(crate) use unit::unit_warning;

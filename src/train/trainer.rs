@@ -364,7 +364,7 @@ impl<'a> Trainer<'a> {
         // The last state is kept already.
         let check = &mut || match stop.load(Ordering::Relaxed) {
             false => Ok(()),
-            true => Err(Error::Interrupted("interrupted in the final evaluation, after all steps".into())),
+            true => Err(Error::Interrupted("interrupted in the final evaluation; all steps are done".into())),
         };
         let [train, val, test] = self.measure(&sets, &mut fired, check)?;
         let done = self.progress.step as f64 * self.training.schedule.batch_size as f64;

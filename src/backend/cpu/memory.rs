@@ -3,8 +3,7 @@
 use super::block::latents_in_block;
 use super::fast::EVAL_ROWS;
 use super::relax::{DENSEST, Mode};
-use crate::config::Config;
-use crate::spec::{Inference, Relaxation};
+use crate::spec::{Inference, Relaxation, Training};
 
 /// Bytes of an entry of a row's code: [`super::sparse::CodeChunk`] and [`super::sparse::ByLatent`].
 const ENTRY: u128 = 24 + 12;
@@ -12,19 +11,20 @@ const ENTRY: u128 = 24 + 12;
 const BLOCK: u128 = 400;
 
 /// Bytes of memory that training takes beside the data, without what libraries need for themselves; `n_data` is the
-/// number of rows.
-pub fn bytes(c: &Config, n_data: usize) -> u64 {
-    let spec = &c.spec;
+/// number of rows, `n_train` that of the training rows.
+pub fn bytes(t: &Training, n_train: usize, n_data: usize) -> u64 {
+    let (spec, a) = (&t.model, &t.architecture);
+    let least = EVAL_ROWS.min(n_train) as u128;
     // Wide numbers: asked about sizes that no machine has, too.
     let [d, m, n, k, n_data, n_train] =
-        [c.d_in, c.n_latents, c.schedule.batch_size, spec.forward.k, n_data, c.n_train].map(|v| v as u128);
-    let warm_up = c.schedule.anneal_steps > 0;
+        [a.d_in, a.n_latents, t.schedule.batch_size, spec.forward.k, n_data, n_train].map(|v| v as u128);
+    let warm_up = t.schedule.anneal_steps > 0;
     let softmax = warm_up && spec.warmup.relaxation == Relaxation::Softmax;
     let clip = spec.optimizer.clip_norm.is_some();
-    let params = m * d * if c.tied { 1 } else { 2 } + m + d;
+    let params = m * d * if a.tied { 1 } else { 2 } + m + d;
     let copies = 3 + u128::from(spec.optimizer.ema.is_some()) + u128::from(clip);
     // Evaluations use the buffers of steps.
-    let rows = n.max(EVAL_ROWS.min(c.n_train) as u128);
+    let rows = n.max(least);
     let activations = 3 + u128::from(softmax) + u128::from(spec.objective.aux_k > 0);
     let state = 4 * (copies * params + m + rows * m + activations * rows * d);
     let pooled =
@@ -33,7 +33,7 @@ pub fn bytes(c: &Config, n_data: usize) -> u64 {
     let aux = n * (spec.objective.aux_k as u128).min(m);
     // Each latent's first entry, and counts of the latents that fire.
     let by_latent = 8 * m * (3 + u128::from(aux > 0));
-    let entries = ENTRY * (n * pooled + support + aux) + by_latent + relu(c, rows, m);
+    let entries = ENTRY * (n * pooled + support + aux) + by_latent + relu(t, rows, m);
     let at_once = |mode| latents_in_block(mode) as u128;
     let mode = if softmax { Mode::Dense } else { Mode::Hard };
     let gradients = if clip { 0 } else { 2 * d };
@@ -46,7 +46,7 @@ pub fn bytes(c: &Config, n_data: usize) -> u64 {
 }
 
 /// Bytes of the codes of an evaluation with all positive scores: half of them, as long as nothing is learned.
-fn relu(c: &Config, rows: u128, m: u128) -> u128 {
+fn relu(t: &Training, rows: u128, m: u128) -> u128 {
     // A tenth more, for lists grow by doubling.
-    if c.spec.forward.inference == Inference::Relu { 24 * rows * m / 2 * 11 / 10 } else { 0 }
+    if t.model.forward.inference == Inference::Relu { 24 * rows * m / 2 * 11 / 10 } else { 0 }
 }

@@ -42,7 +42,7 @@ use super::Backend;
 use crate::error::Result;
 use crate::model::TrainState;
 use crate::rows::RowSource;
-use crate::spec::{ModelSpec, Precision};
+use crate::spec::{Architecture, ModelSpec, Precision, Training};
 use device::Device;
 use gemm::Math;
 use std::sync::Arc;
@@ -94,9 +94,16 @@ pub fn open(
     Ok(Box::new(engine::Engine::new(name, Box::new(card), data, spec, precision, &state)?))
 }
 
-/// Bytes of device memory that training takes beside the data: D inputs, M latents, batches of `n_rows`, warm-up
-/// included.
-pub fn memory(
+/// Bytes of device memory that training takes beside the data, its `n_data` rows, warm-up included.
+pub fn memory(t: &Training, n_data: usize) -> u64 {
+    let Architecture { d_in, n_latents, tied, .. } = t.architecture;
+    // Evaluations use the buffers of steps.
+    let n_rows = t.schedule.batch_size.max(engine::LEAST_ROWS.min(n_data));
+    memory_of(&t.model, d_in, n_latents, tied, n_rows, t.precision)
+}
+
+/// The same for D inputs, M latents and batches of `n_rows`.
+pub fn memory_of(
     spec: &ModelSpec,
     d_in: usize,
     n_latents: usize,
@@ -104,7 +111,7 @@ pub fn memory(
     n_rows: usize,
     precision: Precision,
 ) -> u64 {
-    // Refused sizes are told when the device is opened.
+    // Refused sizes are reported when the device is opened.
     let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::rows::Dtype::F32) else {
         return 0;
     };

@@ -1,8 +1,8 @@
 //! Curves and histograms as inline SVG, coloured by the page's style so that they follow light, dark and print.
 
 use super::escape;
-use crate::report::plots::{Curve, CurvePlot};
 use crate::report::scale::Scale;
+use crate::report::views::{Curve, CurvePlot};
 use crate::text::{number, thousands};
 use std::fmt::Write;
 

@@ -15,7 +15,7 @@ use chart::Histogram;
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use super::plots::CurvePlot;
+use super::views::CurvePlot;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");

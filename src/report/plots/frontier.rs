@@ -3,28 +3,9 @@
 use super::{Area, COLOURS, FAINT_GRID, Fallible, GRID, INK, draw_line, render, size_of, text};
 use crate::error::Result;
 use crate::report::scale::Scale;
+use crate::report::views::{Frontier, Point};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-
-/// A run.
-#[derive(Debug, Clone)]
-pub struct Point {
-    /// Written beside the point.
-    pub name: String,
-    /// Active latents a row.
-    pub l0: f64,
-    /// Fraction of variance unexplained.
-    pub fvu: f64,
-    /// Drawn filled; runs that are not finished are open circles.
-    pub finished: bool,
-}
-
-/// The plot of several runs.
-#[derive(Debug, Clone)]
-pub struct Frontier {
-    /// The runs; points that are not finite are left out.
-    pub points: Vec<Point>,
-}
 
 /// The plot as the bytes of a PNG file.
 ///

@@ -4,30 +4,9 @@
 use super::{Area, COLOURS, FAINT_GRID, Fallible, GRID, INK, render, size_of, text};
 use crate::error::Result;
 use crate::report::scale::Scale;
+use crate::report::views::{Dot, Panel};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-
-/// A latent in two groups.
-#[derive(Debug, Clone, Copy)]
-pub struct Dot {
-    /// Share of the rows of the first group and of the second that activate it.
-    pub shares: (f64, f64),
-    /// Whether it counts as active in each.
-    pub active: (bool, bool),
-}
-
-/// Two groups.
-#[derive(Debug, Clone)]
-pub struct Panel {
-    /// Names of the first group (x) and the second (y).
-    pub names: (String, String),
-    /// Written above.
-    pub caption: String,
-    /// Smaller shares, 0 among them, are drawn at this value: the axes are logarithmic.
-    pub least: f64,
-    /// The latents; those that neither group activates are left out.
-    pub dots: Vec<Dot>,
-}
 
 /// Panels of one picture: more are too small to read.
 const MOST_PANELS: usize = 9;

@@ -1,11 +1,10 @@
 //! The unit of the data: training does not depend on it, except in the presets that repeat published models.
 
-use super::Prepared;
-use crate::config::{Options, Preset};
+use super::metrics::{mean_row, variance_about};
+use crate::config::{Config, Options, Preset};
 use crate::error::Result;
-use crate::rows::RowSource;
+use crate::rows::{RowSource, Split};
 use crate::spec::NORM_EPS;
-use crate::train::metrics::{mean_row, variance_about};
 
 /// Rows whose deviation is looked at.
 const ROWS: usize = 8192;
@@ -16,9 +15,20 @@ const SHARE: f64 = 2e-4;
 /// Variances between which a literal preset is as published: its embeddings and activations are of about unit scale.
 const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 
+/// Settles options for rows: what follows the unit of the data from the training rows, all else by [`Config::resolve`].
+///
+/// # Errors
+/// [`Error::Usage`](crate::error::Error::Usage) for options that do not fit; what the source of the rows gives.
+pub fn resolve(options: &Options, rows: &dyn RowSource, split: &Split) -> Result<Config> {
+    let mut options = options.clone();
+    options.check_ranges()?;
+    settle(&mut options, rows, &split.train)?;
+    Config::resolve(&options, rows.d_in(), split.train.len())
+}
+
 /// Settles what follows the data's unit, where it was left open and the preset is not a literal one: the loss is divided
 /// by the variance of the training rows, and what is added to a row's deviation is small beside it.
-pub(super) fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32]) -> Result<()> {
+fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32]) -> Result<()> {
     if options.preset.unwrap_or(Preset::DEFAULT).is_literal() {
         return Ok(());
     }
@@ -40,9 +50,7 @@ pub(super) fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32])
 
 /// A warning where constants meet data of a scale that they are not meant for: a literal preset, or a loss scale that was
 /// given, or found for other data.
-pub(super) fn warning(prepared: &Prepared) -> Result<Option<String>> {
-    let Prepared { data, split, config, .. } = prepared;
-    let data = data.as_ref();
+pub(crate) fn unit_warning(config: &Config, data: &dyn RowSource, split: &Split) -> Result<Option<String>> {
     let variance = variance(data, &split.train)?;
     let scaled = variance * config.spec.objective.loss_scale;
     if USUAL.contains(&scaled) || !(variance > 0.0 && variance.is_finite()) {
