@@ -5,27 +5,23 @@
 //   dz_e = dh_e D_e + (G_e - mean G - u_e mean(G u)) / sd z
 //   u_e  = (z_e - mean z) / sd z over the row's P candidates; w = 1 and G = 0 where P <= k
 //
-// and w, G by LapSum or by subset sampling. index (N, width) latents, ascending in a row; score (N, width) their
-// positive scores z; count (N) is P; width <= 1024. value (N, width) gets h, direct (N, width) D; grad (N, width) holds
-// dh and becomes dz. Kept for the backward pass: threshold (N), LapSum's b; draws (N, k), the sampling's softmaxes.
-// One block a row, of up to 256 threads. A thread owns every blockDim-th candidate, four at most, in registers.
+// and w, G by LapSum. index (N, width) latents, ascending in a row; score (N, width) their positive scores z; count (N)
+// is P; width <= 1024. value (N, width) gets h, direct (N, width) D; grad (N, width) holds dh and becomes dz. Kept for
+// the backward pass: threshold (N), LapSum's b.
+// One block per row, of up to 256 threads. A thread owns every blockDim-th candidate, four at most, in registers.
 //
 // 1. A candidate is in the top k where fewer than k keys are larger (keys as in topk_stream.cu: the lowest index wins a
 //    tie). Only then has its latent fired.
 // 2. Scores are standardised by sums in float64, so that equal scores have no spread at all.
 // 3. LapSum: b by Newton's method inside a bracket, until it moves no more than float32 shows.
-// 4. Subset: k softmaxes, each on what the one before left. Backwards the exponentials of the last few are made again
-//    from the first scores and the kept maxima and totals, a segment of softmaxes at a time: k P of them would not fit.
-//    Noise is drawn again from the counter.
-// 5. The gradient of the standardisation.
+// 4. The gradient of the standardisation.
 //
-// Every sum has a fixed order. Moves 16 N P bytes forwards and 16 backwards, and 16 N k for the softmaxes.
+// Every sum has a fixed order. Moves 16 N P bytes forwards and 16 backwards.
 // Formulas and sources: src/backend/relaxation.rs.
 #include "common.cuh"
 
 #define OWN 4u
 #define GATE_THREADS 256u
-#define LEAST_REST 1e-6f
 #define LAPSUM_ROUNDS 60u
 
 // f(i, e) for each candidate of the thread: its i-th is the row's e-th. Unrolled, so that arrays stay in registers.
@@ -99,7 +95,7 @@ __device__ inline void store_code(const Step *step, u64 at, u32 p, u32 top, cons
     });
 }
 
-// Step 5. dh becomes dz, by the gradient g of the standardised scores.
+// Step 4. dh becomes dz, by the gradient g of the standardised scores.
 __device__ inline void store_gradients(u64 at, u32 p, const float *direct, const float *u, const float *g,
                                        double inv_sd, double *scratch, float *grad) {
     double sum = 0.0, along = 0.0;
@@ -199,123 +195,6 @@ extern "C" __global__ void __launch_bounds__(256)
         // No slope anywhere is no gradient.
         float middle = total > 0.0 ? (float)(along / total) : 0.0f;
         each_own(p, [&](u32 i, u32) { g[i] = f[i] * (v[i] - middle) * step->inv_tau; });
-    }
-    store_gradients(at, p, direct, u, g, inv_sd, scratch, grad);
-}
-
-// One softmax of the subset sampling: p = e^((a - max) / tau) / total.
-struct Draw {
-    double inv_total; // 1 / total
-    float max;
-    u32 unused;
-};
-__device__ inline float exponential(Draw d, float a, float inv_tau) { return expf((a - d.max) * inv_tau); }
-// p in float64: where it is almost 1, what is left for the others decides, and so does a mean that it dominates.
-__device__ inline double share_of(Draw d, float e) { return (double)e * d.inv_total; }
-__device__ inline float rest_of(Draw d, float e) { return (float)(1.0 - share_of(d, e)); }
-__device__ inline float shut_out(Draw d, float e) { return logf(fmaxf(rest_of(d, e), LEAST_REST)); }
-
-// Gumbel noise of latent j in row n.
-__device__ inline float gate_noise(const Step *step, const float *given, u32 m, u32 j) {
-    if (given != 0) return gumbel(given[(u64)blockIdx.x * m + j]);
-    Words words = uniform_words(step->seed, step->step, blockIdx.x, j / 128, j % WARP);
-    u32 w = j % 128 / WARP;
-    // Chosen without an index, which would put the words into memory.
-    u32 low = w == 0 ? words.w[0] : words.w[1], high = w == 2 ? words.w[2] : words.w[3];
-    return gumbel(unit(w < 2 ? low : high));
-}
-
-extern "C" __global__ void __launch_bounds__(256)
-    gate_weights_subset(const u32 *index, const float *score, const u32 *count, u32 width, u32 k, const Step *step,
-                        u32 *fired, float *direct, float *value, const float *given, u32 m, Draw *draws) {
-    __shared__ double scratch[32];
-    __shared__ float maxima[32];
-    u32 p = count[blockIdx.x];
-    u64 at = (u64)blockIdx.x * width;
-    float inv_tau = step->inv_tau;
-    u32 top = find_top(index, score, at, p, k, fired);
-    float z[OWN], u[OWN], w[OWN] = {1.0f, 1.0f, 1.0f, 1.0f};
-    standardise(score, at, p, z, u, scratch);
-    if (p > k) {
-        float a[OWN], exponentials[OWN];
-        each_own(p, [&](u32 i, u32 e) {
-            a[i] = u[i] + gate_noise(step, given, m, index[at + e]);
-            w[i] = 0.0f;
-        });
-        for (u32 s = 0; s < k; s++) {
-            Draw d;
-            float most = -F32_INF;
-            double sum = 0.0;
-            each_own(p, [&](u32 i, u32) { most = fmaxf(most, a[i]); });
-            d.max = block_max(most, maxima);
-            each_own(p, [&](u32 i, u32) {
-                exponentials[i] = exponential(d, a[i], inv_tau);
-                sum += (double)exponentials[i];
-            });
-            d.inv_total = 1.0 / block_sum(sum, scratch);
-            d.unused = 0;
-            each_own(p, [&](u32 i, u32) {
-                w[i] += (float)share_of(d, exponentials[i]);
-                a[i] += shut_out(d, exponentials[i]);
-            });
-            if (threadIdx.x == 0) draws[(u64)blockIdx.x * k + s] = d;
-        }
-    }
-    store_code(step, at, p, top, z, w, direct, value);
-}
-
-// Dynamic shared memory as floats. Declared here, since it must have the same linkage as in other files.
-__device__ inline float *segment_memory() {
-    DYNAMIC_SHARED(shared);
-    return (float *)shared;
-}
-
-//   A^(k+1) = 0,  q^s = v - A^(s+1) / (1 - p^s),  A^s = A^(s+1) + p^s (q^s - sum_j p^s_j q^s_j) / tau,  G = A^1
-// Dynamic shared memory: `segment` times `width` floats, of which a thread uses the places of its candidates alone.
-extern "C" __global__ void __launch_bounds__(256)
-    gate_gradients_subset(const u32 *index, const float *score, const float *direct, const u32 *count, u32 width, u32 k,
-                          const Step *step, const float *given, u32 m, const Draw *draws, u32 segment, float *grad) {
-    __shared__ double scratch[32];
-    float *kept = segment_memory();
-    u32 p = count[blockIdx.x];
-    u64 at = (u64)blockIdx.x * width;
-    float inv_tau = step->inv_tau;
-    float z[OWN], u[OWN], g[OWN] = {0.0f, 0.0f, 0.0f, 0.0f};
-    double inv_sd = standardise(score, at, p, z, u, scratch);
-    if (p > k && inv_sd > 0.0) {
-        float start[OWN], a[OWN], v[OWN], q[OWN];
-        each_own(p, [&](u32 i, u32 e) {
-            start[i] = u[i] + gate_noise(step, given, m, index[at + e]);
-            v[i] = step->rest * z[i] * grad[at + e];
-        });
-        draws += (u64)blockIdx.x * k;
-        for (u32 end = k; end > 0;) {
-            u32 first = end > segment ? end - segment : 0;
-            each_own(p, [&](u32 i, u32) { a[i] = start[i]; });
-            for (u32 s = 0; s < end; s++) {
-                Draw d = draws[s];
-                each_own(p, [&](u32 i, u32 e) {
-                    float own = exponential(d, a[i], inv_tau);
-                    if (s >= first) kept[(s - first) * width + e] = own;
-                    a[i] += shut_out(d, own);
-                });
-            }
-            for (u32 s = end; s-- > first;) {
-                Draw d = draws[s];
-                double sum = 0.0;
-                each_own(p, [&](u32 i, u32 e) {
-                    float own = kept[(s - first) * width + e], rest = rest_of(d, own);
-                    q[i] = v[i] - (rest > LEAST_REST ? g[i] / rest : 0.0f);
-                    sum += share_of(d, own) * q[i];
-                });
-                double middle = block_sum(sum, scratch);
-                each_own(p, [&](u32 i, u32 e) {
-                    double share = share_of(d, kept[(s - first) * width + e]);
-                    g[i] += (float)(share * (q[i] - middle)) * inv_tau;
-                });
-            }
-            end = first;
-        }
     }
     store_gradients(at, p, direct, u, g, inv_sd, scratch, grad);
 }

@@ -131,7 +131,7 @@ fn every_kind_of_model_trains_as_on_the_cpu_and_leaves_nothing_behind() {
         &["--preset=relaxed-topk", "--anneal-steps=12", "--tied"],
         &["--preset=topk", "--aux-k=8"],
         &["--preset=sparse-l1", "--anneal-steps=0"],
-        &["--relaxation=subset", "--tied", "--unit-norm-decoder=true", "--clip-norm=0.5", "--ema=0.9"],
+        &["--relaxation=anneal-k", "--tied", "--unit-norm-decoder=true", "--clip-norm=0.5", "--ema=0.9"],
     ];
     for (i, kind) in kinds.iter().enumerate() {
         let args = [&SIZES, *kind, &["--eval-every=3"]].concat();

@@ -12,7 +12,7 @@ use topk_sae::backend::DeviceChoice;
 use topk_sae::config::{NumberOr, Options, Preset};
 use topk_sae::report::curves::write_plots;
 use topk_sae::run::{self, Memory, Session};
-use topk_sae::spec::{Inference, PreBias, Relaxation};
+use topk_sae::spec::{Inference, PreBias};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -73,7 +73,6 @@ fn the_memory_that_is_told_beforehand_is_the_memory_that_a_run_takes() {
     let with = |preset| Options { preset: Some(preset), ..base() };
     let rows = |n| Some(NumberOr::Number(n));
     let relu = Some(Inference::Relu);
-    let subset = Some(Relaxation::Subset);
     for (name, options) in [
         ("default", base()),
         ("small batch", Options { batch_size: rows(16), ..base() }),
@@ -83,8 +82,8 @@ fn the_memory_that_is_told_beforehand_is_the_memory_that_a_run_takes() {
         ("clip", Options { clip_norm: Some(1.0), ..base() }),
         ("aux", Options { aux_k: Some(64), dead_after: Some(64), ..base() }),
         ("all", Options { tied: Some(true), clip_norm: Some(1.0), aux_k: Some(64), ..base() }),
-        ("wide", Options { k: Some(64), batch_size: rows(256), relaxation: subset, ..base() }),
-        ("median", Options { pre_bias: Some(PreBias::Median), relaxation: subset, ..base() }),
+        ("wide", Options { k: Some(64), batch_size: rows(256), lr: Some(NumberOr::Number(30.0)), ..base() }),
+        ("median", Options { pre_bias: Some(PreBias::Median), ..base() }),
         ("relu", Options { inference: relu, ..base() }),
         ("topk", with(Preset::Topk)),
         ("relaxed", with(Preset::RelaxedTopk)),

@@ -57,7 +57,8 @@ fn close(what: &str, got: f64, want: f64) {
 #[test]
 fn models_of_0_1_0_give_the_figures_and_codes_that_they_gave() {
     let data = data();
-    for preset in PRESETS {
+    // A relaxation that is gone decides nothing of a model that is trained.
+    for preset in PRESETS.into_iter().chain(["subset"]) {
         let folder = fixtures().join(preset);
         let run = folder.join("finished").display().to_string();
         let got: Value =
@@ -280,4 +281,22 @@ fn what_was_changed_in_a_run_is_named() {
     // How often checkpoints are made changes no weight.
     change("checkpoint-every = 10", "checkpoint-every = 7");
     assert!(resume().status.success());
+}
+
+#[test]
+fn a_run_whose_relaxation_is_gone_can_be_looked_at_and_says_why_it_cannot_go_on() {
+    data();
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    copy(&fixtures().join("subset/unfinished"), &run);
+    let (status, error) = runs::sae_fails(["train", "--resume", run.to_str().unwrap(), "--device=cpu"]);
+    assert_eq!(status, 2, "{error}");
+    assert!(error.contains("the relaxation subset is gone") && error.contains("lapsum"), "{error}");
+    let finished = fixtures().join("subset/finished").display().to_string();
+    assert!(sae_ok(["compare", &finished, &finished]).contains("data-topk"));
+    let page = place.path().join("page.html").display().to_string();
+    sae_ok(["report", &finished, "-o", &page, "--device=cpu", "--quiet"]);
+    let refused = runs::sae(["train", &data(), "--relaxation=subset"]);
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(2) && error.contains("lapsum"), "{error}");
 }

@@ -9,7 +9,6 @@ pub struct Shape {
     pub d: usize,
     pub pitch: usize,
     pub m: usize,
-    pub k: usize,
     /// Entries a row: k, or its candidates.
     pub entries: usize,
     pub element: Element,
@@ -28,7 +27,7 @@ pub struct Traffic {
 
 /// Bytes that all launches of `kernel` move in one step; `None` where nobody counted.
 pub fn of(kernel: &str, s: &Shape) -> Option<Traffic> {
-    let [n, d, p, m, k, held] = [s.n, s.d, s.pitch, s.m, s.k, s.entries].map(|v| v as f64);
+    let [n, d, p, m, held] = [s.n, s.d, s.pitch, s.m, s.entries].map(|v| v as f64);
     let [blocks, chunks] = [BLOCKS.min(s.m), CHUNKS.min(s.n.div_ceil(32))].map(|v| v as f64);
     let e = s.element.size() as f64;
     let (entries, scores, operand) = (n * held, n * m * e, n * p * e);
@@ -52,11 +51,7 @@ pub fn of(kernel: &str, s: &Shape) -> Option<Traffic> {
         "index_fill" => (8.0 * entries + 8.0 * m, 0.0),
         "index_order" => (8.0 * entries + 4.0 * m, 0.0),
         "fire_top" => (8.0 * entries + 4.0 * m, 0.0),
-        _ if kernel.starts_with("gate_") => {
-            // One softmax of 16 bytes for each of the k of the subset sampling.
-            let draws = if kernel.ends_with("subset") { 16.0 * n * k } else { 4.0 * n };
-            (16.0 * entries + draws, 0.0)
-        }
+        _ if kernel.starts_with("gate_") => (16.0 * entries + 4.0 * n, 0.0),
         _ if kernel.starts_with("soft_weights") => (2.0 * scores, 0.0),
         _ if kernel.starts_with("soft_gradients") => (4.0 * scores, 0.0),
         // dy', the blocks' parts, and in the warm-up the scores' gradients.

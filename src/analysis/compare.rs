@@ -54,7 +54,7 @@ fn read(run: &Path) -> Result<RunRow> {
             names::CONFIG
         )));
     }
-    let options = Options::from_toml(&config)?;
+    let options = Options::of_run(&config)?;
     let base = RunRow {
         run: run.display().to_string(),
         preset: options.preset,

@@ -27,25 +27,11 @@
 //! G_j = f_j (v_j - sum_i f_i v_i / sum_i f_i) / tau,   f_j = F'((u_j - b) / tau) = e^-|u_j - b|/tau / 2
 //! ```
 //!
-//! **Subset sampling** (Xie & Ermon, *Reparameterizable subset sampling via continuous relaxations*, IJCAI 2019,
-//! arXiv 1901.10517): k softmaxes one after the other, each shutting out what the one before took, on scores with
-//! Gumbel noise `g` (a fresh draw of [`crate::noise`] for every element and step):
-//!
-//! ```text
-//! a^1 = u + g,   p^i = softmax(a^i / tau),   a^(i+1) = a^i + ln(1 - p^i),   w = sum of p^i, i = 1 .. k
-//! A^(k+1) = 0,   q^i = v - A^(i+1) / (1 - p^i),   A^i = A^(i+1) + p^i (q^i - sum_j p^i_j q^i_j) / tau,   G = A^1
-//! ```
-//!
-//! `1 - p` is kept at or above [`LEAST_REST`]; below it the logarithm has no slope.
-//!
 //! **Annealed k**: the exact top `k_t` with `k_t` falling from `pool` to k by equal factors, `D = 1`:
 //! `k_t = round(k (pool / k)^(1 - t))`.
 
 use super::StepPlan;
 use crate::spec::{ModelSpec, Relaxation};
-
-/// Smallest `1 - p` of the subset sampling.
-pub const LEAST_REST: f64 = 1e-6;
 
 /// What a training step's code is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +59,7 @@ impl ModelSpec {
         match self.warmup.relaxation {
             _ if !plan.soft() => Phase::Hard,
             Relaxation::Softmax => Phase::Softmax,
-            Relaxation::Subset | Relaxation::Lapsum => Phase::Weighed,
+            Relaxation::Lapsum => Phase::Weighed,
             Relaxation::AnnealK => Phase::LargerK,
             Relaxation::None => Phase::Hard,
         }

@@ -362,7 +362,7 @@ fn relaxation(o: &Options) -> Relaxation {
 fn pool(o: &Options, relaxation: Relaxation, k: usize, n_latents: usize) -> Result<usize> {
     match o.pool {
         Some(pool) if !relaxation.has_candidates() => usage(format!(
-            "--pool {pool} belongs to --relaxation subset, lapsum or anneal-k: drop it, or choose one of them"
+            "--pool {pool} belongs to --relaxation lapsum or anneal-k: drop it, or choose one of them"
         )),
         Some(pool) if pool < k || pool > n_latents => {
             usage(format!("--pool {pool} must lie between k, {k}, and the number of latents, {n_latents}"))

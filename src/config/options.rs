@@ -102,7 +102,7 @@ options! {
         /// Steps of the relaxed warm-up, T; 0 is none
         anneal_steps: u64, "T",
             depends [("", "2000 or half the steps if fewer"), ("topk", "0"), ("sparse-l1", "0")];
-        /// Candidates per row in the warm-up of subset, lapsum and anneal-k
+        /// Candidates per row in the warm-up of lapsum and anneal-k
         pool: usize, "P", depends [("", "4 k, at most 1024")];
         /// Temperature at the first step
         tau_start: f64, "TAU", default 1.0, range 1e-3, MOST;
@@ -178,6 +178,28 @@ impl Options {
         self.split_seed.or(self.seed).unwrap_or(0)
     }
 
+    /// Reads a run's own `config.toml` as far as this version understands it: for what is asked of a run that is done,
+    /// whatever version made it. A run that goes on is read by [`Options::from_toml`].
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no TOML.
+    pub fn of_run(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+            Error::Usage(format!("{}: {}", path.display(), e.message().replace('\n', " ")))
+        })?;
+        let mut options = Self::default();
+        for (key, value) in &table {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            // An option that is gone, or a value of it.
+            let _ = options.set(key, &text);
+        }
+        let data = table.get("data").and_then(toml::Value::as_array);
+        options.data = data.map(|all| all.iter().filter_map(|path| Some(path.as_str()?.into())).collect());
+        options.settle_as_0_1_0();
+        Ok(options)
+    }
+
     /// Reads a TOML file.
     ///
     /// # Errors
@@ -189,6 +211,11 @@ impl Options {
             // The list of all options that serde adds is better read in the help.
             let message = e.message().replace('\n', " ");
             let what = message.split(", expected one of").next().unwrap_or(&message);
+            let what = if what.ends_with("`subset`") {
+                "the relaxation subset is gone: no data set gained by it; train with `relaxation = \"lapsum\"`"
+            } else {
+                what
+            };
             Error::Usage(format!(
                 "{}: line {line}: {what}; `sae train --help` lists the options",
                 path.display()

@@ -65,7 +65,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
             names::CONFIG
         )));
     }
-    let options = Options::from_toml(&run.join(names::CONFIG))?;
+    let options = Options::of_run(&run.join(names::CONFIG))?;
     let wanted = with_defaults(&request.features, &options)?;
     let out = request.out.clone().unwrap_or_else(|| run.join(names::REPORT));
     let mut inputs = wanted.source.inputs();

@@ -76,7 +76,7 @@ pub fn files_of(run: &Path) -> Vec<PathBuf> {
     let own = ALL.iter().filter(|name| ![names::REPORT, names::CHECKPOINTS].contains(name));
     let entries = fs::read_dir(run.join(names::CHECKPOINTS)).into_iter().flatten().flatten();
     // Without its data a run cannot go on.
-    let data = Options::from_toml(&run.join(names::CONFIG)).ok().and_then(|options| options.data);
+    let data = Options::of_run(&run.join(names::CONFIG)).ok().and_then(|options| options.data);
     let all = own.map(|name| run.join(name)).chain(entries.map(|entry| entry.path()));
     all.chain(data.unwrap_or_default()).collect()
 }

@@ -37,8 +37,6 @@ choices! {
     pub enum Relaxation {
         /// Gumbel softmax times the sum of positive scores, mixed with the top k (dense)
         Softmax = "softmax",
-        /// k Gumbel softmaxes without replacement over the candidates (Xie & Ermon 2019)
-        Subset = "subset",
         /// Weights that sum to k over the candidates, by the Laplace distribution (LapSum, 2025)
         Lapsum = "lapsum",
         /// The exact top k of a larger k that falls to k
@@ -56,7 +54,7 @@ impl Relaxation {
 
     /// True where weights are computed among candidates.
     pub fn is_gated(self) -> bool {
-        matches!(self, Self::Subset | Self::Lapsum)
+        self == Self::Lapsum
     }
 }
 

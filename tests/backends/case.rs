@@ -192,10 +192,7 @@ impl Case {
             let uniform = self.uniform(step as u64);
             let plan = self.plan(step as u64, &uniform);
             // Candidates are standardised by their own spread, which makes a score's rounding some eight times larger.
-            // Softmaxes that shut out one another hand it on: 32 of them at tau = 0.08 leave the gradient of float64
-            // weights up to 37,000 units off, where 105,000 are allowed.
             let spread = match self.spec.warmup.relaxation {
-                Relaxation::Subset => 32.0,
                 Relaxation::Lapsum => 8.0,
                 _ => 1.0,
             };
@@ -234,7 +231,7 @@ pub fn with_ties() -> Case {
 /// candidates; options take turns.
 pub fn over_candidates(phases: &[f64]) -> Vec<Case> {
     let mut cases = vec![];
-    for relaxation in [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK] {
+    for relaxation in [Relaxation::Lapsum, Relaxation::AnnealK] {
         for &t in phases {
             for (m, k, pool) in [(7, 1, 3), (33, 5, 33), (257, 5, 40), (1000, 32, 96), (300, 3, 300)] {
                 let i = cases.len();

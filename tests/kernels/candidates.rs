@@ -6,7 +6,7 @@ use crate::engine::ours;
 use topk_sae::backend::Backend;
 use topk_sae::spec::Relaxation;
 
-const ALL: [Relaxation; 3] = [Relaxation::Lapsum, Relaxation::Subset, Relaxation::AnnealK];
+const ALL: [Relaxation; 2] = [Relaxation::Lapsum, Relaxation::AnnealK];
 
 /// A case for each relaxation, tied and untied in turn.
 fn each(base: &Case, pool: usize, t: f64) -> impl Iterator<Item = Case> {
@@ -33,7 +33,7 @@ fn every_relaxation_over_candidates_agrees_at_awkward_sizes_and_with_options() {
 
 #[test]
 fn as_many_candidates_as_the_kernels_hold_agree() {
-    // Four candidates a thread, and the softmaxes of the sampling in several segments.
+    // Four candidates per thread.
     let mut case = Case::new(2, 5, 1100, 40);
     case.steps = 1;
     case.edit = |params, _| params.b_lat.fill(4.0);

@@ -298,13 +298,12 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
         .par_iter_mut()
         .zip(work.scores.par_chunks(ROWS * m))
         .zip(aux)
-        .enumerate()
-        .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), aux))| {
+        .map_init(RowScratch::default, |scratch, ((codes, scores), aux)| {
             codes.clear();
             let mut finite = true;
-            for (i, z) in scores.chunks_exact(m).enumerate() {
+            for z in scores.chunks_exact(m) {
                 finite &= if spec.phase(plan).has_candidates() {
-                    candidate_row(spec, plan, chunk * ROWS + i, z, scratch, codes)
+                    candidate_row(spec, plan, z, scratch, codes)
                 } else {
                     hard_row(z, spec.forward.k, scale, scratch, codes)
                 };

@@ -1,15 +1,12 @@
 //! Weights of a row's candidates and their gradient; formulas in [`crate::backend::relaxation`]. Float64: the work is
-//! O(P) or O(k P) a row beside O(P D) for everything else.
+//! O(P) per row beside O(P D) for everything else.
 
 use crate::backend::StepPlan;
-use crate::backend::relaxation::LEAST_REST;
-use crate::spec::{ModelSpec, Relaxation};
+use crate::spec::ModelSpec;
 
 /// What the weights of a step are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct GateRule {
-    /// [`Relaxation::Subset`] or [`Relaxation::Lapsum`].
-    pub relaxation: Relaxation,
     /// k.
     pub k: usize,
     /// Temperature.
@@ -19,7 +16,7 @@ pub struct GateRule {
 impl GateRule {
     /// Of one step.
     pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>) -> Self {
-        Self { relaxation: spec.warmup.relaxation, k: spec.forward.k, tau: plan.tau }
+        Self { k: spec.forward.k, tau: plan.tau }
     }
 }
 
@@ -35,14 +32,14 @@ pub struct Gates {
     scores: Vec<f64>,
     /// 1 / sd r; 0 where there is no spread.
     inv_sd: f64,
-    /// LapSum: the slopes f. Subset: all p, softmax after softmax (k x P).
+    /// LapSum's slopes f.
     slopes: Vec<f64>,
     grad: Vec<f64>,
 }
 
 impl Gates {
-    /// Weights of candidates with positive scores `z` (P values); `noise` is the Gumbel noise of candidate i.
-    pub fn forward(&mut self, rule: GateRule, z: impl Iterator<Item = f32>, noise: impl FnMut(usize) -> f64) {
+    /// Weights of candidates with positive scores `z` (P values).
+    pub fn forward(&mut self, rule: GateRule, z: impl Iterator<Item = f32>) {
         self.scores.clear();
         self.scores.extend(z.map(f64::from));
         self.slopes.clear();
@@ -56,14 +53,7 @@ impl Gates {
         let variance = self.scores.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / p as f64;
         self.inv_sd = if variance > 0.0 { 1.0 / variance.sqrt() } else { 0.0 };
         self.scores.iter_mut().for_each(|r| *r = (*r - mean) * self.inv_sd);
-        match rule.relaxation {
-            Relaxation::Subset => self.subset(rule, noise),
-            _ => self.lapsum(rule),
-        }
-    }
-
-    fn lapsum(&mut self, rule: GateRule) {
-        let (p, k) = (self.scores.len() as f64, rule.k as f64);
+        let (p, k) = (p as f64, rule.k as f64);
         let distance = |u: f64, b: f64| (u - b) / rule.tau;
         let half = |x: f64| 0.5 * (-x.abs()).exp();
         // At the ends of this bracket the sum is above and below k, since half(ln P) = 1 / (2 P).
@@ -98,26 +88,6 @@ impl Gates {
         }
     }
 
-    fn subset(&mut self, rule: GateRule, mut noise: impl FnMut(usize) -> f64) {
-        let p = self.scores.len();
-        self.weights.fill(0.0);
-        self.grad.clear();
-        self.grad.extend(self.scores.iter().enumerate().map(|(i, u)| u + noise(i)));
-        let a = &mut self.grad;
-        for _ in 0..rule.k {
-            let max = a.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let first = self.slopes.len();
-            self.slopes.extend(a.iter().map(|a| ((a - max) / rule.tau).exp()));
-            let share = &mut self.slopes[first..first + p];
-            let total: f64 = share.iter().sum();
-            for ((share, w), a) in share.iter_mut().zip(&mut self.weights).zip(a.iter_mut()) {
-                *share /= total;
-                *w += *share;
-                *a += (1.0 - *share).max(LEAST_REST).ln();
-            }
-        }
-    }
-
     /// Gradient of the scores through the weights of the last [`Gates::forward`], from the gradient `v` of the
     /// weights (P values each).
     pub fn backward(&mut self, rule: GateRule, v: &[f64]) -> &[f64] {
@@ -127,14 +97,10 @@ impl Gates {
         if p <= rule.k || self.inv_sd == 0.0 {
             return &self.grad;
         }
-        if rule.relaxation == Relaxation::Subset {
-            self.subset_backward(rule, v);
-        } else {
-            let along: f64 = self.slopes.iter().zip(v).map(|(f, v)| f * v).sum();
-            let middle = along / self.slopes.iter().sum::<f64>();
-            for ((g, f), v) in self.grad.iter_mut().zip(&self.slopes).zip(v) {
-                *g = f * (v - middle) / rule.tau;
-            }
+        let along: f64 = self.slopes.iter().zip(v).map(|(f, v)| f * v).sum();
+        let middle = along / self.slopes.iter().sum::<f64>();
+        for ((g, f), v) in self.grad.iter_mut().zip(&self.slopes).zip(v) {
+            *g = f * (v - middle) / rule.tau;
         }
         let mean = self.grad.iter().sum::<f64>() / p as f64;
         let along = self.grad.iter().zip(&self.scores).map(|(g, u)| g * u).sum::<f64>() / p as f64;
@@ -142,19 +108,5 @@ impl Gates {
             *g = (*g - mean - u * along) * self.inv_sd;
         }
         &self.grad
-    }
-
-    fn subset_backward(&mut self, rule: GateRule, v: &[f64]) {
-        let mut reach = vec![0.0; v.len()];
-        for shares in self.slopes.chunks_exact(v.len()).rev() {
-            for (((q, &p), v), a) in reach.iter_mut().zip(shares).zip(v).zip(&self.grad) {
-                let rest = 1.0 - p;
-                *q = v - if rest > LEAST_REST { a / rest } else { 0.0 };
-            }
-            let middle: f64 = shares.iter().zip(&reach).map(|(p, q)| p * q).sum();
-            for ((a, p), q) in self.grad.iter_mut().zip(shares).zip(&reach) {
-                *a += p * (q - middle) / rule.tau;
-            }
-        }
     }
 }

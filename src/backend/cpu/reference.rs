@@ -149,7 +149,7 @@ impl Reference {
             top[j] = true;
         }
         let phase = self.spec.phase(plan);
-        let gates = phase.has_candidates().then(|| self.gates(&z, n, plan));
+        let gates = phase.has_candidates().then(|| self.gates(&z, plan));
         let soft = (phase == Phase::Softmax).then(|| {
             let noise = |j| gumbel_f64(plan.noise.uniform(plan.step, n, j, m));
             let e: Vec<f64> = (0..m).map(|j| (relu(z[j]) + noise(j)) / plan.tau).collect();
@@ -175,15 +175,12 @@ impl Reference {
         Ok(RowPass { x, x_norm, std, z, soft, gates, top, h, y, aux, aux_recon })
     }
 
-    /// The candidates of row `n` of the batch.
-    fn gates(&self, z: &[f64], n: usize, plan: &StepPlan<'_>) -> Gated {
+    /// The candidates of a row.
+    fn gates(&self, z: &[f64], plan: &StepPlan<'_>) -> Gated {
         let mut latents = top_k(z, self.spec.candidates(plan));
         latents.retain(|&j| z[j] > 0.0 || z[j].is_nan());
         let r: Vec<f64> = latents.iter().map(|&j| z[j]).collect();
-        let noise = |&j: &usize| gumbel_f64(plan.noise.uniform(plan.step, n, j, z.len()));
-        let g: Vec<f64> = latents.iter().map(noise).collect();
-        let (weights, slope) =
-            gates::weights(self.spec.warmup.relaxation, self.spec.forward.k, plan.tau, &r, &g);
+        let (weights, slope) = gates::weights(self.spec.warmup.relaxation, self.spec.forward.k, plan.tau, &r);
         Gated { latents, weights, slope }
     }
 

@@ -11,7 +11,7 @@ use super::select::{self, Scratch};
 use super::simd;
 use super::sparse::CodeChunk;
 use crate::backend::{Phase, StepPlan};
-use crate::noise::{Noise, gumbel_f64};
+use crate::noise::Noise;
 use crate::spec::ModelSpec;
 
 /// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
@@ -73,11 +73,10 @@ pub fn hard_row(z: &[f32], k: usize, scale: f32, scratch: &mut RowScratch, chunk
     finite
 }
 
-/// The code of a warm-up over candidates, of row `n` of the batch, into `chunk`; false where a score is not finite.
+/// The code of a warm-up over candidates into `chunk`; false where a score is not finite.
 pub fn candidate_row(
     spec: &ModelSpec,
     plan: &StepPlan<'_>,
-    n: usize,
     z: &[f32],
     scratch: &mut RowScratch,
     chunk: &mut CodeChunk,
@@ -93,11 +92,7 @@ pub fn candidate_row(
     let alpha = plan.alpha as f32;
     let phase = spec.phase(plan);
     if phase == Phase::Weighed {
-        gates.forward(
-            GateRule::new(spec, plan),
-            top.iter().map(|&(_, z)| z),
-            candidate_noise(plan, n, z.len(), top),
-        );
+        gates.forward(GateRule::new(spec, plan), top.iter().map(|&(_, z)| z));
     }
     for (i, &(j, value)) in top.iter().enumerate() {
         let is_top = select::key(value, j) >= least;
@@ -112,16 +107,6 @@ pub fn candidate_row(
     }
     chunk.end_row();
     finite
-}
-
-/// The Gumbel noise of the candidates of row `n` of the batch.
-pub fn candidate_noise<'a>(
-    plan: &'a StepPlan<'_>,
-    n: usize,
-    m: usize,
-    candidates: &'a [(u32, f32)],
-) -> impl Fn(usize) -> f64 + 'a {
-    move |i| gumbel_f64(plan.noise.uniform(plan.step, n, candidates[i].0 as usize, m))
 }
 
 /// Steps 2 and 3 on one row of scores.

@@ -2,7 +2,7 @@
 
 use super::gates::{GateRule, Gates};
 use super::norm::Batch;
-use super::relax::{Mode, RowSoftmax, candidate_noise};
+use super::relax::{Mode, RowSoftmax};
 use super::simd;
 use super::sparse::CodeChunk;
 use crate::backend::StepPlan;
@@ -146,9 +146,8 @@ impl RowMath<'_> {
         let z = &self.scores[n * m..(n + 1) * m];
         let index = &codes.index[range.clone()];
         let candidates: Vec<(u32, f32)> = index.iter().map(|&j| (j, z[j as usize])).collect();
-        let noise = candidate_noise(self.plan, n, m, &candidates);
-        // Weighed a second time: cheaper than keeping k weights an entry.
-        gates.forward(rule, candidates.iter().map(|&(_, z)| z), noise);
+        // Weighed a second time: cheaper than keeping the slopes.
+        gates.forward(rule, candidates.iter().map(|&(_, z)| z));
         let rest = 1.0 - self.plan.alpha;
         let grads = codes.grad[range.clone()].iter();
         let v: Vec<f64> =

@@ -270,7 +270,7 @@ impl Parts {
             work.need_soft(dev, sizes)?;
         }
         if phase == Phase::Weighed {
-            work.need_gates(dev, sizes, spec.warmup.relaxation)?;
+            work.need_gates(dev, sizes)?;
         }
         if spec.optimizer.clip_norm.is_some() {
             work.need_kept(dev, sizes)?;

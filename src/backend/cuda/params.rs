@@ -142,9 +142,6 @@ pub struct SoftRow {
     pub c: f32,
 }
 
-/// `Draw`, one softmax of the subset sampling, as the host sees it: bytes.
-pub const DRAW: usize = 16;
-
 /// `RowLoss` and `RowQuality` as the host sees them: bytes of one row.
 pub const ROW_LOSS: usize = 24;
 /// See [`ROW_LOSS`].

@@ -72,7 +72,7 @@ impl Parts {
             return Err(no_buffers());
         };
         if phase == Phase::Weighed {
-            launch::gate_gradients(dev, s, batch, spec.warmup.relaxation, work)?;
+            launch::gate_gradients(dev, s, batch, work)?;
         }
         let Work { main, aux, totals, cursor, unordered, .. } = work;
         if phase != Phase::Softmax {

@@ -2,7 +2,7 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Element};
-use super::params::{DRAW, ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
+use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
@@ -185,8 +185,6 @@ pub struct Gates {
     pub direct: Buffer<f32>,
     /// (N) LapSum's thresholds; else empty.
     pub threshold: Buffer<f32>,
-    /// (N, k) softmaxes of the subset sampling, [`DRAW`] bytes each; else empty.
-    pub draws: Buffer<u8>,
 }
 
 /// Gradients of all parameters, where they are kept.
@@ -339,17 +337,15 @@ impl Work {
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn need_gates(&mut self, device: &mut dyn Device, s: &Sizes, relaxation: Relaxation) -> Result<()> {
+    pub fn need_gates(&mut self, device: &mut dyn Device, s: &Sizes) -> Result<()> {
         if self.gates.is_some() {
             return Ok(());
         }
         let n = self.capacity;
-        let (thresholds, draws) = if relaxation == Relaxation::Subset { (0, n * s.k) } else { (n, 0) };
         self.gates = Some(Gates {
             score: Buffer::zeros(device, n * s.pool, "scores of candidates")?,
             direct: Buffer::zeros(device, n * s.pool, "factors of candidates")?,
-            threshold: Buffer::zeros(device, thresholds, "thresholds of rows")?,
-            draws: Buffer::zeros(device, draws * DRAW, "softmaxes of rows")?,
+            threshold: Buffer::zeros(device, n, "thresholds of rows")?,
         });
         Ok(())
     }
@@ -391,7 +387,6 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     };
     let gates = match spec.warmup.relaxation {
         Relaxation::Lapsum => 8 * n * s.pool + 4 * n,
-        Relaxation::Subset => 8 * n * s.pool + DRAW * n * s.k,
         Relaxation::Softmax | Relaxation::AnnealK | Relaxation::None => 0,
     };
     let kept = if spec.optimizer.clip_norm.is_some() {

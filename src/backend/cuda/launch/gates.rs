@@ -1,19 +1,15 @@
 //! Kernels that weigh a row's candidates, before the decoder and after it.
 
 use super::super::device::{Arg, Device, Launch, WARP};
-use super::super::params::DRAW;
 use super::super::work::{Gates, Sizes, Work};
 use super::{BLOCK, Batch, Shared, count, grid, u};
 use crate::error::{Error, Result};
 use crate::spec::Relaxation;
 
-/// Bytes of a block's shared memory for the softmaxes that the backward pass of the subset sampling makes again.
-const SEGMENT_BYTES: usize = 32 << 10;
-
-/// A block a row; threads for `width` candidates, up to four each.
-fn launch(n: usize, width: usize, shared: usize) -> Result<Launch> {
+/// One block per row; threads for `width` candidates, up to four each.
+fn launch(n: usize, width: usize) -> Result<Launch> {
     let block = count(width)?.next_multiple_of(WARP).clamp(WARP, BLOCK);
-    Ok(Launch { grid: grid(n)?, block, shared: count(shared)? })
+    Ok(Launch { grid: grid(n)?, block, shared: 0 })
 }
 
 fn gates(work: &Work) -> Result<&Gates> {
@@ -34,7 +30,7 @@ pub fn gate_weights(
     let (n, e) = (batch.n, &work.main);
     let (all, width) = (n * e.k, u(e.k)?);
     let (index, held, fired) = (e.index.holds(all)?, e.count.holds(n)?, shared.fired.holds(s.m)?);
-    let plain = launch(n, e.k, 0)?;
+    let plain = launch(n, e.k)?;
     if !relaxation.is_gated() {
         let args = [index, e.value.holds(all)?, held, width, u(s.k)?, fired];
         // SAFETY: lists were checked for N rows of `width` entries, at most `MOST_ACTIVE` (`Sizes::new`) and so four a
@@ -42,7 +38,7 @@ pub fn gate_weights(
         return unsafe { device.launch("fire_top", plain, &args) };
     }
     let gates = gates(work)?;
-    let mut args = vec![
+    let args = [
         index,
         gates.score.holds(all)?,
         held,
@@ -52,52 +48,20 @@ pub fn gate_weights(
         fired,
         gates.direct.holds(all)?,
         e.value.holds(all)?,
+        gates.threshold.holds(n)?,
     ];
-    let name = if relaxation == Relaxation::Subset {
-        args.extend([Arg::Pointer(batch.given), u(s.m)?, gates.draws.holds(n * s.k * DRAW)?]);
-        "gate_weights_subset"
-    } else {
-        args.push(gates.threshold.holds(n)?);
-        "gate_weights_lapsum"
-    };
-    // SAFETY: as above; outputs were checked for N rows, the softmaxes for k a row; `given` holds N M where it is not
-    // null (engine).
-    unsafe { device.launch(name, plain, &args) }
+    // SAFETY: as above; outputs were checked for N rows.
+    unsafe { device.launch("gate_weights_lapsum", plain, &args) }
 }
 
 /// dh of the candidates becomes dz, where they were weighed.
-pub fn gate_gradients(
-    device: &mut dyn Device,
-    s: &Sizes,
-    batch: &Batch,
-    relaxation: Relaxation,
-    work: &mut Work,
-) -> Result<()> {
+pub fn gate_gradients(device: &mut dyn Device, s: &Sizes, batch: &Batch, work: &mut Work) -> Result<()> {
     let (n, e, gates) = (batch.n, &work.main, gates(work)?);
     let (all, width) = (n * e.k, u(e.k)?);
     let (score, direct) = (gates.score.holds(all)?, gates.direct.holds(all)?);
     let (held, k, grad) = (e.count.holds(n)?, u(s.k)?, e.grad.holds(all)?);
     let step = Arg::Pointer(batch.step);
-    if relaxation == Relaxation::Lapsum {
-        let args = [score, direct, held, width, k, step, gates.threshold.holds(n)?, grad];
-        // SAFETY: lists were checked for N rows of `width` entries, as in `gate_weights`, which left the thresholds.
-        return unsafe { device.launch("gate_gradients_lapsum", launch(n, e.k, 0)?, &args) };
-    }
-    let segment = (SEGMENT_BYTES / (4 * e.k)).clamp(1, s.k);
-    let args = [
-        e.index.holds(all)?,
-        score,
-        direct,
-        held,
-        width,
-        k,
-        step,
-        Arg::Pointer(batch.given),
-        u(s.m)?,
-        gates.draws.holds(n * s.k * DRAW)?,
-        u(segment)?,
-        grad,
-    ];
-    // SAFETY: as above, with k softmaxes a row; shared memory holds `segment` rows of `width` floats.
-    unsafe { device.launch("gate_gradients_subset", launch(n, e.k, 4 * segment * e.k)?, &args) }
+    let args = [score, direct, held, width, k, step, gates.threshold.holds(n)?, grad];
+    // SAFETY: lists were checked for N rows of `width` entries, as in `gate_weights`, which left the thresholds.
+    unsafe { device.launch("gate_gradients_lapsum", launch(n, e.k)?, &args) }
 }
