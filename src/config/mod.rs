@@ -11,7 +11,7 @@ use options::DEFAULTS;
 pub use options::{InitKind, NumberOr, Options, Word};
 pub use preset::Preset;
 pub use settings::Settings;
-pub use table::{OptionRow, OptionValue};
+pub use table::{OptionRow, OptionValue, options_chapter};
 
 use crate::error::{Error, Result};
 use crate::model::file::{ModelMeta, Provenance};

@@ -2,7 +2,7 @@
 //! The struct [`Options`](super::Options), the flags of `sae train`, the keys of a configuration file, their help, the checks of ranges
 //! and the book's chapter of options are all made from it.
 
-use super::{NumberOr, Preset};
+use super::{NumberOr, Options, Preset};
 use crate::spec::Choice;
 use std::collections::BTreeMap;
 
@@ -161,6 +161,34 @@ impl OptionRow {
     }
 }
 
+/// The book's chapter of options, in Markdown.
+pub fn options_chapter() -> String {
+    let mut text = String::from(
+        "# Options\n\nThe options of `sae train`, as flags and as keys of a TOML file that `--config` reads (`latents = 4096`, `lr-schedule = \"cosine\"`).\n\n<!-- Made from the table in src/config/options.rs: SAE_WRITE_DOCS=1 cargo test --test docs -->\n",
+    );
+    let cell = |text: &str| text.replace('|', "\\|");
+    let mut heading = "";
+    for row in Options::table() {
+        if row.heading != heading {
+            heading = row.heading;
+            text.push_str(&format!("\n## {heading}\n\n| option | does | default |\n| --- | --- | --- |\n"));
+        }
+        let flag = match (row.switch, row.short) {
+            (Some(off), _) if !off.is_empty() => format!("`--{}`, `--{off}`", row.key),
+            (Some(_), _) => format!("`--{}`", row.key),
+            (None, Some(letter)) => format!("`-{letter}`, `--{} {}`", row.key, row.place),
+            (None, None) => format!("`--{} {}`", row.key, row.place),
+        };
+        let mut does = row.help.to_owned();
+        for (word, about) in &row.words {
+            does.push_str(&format!("<br>`{word}`: {about}"));
+        }
+        let default = row.defaults().unwrap_or_default();
+        text.push_str(&format!("| {flag} | {} | {} |\n", cell(&does), cell(&default)));
+    }
+    text
+}
+
 /// Declares [`Options`](super::Options) and its table.
 macro_rules! options {
     ($($heading:literal { $(
@@ -277,7 +305,7 @@ pub(super) use options;
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Options};
+    use crate::config::Config;
 
     #[test]
     fn the_defaults_in_the_table_are_those_of_a_run() {
