@@ -11,7 +11,7 @@ use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cpu::linalg::{View, parallel_product, product};
 use topk_sae::backend::cpu::sparse::{ByLatent, CodeChunk, ROWS, gather_rows};
 use topk_sae::backend::cpu::{select, simd};
-use topk_sae::backend::{Backend, StepPlan};
+use topk_sae::backend::{Look, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::{GUMBEL_EPS, Noise, philox4x32, uniform, unit};

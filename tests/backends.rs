@@ -12,7 +12,7 @@ mod steadiness;
 use case::{Case, Check};
 use rayon::prelude::*;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, Pass};
+use topk_sae::backend::{Backend, Look, Pass};
 
 const PHASES: [f64; 5] = [1.0, 0.0, 0.3, 0.7, 0.97];
 

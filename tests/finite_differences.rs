@@ -8,7 +8,7 @@ mod common;
 use common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
-use topk_sae::backend::{Backend, Pass, StepPlan};
+use topk_sae::backend::{Look, Pass, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;

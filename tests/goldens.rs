@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Golden, Kind, backends, close, embeddings, goldens, spec};
-use topk_sae::backend::{Backend, Pass, StepPlan};
+use topk_sae::backend::{Look, Pass, StepPlan};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::{anneal_fraction, temperature};
@@ -131,7 +131,7 @@ fn eight_steps_of_adam_follow_the_golden_trajectories() {
     }
 }
 
-fn check_final(golden: &Golden, backend: &mut dyn Backend, what: &dyn Fn(&str) -> String) {
+fn check_final(golden: &Golden, backend: &mut dyn Look, what: &dyn Fn(&str) -> String) {
     let state = backend.state().unwrap();
     for (key, _, values) in state.params.tensors() {
         let key = format!("final_{key}");

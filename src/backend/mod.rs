@@ -50,14 +50,16 @@ pub mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
 pub mod cuda;
+mod look;
 pub mod relaxation;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
 pub use codes::Codes;
+pub use look::{Look, Pass};
 pub use relaxation::Phase;
 
 use crate::error::{Error, Result};
-use crate::model::{Fill, Params, TrainState, Weights};
+use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
 use crate::rows::RowSource;
 use crate::spec::ModelSpec;
@@ -124,29 +126,10 @@ pub struct EvalSums {
     pub active: u64,
 }
 
-/// Everything of one forward and backward pass, for tests and for a look inside; no update is made.
-#[derive(Debug, Clone)]
-pub struct Pass {
-    /// Loss and its parts.
-    pub stats: StepStats,
-    /// (N, M) scores.
-    pub pre_acts: Vec<f32>,
-    /// (N, M) code.
-    pub code: Vec<f32>,
-    /// (N, D) reconstruction in the data's units.
-    pub recon: Vec<f32>,
-    /// (N, M) gradient of the scores.
-    pub grad_pre_acts: Vec<f32>,
-    /// (N, M) gradient of the code; `None` where a backend never forms all of it.
-    pub grad_code: Option<Vec<f32>>,
-    /// Gradient of every parameter, before clipping.
-    pub grads: Params,
-}
-
 /// The arithmetic of training and evaluation. Rows are row numbers of the data the backend was made with.
 ///
-/// Everything happens in the order of the calls: [`Backend::evaluate`], [`Backend::inspect`] and
-/// [`Backend::state`] see what all steps before them have done, collected or not.
+/// Everything happens in the order of the calls: [`Backend::evaluate`] and [`Backend::state`]
+/// see what all steps before them have done, collected or not.
 pub trait Backend: Send {
     /// What computes: `cpu`, or a device's number and name, as in `cuda:0 NVIDIA H100`.
     fn device(&self) -> String;
@@ -167,20 +150,6 @@ pub trait Backend: Send {
     /// # Errors
     /// As for [`Backend::step`].
     fn collect(&mut self) -> Result<Vec<StepStats>>;
-
-    /// A step and its statistics at once, where nothing else is queued: for tests and measurements.
-    ///
-    /// # Errors
-    /// As for [`Backend::step`]; other steps were not collected before.
-    fn step_now(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<StepStats> {
-        self.step(rows, plan)?;
-        match self.collect()?.as_slice() {
-            [stats] => Ok(*stats),
-            all => {
-                Err(Error::Failed(format!("{} steps were waiting, not one; please report this", all.len())))
-            }
-        }
-    }
 
     /// Reconstructs `rows` with the inference code. Adds to `fired[j]` the number of rows on which latent `j`
     /// is active (M values).
@@ -216,12 +185,6 @@ pub trait Backend: Send {
     /// # Errors
     /// As for [`Backend::step`]; data of another width or type.
     fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()>;
-
-    /// The pass that [`Backend::step`] would make, without its update.
-    ///
-    /// # Errors
-    /// As for [`Backend::step`].
-    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass>;
 
     /// The whole state, as a checkpoint holds it.
     ///

@@ -3,7 +3,7 @@
 use crate::common::{embeddings, random_params, spec, values};
 use std::sync::Arc;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference, relax::Mode};
-use topk_sae::backend::{Backend, Pass, StepPlan, StepStats};
+use topk_sae::backend::{Backend, Look, Pass, StepPlan, StepStats};
 use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
@@ -173,7 +173,7 @@ impl Case {
     }
 
     /// A backend beside the reference; `after` sees it after each step.
-    pub fn agree_with<B: Backend>(
+    pub fn agree_with<B: Look>(
         mut self,
         make: impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> B,
         mut after: impl FnMut(&B),

@@ -4,7 +4,7 @@
 use crate::case::Case;
 use crate::common;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
-use topk_sae::backend::{Backend, StepPlan, StepStats};
+use topk_sae::backend::{Backend, Look, StepPlan, StepStats};
 use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
 

@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use topk_sae::backend::Backend;
+use topk_sae::backend::Look;
 use topk_sae::backend::cpu::{fast::FastCpu, reference::Reference};
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::data::Embeddings;
@@ -178,7 +178,7 @@ pub fn backends(
     data: &Arc<Embeddings>,
     spec: &ModelSpec,
     state: &TrainState,
-) -> Vec<(&'static str, Box<dyn Backend>)> {
+) -> Vec<(&'static str, Box<dyn Look>)> {
     let device = device::device(1);
     let engine = Engine::new("device".into(), device, data.clone(), spec.clone(), Precision::F32, state);
     let mut all = cpu_backends(data, spec, state);
@@ -191,7 +191,7 @@ pub fn cpu_backends(
     data: &Arc<Embeddings>,
     spec: &ModelSpec,
     state: &TrainState,
-) -> Vec<(&'static str, Box<dyn Backend>)> {
+) -> Vec<(&'static str, Box<dyn Look>)> {
     vec![
         ("reference", Box::new(Reference::new(data.clone(), spec.clone(), state.clone()))),
         ("fast", Box::new(FastCpu::new(data.clone(), spec.clone(), state.clone()))),

@@ -3,7 +3,7 @@
 use crate::case::{self, Case};
 use crate::common::device;
 use crate::engine::ours;
-use topk_sae::backend::Backend;
+use topk_sae::backend::{Backend, Look};
 use topk_sae::spec::Relaxation;
 
 const ALL: [Relaxation; 2] = [Relaxation::Lapsum, Relaxation::AnnealK];

@@ -4,11 +4,11 @@ use crate::case::Case;
 use crate::common::emulator::{Emulator, sanitizer};
 use crate::common::{self, device};
 use std::sync::Arc;
-use topk_sae::backend::Backend;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::cuda::work::STATIC_SHARED;
+use topk_sae::backend::{Backend, Look};
 use topk_sae::data::Embeddings;
 use topk_sae::error::Error;
 use topk_sae::model::{TrainState, Weights};
@@ -333,7 +333,7 @@ fn other_data_take_the_place_of_the_first() {
 }
 
 /// The state that `state` gives after `step` steps, set in `backend`.
-fn set(backend: &mut dyn Backend, state: &TrainState) {
+fn set(backend: &mut dyn Look, state: &TrainState) {
     backend.set_state(state.step, &mut |name, out| state.copy_to(name, out)).unwrap();
 }
 
@@ -360,7 +360,7 @@ fn another_state_takes_the_place_of_the_first_in_the_same_memory() {
         let open = |device, state: &TrainState| {
             Engine::new("e".into(), device, data.clone(), case.spec.clone(), precision, state).unwrap()
         };
-        let run = |backend: &mut dyn Backend, steps: std::ops::Range<u64>| {
+        let run = |backend: &mut dyn Look, steps: std::ops::Range<u64>| {
             for step in steps {
                 backend.step(&good, &case.plan(step, &[])).unwrap();
             }

@@ -6,9 +6,9 @@ use crate::common::emulator::{Emulator, sanitizer};
 use crate::common::folder;
 use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
-use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, StepPlan};
+use topk_sae::backend::{Look, cuda};
 use topk_sae::data::{Embeddings, LoadOptions};
 use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
@@ -22,7 +22,7 @@ fn sample() -> Arc<Embeddings> {
 }
 
 /// Losses of 200 steps with the usual learning rate, a third of them warm-up.
-fn losses(backend: &mut dyn Backend, n_rows: usize) -> Vec<f64> {
+fn losses(backend: &mut dyn Look, n_rows: usize) -> Vec<f64> {
     let mut order = BatchOrder::new((0..n_rows as u32).collect(), 32, 3);
     let mut losses = vec![];
     for step in 0..200 {

@@ -18,7 +18,7 @@ use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, candidate
 use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
-use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
+use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
 use crate::rows::RowSource;
@@ -392,6 +392,12 @@ fn global_norm(grads: &Params) -> f64 {
     grads.tensors().iter().map(|(_, _, t)| tensor(t)).sum::<f64>().sqrt()
 }
 
+impl Look for FastCpu {
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        self.look(rows, plan)
+    }
+}
+
 impl Backend for FastCpu {
     fn device(&self) -> String {
         "cpu".into()
@@ -443,10 +449,6 @@ impl Backend for FastCpu {
         check_same_kind(self.data.as_ref(), data.as_ref())?;
         self.data = data;
         Ok(())
-    }
-
-    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        self.look(rows, plan)
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {

@@ -5,7 +5,7 @@
 mod gates;
 
 use crate::backend::{
-    Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind, ema_decay,
+    Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind, ema_decay,
 };
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
@@ -434,6 +434,12 @@ impl Reference {
     }
 }
 
+impl Look for Reference {
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        self.pass(rows, plan)
+    }
+}
+
 impl Backend for Reference {
     fn device(&self) -> String {
         "cpu".into()
@@ -511,10 +517,6 @@ impl Backend for Reference {
         check_same_kind(self.data.as_ref(), data.as_ref())?;
         self.data = data;
         Ok(())
-    }
-
-    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        self.pass(rows, plan)
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {

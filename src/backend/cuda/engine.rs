@@ -19,7 +19,7 @@ use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, Work};
-use crate::backend::{Backend, Codes, EvalSums, Pass, Phase, StepPlan, StepStats, check_same_kind};
+use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
@@ -110,6 +110,12 @@ impl Engine {
     }
 }
 
+impl Look for Engine {
+    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+        self.look(rows, plan)
+    }
+}
+
 impl Backend for Engine {
     fn device(&self) -> String {
         self.name.clone()
@@ -179,10 +185,6 @@ impl Backend for Engine {
         let Self { parts, device, .. } = self;
         check_same_kind(parts.data.as_ref(), data.as_ref())?;
         parts.set_data(device.as_mut(), data)
-    }
-
-    fn inspect(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
-        self.look(rows, plan)
     }
 
     fn state(&mut self) -> Result<Cow<'_, TrainState>> {
