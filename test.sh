@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")"
 ./tools/install-hdf5.sh
 ./tools/install-cxx.sh
-cargo test --release "$@"
+cargo test --release --workspace "$@"

@@ -5,8 +5,8 @@
 //! figure; `SAE_BENCH_EMULATION=1` runs all of it on the emulation at tiny sizes, to check the bench itself.
 #![allow(missing_docs)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
+#[path = "../tests/common/emulator.rs"]
+mod emulator;
 #[path = "cuda_step/kernels.rs"]
 mod kernels;
 #[path = "cuda_step/traffic.rs"]
@@ -65,7 +65,7 @@ impl Bench {
     /// A device for `precision`.
     pub fn open(&self, precision: Precision) -> Box<dyn Device> {
         if self.emulated {
-            return Box::new(common::emulator::Emulator::new());
+            return Box::new(emulator::Emulator::new());
         }
         Box::new(must(card::open(0, cuda::math(precision))))
     }

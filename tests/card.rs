@@ -1,4 +1,4 @@
-//! `sae --device cuda` as a whole, on a driver and a cuBLAS that run on the CPU (`tests/card/`): what the
+//! `sae --device cuda` as a whole, on a driver and a cuBLAS that run on the CPU (`crates/cuda-on-cpu`): what the
 //! program asks of a driver, in which order, when it waits, what it records, and what it says when something fails.
 //!
 //! The kernels' CUBIN comes from NVRTC, as for a card; their code from the emulation.
@@ -10,7 +10,7 @@ mod compiler;
 #[path = "common/runs.rs"]
 mod runs;
 
-use common::emulator::build;
+use cuda_on_cpu::{StandIn, build};
 use runs::{Place, command, metrics, same_run, start, told};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,32 +19,9 @@ use std::sync::OnceLock;
 use topk_sae::backend::cuda::device::{Device, RecordKey};
 use topk_sae::backend::cuda::{card, gemm::Math, sources::SOURCES};
 
-/// The stand-in, to be found by the system loader as driver and cuBLAS, and its kernels.
-struct StandIn {
-    folder: tempfile::TempDir,
-    kernels: String,
-}
-
 fn stand_in() -> &'static StandIn {
     static ONE: OnceLock<StandIn> = OnceLock::new();
-    ONE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let object = build::beside(&[
-            ("stand_in.cpp", include_str!("card/stand_in.cpp")),
-            ("cublas.h", include_str!("card/cublas.h")),
-            ("state.h", include_str!("card/state.h")),
-        ]);
-        for name in ["libcuda.so", "libcublas.so"] {
-            std::os::unix::fs::symlink(&object, folder.path().join(name)).unwrap();
-        }
-        let sources: Vec<(String, String)> =
-            SOURCES.iter().map(|(n, t)| (n.to_string(), t.to_string())).collect();
-        let names = SOURCES.iter().map(|s| s.0).filter(|name| name.ends_with(".cu"));
-        let mut objects = vec![build::runtime_file()];
-        objects.extend(names.map(|name| build::kernels_file(&sources, name)));
-        let objects: Vec<_> = objects.iter().map(|path| path.to_str().unwrap()).collect();
-        StandIn { folder, kernels: objects.join(":") }
-    })
+    ONE.get_or_init(|| StandIn::new(SOURCES))
 }
 
 fn beside_stand_in(command: Command) -> Output {
@@ -53,12 +30,8 @@ fn beside_stand_in(command: Command) -> Output {
 
 /// The stand-in comes after the folders `first` for the system loader.
 fn beside_stand_in_after(first: &[PathBuf], mut command: Command) -> Output {
-    let lent = stand_in();
-    let mut folders = [first, &[lent.folder.path().to_owned()]].concat();
-    folders.extend(std::env::var_os("LD_LIBRARY_PATH").iter().flat_map(std::env::split_paths));
-    command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).unwrap());
+    stand_in().serve(first, &mut command);
     command.env("SAE_CACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubins"));
-    command.env("STAND_IN_KERNELS", &lent.kernels);
     start(command.stdout(Stdio::piped()).stderr(Stdio::piped())).wait_with_output().unwrap()
 }
 
@@ -380,7 +353,7 @@ fn a_copy_that_does_not_know_the_card_is_skipped_by_name_for_one_that_does() {
         let from = listed.lines().position(|line| line.contains(&format!(" {file} "))).unwrap();
         listed.lines().skip(from).take(2).collect::<Vec<_>>().join("\n")
     });
-    for (what, used) in [(&nvrtc, "site-packages"), (&cublas, stand_in().folder.path().to_str().unwrap())] {
+    for (what, used) in [(&nvrtc, "site-packages"), (&cublas, stand_in().folder().to_str().unwrap())] {
         let skipped = "skipped the system loader: version 12.4 does not know compute capability 12.0";
         assert!(what.contains(skipped) && what.contains(used), "{listed}");
     }

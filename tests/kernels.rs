@@ -1,5 +1,5 @@
-//! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`tests/emulator/`), and the same
-//! tests on the PTX that NVRTC makes (`tests/common/emulator/ptx/`) and on a card, where there are such.
+//! The CUDA kernels and the engine that launches them, run on the CPU by the emulation (`crates/cuda-on-cpu`), and the
+//! same tests on the PTX that NVRTC makes and on a card, where there are such.
 #![allow(clippy::unwrap_used)]
 
 #[path = "kernels/candidates.rs"]
@@ -19,6 +19,8 @@ mod engine;
 mod index;
 #[path = "kernels/learning.rs"]
 mod learning;
+#[path = "kernels/noise.rs"]
+mod noise;
 #[path = "kernels/offsets.rs"]
 mod offsets;
 #[path = "kernels/precision.rs"]
@@ -29,7 +31,7 @@ mod topk;
 mod traffic;
 
 use common::device;
-use common::emulator::sanitizer;
+use cuda_on_cpu::sanitizer;
 
 /// Tests that run the others again, elsewhere.
 const ELSEWHERE: &str = "the_same_holds_";

@@ -1,7 +1,8 @@
 //! The device that tests run on: the emulation, which runs what g++ makes of the kernels or, with
 //! `SAE_TEST_DEVICE=ptx`, what NVRTC makes of them; or, with `SAE_TEST_DEVICE=cuda`, the first CUDA card.
 
-use super::emulator::{Emulator, ptx};
+use super::emulator::Emulator;
+use cuda_on_cpu::ptx;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::process::Command;
@@ -47,6 +48,13 @@ pub fn of_nvrtc() -> bool {
 pub fn compiled() -> &'static ptx::Kernels {
     static KERNELS: OnceLock<ptx::Kernels> = OnceLock::new();
     KERNELS.get_or_init(|| ptx::parse(&cuda::compile::ptx(SOURCES, Arch(90)).unwrap()).unwrap())
+}
+
+impl Emulator {
+    /// A device that runs `compiled` in place of what g++ makes of the project's kernels.
+    pub fn of_ptx(compiled: &'static ptx::Kernels) -> Self {
+        Self(Self::new().0.of_ptx(compiled))
+    }
 }
 
 /// True on a card and with NVRTC's kernels, with a line that says that `what` is for those of g++ alone.

@@ -1,57 +1,15 @@
-//! A [`Device`] that runs the CUDA kernels on the CPU, so that launches, sizes and results are checked without a card.
-//!
-//! Beyond running them it checks: parameters against the kernel's signature, that every pointer lies in live memory,
-//! shared memory against a card's limit, divergent barriers, and that recorded work is the same each time.
+//! The device of `cuda_on_cpu` as a [`Device`] of the engine, with the project's kernels.
 
-pub mod build;
-mod product;
-pub mod ptx;
-pub mod sanitizer;
-
-use std::alloc::Layout;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{CStr, c_char};
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
-use topk_sae::backend::cuda::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
+use cuda_on_cpu as rig;
+use std::ops::{Deref, DerefMut, Range};
+use topk_sae::backend::cuda::device::{
+    Arg, Device, Element, Facts, Launch, Matrix, Memory, Product, RecordKey,
+};
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::backend::cuda::work::STATIC_SHARED;
 use topk_sae::error::{Error, Result};
 
-/// What a block may have of dynamic shared memory on every card since 2017 (sm_70 has 96 KiB, sm_86 99 KiB).
-const SHARED: u32 = 99 << 10;
-
-pub struct Emulator {
-    kernels: BTreeMap<&'static str, &'static build::Kernel>,
-    launch: build::LaunchFn,
-    /// The same kernels as NVIDIA's compiler has made them, where these are to run.
-    compiled: Option<&'static ptx::Kernels>,
-    /// What launches of them moved, by kernel.
-    moved: Arc<Mutex<BTreeMap<&'static str, ptx::Counts>>>,
-    live: Arc<Mutex<BTreeMap<u64, usize>>>,
-    records: HashMap<RecordKey, Vec<String>>,
-    recording: Option<Vec<String>>,
-    launches: u64,
-    launched: Arc<Mutex<BTreeSet<&'static str>>>,
-    /// Chooses the order of blocks, warps and lanes. Each launch draws another order from it.
-    pub seed: u64,
-    /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
-    pub poison: bool,
-    /// Memory of the device: what does not fit is told as not free.
-    pub total: u64,
-    /// Blocks of a lower number in x are left out: the last row of a batch that nobody has the time to run whole.
-    pub first_block: u32,
-}
-
-/// `from` replaced by `to` in the text of `file`, where it must occur exactly once.
-pub fn mutate(sources: &[(&str, &str)], file: &str, from: &str, to: &str) -> Vec<(String, String)> {
-    let found: usize = sources.iter().filter(|s| s.0 == file).map(|s| s.1.matches(from).count()).sum();
-    assert_eq!(found, 1, "{file}: `{from}` must occur once");
-    let change = |&(name, text): &(&str, &str)| {
-        (name.to_owned(), if name == file { text.replace(from, to) } else { text.to_owned() })
-    };
-    sources.iter().map(change).collect()
-}
+pub struct Emulator(pub rig::Emulator);
 
 impl Emulator {
     /// A device with the project's kernels.
@@ -61,338 +19,106 @@ impl Emulator {
 
     /// A device with the kernels of other sources: names and texts, as in [`SOURCES`].
     pub fn with_sources<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
-        let sources: Vec<(String, String)> =
-            sources.iter().map(|(n, t)| (n.as_ref().to_owned(), t.as_ref().to_owned())).collect();
-        let names: Vec<&str> = sources.iter().map(|s| s.0.as_str()).filter(|n| n.ends_with(".cu")).collect();
-        let mut kernels = BTreeMap::new();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        for some in names.chunks(threads) {
-            std::thread::scope(|scope| {
-                let all: Vec<_> = some.iter().map(|n| scope.spawn(|| build::kernels(&sources, n))).collect();
-                for kernel in
-                    all.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
-                {
-                    let again = kernels.insert(kernel.name(), kernel);
-                    assert!(again.is_none(), "two kernels are named {}", kernel.name());
-                }
-            });
-        }
-        Self {
-            kernels,
-            launch: build::runtime(),
-            compiled: None,
-            moved: Arc::default(),
-            live: Arc::default(),
-            records: HashMap::new(),
-            recording: None,
-            launches: 0,
-            launched: Arc::default(),
-            seed: 0,
-            poison: false,
-            total: 8 << 30,
-            first_block: 0,
-        }
-    }
-
-    /// A device that runs `compiled` in place of what g++ made of the same sources.
-    pub fn of_ptx(compiled: &'static ptx::Kernels) -> Self {
-        Self { compiled: Some(compiled), ..Self::new() }
-    }
-
-    /// What launches in PTX have moved, by kernel, now and later.
-    pub fn moved(&self) -> Arc<Mutex<BTreeMap<&'static str, ptx::Counts>>> {
-        self.moved.clone()
-    }
-
-    /// Runs a kernel of `compiled`, whose arguments have been checked.
-    ///
-    /// # Safety
-    /// As [`Device::launch`].
-    unsafe fn run_ptx(
-        &self,
-        kernel: &ptx::Kernel,
-        name: &'static str,
-        l: Launch,
-        args: &[u64],
-        seed: u64,
-    ) -> Result<()> {
-        let live: Vec<(u64, usize)> =
-            self.live.lock().unwrap().iter().map(|(&start, &bytes)| (start, bytes)).collect();
-        let first_block = self.first_block;
-        let grid = ptx::Grid { launch: l, first_block, arguments: args, live: &live, seed };
-        // SAFETY: live memory is the device's, which is borrowed; the caller promises the rest.
-        let counts = unsafe { kernel.run(&grid) }.map_err(Error::Failed)?;
-        let mut moved = self.moved.lock().unwrap();
-        let sum = moved.entry(name).or_default();
-        *sum = *sum + counts;
-        Ok(())
-    }
-
-    /// Names of all kernels.
-    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
-        self.kernels.keys().copied()
-    }
-
-    /// Names of the kernels that have been launched, and will be.
-    pub fn launched(&self) -> Arc<Mutex<BTreeSet<&'static str>>> {
-        self.launched.clone()
-    }
-
-    /// Addresses and sizes of the memory that is taken, now and later.
-    pub fn live(&self) -> Arc<Mutex<BTreeMap<u64, usize>>> {
-        self.live.clone()
-    }
-
-    /// Number of launches so far.
-    pub fn launches(&self) -> u64 {
-        self.launches
-    }
-
-    fn kernel(&self, name: &str) -> Result<&'static build::Kernel> {
-        self.kernels.get(name).copied().ok_or_else(|| Error::Failed(format!("there is no kernel {name}")))
-    }
-
-    /// Fails unless `len` bytes from `address` lie in one live block.
-    fn inside(&self, what: &str, address: u64, len: usize) -> Result<()> {
-        let live = self.live.lock().unwrap();
-        let block = live.range(..=address).next_back();
-        if block.is_some_and(|(&start, &bytes)| address + len as u64 <= start + bytes as u64) {
-            return Ok(());
-        }
-        Err(Error::Failed(format!("{what}: {len} bytes from {address:#x} do not lie in live memory")))
-    }
-
-    /// Arguments as the emulation takes them, checked against the kernel's parameters.
-    fn pack(&self, kernel: &build::Kernel, args: &[Arg]) -> Result<Vec<u64>> {
-        let (name, kinds) = (kernel.name(), kernel.kinds());
-        if kinds.len() != args.len() {
-            let (wants, got) = (kinds.len(), args.len());
-            return Err(Error::Failed(format!("kernel {name} takes {wants} arguments, not {got}")));
-        }
-        let pack_one = |(i, (&kind, &arg)): (usize, (&u8, &Arg))| {
-            let (letter, bits) = match arg {
-                Arg::Pointer(p) => (b'p', p),
-                Arg::U32(v) => (b'u', u64::from(v)),
-                Arg::U64(v) => (b'l', v),
-                Arg::F32(v) => (b'f', u64::from(v.to_bits())),
-            };
-            if kind != letter {
-                let wants = match kind {
-                    b'p' => "a pointer",
-                    b'u' => "a u32",
-                    b'l' => "a u64",
-                    _ => "a float",
-                };
-                return Err(Error::Failed(format!("kernel {name}: argument {i} is {arg:?}, not {wants}")));
-            }
-            if kind == b'p' && bits != 0 {
-                self.inside(&format!("kernel {name}: argument {i}"), bits, 0)?;
-            }
-            Ok(bits)
-        };
-        kinds.iter().zip(args).enumerate().map(pack_one).collect()
-    }
-
-    /// Notes what is queued while recording.
-    fn note(&mut self, text: impl FnOnce() -> String) {
-        if let Some(list) = &mut self.recording {
-            list.push(text());
-        }
-    }
-
-    fn not_recording(&self, what: &str) -> Result<()> {
-        if self.recording.is_some() {
-            return Err(Error::Failed(format!("{what} inside recorded work")));
-        }
-        Ok(())
+        let mut device = rig::Emulator::new(sources);
+        device.static_shared = STATIC_SHARED as u32;
+        Self(device)
     }
 }
 
-/// From this size on memory is reserved alone: what is not touched takes none.
-const RESERVED: usize = 1 << 30;
+impl Deref for Emulator {
+    type Target = rig::Emulator;
 
-/// `bytes` zero bytes that come into being page by page.
-fn reserve(bytes: usize, what: &'static str, live: &Arc<Mutex<BTreeMap<u64, usize>>>) -> Result<Memory> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, at an address that the system chooses.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        let why = std::io::Error::last_os_error();
-        return Err(Error::Failed(format!("{bytes} bytes of {what} cannot be reserved: {why}")));
+    fn deref(&self) -> &rig::Emulator {
+        &self.0
     }
-    // A page of 2 MiB for each touched row would be thousands of times what is wanted.
-    // SAFETY: the mapping was made above with this length. An error costs memory alone.
-    let _ = unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
-    live.lock().unwrap().insert(start as u64, bytes);
-    let live = live.clone();
-    let release = move |address: u64| {
-        live.lock().unwrap().remove(&address);
-        // SAFETY: mapped above with this length; a `Memory` releases once.
-        unsafe { libc::munmap(address as *mut libc::c_void, bytes) };
+}
+
+impl DerefMut for Emulator {
+    fn deref_mut(&mut self) -> &mut rig::Emulator {
+        &mut self.0
+    }
+}
+
+fn arg(arg: &Arg) -> rig::Arg {
+    match *arg {
+        Arg::Pointer(address) => rig::Arg::Pointer(address),
+        Arg::U32(v) => rig::Arg::U32(v),
+        Arg::U64(v) => rig::Arg::U64(v),
+        Arg::F32(v) => rig::Arg::F32(v),
+    }
+}
+
+fn matrix(m: &Matrix) -> rig::Matrix {
+    let element = match m.element {
+        Element::F32 => rig::Element::F32,
+        Element::Bf16 => rig::Element::Bf16,
     };
-    Ok(Memory::new(start as u64, bytes, what, Box::new(release)))
-}
-
-/// What memory is filled with to show reads of it: NaN as float32, float64 and bfloat16.
-fn poison(bytes: &mut [u8]) {
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = [0xf5, 0xff][i % 2];
-    }
-}
-
-/// Runs a launch of a kernel whose arguments have been checked.
-///
-/// # Safety
-/// As [`Device::launch`].
-unsafe fn run(
-    run: build::LaunchFn,
-    kernel: &build::Kernel,
-    l: Launch,
-    first_block: u32,
-    args: &[u64],
-    seed: u64,
-) -> Result<()> {
-    // With the sanitizers `__shared__` is static: one launch at a time.
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = build::sanitized().then(|| ONE.lock().unwrap_or_else(|e| e.into_inner()));
-    let mut message = [0 as c_char; 512];
-    // SAFETY: `args` are as many as the kernel's parameters and of their kinds; the caller promises that what the
-    // kernel does with them is sound; the message has the length that is told.
-    let failed = unsafe {
-        let (text, size) = (message.as_mut_ptr(), message.len());
-        run(kernel, args.as_ptr(), l.grid.0, l.grid.1, first_block, l.block, l.shared, seed, text, size)
-    };
-    if failed == 0 {
-        return Ok(());
-    }
-    // SAFETY: the emulation ends its messages with a zero byte inside the buffer.
-    let message = unsafe { CStr::from_ptr(message.as_ptr()) };
-    Err(Error::Failed(message.to_string_lossy().into_owned()))
+    rig::Matrix { address: m.address, element, rows: m.rows, cols: m.cols, stride: m.stride }
 }
 
 impl Device for Emulator {
     fn facts(&self) -> Result<Facts> {
-        let used: u64 = self.live.lock().unwrap().values().map(|&bytes| bytes as u64).sum();
         Ok(Facts {
             name: "emulation on the CPU".into(),
-            free: self.total.saturating_sub(used),
+            free: self.total.saturating_sub(self.used()),
             total: self.total,
             multiprocessors: 4,
-            shared: SHARED,
+            shared: rig::SHARED,
         })
     }
 
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
-        self.not_recording("an allocation")?;
-        if bytes >= RESERVED {
-            return reserve(bytes, what, &self.live);
-        }
-        let layout = Layout::from_size_align(bytes.max(1), 256).map_err(|e| Error::Failed(e.to_string()))?;
-        // SAFETY: the layout is not empty.
-        let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        if start.is_null() {
-            return Err(Error::Failed(format!("not enough memory for {bytes} bytes of {what}")));
-        }
-        if self.poison {
-            // SAFETY: `bytes` bytes were just allocated.
-            poison(unsafe { std::slice::from_raw_parts_mut(start, bytes) });
-        }
-        self.live.lock().unwrap().insert(start as u64, bytes);
-        let live = self.live.clone();
-        let release = move |address: u64| {
-            live.lock().unwrap().remove(&address);
-            // SAFETY: allocated above with this layout; a `Memory` releases once.
-            unsafe { std::alloc::dealloc(address as *mut u8, layout) };
-        };
-        Ok(Memory::new(start as u64, bytes, what, Box::new(release)))
+        let block = self.0.allocate(bytes, what).map_err(Error::Failed)?;
+        Ok(Memory::new(block.address(), bytes, what, Box::new(move |_| drop(block))))
     }
 
     fn write(&mut self, to: &mut Memory, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.not_recording("a write")?;
         let address = to.part(offset..offset + bytes.len())?;
-        // SAFETY: `part` checked the range; `to` is live and borrowed for writing.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) };
-        Ok(())
+        self.0.write(address, bytes).map_err(Error::Failed)
     }
 
     fn read(&mut self, from: &Memory, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.not_recording("a read")?;
         let address = from.part(offset..offset + bytes.len())?;
-        // SAFETY: `part` checked the range; `from` is live.
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, bytes.as_mut_ptr(), bytes.len()) };
-        Ok(())
+        self.0.read(address, bytes).map_err(Error::Failed)
     }
 
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
-        self.not_recording("a send")?;
-        to.part(0..len)?;
-        let mut staging = vec![0; len];
-        poison(&mut staging); // as pinned memory, it holds something else before
-        fill(&mut staging);
-        self.write(to, 0, &staging)
+        let address = to.part(0..len)?;
+        self.0.send(address, len, fill).map_err(Error::Failed)
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
         let address = memory.part(range.clone())?;
-        self.note(|| format!("zero {address:#x} {}", range.len()));
-        // SAFETY: `part` checked the range; `memory` is live and borrowed for writing.
-        unsafe { std::ptr::write_bytes(address as *mut u8, 0, range.len()) };
-        Ok(())
+        self.0.zero(address, range.len()).map_err(Error::Failed)
     }
 
     unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
-        let found = self.kernel(kernel)?;
-        if launch.shared > 0 && launch.shared as usize + STATIC_SHARED > SHARED as usize {
-            let bytes = launch.shared;
-            return Err(Error::Failed(format!(
-                "kernel {kernel}: {bytes} bytes of dynamic shared memory beside {STATIC_SHARED} of static, more than a card has"
-            )));
-        }
-        let packed = self.pack(found, args)?;
-        self.note(|| format!("{kernel} {launch:?} {args:?}"));
-        self.launches += 1;
-        self.launched.lock().unwrap().insert(kernel);
-        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(self.launches);
-        if let Some(compiled) = self.compiled {
-            let ptx =
-                compiled.get(kernel).ok_or_else(|| Error::Failed(format!("there is no PTX of {kernel}")))?;
-            // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
-            return unsafe { self.run_ptx(ptx, kernel, launch, &packed, seed) };
-        }
-        // SAFETY: the arguments fit the kernel's parameters; the rest is the caller's promise.
-        unsafe { run(self.launch, found, launch, self.first_block, &packed, seed) }
+        let Launch { grid, block, shared } = launch;
+        let args: Vec<rig::Arg> = args.iter().map(arg).collect();
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.0.launch(kernel, rig::Launch { grid, block, shared }, &args) }.map_err(Error::Failed)
     }
 
-    unsafe fn product(&mut self, product: &Product) -> Result<()> {
-        for (what, m) in [("a", &product.a), ("b", &product.b), ("out", &product.out)] {
-            self.inside(&format!("a dense product's {what}"), m.address, product::extent(m))?;
-            if m.address % m.element.size() as u64 != 0 {
-                return Err(Error::Failed(format!("a dense product's {what} is not aligned: {m:?}")));
-            }
-        }
-        self.note(|| format!("{product:?}"));
-        // SAFETY: all three matrices were found to lie in live memory.
-        unsafe { product::product(product) }
+    unsafe fn product(&mut self, p: &Product) -> Result<()> {
+        p.sizes()?;
+        let product = rig::Product {
+            a: matrix(&p.a),
+            a_transposed: p.a_transposed,
+            b: matrix(&p.b),
+            b_transposed: p.b_transposed,
+            out: matrix(&p.out),
+            add: p.add,
+        };
+        self.0.product(&product).map_err(Error::Failed)
     }
 
     fn record(&mut self, key: RecordKey, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<()> {
-        self.not_recording("a record")?;
-        self.recording = Some(Vec::new());
-        let result = work(self);
-        let queued = self.recording.take().unwrap_or_default();
-        result?;
-        let first = self.records.entry(key).or_insert_with(|| queued.clone());
-        if *first == queued {
-            return Ok(());
+        self.0.begin_record().map_err(Error::Failed)?;
+        if let Err(error) = work(self) {
+            self.0.abandon_record();
+            return Err(error);
         }
-        let at = first.iter().zip(&queued).take_while(|(a, b)| a == b).count();
-        let show = |list: &[String]| list.get(at).cloned().unwrap_or("nothing".into());
-        Err(Error::Failed(format!(
-            "the work recorded for {key:?} differs at place {at}: first `{}`, now `{}`",
-            show(first),
-            show(&queued)
-        )))
+        self.0.end_record(&format!("{key:?}")).map_err(Error::Failed)
     }
 
     fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64> {
@@ -402,10 +128,10 @@ impl Device for Emulator {
     }
 
     fn forget(&mut self) {
-        self.records.clear();
+        self.0.forget();
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.not_recording("a wait")
+        self.0.synchronize().map_err(Error::Failed)
     }
 }

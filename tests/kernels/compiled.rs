@@ -2,10 +2,11 @@
 
 use crate::case::Case;
 use crate::common::device::{compiled, nvrtc_only, of_nvrtc};
-use crate::common::emulator::{Emulator, mutate, ptx};
+use crate::common::emulator::Emulator;
 use crate::controls::{every_barrier, found};
 use crate::engine::on;
 use crate::topk;
+use cuda_on_cpu::{mutate, ptx};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::compile::{self, Arch};
 use topk_sae::backend::cuda::device::Element;

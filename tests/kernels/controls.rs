@@ -3,9 +3,10 @@
 use crate::candidates::far_apart;
 use crate::case::Case;
 use crate::common::device::emulation_only;
-use crate::common::emulator::{Emulator, mutate, sanitizer};
+use crate::common::emulator::Emulator;
 use crate::engine::{clips, crowded, on};
 use crate::{index, topk};
+use cuda_on_cpu::{mutate, sanitizer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::sources::SOURCES;

@@ -1,8 +1,9 @@
 //! The whole engine beside the reference: passes, steps, evaluations, over shapes, phases, options, bad input.
 
 use crate::case::Case;
-use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::emulator::Emulator;
 use crate::common::{self, device};
+use cuda_on_cpu::sanitizer;
 use std::sync::Arc;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;

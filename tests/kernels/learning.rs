@@ -2,8 +2,9 @@
 
 use crate::case::Case;
 use crate::common::device::{device, emulation_only};
-use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::emulator::Emulator;
 use crate::common::folder;
+use cuda_on_cpu::sanitizer;
 use std::sync::Arc;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cuda::engine::Engine;

@@ -4,9 +4,10 @@
 //! alone, and only the pages that it touches come into being.
 
 use crate::common::device::emulation_only;
-use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::emulator::Emulator;
 use crate::common::values;
 use bytemuck::{Pod, Zeroable};
+use cuda_on_cpu::sanitizer;
 use half::{bf16, f16};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use topk_sae::backend::cuda::device::{Arg, Device, Launch, Memory};

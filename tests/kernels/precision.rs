@@ -3,9 +3,10 @@
 
 use crate::case::Case;
 use crate::common::device::{device_for, emulator, of_nvrtc, on_card};
-use crate::common::emulator::{Emulator, sanitizer};
+use crate::common::emulator::Emulator;
 use crate::common::relative_error;
 use crate::engine::ours;
+use cuda_on_cpu::sanitizer;
 use std::collections::BTreeSet;
 use topk_sae::backend::cpu::reference::Reference;
 use topk_sae::backend::cuda::device::Device;

@@ -1,7 +1,7 @@
 //! Selection against a full sort, on rows that are meant to break it.
 
 use crate::common::device::device;
-use crate::common::emulator::sanitizer;
+use cuda_on_cpu::sanitizer;
 use topk_sae::backend::cpu::reference;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};

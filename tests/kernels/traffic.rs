@@ -4,7 +4,7 @@
 use super::topk::{rows, select};
 use crate::case::Case;
 use crate::common::device::{emulator, nvrtc_only};
-use crate::common::emulator::ptx::Counts;
+use cuda_on_cpu::ptx::Counts;
 use std::collections::BTreeMap;
 use topk_sae::backend::Backend;
 use topk_sae::backend::cuda::device::Element;

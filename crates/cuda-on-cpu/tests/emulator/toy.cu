@@ -56,22 +56,6 @@ extern "C" __global__ void widen_all(const f16 *x, float *out) {
     out[at] = widen(x[at]);
 }
 
-// Four words of the noise of a row and group, and the noise of each.
-extern "C" __global__ void noise(u64 seed, u64 step, u32 *words, float *draws) {
-    u32 group = blockIdx.x, row = blockIdx.y, lane = threadIdx.x;
-    Words w = uniform_words(seed, step, row, group, lane);
-    for (u32 i = 0; i < 4; i++) {
-        u64 at = ((u64)row * gridDim.x + group) * 128 + i * WARP + lane;
-        words[at] = w.w[i];
-        draws[at] = gumbel(unit(w.w[i]));
-    }
-}
-
-extern "C" __global__ void gumbels(const float *u, float *out, float scale) {
-    u32 at = blockIdx.x * blockDim.x + threadIdx.x;
-    out[at] = scale * gumbel(u[at]);
-}
-
 // Reads shared memory that nothing has written.
 extern "C" __global__ void unwritten(float *out) {
     __shared__ float fixed[64];

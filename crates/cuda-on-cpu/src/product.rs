@@ -1,8 +1,7 @@
 //! Dense products by plain loops, with float64 sums.
 
+use crate::{Element, Matrix, Product, Result};
 use half::bf16;
-use topk_sae::backend::cuda::device::{Element, Matrix, Product};
-use topk_sae::error::{Error, Result};
 
 /// Bytes from the first to the last value.
 pub fn extent(m: &Matrix) -> usize {
@@ -11,14 +10,21 @@ pub fn extent(m: &Matrix) -> usize {
 
 /// Runs `p`.
 ///
+/// # Errors
+/// Sizes that do not go together, or a result that lies over an operand.
+///
 /// # Safety
 /// The three matrices lie in live memory.
 pub unsafe fn product(p: &Product) -> Result<()> {
-    let (m, n, inner) = p.sizes()?;
+    let turn = |m: &Matrix, turned: bool| if turned { (m.cols, m.rows) } else { (m.rows, m.cols) };
+    let ((m, inner), (inner_b, n)) = (turn(&p.a, p.a_transposed), turn(&p.b, p.b_transposed));
+    if inner != inner_b || (m, n) != (p.out.rows, p.out.cols) {
+        return Err(format!("a dense product does not fit: {p:?}"));
+    }
     let parts = [&p.a, &p.b].map(|x| (x.address, x.address + extent(x) as u64));
     let (start, end) = (p.out.address, p.out.address + extent(&p.out) as u64);
     if parts.iter().any(|&(first, last)| first < end && start < last) {
-        return Err(Error::Failed(format!("a dense product writes over its operands: {p:?}")));
+        return Err(format!("a dense product writes over its operands: {p:?}"));
     }
     // SAFETY: the caller's promise.
     let (a, b) = unsafe { (load(&p.a, p.a_transposed), load(&p.b, p.b_transposed)) };

@@ -18,11 +18,11 @@ mod warp;
 pub use memory::Counts;
 pub use parse::{Kernels, parse};
 
+use crate::Launch;
 use memory::{Global, Shared};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use topk_sae::backend::cuda::device::Launch;
 use warp::{Block, Warp};
 
 /// Lanes of a warp.
@@ -184,6 +184,7 @@ struct Variable {
 /// A kernel of a program.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    /// Its name.
     pub name: String,
     /// Bytes of each parameter.
     pub parameters: Vec<usize>,
@@ -201,6 +202,7 @@ pub struct Kernel {
 
 /// What a launch runs on beside the kernel.
 pub struct Grid<'a> {
+    /// Blocks, threads and dynamic shared memory.
     pub launch: Launch,
     /// Blocks of a lower number in x are left out.
     pub first_block: u32,

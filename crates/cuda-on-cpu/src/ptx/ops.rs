@@ -2,7 +2,9 @@
 
 use super::{LANES, Lanes};
 
+/// Computes the lanes of a result from those of up to four operands.
 pub type Compute = fn(&[&Lanes; 4], &mut Lanes);
+/// Compares two operands: a bit per lane.
 pub type Compare = fn(&Lanes, &Lanes) -> u32;
 
 macro_rules! compute {

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use xxhash_rust::xxh3::xxh3_128;
 
-const HEADER: &str = include_str!("../../emulator/emulator.h");
-const FIBER: &str = include_str!("../../emulator/fiber.h");
-const TURNS: &str = include_str!("../../emulator/turns.h");
-const RUNTIME: &str = include_str!("../../emulator/emulator.cpp");
+const HEADER: &str = include_str!("../cpp/emulator.h");
+const FIBER: &str = include_str!("../cpp/fiber.h");
+const TURNS: &str = include_str!("../cpp/turns.h");
+const RUNTIME: &str = include_str!("../cpp/emulator.cpp");
 
 // -fno-gnu-unique: shared variables of templates must not be merged between two versions of a file.
 // -fno-strict-aliasing: as NVRTC, which lets a kernel read floats as packs.
@@ -53,6 +53,7 @@ pub struct Kernel {
 unsafe impl Sync for Kernel {}
 
 impl Kernel {
+    /// Its name.
     pub fn name(&self) -> &'static str {
         // SAFETY: a string literal of the shared object, ASCII, never unloaded.
         unsafe { CStr::from_ptr(self.name) }.to_str().unwrap()
@@ -200,6 +201,20 @@ fn declared(file: &str, text: &str) -> Vec<(String, u32)> {
     kernels.collect()
 }
 
+/// The folder that `SAE_TEST_TMP` names; else `tmp` of Cargo's target folder, where this program lies in one; else the
+/// system's: a test that was copied to another machine finds no target folder there.
+fn scratch() -> PathBuf {
+    if let Some(named) = std::env::var_os("SAE_TEST_TMP") {
+        return named.into();
+    }
+    // target/release/deps/NAME
+    let program = std::env::current_exe().unwrap_or_default();
+    let mut folders = program.ancestors().skip(1);
+    let in_target = folders.next().is_some_and(|folder| folder.ends_with("deps"));
+    let target = folders.nth(1).filter(|_| in_target);
+    target.map_or_else(std::env::temp_dir, |folder| folder.join("tmp"))
+}
+
 /// The folder in which `make` has built something from `files`; built at most once by this process, and renamed
 /// into its place as a whole, so that processes beside each other may build the same.
 fn cached(files: &[(&str, &str)], flags: &[&str], make: impl FnOnce(&Path)) -> PathBuf {
@@ -207,9 +222,7 @@ fn cached(files: &[(&str, &str)], flags: &[&str], make: impl FnOnce(&Path)) -> P
     static BUILT: Mutex<Option<HashMap<u128, Slot>>> = Mutex::new(None);
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let hash = xxh3_128(format!("{files:?} {FLAGS:?} {flags:?} {}", compiler_version()).as_bytes());
-    // A test binary that was copied to another machine has no such folder there.
-    let own = || PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let root = std::env::var_os("SAE_TEST_TMP").map_or_else(own, PathBuf::from).join("emulator");
+    let root = scratch().join("emulator");
     let folder = root.join(format!("{hash:032x}"));
     let slot = BUILT.lock().unwrap().get_or_insert_default().entry(hash).or_default().clone();
     slot.get_or_init(|| {

@@ -1,37 +1,29 @@
 //! The emulation that the kernels are tested with: that it computes what a card would, and that it catches faults.
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::emulator::build::sanitized;
-use common::emulator::{Emulator, mutate, sanitizer};
+use cuda_on_cpu::build::sanitized;
+use cuda_on_cpu::{Arg, Block, Element, Emulator, Launch, Matrix, Product, Result, mutate, sanitizer};
 use half::{bf16, f16};
-use topk_sae::backend::cuda::device::{Arg, Device, Element, Launch, Matrix, Memory, Product, RecordKey};
-use topk_sae::backend::cuda::sources::SOURCES;
-use topk_sae::error::Result;
-use topk_sae::noise;
 
 const TOY: &str = include_str!("emulator/toy.cu");
 
+/// What the kernels of the project include, and kernels of this test.
 fn sources() -> Vec<(&'static str, &'static str)> {
-    let common = SOURCES.iter().find(|s| s.0 == "common.cuh").unwrap();
-    vec![*common, ("toy.cu", TOY)]
+    vec![("common.cuh", include_str!("../../../kernels/common.cuh")), ("toy.cu", TOY)]
 }
 
 fn toy() -> Emulator {
-    Emulator::with_sources(&sources())
+    Emulator::new(&sources())
 }
 
-fn put<T: bytemuck::Pod>(device: &mut Emulator, values: &[T]) -> Memory {
+fn put<T: bytemuck::Pod>(device: &mut Emulator, values: &[T]) -> Block {
     let bytes: &[u8] = bytemuck::cast_slice(values);
-    let mut memory = device.allocate(bytes.len(), "test").unwrap();
-    device.write(&mut memory, 0, bytes).unwrap();
+    let memory = device.allocate(bytes.len(), "test").unwrap();
+    device.write(memory.address(), bytes).unwrap();
     memory
 }
 
-fn get<T: bytemuck::Pod>(device: &mut Emulator, memory: &Memory) -> Vec<T> {
+fn get<T: bytemuck::Pod>(device: &mut Emulator, memory: &Block) -> Vec<T> {
     let mut values = vec![T::zeroed(); memory.bytes() / size_of::<T>()];
-    device.read(memory, 0, bytemuck::cast_slice_mut(&mut values)).unwrap();
+    device.read(memory.address(), bytemuck::cast_slice_mut(&mut values)).unwrap();
     values
 }
 
@@ -58,7 +50,7 @@ fn with_shared(
     unsafe { device.launch(kernel, Launch { grid, block, shared }, args) }
 }
 
-fn pointer(memory: &Memory) -> Arg {
+fn pointer(memory: &Block) -> Arg {
     Arg::Pointer(memory.address())
 }
 
@@ -99,7 +91,7 @@ fn dynamic_shared_memory_and_a_grid_in_two_dimensions_work() {
 fn a_missing_barrier_gives_a_wrong_result() {
     let right = turned(&mut toy());
     let line = "__syncthreads(); // every value must be there before another thread takes it";
-    let mut broken = Emulator::with_sources(&mutate(&sources(), "toy.cu", line, ""));
+    let mut broken = Emulator::new(&mutate(&sources(), "toy.cu", line, ""));
     for seed in 0..8 {
         broken.seed = seed;
         assert_ne!(turned(&mut broken), right, "seed {seed}");
@@ -166,41 +158,6 @@ fn every_half_precision_value_widens_as_the_half_crate_has_it() {
 }
 
 #[test]
-fn kernels_draw_the_noise_of_the_host() {
-    let mut device = toy();
-    let (seed, step, groups, rows) = (0x1234_5678_9abc_def0, 0x1_0000_0007, 3u32, 2u32);
-    let n = (groups * rows * 128) as usize;
-    let (words, draws) = (put(&mut device, &vec![0u32; n]), put(&mut device, &vec![0.0f32; n]));
-    let args = [Arg::U64(seed), Arg::U64(step), pointer(&words), pointer(&draws)];
-    launch(&mut device, "noise", (groups, rows), 32, &args).unwrap();
-    let (words, draws) = (get::<u32>(&mut device, &words), get::<f32>(&mut device, &draws));
-    for at in 0..n {
-        let (row, latent) = (at as u32 / (groups * 128), at as u32 % (groups * 128));
-        let u = noise::uniform(seed, step, row, latent);
-        assert_eq!(noise::unit(words[at]), u, "row {row}, latent {latent}");
-        close_gumbel(u, draws[at]);
-    }
-}
-
-/// Two float32 logarithms and their inputs, each rounded: 4 units in the last place, or near zero of 1.
-fn close_gumbel(u: f32, got: f32) {
-    let want = noise::gumbel_f64(u);
-    let allowed = 4.0 * f64::from(f32::EPSILON) * want.abs().max(1.0);
-    assert!((f64::from(got) - want).abs() <= allowed, "U = {u}: {got}, not {want}");
-}
-
-#[test]
-fn gumbel_noise_is_exact_to_a_few_units_over_all_of_its_range() {
-    let mut device = toy();
-    let edges = [0u32, 1, 2, 3, 8_388_607, 8_388_608, 8_388_609, (1 << 24) - 2, (1 << 24) - 1];
-    let words = (0..4096 - edges.len() as u32).map(|i| i * 4099 % (1 << 24)).chain(edges);
-    let u: Vec<f32> = words.map(|w| noise::unit(w << 8)).collect();
-    let (u_dev, out) = (put(&mut device, &u), put(&mut device, &[0.0f32; 4096]));
-    launch(&mut device, "gumbels", (16, 1), 256, &[pointer(&u_dev), pointer(&out), Arg::F32(1.0)]).unwrap();
-    u.into_iter().zip(get::<f32>(&mut device, &out)).for_each(|(u, got)| close_gumbel(u, got));
-}
-
-#[test]
 fn shared_memory_that_nothing_wrote_is_nan_in_every_block() {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 128]);
@@ -214,8 +171,7 @@ fn shared_memory_that_nothing_wrote_is_nan_in_every_block() {
 fn refused(kernel: &'static str, block: u32, n: u32) -> String {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 256]);
-    let error =
-        launch(&mut device, kernel, (2, 1), block, &[pointer(&out), Arg::U32(n)]).unwrap_err().to_string();
+    let error = launch(&mut device, kernel, (2, 1), block, &[pointer(&out), Arg::U32(n)]).unwrap_err();
     // The device goes on after an error.
     launch(&mut device, "no_turns", (1, 1), 256, &[pointer(&out), Arg::U32(256)]).unwrap();
     error
@@ -239,7 +195,7 @@ fn threads_that_do_not_meet_are_an_error_that_names_them() {
 
 #[test]
 fn a_trap_is_an_error() {
-    let error = launch(&mut toy(), "traps", (1, 1), 64, &[Arg::U32(33)]).unwrap_err().to_string();
+    let error = launch(&mut toy(), "traps", (1, 1), 64, &[Arg::U32(33)]).unwrap_err();
     assert_eq!(error, "kernel traps, block (0, 0), thread 33: __trap");
 }
 
@@ -259,11 +215,11 @@ fn wrong_arguments_and_launches_are_errors() {
         ("nothing", 32, &[p, n], "there is no kernel nothing"),
     ];
     for (kernel, block, args, want) in cases {
-        let error = launch(&mut device, kernel, (1, 1), block, args).unwrap_err().to_string();
+        let error = launch(&mut device, kernel, (1, 1), block, args).unwrap_err();
         assert!(error.contains(want), "{error}");
     }
     drop(out);
-    let error = launch(&mut device, "no_turns", (1, 1), 32, &[p, n]).unwrap_err().to_string();
+    let error = launch(&mut device, "no_turns", (1, 1), 32, &[p, n]).unwrap_err();
     assert!(error.contains("do not lie in live memory"), "{error}");
 }
 
@@ -282,23 +238,20 @@ fn new_memory_is_zero_or_on_request_nan() {
 fn recorded_work_must_be_the_same_until_it_is_forgotten() {
     let mut device = toy();
     let out = put(&mut device, &[0.0f32; 32]);
-    let key = RecordKey { kind: "test", n_rows: 32 };
     let queue = |device: &mut Emulator, n: u32| {
-        device.record(key, &mut |d| {
-            let launch = Launch { grid: (1, 1), block: 32, shared: 0 };
-            // SAFETY: `out` holds 32 values and n is at most 32.
-            unsafe { d.launch("no_turns", launch, &[pointer(&out), Arg::U32(n)]) }
-        })
+        device.begin_record().unwrap();
+        launch(device, "no_turns", (1, 1), 32, &[pointer(&out), Arg::U32(n)]).unwrap();
+        device.end_record("32 rows")
     };
     queue(&mut device, 32).unwrap();
     queue(&mut device, 32).unwrap();
-    let error = queue(&mut device, 31).unwrap_err().to_string();
-    assert!(error.contains("differs at place 0") && error.contains("U32(31)"), "{error}");
+    let error = queue(&mut device, 31).unwrap_err();
+    assert!(error.contains("for 32 rows differs at place 0") && error.contains("U32(31)"), "{error}");
     device.forget();
     queue(&mut device, 31).unwrap();
 }
 
-fn matrix(memory: &Memory, element: Element, rows: usize, cols: usize, stride: usize) -> Matrix {
+fn matrix(memory: &Block, element: Element, rows: usize, cols: usize, stride: usize) -> Matrix {
     Matrix { address: memory.address(), element, rows, cols, stride }
 }
 
@@ -324,8 +277,7 @@ fn dense_products_take_strides_transposes_and_sums() {
             out: matrix(&out, Element::F32, m, n, n + 1),
             add: turn > 1,
         };
-        // SAFETY: the matrices have the sizes of their memory.
-        unsafe { device.product(&product) }.unwrap();
+        device.product(&product).unwrap();
         let got = get::<f32>(&mut device, &out);
         for (i, j) in (0..m).flat_map(|i| (0..n + 1).map(move |j| (i, j))) {
             let left = |l| if turn_a { value(l, i) } else { value(i, l) };
@@ -334,6 +286,41 @@ fn dense_products_take_strides_transposes_and_sums() {
             let want = if j == n { 1.0 } else { sum + if turn > 1 { 1.0 } else { 0.0 } };
             assert_eq!(got[i * (n + 1) + j], want, "({i}, {j}), turn {turn}");
         }
+    }
+}
+
+#[test]
+fn products_and_copies_outside_memory_or_over_operands_are_errors() {
+    let mut device = toy();
+    let (a, out) = (put(&mut device, &[1.0f32; 16]), put(&mut device, &[0.0f32; 16]));
+    let square = |memory: &Block, n: usize| matrix(memory, Element::F32, n, n, n);
+    let mut product = |a_matrix: Matrix, out_matrix: Matrix| {
+        let b = square(&a, 4);
+        let product =
+            Product { a: a_matrix, a_transposed: false, b, b_transposed: false, out: out_matrix, add: false };
+        device.product(&product)
+    };
+    product(square(&a, 4), square(&out, 4)).unwrap();
+    let shifted = Matrix { address: out.address() + 2, ..square(&out, 3) };
+    let cases = [
+        (square(&a, 5), square(&out, 4), "a dense product's a: 100 bytes"),
+        (square(&a, 4), square(&out, 3), "does not fit"),
+        (square(&a, 4), shifted, "out is not aligned"),
+        (square(&a, 4), square(&a, 4), "writes over its operands"),
+    ];
+    for (a_matrix, out_matrix, want) in cases {
+        let error = product(a_matrix, out_matrix).unwrap_err();
+        assert!(error.contains(want), "{want}: {error}");
+    }
+    let end = out.address() + 60;
+    let errors = [
+        device.write(end, &[0; 5]),
+        device.read(end, &mut [0; 5]),
+        device.send(end, 5, &mut |_| ()),
+        device.zero(end, 5),
+    ];
+    for error in errors {
+        assert!(error.unwrap_err().contains("5 bytes from"));
     }
 }
 
@@ -375,7 +362,7 @@ fn all_of_this_holds_with_the_sanitizers() {
     sanitizer::run_all_but("all_of_this_holds_with_the_sanitizers");
 }
 
-/// `cargo test --release --test emulator -- --ignored --nocapture`
+/// `cargo test --release -p cuda-on-cpu --test emulator -- --ignored --nocapture`
 #[test]
 #[ignore = "prints times, proves nothing"]
 fn times() {
@@ -417,7 +404,6 @@ fn times() {
     };
     time("a launch of one block of 32", "no_turns", 1, 32, &[pointer(&out), Arg::U32(32)], 1.0);
     let start = std::time::Instant::now();
-    // SAFETY: the three parts lie in the 4 MiB of `out`.
-    unsafe { device.product(&product) }.unwrap();
+    device.product(&product).unwrap();
     println!("a product of {n_rows} x {d_in} x {n_latents}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
 }

@@ -1,7 +1,7 @@
 //! Single instructions beside what the ISA says of them.
 
-use crate::common::emulator::ptx::LANES;
-use crate::common::emulator::ptx::ops::{comparison, named};
+use cuda_on_cpu::ptx::LANES;
+use cuda_on_cpu::ptx::ops::{comparison, named};
 
 fn one(name: &str, from: [u64; 4]) -> u64 {
     let mut out = [0; LANES];
