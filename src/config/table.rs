@@ -1,5 +1,5 @@
 //! The one table of training options: name, type, placeholder, help, heading, default and range, each written once.
-//! The struct [`Options`](super::Options), the flags of `sae train`, the keys of a configuration file, their help, the checks of ranges
+//! The struct [`Options`], the flags of `sae train`, the keys of a configuration file, their help, the checks of ranges
 //! and the book's chapter of options are all made from it.
 
 use super::{NumberOr, Options, Preset};
@@ -189,7 +189,7 @@ pub fn options_chapter() -> String {
     text
 }
 
-/// Declares [`Options`](super::Options) and its table.
+/// Declares [`Options`] and its table.
 macro_rules! options {
     ($($heading:literal { $(
         $(#[doc = $help:literal])+ $(#[short($short:literal)])?

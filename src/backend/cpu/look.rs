@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::model::Params;
 
 impl FastCpu {
-    /// See [`crate::backend::Backend::inspect`].
+    /// See [`crate::backend::Look::inspect`].
     pub(super) fn look(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
         let mut pre_acts = vec![];
         self.work.batch.load(

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::Params;
 
 impl Engine {
-    /// See [`crate::backend::Backend::inspect`].
+    /// See [`crate::backend::Look::inspect`].
     ///
     /// # Errors
     /// The device fails.
