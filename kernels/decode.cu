@@ -3,7 +3,7 @@
 //   y'   = share sum_e value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre
 //   share is alpha beside a dense softmax, else 1: entries are then the whole code
 //   miss = y' std - (x - mu),  squared = sum_i miss_i^2,  dy' = 2 miss std / (N D)
-//   dh_e = dy' . W_dec[index_e] + sparsity                          (beside a softmax dh is a dense product)
+//   dh_e = dy' . W_dec[index_e] + sparsity sign(value_e)                          (beside a softmax dh is a dense product)
 //   c    = (1 - alpha) (dy' . soft_recon + sparsity)                (softmax)
 //   auxiliary loss, while latents are dead: with entries a of its own,
 //   miss_a = sum_a value_a W_dec[index_a] std + miss,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
@@ -38,11 +38,11 @@ template <u32 P, typename F> __device__ inline F *quarter(F *row, u32 pitch, u32
     return row + l / 4 * (pitch * 4 / P) + i * 4 / P;
 }
 
-// out_e = dy . W[index_e] + add for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
+// out_e = dy . W[index_e] + add sign(value_e) for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
 // it reads of dy serves them all, and as many rows of W are on their way at once.
 template <typename T>
-__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 count, const float *dy, float add,
-                                  float *out) {
+__device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, const float *value, u32 count,
+                                  const float *dy, float add, float *out) {
     const u32 P = Pack<T>::N;
     u32 lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     for (u32 first = threadIdx.x / WARP * TOGETHER; first < count; first += warps * TOGETHER) {
@@ -67,7 +67,7 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, u32 c
         }
         for (u32 q = 0; q < TOGETHER; q++) {
             dot[q] = warp_sum(dot[q]);
-            if (lane == 0 && first + q < count) out[first + q] = dot[q] + add;
+            if (lane == 0 && first + q < count) out[first + q] = dot[q] + (value[first + q] < 0.0f ? -add : add);
         }
     }
 }
@@ -137,9 +137,9 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     }
     // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
     __syncthreads();
-    if (soft == 0) entry_dots(w_dec, pitch, entry, held, dy, step->sparsity, grad + n * k);
+    if (soft == 0) entry_dots(w_dec, pitch, entry, scale, held, dy, step->sparsity, grad + n * k);
     double code = 0.0;
-    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)(share * scale[e]);
+    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)fabsf(share * scale[e]);
     squared = block_sum(squared, scratch);
     code = block_sum(code, scratch);
     along = block_sum(along, scratch);
@@ -166,7 +166,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         }
         // As above, for the gradient of the auxiliary reconstruction.
         __syncthreads();
-        entry_dots(w_dec, pitch, entry, held, dy, 0.0f, aux_grad + n * aux_k);
+        entry_dots(w_dec, pitch, entry, scale, held, dy, 0.0f, aux_grad + n * aux_k);
         aux_squared = block_sum(aux_squared, scratch);
     }
     if (threadIdx.x == 0) {

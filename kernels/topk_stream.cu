@@ -2,6 +2,7 @@
 // gives the softmax its largest exponent, its total and the sum of positive scores.
 //
 //   z_j = scores_j + b_lat_j;  index, value = the (up to k) positive ones among the k largest z, by index
+//   topk_abs: the k of largest |z|, but for zeros, with their signs
 //   t_j = relu(z_j) + g_j;     max = max_j t_j,  total = sum_j e^((t_j - max) / tau),  sum = sum_j relu(z_j)
 //
 // scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. A step may want fewer than the lists
@@ -9,13 +10,14 @@
 // idle for at least `dead_after` rows take part, and nothing happens while there are none.
 // One block of 256 threads a row. A thread takes eight scores of a chunk at a time.
 //
-// 1. A key is (bits of z, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
+// 1. A key is (bits of z or |z|, inverted index): positive floats order as their bits do, and the lowest index wins a tie.
 //    Keys are all different, so that the k largest are one set, in whatever order they arrive.
 // 2. Scores above the threshold are appended to shared memory as keys, chunk by chunk of 2048 scores.
 // 3. Once k are held, and whenever the next chunk might not fit, the k largest are kept: a radix select, 8 bits a pass
 //    from the top, that ends as soon as a digit's bin is wanted whole. The smallest score kept is the new threshold:
 //    what lies below it can not be among the k largest of the row, nor what equals it and comes later.
-// 4. What is held at the end, at most k, is written in order of index: its rank is counted.
+// 4. What is held at the end, at most k, is written in order of index: its rank is counted. A key of |z| has no sign, so
+//    that the score is read once more.
 //
 // Ties go to the lowest index; the result does not depend on the order of atomics. Scores that are not finite set
 // `bad`. Reads each score once: N M values, 4 M of b_lat from cache; writes 8 N k bytes.
@@ -194,7 +196,7 @@ __device__ inline void load_scores(const T *row, const float *b_lat, u32 m, u32 
     }
 }
 
-template <typename T, bool SOFT>
+template <typename T, bool SOFT, bool SIGNED>
 __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,
                             const Step *step, const Control *control, u32 *index, float *value, u32 *count, u64 *kth,
                             u32 *bad, u32 *fired, const float *given, SoftRow *soft) {
@@ -222,8 +224,9 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         load_scores<T, SOFT>(scores + n * pitch, b_lat, m, first, z);
         for (u32 i = 0; i < 8; i++) {
             u32 j = latent_of<SOFT>(first, i);
-            keys[i] = (u64)__float_as_uint(z[i]) << 32 | (u32)~j;
-            if (z[i] > threshold && (idle == 0 || idle[j] >= dead_after)) takes |= 1u << i;
+            float rank = SIGNED ? fabsf(z[i]) : z[i];
+            keys[i] = (u64)__float_as_uint(rank) << 32 | (u32)~j;
+            if (rank > threshold && (idle == 0 || idle[j] >= dead_after)) takes |= 1u << i;
             // 0, unless a score is infinite or no number.
             zeros += 0.0f * z[i];
         }
@@ -260,7 +263,8 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
         u32 j = ~(u32)s.keys[e], rank = 0;
         for (u32 other = 0; other < held; other++) rank += ~(u32)s.keys[other] < j;
         index[n * k + rank] = j;
-        value[n * k + rank] = __uint_as_float((u32)(s.keys[e] >> 32));
+        value[n * k + rank] =
+            SIGNED ? widen(scores[n * pitch + j]) + b_lat[j] : __uint_as_float((u32)(s.keys[e] >> 32));
         if (fired != 0) fired[j] = 1;
     }
     if (threadIdx.x == 0) {
@@ -275,20 +279,24 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     }
 }
 
-#define TOPK_STREAM(T, t)                                                                                              \
+#define TOPK_STREAM(name, T, SIGNED)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
-        topk_stream_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,                 \
-                        const Step *step, const Control *control, u32 *index, float *value, u32 *count, u32 *bad,      \
-                        u32 *fired) {                                                                                  \
-        topk_stream<T, false>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad, fired, 0,  \
-                              0);                                                                                      \
-    }                                                                                                                  \
+        name(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle, const Step *step,          \
+             const Control *control, u32 *index, float *value, u32 *count, u32 *bad, u32 *fired) {                     \
+        topk_stream<T, false, SIGNED>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad,    \
+                                      fired, 0, 0);                                                                    \
+    }
+#define TOPK_SOFTMAX(T, t)                                                                                             \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,               \
                          const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,             \
                          u32 *fired, const float *given, SoftRow *soft) {                                              \
-        topk_stream<T, true>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad, fired,       \
-                             given, soft);                                                                             \
+        topk_stream<T, true, false>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad,       \
+                                    fired, given, soft);                                                               \
     }
-TOPK_STREAM(float, f32)
-TOPK_STREAM(bf16, bf16)
+TOPK_STREAM(topk_stream_f32, float, false)
+TOPK_STREAM(topk_stream_bf16, bf16, false)
+TOPK_STREAM(topk_abs_f32, float, true)
+TOPK_STREAM(topk_abs_bf16, bf16, true)
+TOPK_SOFTMAX(float, f32)
+TOPK_SOFTMAX(bf16, bf16)

@@ -275,3 +275,35 @@ fn the_comparison_refuses_a_pass_that_is_slightly_off() {
     assert!(refused(&|p| p.stats.loss *= 1.0001));
     assert!(refused(&|p| p.grads.b_pre[3] += 1e-3 * p.grads.b_pre[0].abs().max(1e-2)));
 }
+
+#[test]
+fn codes_with_signs_agree() {
+    for case in case::signed() {
+        case.agree();
+    }
+}
+
+#[test]
+fn codes_with_signs_have_both_and_are_the_largest_in_magnitude() {
+    let case = case::signed().into_iter().find(|case| case.m == 257).unwrap();
+    let (data, state) = case.start();
+    for (name, mut backend) in common::backends(&data, &case.spec, &state) {
+        let pass = backend.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
+        let (mut positive, mut negative) = (0, 0);
+        for (z, h) in pass.pre_acts.chunks_exact(257).zip(pass.code.chunks_exact(257)) {
+            let least =
+                z.iter().zip(h).filter(|(_, h)| **h != 0.0).map(|(z, _)| z.abs()).fold(f32::MAX, f32::min);
+            assert_eq!(h.iter().filter(|h| **h != 0.0).count(), 5, "{name}");
+            assert!(
+                z.iter().zip(h).all(|(z, h)| if *h == 0.0 { z.abs() <= least } else { z == h }),
+                "{name}"
+            );
+            positive += h.iter().filter(|h| **h > 0.0).count();
+            negative += h.iter().filter(|h| **h < 0.0).count();
+        }
+        assert!(positive > 0 && negative > 0, "{name}: {positive} {negative}");
+        let codes = backend.encode(&case.rows(), topk_sae::model::Weights::Last).unwrap();
+        assert_eq!(codes.values.len(), 5 * case.n, "{name}");
+        assert!(codes.values.iter().any(|v| *v < 0.0), "{name}");
+    }
+}

@@ -242,6 +242,48 @@ fn every_format_comes_back_as_the_same_model() {
 }
 
 #[test]
+fn codes_with_signs_go_to_sparsify_and_come_back_and_to_no_other() {
+    let place = Place::trained(&["--activation=abs-topk"]);
+    let want = place.eval(&place.path("run"));
+    let (folder, _) = place.export("sparsify");
+    assert_eq!(json(folder.join("cfg.json"))["signed"], true);
+    // As made by the library itself.
+    std::fs::remove_file(folder.join("topk_sae.json")).unwrap();
+    let back = place.import(&folder, "back.safetensors");
+    let bytes = std::fs::read(&back).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    assert!(header.metadata().as_ref().unwrap()["architecture"].contains("\"activation\":\"abs-topk\""));
+    assert!(tensors(&back)[..2] == tensors(&place.path("run/model.safetensors"))[..2]);
+    for format in ["saelens", "dictionary-learning", "interprot", "openai"] {
+        let flag = format!("--format={format}");
+        let (status, line) = sae_fails(["export", &place.name("run"), &flag, "-o", &place.name("no")]);
+        assert!(status == 2 && line.contains("--format sparsify") && !place.path("no").exists(), "{line}");
+    }
+    let codes = place.name("codes.tsv");
+    sae_ok([
+        "encode",
+        &place.name("run"),
+        &place.name("data.h5"),
+        "-o",
+        &codes,
+        "--format=tsv",
+        "--device=cpu",
+    ]);
+    let values: Vec<f64> = std::fs::read_to_string(&codes)
+        .unwrap()
+        .lines()
+        .skip(1)
+        .map(|line| line.rsplit('\t').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(
+        values.iter().any(|&v| v < 0.0)
+            && values.iter().any(|&v| v > 0.0)
+            && values.iter().all(|&v| v != 0.0)
+    );
+    assert!(want["l0"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn a_model_trained_elsewhere_is_read_without_what_export_keeps_beside_it() {
     let place = Place::trained(&[]);
     let (folder, _) = place.export("saelens");
@@ -415,7 +457,7 @@ fn a_top_k_of_saelens_before_version_6_is_one_whatever_says_so() {
 fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
     type Change = fn(&mut Value);
     type Case = (&'static str, bool, &'static str, Change, &'static str);
-    let cases: [Case; 19] = [
+    let cases: [Case; 18] = [
         ("saelens", true, "cfg.json", |c| c["normalize_activations"] = json!(true), "normalize_activations"),
         ("saelens", true, "cfg.json", |c| c["activation_fn_kwargs"]["postact_fn"] = json!("x"), "postact_fn"),
         ("saelens", true, "cfg.json", |c| c["hook_name"] = json!("blocks.0.attn.hook_z"), "hook_z"),
@@ -439,7 +481,6 @@ fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
             "constant_norm_rescale",
         ),
         ("saelens", false, "cfg.json", |c| c["input_scale"] = json!(2.5), "input_scale"),
-        ("sparsify", false, "cfg.json", |c| c["signed"] = json!(true), "signed"),
         ("sparsify", false, "cfg.json", |c| c["gram_lookup"] = json!(true), "gram_lookup"),
         ("sparsify", false, "cfg.json", |c| c["skip_connection"] = json!(true), "skip_connection"),
         ("sparsify", false, "cfg.json", |c| c["activation"] = json!("groupmax"), "groupmax"),

@@ -13,7 +13,7 @@ use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
-use topk_sae::spec::{ModelSpec, NORM_EPS, Relaxation};
+use topk_sae::spec::{Activation, ModelSpec, NORM_EPS, Relaxation};
 
 /// Weights are multiples of 2^-12 below 2, so that adding or taking this leaves exact float32 values.
 const STEP: f32 = 1.0 / 65536.0;
@@ -69,7 +69,8 @@ impl Case {
     fn settled(&self) -> Params {
         let margin = 12.0 * STEP;
         let far = |z: &[f32], k: usize| {
-            let mut sorted = z.to_vec();
+            let rank = |z: &f32| self.spec.forward.activation.rank(f64::from(*z)) as f32;
+            let mut sorted: Vec<f32> = z.iter().map(rank).collect();
             sorted.sort_by(|a, b| b.total_cmp(a));
             z.iter().all(|z| z.abs() > margin)
                 && (k == 0 || k >= sorted.len() || sorted[k - 1] - sorted[k] > margin)
@@ -152,6 +153,19 @@ fn gradients_of_every_relaxation_are_slopes_of_its_loss_throughout_the_warm_up()
                 check(&format!("{relaxation:?}, t {t}, tied {tied}, normalize {normalize}"), &case);
             }
         }
+    }
+}
+
+#[test]
+fn gradients_of_codes_with_signs_are_slopes_of_their_loss() {
+    for (tied, normalize, l1) in [(false, true, 0.7), (true, true, 0.0), (false, false, 0.7)] {
+        let spec = spec(3).with(|spec| {
+            spec.forward.activation = Activation::AbsTopk;
+            spec.forward.normalize = normalize;
+            spec.warmup.relaxation = Relaxation::None;
+        });
+        let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1, spec };
+        check(&format!("tied {tied}, normalize {normalize}, l1 {l1}"), &case);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Sparse codes of rows, as [`super::Backend::encode`] gives them.
 
 /// The inference codes of N rows in compressed form: row i owns the entries `indptr[i] .. indptr[i + 1]`, by
-/// rising latent. Only active latents have an entry, so every value is above 0.
+/// rising latent. Only active latents have an entry, so no value is 0.
 ///
-/// Values are in the model's own units: relu of the scores, before a row's standard deviation is given back.
+/// Values are in the model's own units: the scores, before a row's standard deviation is given back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Codes {
     /// Where each row begins, and the number of entries at the end (N + 1 values).

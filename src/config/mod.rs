@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 use crate::model::file::{ModelMeta, Provenance};
 use crate::schedule;
 use crate::spec::{
-    Architecture, Forward, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias, Precision, Relaxation,
-    Schedule, Training, Warmup,
+    Activation, Architecture, Forward, Inference, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias,
+    Precision, Relaxation, Schedule, Training, Warmup,
 };
 use std::path::PathBuf;
 
@@ -82,7 +82,7 @@ impl Config {
     /// [`Error::Usage`] naming the flag, its value and what would do.
     pub fn resolve(o: &Options, d_in: usize, n_train: usize) -> Result<Self> {
         let preset = o.preset.unwrap_or(DEFAULTS.preset);
-        let given_k = o.k;
+        let (given_k, given_relaxation) = (o.k, o.relaxation);
         let o = &o.clone().or(preset.options(d_in));
         o.check_ranges()?;
 
@@ -94,7 +94,12 @@ impl Config {
             Some(e) => steps_of(e, n_train, batch_size)?,
             None => o.steps.unwrap_or(DEFAULTS.steps),
         };
-        let relaxation = relaxation(o);
+        let activation = o.activation.unwrap_or(DEFAULTS.activation);
+        let relaxation = if activation == Activation::AbsTopk {
+            no_relaxation(activation, given_relaxation)?
+        } else {
+            relaxation(o)
+        };
         let anneal_steps = match (relaxation, o.anneal_steps) {
             (Relaxation::None, Some(given)) if given > 0 => {
                 return usage(format!(
@@ -135,6 +140,7 @@ impl Config {
             spec: ModelSpec {
                 forward: Forward {
                     k,
+                    activation,
                     inference: o.inference.unwrap_or(DEFAULTS.inference),
                     normalize: o.normalize.unwrap_or(DEFAULTS.normalize),
                     norm_eps: o.norm_eps.unwrap_or(NORM_EPS),
@@ -194,6 +200,12 @@ impl Config {
                 "--k {k} must lie between 1 and the number of latents, {m}: lower --k or raise --latents"
             ));
         }
+        if (s.activation, s.inference) == (Activation::AbsTopk, Inference::Relu) {
+            return usage(
+                "--inference relu drops the negative codes of --activation abs-topk: leave one of them out"
+                    .into(),
+            );
+        }
         if d < 2 && s.normalize {
             return usage("rows of one value cannot be normalised: add --no-normalize".into());
         }
@@ -241,6 +253,7 @@ impl Config {
             // The literal presets take these values where they are left out; the others take them from the data.
             norm_eps: (!literal || forward.norm_eps != NORM_EPS).then_some(forward.norm_eps),
             loss_scale: (!literal || objective.loss_scale != 1.0).then_some(objective.loss_scale),
+            activation: Some(forward.activation),
             inference: Some(forward.inference),
             init: Some(init),
             init_gain: gain,
@@ -356,6 +369,16 @@ fn steps_of(epochs: f64, n_train: usize, batch_size: usize) -> Result<u64> {
 fn relaxation(o: &Options) -> Relaxation {
     let warms_up = o.anneal_steps.is_some_and(|steps| steps > 0);
     o.relaxation.unwrap_or(if warms_up { Relaxation::Softmax } else { Relaxation::None })
+}
+
+/// An activation that has no relaxed form is exact from the first step.
+fn no_relaxation(activation: Activation, given: Option<Relaxation>) -> Result<Relaxation> {
+    match given {
+        None | Some(Relaxation::None) => Ok(Relaxation::None),
+        Some(other) => usage(format!(
+            "--activation {activation} has no relaxed form, such as --relaxation {other}: leave --relaxation out"
+        )),
+    }
 }
 
 /// Candidates a row; k where the relaxation has none.

@@ -3,7 +3,7 @@
 use super::table::{OptionRow, OptionValue, options};
 use super::{Config, Preset};
 use crate::error::{Error, Result};
-use crate::spec::{Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
+use crate::spec::{Activation, Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -95,7 +95,9 @@ options! {
         /// Active latents per row, k
         #[short('k')]
         k: usize, "K", default 32;
-        /// Codes outside training: relu of the k largest scores, or of all
+        /// What makes a code of scores
+        activation: Activation, "ACTIVATION", default Activation::Topk;
+        /// Codes outside training: those of the activation, or relu of all scores
         inference: Inference, "CODES", default Inference::Topk;
         /// What stands in for the exact top k during the warm-up
         relaxation: Relaxation, "RELAXATION", depends [("topk", "none"), ("sparse-l1", "none")];

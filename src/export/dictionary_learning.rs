@@ -6,7 +6,7 @@
 //! largest of relu. `AutoEncoder` (relu): `bias` (D) in the place of `b_dec`, no k; its loader scales decoder rows to
 //! length 1, and codes with them. No normalisation of rows.
 
-use super::foreign::{Activation, Foreign};
+use super::foreign::{Foreign, ForeignActivation};
 use super::pt::{self, Item};
 use super::tensors::{Settings, Tensors, not_representable, wrong};
 use super::{Notes, by_hand, transpose, write_json};
@@ -114,7 +114,7 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         let what = format!("does not go with {}: k is {k} here, and {stored} there", weights.display());
         return Err(wrong(&config, what));
     }
-    let activation = if relu { Activation::Relu } else { Activation::Topk(stored_k.or(k)) };
+    let activation = if relu { ForeignActivation::Relu } else { ForeignActivation::Topk(stored_k.or(k)) };
     let w_dec = tensors.take("decoder.weight", &[d, m])?;
     let model = Foreign {
         d_in: d,

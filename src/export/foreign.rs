@@ -3,13 +3,15 @@
 use crate::error::{Error, Result};
 use crate::model::Params;
 use crate::model::file::{ModelMeta, Provenance};
-use crate::spec::{Architecture, Forward, Inference, NORM_EPS};
+use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS};
 
 /// Codes of a foreign model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
+pub enum ForeignActivation {
     /// relu of the k largest scores; `None` where the file does not say how many.
     Topk(Option<usize>),
+    /// The k scores of largest magnitude, with their signs.
+    AbsTopk(usize),
     /// relu of all scores.
     Relu,
 }
@@ -32,7 +34,7 @@ pub struct Foreign {
     /// (D), added to the reconstruction.
     pub b_dec: Vec<f32>,
     /// How scores become codes.
-    pub activation: Activation,
+    pub activation: ForeignActivation,
     /// Whether the library normalises each row; `None` where it has no such thing and the caller may do it.
     pub normalize: Option<bool>,
 }
@@ -96,7 +98,7 @@ impl Foreign {
 pub fn fresh_meta(
     params: &Params,
     k: usize,
-    inference: Inference,
+    (activation, inference): (Activation, Inference),
     normalize: bool,
     origin: &str,
 ) -> Result<ModelMeta> {
@@ -109,7 +111,7 @@ pub fn fresh_meta(
     if normalize && d_in < 2 {
         return Err(Error::Usage("rows of one value cannot be normalised: leave --normalize out".into()));
     }
-    let forward = Forward { k, inference, normalize, norm_eps: NORM_EPS };
+    let forward = Forward { k, activation, inference, normalize, norm_eps: NORM_EPS };
     Ok(ModelMeta {
         architecture: Architecture { d_in, n_latents, tied: params.tied(), forward },
         provenance: Provenance {
@@ -139,7 +141,7 @@ mod tests {
             b_enc: vec![0.5, -0.25, 1.0],
             b_in: vec![0.0, 1.0],
             b_dec: vec![2.0, -1.0],
-            activation: Activation::Relu,
+            activation: ForeignActivation::Relu,
             normalize: None,
         }
     }

@@ -1,13 +1,13 @@
 //! `sae import`: a `model.safetensors` from a model of another library.
 
-use super::foreign::{Activation, Foreign, fresh_meta};
+use super::foreign::{Foreign, ForeignActivation, fresh_meta};
 use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::model::file as model_file;
 use crate::run::{Kind, Output, Outputs};
-use crate::spec::Inference;
+use crate::spec::{Activation, Inference};
 use safetensors::SafeTensors;
 use serde::Serialize;
 use std::fs::File;
@@ -75,7 +75,7 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         Format::Openai => openai::read(&place, ignored),
     }?;
     let own = own(&place, format, &foreign);
-    let relu = foreign.activation == Activation::Relu;
+    let relu = foreign.activation == ForeignActivation::Relu;
     if format == Format::DictionaryLearning && relu && own.is_none() && !foreign.has_unit_decoder() {
         // As the library's `AutoEncoder.from_pretrained` does.
         foreign.fold_decoder_norms();
@@ -86,16 +86,18 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
     let mut meta = match &own {
         Some(meta) => meta.clone(),
         None => {
-            let (inference, k) = match activation {
-                Activation::Relu => (Inference::Relu, m),
-                Activation::Topk(k) => {
+            let topk = Activation::Topk;
+            let (code, k) = match activation {
+                ForeignActivation::Relu => ((topk, Inference::Relu), m),
+                ForeignActivation::AbsTopk(k) => ((Activation::AbsTopk, Inference::Topk), k),
+                ForeignActivation::Topk(k) => {
                     let missing =
                         format!("{} does not say how many latents are active; give --k", place.display());
-                    (Inference::Topk, k.or(request.k).ok_or(Error::Usage(missing))?)
+                    ((topk, Inference::Topk), k.or(request.k).ok_or(Error::Usage(missing))?)
                 }
             };
             let normalize = normalize.unwrap_or(false) || request.normalize;
-            fresh_meta(&params, k, inference, normalize, &format.to_string())?
+            fresh_meta(&params, k, code, normalize, &format.to_string())?
         }
     };
     meta.architecture.tied = params.tied();
@@ -124,10 +126,11 @@ fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<model_file::Mo
     let folder = if place.is_dir() { place } else { place.parent()? };
     let kept: Sidecar = serde_json::from_slice(&std::fs::read(folder.join(SIDECAR)).ok()?).ok()?;
     let meta = kept.model;
+    let signed = meta.architecture.forward.activation == Activation::AbsTopk;
     let same_k = match foreign.activation {
-        Activation::Topk(Some(k)) => k == super::top(&meta),
-        Activation::Topk(None) => true,
-        Activation::Relu => meta.architecture.forward.inference == Inference::Relu,
+        ForeignActivation::AbsTopk(k) => signed && k == super::top(&meta),
+        ForeignActivation::Topk(k) => !signed && k.is_none_or(|k| k == super::top(&meta)),
+        ForeignActivation::Relu => meta.architecture.forward.inference == Inference::Relu,
     };
     let sizes = (meta.architecture.d_in, meta.architecture.n_latents) == (foreign.d_in, foreign.n_latents);
     (kept.format == format && sizes && same_k).then_some(meta)

@@ -4,7 +4,7 @@
 //! `w_enc` (D, M), `w_dec` (M, D), `b_enc` (M), `b_pre` (D), `stats_last_nonzero` (M) int64. Its LayerNorm is our
 //! normalisation and always on; k is an argument of the class and not in the file.
 
-use super::foreign::{Activation, Foreign};
+use super::foreign::{Foreign, ForeignActivation};
 use super::tensors::Tensors;
 use super::{Notes, other_eps, top, transpose, write_tensors};
 use crate::error::Result;
@@ -60,7 +60,7 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         b_enc: tensors.take("b_enc", &[m])?,
         b_in: b_pre.clone(),
         b_dec: b_pre,
-        activation: Activation::Topk(None),
+        activation: ForeignActivation::Topk(None),
         normalize: Some(true),
     };
     tensors.nothing_left(&["stats_last_nonzero"], ignored)?;

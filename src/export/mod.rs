@@ -32,7 +32,7 @@ use crate::files;
 use crate::interrupt::check_flag;
 use crate::model::Params;
 use crate::model::file::ModelMeta;
-use crate::spec::{Inference, NORM_EPS, choices};
+use crate::spec::{Activation, Inference, NORM_EPS, choices};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,12 @@ struct Sidecar {
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     let out = &crate::run::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
+    if meta.architecture.forward.activation == Activation::AbsTopk && request.format != Format::Sparsify {
+        return Err(Error::Usage(format!(
+            "--format {} has no codes with signs, which --activation abs-topk gives; use --format sparsify",
+            request.format
+        )));
+    }
     let old = check_target(out, request.overwrite)?;
     let rates = match (request.format, request.source.data.is_empty()) {
         (_, true) => None,
@@ -215,9 +221,17 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
         env!("CARGO_PKG_VERSION"),
         params.d_in,
         params.n_latents,
-        match meta.architecture.forward.inference {
-            Inference::Topk => format!("codes: relu of the {} largest scores", meta.architecture.forward.k),
-            Inference::Relu => "codes: relu of all scores".to_owned(),
+        match (meta.architecture.forward.inference, meta.architecture.forward.activation) {
+            (Inference::Topk, Activation::Topk) => {
+                format!("codes: relu of the {} largest scores", meta.architecture.forward.k)
+            }
+            (Inference::Topk, Activation::AbsTopk) => {
+                format!(
+                    "codes: the {} scores of largest magnitude, with their signs",
+                    meta.architecture.forward.k
+                )
+            }
+            (Inference::Relu, _) => "codes: relu of all scores".to_owned(),
         },
         notes.load.lines().map(|line| format!("    {line}\n")).collect::<String>()
     );

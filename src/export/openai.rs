@@ -5,7 +5,7 @@
 //! `activation_state_dict`. `from_state_dict` switches LayerNorm (ours) on where the activation is `TopK` and off
 //! where it is not.
 
-use super::foreign::{Activation, Foreign};
+use super::foreign::{Foreign, ForeignActivation};
 use super::pt::{self, Item};
 use super::tensors::{Tensors, not_representable};
 use super::{Notes, other_eps, top, transpose};
@@ -53,17 +53,17 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
 pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     let mut tensors = Tensors::read(path)?;
     let (activation, normalize) = match tensors.texts.get("activation").map(String::as_str) {
-        Some("ReLU") => (Activation::Relu, Some(false)),
+        Some("ReLU") => (ForeignActivation::Relu, Some(false)),
         Some("TopK") => {
             let k = tensors.numbers.get("activation_state_dict.k");
             let after = tensors.texts.get("activation_state_dict.postact_fn");
             if let Some(other) = after.filter(|f| *f != "ReLU") {
                 return Err(not_representable(path, &format!("postact_fn `{other}`")));
             }
-            (Activation::Topk(k.and_then(|&k| usize::try_from(k).ok())), Some(true))
+            (ForeignActivation::Topk(k.and_then(|&k| usize::try_from(k).ok())), Some(true))
         }
         Some(other) => return Err(not_representable(path, &format!("activation `{other}`"))),
-        None => (Activation::Topk(None), None),
+        None => (ForeignActivation::Topk(None), None),
     };
     let (m, d, w_enc) = tensors.matrix("encoder.weight")?;
     let pre_bias = tensors.take("pre_bias", &[d])?;

@@ -4,7 +4,7 @@
 //! `W_enc` (D, M), `W_dec` (M, D), `b_dec` (D), `b_enc` (M). Its `layer_norm` is our normalisation: unbiased standard
 //! deviation, 1e-5 added to it, and the standard deviation without it on the way back.
 
-use super::foreign::{Activation, Foreign};
+use super::foreign::{Foreign, ForeignActivation};
 use super::tensors::{Settings, Tensors, not_representable};
 use super::{Notes, other_eps, transpose, write_json, write_tensors};
 use crate::error::Result;
@@ -118,7 +118,7 @@ fn is_old(config: &Settings) -> Result<bool> {
 
 /// Codes by `architecture`; before version 6 a top k was an activation function, whatever the architecture was called
 /// (`sae_lens/loading/pretrained_sae_loaders.py`, `handle_pre_6_0_config`).
-fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Activation> {
+fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<ForeignActivation> {
     let refuse = |what: String| Err(not_representable(path, &what));
     let function = match config.text("activation_fn_str")? {
         Some(name) => Some(name),
@@ -136,13 +136,13 @@ fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Acti
             arguments.nothing_else(&["k"], ignored)?;
             k = arguments.count("k")?.or(k);
         }
-        return Ok(Activation::Topk(k));
+        return Ok(ForeignActivation::Topk(k));
     }
     let activation = match architecture.as_deref() {
-        Some("topk") => Activation::Topk(config.count("k")?),
+        Some("topk") => ForeignActivation::Topk(config.count("k")?),
         // The first files had no architecture yet.
-        None if old => Activation::Relu,
-        Some("standard") if function.as_deref() != Some("topk") => Activation::Relu,
+        None if old => ForeignActivation::Relu,
+        Some("standard") if function.as_deref() != Some("topk") => ForeignActivation::Relu,
         Some("standard") => {
             return refuse("architecture `standard` with the activation function `topk`".into());
         }
@@ -223,7 +223,7 @@ pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
         model.b_in.clone_from(&model.b_dec);
     }
     if config.flag("rescale_acts_by_decoder_norm")?.unwrap_or(false) {
-        if activation == Activation::Relu {
+        if activation == ForeignActivation::Relu {
             return Err(not_representable(&path, "rescale_acts_by_decoder_norm in a model that is no top k"));
         }
         model.fold_decoder_norms();

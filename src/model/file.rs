@@ -14,7 +14,7 @@
 use super::Params;
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
-use crate::spec::{Architecture, Forward, Inference, NORM_EPS};
+use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -127,7 +127,7 @@ impl ModelMeta {
     fn from_0_1_0(json: serde_json::Value) -> serde_json::Result<Self> {
         let old: Config010 = serde_json::from_value(json.clone())?;
         let Config010 { d_in, n_latents, k, tied, normalize, norm_eps, inference, train_mean } = old;
-        let forward = Forward { k, inference, normalize, norm_eps };
+        let forward = Forward { k, activation: Activation::Topk, inference, normalize, norm_eps };
         let architecture = Architecture { d_in, n_latents, tied, forward };
         let provenance = Provenance::from_json(json);
         Ok(Self { architecture, provenance, train_mean })

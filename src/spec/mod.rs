@@ -23,9 +23,37 @@ use serde::{Deserialize, Serialize};
 pub const NORM_EPS: f64 = 1e-5;
 
 choices! {
+    /// What makes a code of scores.
+    pub enum Activation {
+        /// relu of the k largest scores
+        Topk = "topk",
+        /// The k scores that are largest in magnitude, with their signs (sparsify's `signed`)
+        AbsTopk = "abs-topk",
+    }
+}
+
+impl Activation {
+    /// By what a score competes for a place among the k.
+    pub fn rank(self, z: f64) -> f64 {
+        match self {
+            Self::Topk => z,
+            Self::AbsTopk => z.abs(),
+        }
+    }
+
+    /// The value of a score that has a place; 0 is no entry.
+    pub fn value(self, z: f64) -> f64 {
+        match self {
+            Self::Topk if z <= 0.0 => 0.0,
+            _ => z,
+        }
+    }
+}
+
+choices! {
     /// How codes are made outside training.
     pub enum Inference {
-        /// relu on the k largest scores
+        /// The k scores of the activation
         Topk = "topk",
         /// relu on all scores (what the sparse-l1 source does)
         Relu = "relu",
@@ -118,6 +146,8 @@ pub enum Init {
 pub struct Forward {
     /// Active latents, k.
     pub k: usize,
+    /// What makes a code of scores.
+    pub activation: Activation,
     /// Codes outside training.
     pub inference: Inference,
     /// Per-sample LayerNorm on or off.
@@ -206,7 +236,8 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// The plain model: normalised rows, a trained pre-bias, Adam as published, and nothing else switched on.
     pub fn plain(k: usize) -> Self {
-        let forward = Forward { k, inference: Inference::Topk, normalize: true, norm_eps: NORM_EPS };
+        let (activation, inference) = (Activation::Topk, Inference::Topk);
+        let forward = Forward { k, activation, inference, normalize: true, norm_eps: NORM_EPS };
         let warmup = Warmup { relaxation: Relaxation::Softmax, pool: 8 * k };
         Self { warmup, ..Self::to_run(forward) }
     }
@@ -321,7 +352,7 @@ mod tests {
         let forward = ModelSpec::plain(3).forward;
         let json =
             serde_json::to_string(&Architecture { d_in: 5, n_latents: 7, tied: true, forward }).unwrap();
-        let want = r#"{"d_in":5,"n_latents":7,"tied":true,"k":3,"inference":"topk","normalize":true,"norm_eps":0.00001}"#;
+        let want = r#"{"d_in":5,"n_latents":7,"tied":true,"k":3,"activation":"topk","inference":"topk","normalize":true,"norm_eps":0.00001}"#;
         assert_eq!(json, want);
     }
 }

@@ -5,7 +5,7 @@ use crate::backend::cpu::{Batch, select};
 use crate::error::Result;
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
 use crate::rows::RowSource;
-use crate::spec::{Init, PreBias, Training};
+use crate::spec::{Forward, Init, PreBias, Training};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -47,7 +47,7 @@ pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> 
         if from_rows {
             batch.load(data, &rows, eps, &params.b_pre)?;
             let unit = t.model.optimizer.unit_norm_decoder;
-            latents_from_rows(&mut params, &batch.input, t.model.forward.k, unit, t.seed);
+            latents_from_rows(&mut params, &batch.input, &t.model.forward, unit, t.seed);
         }
     }
     Ok(TrainState::start(params, t.model.optimizer.ema.is_some()))
@@ -63,7 +63,7 @@ pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> 
 /// times the row, and it keeps its random start.
 ///
 /// `input` holds rows `x' - b_pre` (n, D), `params` a random start of rows of length 1.
-fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, seed: u64) {
+fn latents_from_rows(params: &mut Params, input: &[f32], forward: &Forward, unit: bool, seed: u64) {
     if unit && params.tied() {
         return;
     }
@@ -75,11 +75,11 @@ fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, s
     for stage in 0..STAGES {
         let (from, to) = (m * stage / STAGES, m * (stage + 1) / STAGES);
         let (before, latents) = params.w_enc[..to * d].split_at_mut(from * d);
-        let scale = best_scale(before, input, d, k);
+        let scale = best_scale(before, input, d, forward);
         for latents in latents.chunks_mut(BLOCK_ROWS * d) {
             let picked = order.by_ref().take(latents.len() / d);
             let mut rows: Vec<f32> = picked.flat_map(|row| &input[row * d..][..d]).copied().collect();
-            let explained = reconstruct(&rows, before, d, k);
+            let explained = reconstruct(&rows, before, d, forward);
             rows.iter_mut().zip(explained).for_each(|(x, y)| *x -= scale * y);
             for (latent, row) in latents.chunks_exact_mut(d).zip(rows.chunks_exact_mut(d)) {
                 normalize(row);
@@ -89,7 +89,7 @@ fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, s
             }
         }
     }
-    let scale = best_scale(&params.w_enc, input, d, k);
+    let scale = best_scale(&params.w_enc, input, d, forward);
     let (encoder, decoder) = if unit { (scale, 1.0) } else { (scale.sqrt(), scale.sqrt()) };
     if let Some(w_dec) = &mut params.w_dec {
         w_dec.iter_mut().zip(&params.w_enc).for_each(|(dec, enc)| *dec = decoder * enc);
@@ -97,8 +97,8 @@ fn latents_from_rows(params: &mut Params, input: &[f32], k: usize, unit: bool, s
     params.w_enc.iter_mut().for_each(|w| *w *= encoder);
 }
 
-/// `h W` (n, D) for `rows` (n, D) and `latents` W (m, D), with `h` the top k of `rows W^T`.
-fn reconstruct(rows: &[f32], latents: &[f32], d: usize, k: usize) -> Vec<f32> {
+/// `h W` (n, D) for `rows` (n, D) and `latents` W (m, D), with `h` the code of the scores `rows W^T`.
+fn reconstruct(rows: &[f32], latents: &[f32], d: usize, forward: &Forward) -> Vec<f32> {
     let (n, m) = (rows.len() / d, latents.len() / d);
     let mut out = vec![0.0; n * d];
     if m == 0 {
@@ -109,7 +109,7 @@ fn reconstruct(rows: &[f32], latents: &[f32], d: usize, k: usize) -> Vec<f32> {
     out.par_chunks_exact_mut(d).zip(scores.par_chunks_exact(m)).for_each_init(
         || (select::Scratch::default(), vec![]),
         |(scratch, top), (y, z)| {
-            select::top_k(z, k, scratch, top);
+            select::top(forward.activation, z, forward.k, scratch, top);
             for &(j, h) in top.iter() {
                 let latent = &latents[j as usize * d..][..d];
                 y.iter_mut().zip(latent).for_each(|(y, &w)| *y += h * w);
@@ -120,12 +120,12 @@ fn reconstruct(rows: &[f32], latents: &[f32], d: usize, k: usize) -> Vec<f32> {
 }
 
 /// The factor that brings [`reconstruct`] nearest to rows of `input` (n, D); 1 where there is none.
-fn best_scale(latents: &[f32], input: &[f32], d: usize, k: usize) -> f32 {
+fn best_scale(latents: &[f32], input: &[f32], d: usize, forward: &Forward) -> f32 {
     let all = input.len() / d;
     let n = all.min(SCALE_ROWS);
     let rows: Vec<f32> = (0..n).flat_map(|i| &input[i * all / n * d..][..d]).copied().collect();
     let (mut along, mut square) = (0.0, 0.0);
-    for (&x, y) in rows.iter().zip(reconstruct(&rows, latents, d, k)) {
+    for (&x, y) in rows.iter().zip(reconstruct(&rows, latents, d, forward)) {
         along += f64::from(x) * f64::from(y);
         square += f64::from(y).powi(2);
     }
@@ -136,6 +136,7 @@ fn best_scale(latents: &[f32], input: &[f32], d: usize, k: usize) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::ModelSpec;
     use rand::RngExt;
 
     fn start(tied: bool, unit: bool) -> (Params, Vec<f32>) {
@@ -144,7 +145,7 @@ mod tests {
         let mut rows: Vec<f32> = (0..40 * d).map(|_| rng.random_range(-1.0f32..1.0)).collect();
         rows[..d].fill(0.0);
         let mut params = Params::init(d, 24, tied, &Init::Data, 7);
-        latents_from_rows(&mut params, &rows, 3, unit, 7);
+        latents_from_rows(&mut params, &rows, &ModelSpec::plain(3).forward, unit, 7);
         (params, rows)
     }
 
@@ -204,7 +205,13 @@ mod tests {
     #[test]
     fn latents_of_the_same_row_differ() {
         let mut params = Params::init(4, 64, false, &Init::Data, 3);
-        latents_from_rows(&mut params, &[1.0, 2.0, -1.0, 0.5, 0.0, 1.0, 3.0, -2.0], 2, false, 3);
+        latents_from_rows(
+            &mut params,
+            &[1.0, 2.0, -1.0, 0.5, 0.0, 1.0, 3.0, -2.0],
+            &ModelSpec::plain(2).forward,
+            false,
+            3,
+        );
         let latents: Vec<&[f32]> = params.w_enc.chunks_exact(4).collect();
         for (i, a) in latents.iter().enumerate() {
             assert!(latents[..i].iter().all(|b| a != b), "{i}: {a:?}");
@@ -218,7 +225,7 @@ mod tests {
         let mut rows: Vec<f32> = (0..60 * 8).map(|_| rng.random_range(-0.1f32..0.1)).collect();
         rows.chunks_exact_mut(8).for_each(|row| row[0] += 1.0);
         let mut params = Params::init(8, 32, false, &Init::Data, 7);
-        latents_from_rows(&mut params, &rows, 4, false, 7);
+        latents_from_rows(&mut params, &rows, &ModelSpec::plain(4).forward, false, 7);
         let along: Vec<f32> = params
             .w_enc
             .chunks_exact(8)
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn rows_of_zeros_leave_a_start_of_length_one() {
         let mut params = Params::init(4, 5, false, &Init::Data, 3);
-        latents_from_rows(&mut params, &[0.0; 40], 2, false, 3);
+        latents_from_rows(&mut params, &[0.0; 40], &ModelSpec::plain(2).forward, false, 3);
         for row in params.w_enc.chunks_exact(4) {
             let norm: f32 = row.iter().map(|v| v * v).sum();
             assert!((norm - 1.0).abs() < 1e-5, "{norm}");

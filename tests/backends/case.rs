@@ -9,7 +9,7 @@ use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::rows::Dtype;
 use topk_sae::schedule::temperature;
-use topk_sae::spec::{Forward, ModelSpec, Relaxation, Warmup};
+use topk_sae::spec::{Activation, Forward, ModelSpec, Relaxation, Warmup};
 
 const EPS: f64 = f32::EPSILON as f64;
 
@@ -123,7 +123,9 @@ impl Case {
     fn decided(&self, pass: &Pass, idle: &[u32]) -> bool {
         let scale = pass.pre_acts.iter().fold(1.0f32, |a, z| a.max(z.abs()));
         let margin = 16.0 * f32::EPSILON * scale;
+        let rank = |z: f32| self.spec.forward.activation.rank(f64::from(z)) as f32;
         let gap = |mut z: Vec<f32>, k: usize| {
+            z.iter_mut().for_each(|z| *z = rank(*z));
             z.sort_by(|a, b| b.total_cmp(a));
             k == 0 || k >= z.len() || z[k - 1] < 0.0 || z[k - 1] - z[k] > margin
         };
@@ -247,6 +249,28 @@ pub fn over_candidates(phases: &[f64]) -> Vec<Case> {
                 }
                 cases.push(case);
             }
+        }
+    }
+    cases
+}
+
+/// Cases of codes with signs: awkward sizes, tied and not; options take turns.
+pub fn signed() -> Vec<Case> {
+    let mut cases = vec![];
+    for (m, k) in [(1, 1), (7, 3), (33, 33), (257, 5), (1000, 32), (3000, 40)] {
+        for tied in [false, true] {
+            let i = cases.len();
+            let mut case = Case::new([1, 15, 17, 33][i % 4], [2, 31, 33, 100][i / 3 % 4], m, k);
+            case.tied = tied;
+            case.spec.forward.activation = Activation::AbsTopk;
+            case.spec.warmup.relaxation = Relaxation::None;
+            match i % 4 {
+                0 => case.l1 = 0.4,
+                1 => (case.spec.objective.aux_k, case.dead_every, case.l1) = (3, Some(4), 0.2),
+                2 => case.spec.optimizer.unit_norm_decoder = true,
+                _ => case.spec.optimizer.clip_norm = Some(1e-3),
+            }
+            cases.push(case);
         }
     }
     cases

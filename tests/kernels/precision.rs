@@ -14,7 +14,7 @@ use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, Look};
 use topk_sae::model::{TrainState, Weights};
 use topk_sae::rows::Dtype;
-use topk_sae::spec::{Inference, Precision, Relaxation};
+use topk_sae::spec::{Activation, Inference, Precision, Relaxation};
 
 const TYPES: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
 
@@ -144,11 +144,16 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
     for precision in [Precision::F32, Precision::Bf16].into_iter().chain(tf32) {
         for dtype in TYPES {
             use Relaxation::{AnnealK, Lapsum, Softmax};
-            let phases = [(1.0, Softmax), (0.8, Softmax), (0.8, Lapsum), (0.3, AnnealK)];
+            // Without a relaxation, codes with signs.
+            let phases =
+                [(1.0, Softmax), (0.8, Softmax), (0.8, Lapsum), (0.3, AnnealK), (1.0, Relaxation::None)];
             // The type of the rows is nothing to candidates.
-            for &(t, relaxation) in &phases[..if dtype == Dtype::F16 { 4 } else { 2 }] {
+            for &(t, relaxation) in &phases[..if dtype == Dtype::F16 { 5 } else { 2 }] {
                 let mut case = Case::new(70, 40, 300, 6);
                 case.spec.warmup.relaxation = relaxation;
+                if relaxation == Relaxation::None {
+                    case.spec.forward.activation = Activation::AbsTopk;
+                }
                 (case.t, case.dtype, case.l1, case.tied) = (t, dtype, 0.1, dtype == Dtype::F16);
                 (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.ema) =
                     (4, Some(3), Some(0.9));

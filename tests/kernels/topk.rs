@@ -183,3 +183,10 @@ fn the_bias_is_added_before_anything_is_compared() {
         assert_eq!(row, [(7, 0.5), (57, 0.5), (107, 0.5)]);
     }
 }
+
+#[test]
+fn codes_with_signs_agree() {
+    for (i, case) in crate::case::signed().into_iter().enumerate() {
+        case.agree_with(crate::engine::ours(i as u64), |_| ());
+    }
+}

@@ -151,7 +151,8 @@ pub fn gather(source: &Source, split: Option<Part>, pool: bool, stop: &AtomicBoo
         for (i, (id, group)) in rows.ids.iter().zip(&rows.groups).enumerate() {
             names.push(id, group);
             let (latents, values) = codes.row(i);
-            all.push_row(latents.iter().copied().zip(values.iter().copied()), true);
+            // Of signed codes the magnitude.
+            all.push_row(latents.iter().copied().zip(values.iter().map(|v| v.abs())), true);
         }
         Ok(())
     };

@@ -39,7 +39,7 @@ pub(super) fn evaluate_rows(
             codes.clear();
             let mut part = (0.0, 0.0, 0.0);
             for (i, (z, recon)) in scores.chunks_exact(m).zip(recon.chunks_exact_mut(d)).enumerate() {
-                let finite = hard_row(z, k, 1.0, scratch, codes);
+                let finite = hard_row(spec.forward.activation, z, k, 1.0, scratch, codes);
                 recon.copy_from_slice(&params.b_pre);
                 codes.decode(i, params.decoder(), recon);
                 let row = row_errors(batch, chunk * ROWS + i, recon);
@@ -84,7 +84,8 @@ pub(super) fn encode_rows(
         .zip(work.scores.par_chunks(ROWS * m))
         .map_init(RowScratch::default, |scratch, (codes, scores)| {
             codes.clear();
-            scores.chunks_exact(m).map(|z| hard_row(z, k, 1.0, scratch, codes)).collect()
+            let activation = spec.forward.activation;
+            scores.chunks_exact(m).map(|z| hard_row(activation, z, k, 1.0, scratch, codes)).collect()
         })
         .collect();
     for (chunk, finite) in work.codes.iter().zip(finite) {

@@ -305,7 +305,7 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
                 finite &= if spec.phase(plan).has_candidates() {
                     candidate_row(spec, plan, z, scratch, codes)
                 } else {
-                    hard_row(z, spec.forward.k, scale, scratch, codes)
+                    hard_row(spec.forward.activation, z, spec.forward.k, scale, scratch, codes)
                 };
             }
             if let Some(aux) = aux {
@@ -313,7 +313,8 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
                 let mut masked = vec![0.0; dead.len()];
                 for z in scores.chunks_exact(m) {
                     dead.iter().zip(&mut masked).for_each(|(&j, out)| *out = z[j as usize]);
-                    finite &= hard_row(&masked, spec.objective.aux_k, 1.0, scratch, aux);
+                    let (activation, k) = (spec.forward.activation, spec.objective.aux_k);
+                    finite &= hard_row(activation, &masked, k, 1.0, scratch, aux);
                 }
                 aux.index.iter_mut().for_each(|j| *j = dead[*j as usize]);
             }

@@ -117,11 +117,22 @@ impl Reference {
         w.b_lat.iter().enumerate().map(one).collect()
     }
 
+    /// The k latents with a place in the code.
+    fn top(&self, z: &[f64]) -> Vec<usize> {
+        let ranks: Vec<f64> = z.iter().map(|&z| self.spec.forward.activation.rank(z)).collect();
+        top_k(&ranks, self.spec.forward.k)
+    }
+
+    /// The value of a score that has a place.
+    fn value(&self, z: f64) -> f64 {
+        self.spec.forward.activation.value(z)
+    }
+
     /// The code outside training (M).
     fn inference_code(&self, z: &[f64]) -> Vec<f64> {
         let mut h = vec![0.0; z.len()];
         match self.spec.forward.inference {
-            Inference::Topk => top_k(z, self.spec.forward.k).into_iter().for_each(|j| h[j] = relu(z[j])),
+            Inference::Topk => self.top(z).into_iter().for_each(|j| h[j] = self.value(z[j])),
             Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
         }
         h
@@ -145,7 +156,7 @@ impl Reference {
         let (x, x_norm, mean, std) = self.normalized(row)?;
         let z = self.scores(w, &x_norm);
         let mut top = vec![false; m];
-        for j in top_k(&z, self.spec.forward.k) {
+        for j in self.top(&z) {
             top[j] = true;
         }
         let phase = self.spec.phase(plan);
@@ -160,7 +171,7 @@ impl Reference {
         });
         let h: Vec<f64> = (0..m)
             .map(|j| {
-                let hard = if top[j] { relu(z[j]) } else { 0.0 };
+                let hard = if top[j] { self.value(z[j]) } else { 0.0 };
                 match (&soft, &gates) {
                     (Some(s), _) => (1.0 - plan.alpha) * s.p[j] * s.sum + plan.alpha * hard,
                     (_, Some(gates)) => relu(z[j]) * self.direct(gates, &top, j, plan),
@@ -198,8 +209,10 @@ impl Reference {
         let mut code = vec![0.0; z.len()];
         if self.spec.objective.aux_k > 0 {
             let dead = |j: usize| self.state.idle_rows[j] >= self.spec.objective.dead_after;
-            let masked: Vec<f64> = (0..z.len()).map(|j| if dead(j) { relu(z[j]) } else { 0.0 }).collect();
-            for j in top_k(&masked, self.spec.objective.aux_k) {
+            let masked: Vec<f64> =
+                (0..z.len()).map(|j| if dead(j) { self.value(z[j]) } else { 0.0 }).collect();
+            let ranks: Vec<f64> = masked.iter().map(|&z| self.spec.forward.activation.rank(z)).collect();
+            for j in top_k(&ranks, self.spec.objective.aux_k) {
                 code[j] = masked[j];
             }
         }
@@ -289,10 +302,11 @@ impl Reference {
         let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * factor).collect();
         let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
         let sparsity = plan.l1 / (n_rows * m) as f64;
-        let dh: Vec<f64> =
-            (0..m).map(|j| back(&dy, j) + if pass.h[j] > 0.0 { sparsity } else { 0.0 }).collect();
+        let dh: Vec<f64> = (0..m)
+            .map(|j| back(&dy, j) + if pass.h[j] != 0.0 { sparsity * pass.h[j].signum() } else { 0.0 })
+            .collect();
         let mut dz: Vec<f64> =
-            (0..m).map(|j| if pass.top[j] && pass.z[j] > 0.0 { dh[j] } else { 0.0 }).collect();
+            (0..m).map(|j| if pass.top[j] && self.value(pass.z[j]) != 0.0 { dh[j] } else { 0.0 }).collect();
         if let Some(soft) = &pass.soft {
             let rest = 1.0 - plan.alpha;
             let c: f64 = (0..m).map(|j| soft.p[j] * rest * dh[j]).sum();
@@ -347,7 +361,7 @@ impl Reference {
         let scale =
             self.spec.objective.loss_scale * self.spec.objective.aux_coef * 2.0 * pass.std * per_value;
         for (j, &h) in pass.aux.iter().enumerate() {
-            if h > 0.0 {
+            if h != 0.0 {
                 for i in 0..d {
                     dz[j] += scale * miss[i] * w.w_dec[j * d + i];
                     grads.w_dec[j * d + i] += scale * miss[i] * h;
@@ -424,8 +438,8 @@ impl Reference {
         let mut fired = vec![false; m];
         for z in pass.pre_acts.chunks_exact(m) {
             let z: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
-            for j in top_k(&z, self.spec.forward.k) {
-                fired[j] |= z[j] > 0.0;
+            for j in self.top(&z) {
+                fired[j] |= self.value(z[j]) != 0.0;
             }
         }
         for (idle, fired) in self.state.idle_rows.iter_mut().zip(fired) {
@@ -491,7 +505,7 @@ impl Backend for Reference {
             }
             sums.cosine += if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
             for (j, &h) in h.iter().enumerate() {
-                if h > 0.0 {
+                if h != 0.0 {
                     sums.active += 1;
                     fired[j] += 1;
                 }
@@ -506,7 +520,7 @@ impl Backend for Reference {
         let mut codes = Codes::default();
         for &row in rows {
             let z = self.scores(&w, &self.normalized(row)?.1);
-            let active = self.inference_code(&z).into_iter().enumerate().filter(|(_, h)| *h > 0.0);
+            let active = self.inference_code(&z).into_iter().enumerate().filter(|(_, h)| *h != 0.0);
             let finite = z.iter().all(|z| z.is_finite());
             codes.push_row(active.map(|(j, h)| (j as u32, h as f32)), finite);
         }

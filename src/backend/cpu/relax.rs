@@ -12,7 +12,7 @@ use super::simd;
 use super::sparse::CodeChunk;
 use crate::backend::{Phase, StepPlan};
 use crate::noise::Noise;
-use crate::spec::ModelSpec;
+use crate::spec::{Activation, ModelSpec};
 
 /// Most of a row's weight that the support leaves out: its effect on a gradient stays a few float32 roundings.
 /// (A cut at a share of the largest weight alone would not do: thousands of weights just below it add up.)
@@ -63,8 +63,15 @@ pub struct RowScratch {
 
 /// Selects the hard code of `z` into `chunk` (as the row after its last) and returns false where a score is
 /// not finite. `scale` multiplies the value: alpha while the mix is soft.
-pub fn hard_row(z: &[f32], k: usize, scale: f32, scratch: &mut RowScratch, chunk: &mut CodeChunk) -> bool {
-    let finite = select::top_k(z, k, &mut scratch.select, &mut scratch.top);
+pub fn hard_row(
+    activation: Activation,
+    z: &[f32],
+    k: usize,
+    scale: f32,
+    scratch: &mut RowScratch,
+    chunk: &mut CodeChunk,
+) -> bool {
+    let finite = select::top(activation, z, k, &mut scratch.select, &mut scratch.top);
     for &(j, value) in &scratch.top {
         chunk.push(j, scale * value, 0.0, scale);
         chunk.fired.push(j);

@@ -58,7 +58,7 @@ impl RowMath<'_> {
             let n = first + i;
             recon.copy_from_slice(&self.params.b_pre);
             codes.decode(i, self.decoder, recon);
-            let mut code_sum: f64 = codes.value[codes.row(i)].iter().map(|&v| f64::from(v)).sum();
+            let mut code_sum: f64 = codes.value[codes.row(i)].iter().map(|&v| f64::from(v.abs())).sum();
             if self.mode == Mode::Dense {
                 let soft = self.softmax[n];
                 let rest = (1.0 - self.plan.alpha) as f32;
@@ -107,7 +107,8 @@ impl RowMath<'_> {
         let range = codes.row(i);
         for entry in range.clone() {
             let j = codes.index[entry] as usize;
-            codes.grad[entry] = simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity;
+            codes.grad[entry] =
+                simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity.copysign(codes.value[entry]);
         }
         if self.gates.is_some() {
             return;

@@ -8,6 +8,7 @@
 //! Only positive scores are wanted (the code is relu of the k largest), so fewer than k may come back.
 
 use super::simd::chunk_maxima;
+use crate::spec::Activation;
 
 /// Scores in a chunk. A row of 8192 has 256 of them; k above that number takes the plain path.
 const CHUNK: usize = 32;
@@ -18,6 +19,7 @@ pub struct Scratch {
     maxima: Vec<f32>,
     order: Vec<f32>,
     keys: Vec<u64>,
+    magnitudes: Vec<f32>,
 }
 
 /// The positive ones among the `k` largest scores, as (index, score) by index into `out`. The lowest index
@@ -53,6 +55,31 @@ pub fn top_k(scores: &[f32], k: usize, scratch: &mut Scratch, out: &mut Vec<(u32
     out.extend(scratch.keys.iter().map(|&key| (!(key as u32), f32::from_bits((key >> 32) as u32))));
     out.sort_unstable_by_key(|&(index, _)| index);
     true
+}
+
+/// The entries of a code of at most `k` of `scores`, as (index, value) by index into `out`; else as [`top_k`].
+pub fn top(
+    activation: Activation,
+    scores: &[f32],
+    k: usize,
+    scratch: &mut Scratch,
+    out: &mut Vec<(u32, f32)>,
+) -> bool {
+    match activation {
+        Activation::Topk => top_k(scores, k, scratch, out),
+        Activation::AbsTopk => top_magnitudes(scores, k, scratch, out),
+    }
+}
+
+/// The `k` scores of largest magnitude, but for zeros, with their signs; else as [`top_k`].
+fn top_magnitudes(scores: &[f32], k: usize, scratch: &mut Scratch, out: &mut Vec<(u32, f32)>) -> bool {
+    let mut magnitudes = std::mem::take(&mut scratch.magnitudes);
+    magnitudes.clear();
+    magnitudes.extend(scores.iter().map(|z| z.abs()));
+    let finite = top_k(&magnitudes, k, scratch, out);
+    scratch.magnitudes = magnitudes;
+    out.iter_mut().for_each(|(j, value)| *value = scores[*j as usize]);
+    finite
 }
 
 /// Bits of a positive float rise with its value; the inverted index makes the lowest index the largest key.
@@ -114,6 +141,23 @@ mod tests {
         check(&[-0.0, 0.0, -3.0, 1e-45], 2);
         let one: Vec<f32> = (0..5000).map(|i| if i == 4321 { 1.0 } else { -1.0 }).collect();
         check(&one, 64);
+    }
+
+    #[test]
+    fn magnitudes_compete_and_signs_come_back() {
+        let scores: Vec<f32> = (0..5000).map(|i| hash(i) - 0.1).collect();
+        for k in [1, 32, 500] {
+            let mut got = vec![];
+            assert!(top_magnitudes(&scores, k, &mut Scratch::default(), &mut got));
+            let wide: Vec<f64> = scores.iter().map(|v| f64::from(v.abs())).collect();
+            let mut want: Vec<(u32, f32)> =
+                reference::top_k(&wide, k).into_iter().map(|j| (j as u32, scores[j])).collect();
+            want.sort_unstable_by_key(|&(j, _)| j);
+            assert_eq!(got, want);
+            assert!(k == 1 || (got.iter().any(|e| e.1 < 0.0) && got.iter().any(|e| e.1 > 0.0)));
+        }
+        let mut out = vec![];
+        assert!(!top_magnitudes(&[1.0, f32::NEG_INFINITY], 1, &mut Scratch::default(), &mut out));
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Parts {
         for row in 0..n {
             let places = row * k..row * k + count[row] as usize;
             let mut entries: Vec<(u32, f32)> = places.map(|at| (index[at], value[at])).collect();
-            entries.retain(|(_, value)| *value > 0.0);
+            entries.retain(|(_, value)| *value != 0.0);
             entries.sort_unstable_by_key(|(index, _)| *index);
             codes.push_row(entries, bad[row] == 0);
         }

@@ -6,7 +6,7 @@ use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
-use crate::spec::{Inference, ModelSpec, Precision, Relaxation};
+use crate::spec::{Activation, Inference, ModelSpec, Precision, Relaxation};
 
 /// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
 pub const MOST_ACTIVE: usize = 1024;
@@ -35,6 +35,8 @@ pub struct Sizes {
     pub score_pitch: usize,
     /// k.
     pub k: usize,
+    /// What makes a code of scores.
+    pub activation: Activation,
     /// Entries a row at most: k, or more during a warm-up over candidates.
     pub pool: usize,
     /// Dead latents used by the auxiliary loss a row; 0 is none.
@@ -81,6 +83,7 @@ impl Sizes {
             m,
             score_pitch: m.next_multiple_of(8),
             k: spec.forward.k,
+            activation: spec.forward.activation,
             pool,
             aux_k: spec.objective.aux_k,
             tile: m.next_multiple_of(128).min(TILE),

@@ -7,6 +7,7 @@ use super::super::work::{Sizes, Work};
 use super::{BLOCK, Batch, NULL, Shared, by_element, count, grid, kind, row_block, u};
 use crate::backend::Phase;
 use crate::error::Result;
+use crate::spec::Activation;
 
 /// Normalised rows into `work.input`, with their means and deviations.
 pub fn gather_norm(
@@ -47,6 +48,14 @@ pub fn encode(device: &mut dyn Device, s: &Sizes, n: usize, enc: Matrix, work: &
     }
 }
 
+/// The kernel that selects a row's entries.
+fn select(s: &Sizes) -> &'static str {
+    match s.activation {
+        Activation::Topk => by_element(s, ["topk_stream_f32", "topk_stream_bf16"]),
+        Activation::AbsTopk => by_element(s, ["topk_abs_f32", "topk_abs_bf16"]),
+    }
+}
+
 /// The top k of each row into `work.main`, or its candidates; with the softmax of each row in that phase. Scores of
 /// candidates that will be weighed go to `work.gates`. Latents of the top k have fired where `count_fired`; among
 /// candidates [`super::gate_weights`] tells which.
@@ -77,7 +86,7 @@ pub fn topk(
         by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
     } else {
         args.push(NULL);
-        by_element(s, ["topk_stream_f32", "topk_stream_bf16"])
+        select(s)
     };
     args.extend([
         Arg::Pointer(batch.step),
@@ -130,7 +139,7 @@ pub fn topk_dead(
     ];
     let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
     // SAFETY: as in `topk`; idle counts hold M.
-    unsafe { device.launch(by_element(s, ["topk_stream_f32", "topk_stream_bf16"]), launch, &args) }
+    unsafe { device.launch(select(s), launch, &args) }
 }
 
 /// What kernels that decode a row's entries begin with: the rows, the decoder, the entries.
