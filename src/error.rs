@@ -121,7 +121,7 @@ impl Error {
                     _ => "free some space",
                 };
                 Self::Failed(format!(
-                    "{}: cannot {action}: {source}; {first}, then go on with `sae train --resume {}`",
+                    "{}: cannot {action}: {source}; {first}, then continue with `sae train --resume {}`",
                     path.display(),
                     run.display()
                 ))

@@ -4,7 +4,7 @@ use super::splits::RunSplits;
 use super::{Source, check_width};
 use crate::backend::{self, Backend, Codes};
 use crate::console;
-use crate::console::progress::Phase;
+use crate::console::progress::Spinner;
 use crate::data::{DataFiles, LoadOptions};
 use crate::error::{Error, Result};
 use crate::model::file::ModelMeta;
@@ -63,7 +63,7 @@ pub fn walk(
     let mut blocks = files.blocks(BLOCK_BYTES)?;
     check_width(&source.data[0], blocks.d_in(), &source.model, meta.architecture.d_in)?;
     let spec = ModelSpec::to_run(meta.architecture.forward);
-    let phase = Phase::new("encoding", source.quiet);
+    let spinner = Spinner::new("encoding", source.quiet);
     let mut state = Some(TrainState::start(params, false));
     let mut opened: Option<Box<dyn Backend>> = None;
     let splits =
@@ -113,7 +113,7 @@ pub fn walk(
             take(&names, &codes)?;
         }
         let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
-        phase.update(&format!("{} of {} rows", thousands(done), thousands(all)));
+        spinner.update(&format!("{} of {} rows", thousands(done), thousands(all)));
     }
     if n_rows == 0 {
         return Err(match (blocks.skipped().examples.first(), split) {
@@ -125,7 +125,7 @@ pub fn walk(
             (None, None) => Error::data(&source.data[0], "", "holds no rows; give a file with embeddings"),
         });
     }
-    phase.finish(&format!("{} rows", thousands(n_rows)));
+    spinner.finish(&format!("{} rows", thousands(n_rows)));
     if !source.quiet {
         blocks.skipped().warn();
         let told = splits.and_then(|(part, splits)| splits.warning(part, n_rows, hashed_rows));

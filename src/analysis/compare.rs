@@ -26,11 +26,11 @@ pub struct RunRow {
     pub finished: bool,
     /// FVU on the validation split.
     pub val_fvu: Option<f64>,
-    /// Active latents a row on the validation split.
+    /// Active latents per row on the validation split.
     pub val_l0: Option<f64>,
     /// Share of latents that are active on no training row.
     pub dead_fraction: Option<f64>,
-    /// Training rows a second, steps alone.
+    /// Training rows per second, steps alone.
     pub rows_per_second: Option<f64>,
 }
 

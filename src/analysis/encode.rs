@@ -35,11 +35,11 @@ pub struct Encoded {
     pub rows: u64,
     /// Active latents, summed over rows.
     pub active: u64,
-    /// Active latents a row.
+    /// Active latents per row.
     pub l0: f64,
     /// Latents, M.
     pub width: usize,
-    /// Most active latents a row; `None` where the model keeps all positive scores.
+    /// Most active latents per row; `None` where the model keeps all positive scores.
     pub k: Option<usize>,
     /// Bad rows that were dropped.
     pub skipped_rows: usize,

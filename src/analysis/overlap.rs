@@ -71,7 +71,7 @@ pub struct Group {
     pub ids: u64,
     /// Rows of these ids.
     pub rows: u64,
-    /// Mean number of active latents a row, L0.
+    /// Mean number of active latents per row, L0.
     pub l0: f64,
     /// Latents active in the group.
     pub active: usize,

@@ -29,7 +29,7 @@ pub(super) struct Shape {
     model: String,
     width: usize,
     d_in: usize,
-    /// The fixed number of places a row; `None` where all positive scores are kept.
+    /// The fixed number of places per row; `None` where all positive scores are kept.
     pub k: Option<usize>,
     /// k of training, whatever the inference.
     trained_k: usize,
@@ -69,7 +69,7 @@ struct Hdf5 {
     ids: hdf5::Dataset,
     indices: hdf5::Dataset,
     values: hdf5::Dataset,
-    /// Places a row, or where rows begin.
+    /// Places per row, or where rows begin.
     rows: Rows,
 }
 

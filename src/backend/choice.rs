@@ -88,15 +88,13 @@ impl DeviceChoice {
             (Self::Auto, Ok(_)) => Ok((Selected::Cpu, None)),
             (Self::Auto, Err(Unavailable { driver, reason })) => Ok((
                 Selected::Cpu,
-                driver.then(|| {
-                    format!("the CPU computes, the GPU is not used: {reason}; `sae devices` tells more")
-                }),
+                driver.then(|| format!("falling back to the CPU: {reason}; `sae devices` shows more")),
             )),
             (_, Ok(n)) => Err(Error::Failed(format!(
                 "{flag}: CUDA devices that can be used here: {n}, counted from cuda:0; `sae devices` lists them"
             ))),
             (_, Err(Unavailable { reason, .. })) => {
-                Err(Error::Failed(format!("{flag}: {reason}; `sae devices` tells what was looked for")))
+                Err(Error::Failed(format!("{flag}: {reason}; `sae devices` shows what was looked for")))
             }
         }
     }

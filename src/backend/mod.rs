@@ -30,7 +30,10 @@
 //! dW_dec = h^T dy',  dW_enc = dz^T (x' - b_pre),  db_lat = sum_n dz,  db_pre = sum_n dy' - db_lat W_enc
 //! ```
 //!
-//! That is the warm-up with [`Relaxation::Softmax`](crate::spec::Relaxation::Softmax); [`relaxation`] has the others.
+//! With [`Activation::AbsTopk`](crate::spec::Activation::AbsTopk), `hard = z` on the k largest |z| of the row, the L1 part is
+//! `a sign(h)`, and `dz_j = dh_j [j in top k]`; it has no warm-up.
+//!
+//! The mix above is the warm-up with [`Relaxation::Softmax`](crate::spec::Relaxation::Softmax); [`relaxation`] has the others.
 //!
 //! The auxiliary loss (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", section 2.3 and A.2) lets
 //! dead latents explain what the live ones left over: with `e = x - y` held constant and `h_aux` the `aux_k`

@@ -35,7 +35,7 @@ pub struct Args {
     /// Rows to look at
     #[arg(long, default_value = "all")]
     split: SplitArg,
-    /// Ids a latent: those that fire it most
+    /// Ids per latent: those that fire it most
     #[arg(long, default_value_t = 10, value_name = "N")]
     top: usize,
     /// Nearest latents by cosine of decoder rows; 0 leaves them out
@@ -43,7 +43,7 @@ pub struct Args {
     neighbours: usize,
     #[command(flatten)]
     labels: LabelArgs,
-    /// Table with a line a test: every latent with every label
+    /// Table with one line per test: every latent with every label
     #[arg(long, value_name = "FILE", requires = "labels")]
     associations: Option<PathBuf>,
 }

@@ -17,7 +17,7 @@ pub struct Args {
     /// Library that wrote it [default: found from the names in it]
     #[arg(long, value_parser = choice::<Format>())]
     format: Option<Format>,
-    /// Active latents a row, where the files do not say
+    /// Active latents per row, where the files do not say
     #[arg(short, long, value_name = "K")]
     k: Option<usize>,
     /// Its rows were normalised before the library saw them: (x - mean) / (std + 1e-5) of each

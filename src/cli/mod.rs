@@ -57,13 +57,13 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a model from HDF5 embeddings into a run folder, or go on with a run
+    /// Train a model from HDF5 embeddings into a run folder, or continue a run
     Train(Box<train::Args>),
     /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
     Encode(encode::Args),
-    /// Tell what each latent fires on, and which labels it tells
+    /// Show what each latent fires on, and which labels it predicts
     Features(features::Args),
     /// Put a run on one HTML page: settings, curves, figures, latents with their ids and labels
     Report(report::Args),
@@ -75,7 +75,7 @@ enum Command {
     Export(export::Args),
     /// Make a model.safetensors from a model of one of these
     Import(import::Args),
-    /// Tell what a data file or a model holds
+    /// Show what a data file, a model or a run holds
     Inspect(inspect::Args),
     #[cfg(feature = "cuda")]
     /// Show devices and CUDA libraries, and where each was looked for

@@ -37,7 +37,7 @@ pub struct Args {
     /// Leave out ids in several of the groups [default: they count in each]
     #[arg(long)]
     exclusive: bool,
-    /// A latent is active in a group if more than this share of its rows activate it. With L active latents a row
+    /// A latent is active in a group if more than this share of its rows activate it. With L active latents per row
     /// at most L / SHARE latents can be, however many the model has
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     threshold: f64,

@@ -30,7 +30,7 @@ pub struct Args {
     /// Latents in the table, the strongest
     #[arg(long, default_value_t = 500, value_name = "N")]
     features: usize,
-    /// Ids a latent: those that fire it most
+    /// Ids per latent: those that fire it most
     #[arg(long, default_value_t = 8, value_name = "N")]
     top: usize,
     /// Nearest latents by cosine of decoder rows; 0 leaves them out

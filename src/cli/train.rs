@@ -22,7 +22,7 @@ pub struct Args {
     /// Folder of the run [default: the first file's name with -sae]
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     out: Option<PathBuf>,
-    /// Go on with the run in this folder where it stopped; its configuration holds
+    /// Continue the run in this folder from where it stopped, with its configuration
     #[arg(long, value_name = "RUN")]
     resume: Option<PathBuf>,
     /// Options from a TOML file, such as a run's config.toml; flags win

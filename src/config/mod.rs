@@ -381,7 +381,7 @@ fn no_relaxation(activation: Activation, given: Option<Relaxation>) -> Result<Re
     }
 }
 
-/// Candidates a row; k where the relaxation has none.
+/// Candidates per row; k where the relaxation has none.
 fn pool(o: &Options, relaxation: Relaxation, k: usize, n_latents: usize) -> Result<usize> {
     match o.pool {
         Some(pool) if !relaxation.has_candidates() => usage(format!(

@@ -1,9 +1,9 @@
 //! What stands in for progress in a build without the feature `cli`: nothing is shown.
 
 /// Progress over optimizer steps.
-pub struct Progress;
+pub struct StepBar;
 
-impl Progress {
+impl StepBar {
     /// Shows nothing.
     pub fn new(_total_steps: u64, _start_step: u64, _quiet: bool) -> Self {
         Self
@@ -20,9 +20,9 @@ impl Progress {
 }
 
 /// A phase whose length is not known.
-pub struct Phase;
+pub struct Spinner;
 
-impl Phase {
+impl Spinner {
     /// Shows nothing.
     pub fn new(_what: &str, _quiet: bool) -> Self {
         Self

@@ -13,13 +13,13 @@ const BAR_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where progress goes.
-enum Sink {
+enum Stream {
     Bar(ProgressBar),
     Lines(Box<dyn Write + Send>),
     Quiet,
 }
 
-impl Sink {
+impl Stream {
     fn for_stderr(quiet: bool, bar: impl FnOnce() -> ProgressBar) -> Self {
         if quiet {
             Self::Quiet
@@ -41,8 +41,8 @@ impl Sink {
 }
 
 /// Progress over optimizer steps.
-pub struct Progress {
-    sink: Sink,
+pub struct StepBar {
+    sink: Stream,
     total: u64,
     interval: Duration,
     /// When and at which step the last report was written.
@@ -56,10 +56,10 @@ pub struct Progress {
     began: (Instant, u64),
 }
 
-impl Progress {
+impl StepBar {
     /// Progress from `start_step` (0, or where a resumed run goes on) to `total_steps`.
     pub fn new(total_steps: u64, start_step: u64, quiet: bool) -> Self {
-        let sink = Sink::for_stderr(quiet, || {
+        let sink = Stream::for_stderr(quiet, || {
             let bar = ProgressBar::new(total_steps).with_position(start_step);
             bar.reset_eta();
             bar.with_style(style("{wide_bar:.cyan/dim} {human_pos}/{human_len} steps  {msg}  {eta} left"))
@@ -67,9 +67,9 @@ impl Progress {
         Self::with_sink(sink, total_steps, start_step)
     }
 
-    fn with_sink(sink: Sink, total: u64, start: u64) -> Self {
+    fn with_sink(sink: Stream, total: u64, start: u64) -> Self {
         let interval = match sink {
-            Sink::Bar(_) => BAR_INTERVAL,
+            Stream::Bar(_) => BAR_INTERVAL,
             _ => LINE_INTERVAL,
         };
         Self {
@@ -87,7 +87,7 @@ impl Progress {
     /// `step` steps are done. Call it as often as is known: most calls only read the clock.
     /// `note` is shown at the end, for instance the phase.
     pub fn step(&mut self, step: u64, loss: f64, rows_per_second: f64, note: &str) {
-        if matches!(self.sink, Sink::Quiet) {
+        if matches!(self.sink, Stream::Quiet) {
             return;
         }
         let now = Instant::now();
@@ -108,18 +108,18 @@ impl Progress {
         let (step, loss, rows_per_second) = self.latest;
         let text = describe(loss, rows_per_second, &self.note);
         match &mut self.sink {
-            Sink::Bar(bar) => {
+            Stream::Bar(bar) => {
                 bar.set_position(step);
                 bar.set_message(text);
             }
-            Sink::Lines(_) => {
+            Stream::Lines(_) => {
                 // The pace since the last line, not since the start: annealing steps cost more.
                 let (since, from) = self.reported.unwrap_or(self.began);
                 let left = time_left(now - since, step.saturating_sub(from), self.total, step);
                 let (done, total) = (thousands(step), thousands(self.total));
                 self.sink.line(&format!("step {done}/{total}  {text}{left}"));
             }
-            Sink::Quiet => {}
+            Stream::Quiet => {}
         }
         self.reported = Some((now, step));
         self.shown = true;
@@ -135,23 +135,23 @@ impl Progress {
         if !self.shown {
             self.report(Instant::now());
         }
-        if let Sink::Bar(bar) = &self.sink {
+        if let Stream::Bar(bar) = &self.sink {
             bar.abandon();
         }
     }
 }
 
 /// A phase whose length is not known, such as reading files: a spinner, or a line at its start and end.
-pub struct Phase {
-    sink: Sink,
+pub struct Spinner {
+    sink: Stream,
     what: String,
     began: Instant,
 }
 
-impl Phase {
+impl Spinner {
     /// Says that `what` (as in "reading embeddings") has begun.
     pub fn new(what: &str, quiet: bool) -> Self {
-        let sink = Sink::for_stderr(quiet, || {
+        let sink = Stream::for_stderr(quiet, || {
             let bar = ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {msg}"));
             bar.set_message(format!("{what} ..."));
             bar.enable_steady_tick(BAR_INTERVAL);
@@ -160,8 +160,8 @@ impl Phase {
         Self::with_sink(sink, what)
     }
 
-    fn with_sink(mut sink: Sink, what: &str) -> Self {
-        if let Sink::Lines(_) = sink {
+    fn with_sink(mut sink: Stream, what: &str) -> Self {
+        if let Stream::Lines(_) = sink {
             sink.line(&format!("{what} ..."));
         }
         Self { sink, what: what.to_owned(), began: Instant::now() }
@@ -169,7 +169,7 @@ impl Phase {
 
     /// Shows where the phase stands (on a terminal only), for instance a count. Cheap.
     pub fn update(&self, state: &str) {
-        if let Sink::Bar(bar) = &self.sink {
+        if let Stream::Bar(bar) = &self.sink {
             bar.set_message(format!("{} ... {state}", self.what));
         }
     }
@@ -182,10 +182,10 @@ impl Phase {
     }
 }
 
-impl Drop for Phase {
+impl Drop for Spinner {
     fn drop(&mut self) {
         // An error message must not follow a spinner that still turns.
-        if let Sink::Bar(bar) = &self.sink {
+        if let Stream::Bar(bar) = &self.sink {
             bar.finish_and_clear();
         }
     }
@@ -243,15 +243,15 @@ mod tests {
             let text = String::from_utf8(bytes).unwrap();
             text.lines().map(str::to_owned).collect()
         }
-        fn sink(&self) -> Sink {
-            Sink::Lines(Box::new(self.clone()))
+        fn sink(&self) -> Stream {
+            Stream::Lines(Box::new(self.clone()))
         }
     }
 
     #[test]
     fn without_a_terminal_most_steps_write_nothing_and_the_last_one_does() {
         let log = Log::default();
-        let mut progress = Progress::with_sink(log.sink(), 10_000, 0);
+        let mut progress = StepBar::with_sink(log.sink(), 10_000, 0);
         for step in 1..=10_000 {
             progress.step(step, 0.5, 12_345.6, "annealing");
         }
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn an_interrupted_run_shows_the_step_it_reached() {
         let log = Log::default();
-        let mut progress = Progress::with_sink(log.sink(), 10_000, 300);
+        let mut progress = StepBar::with_sink(log.sink(), 10_000, 300);
         progress.step(301, 0.5, 100.0, "");
         progress.step(302, 0.4, 100.0, "");
         progress.message("stopping");
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_phase_names_its_result_and_its_time() {
         let log = Log::default();
-        let phase = Phase::with_sink(log.sink(), "reading");
+        let phase = Spinner::with_sink(log.sink(), "reading");
         phase.update("half");
         phase.finish("2 rows");
         assert_eq!(log.lines()[0], "reading ...");
@@ -307,8 +307,8 @@ mod tests {
                 Ok(())
             }
         }
-        for sink in [Sink::Quiet, Sink::Lines(Box::new(Closed))] {
-            let mut progress = Progress::with_sink(sink, 2, 0);
+        for sink in [Stream::Quiet, Stream::Lines(Box::new(Closed))] {
+            let mut progress = StepBar::with_sink(sink, 2, 0);
             progress.step(1, f64::NAN, f64::INFINITY, "");
             progress.message("x");
             progress.finish();

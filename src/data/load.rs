@@ -9,12 +9,12 @@ use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::ids::first_control;
 use super::layout::{Ids, Layout, Piece, Plan, place, plan};
-use super::read::{Part, read_all};
+use super::read::{Stretch, read_all};
 use crate::error::{Error, Result};
-use crate::rows::{Dtype, Piece as Origin, Resident, RowIndex, Values};
+use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
 
 /// Ends the messages on single bad rows.
-const SKIP_HINT: &str = "mend the file, or drop such rows with --skip-bad-rows";
+const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
 
 impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
@@ -139,7 +139,7 @@ pub(super) fn dtype(pieces: &[Located<'_>]) -> Dtype {
 pub(super) fn read_range(pieces: &[Located<'_>], rows: Range<usize>, values: &mut Values) -> Result<()> {
     let mut parts = Vec::new();
     for (p, rows) in overlaps(pieces, rows) {
-        parts.push(Part {
+        parts.push(Stretch {
             file: p.file,
             dataset: &p.piece.dataset,
             stored: p.piece.stored,
@@ -303,13 +303,13 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
     groups
 }
 
-fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<Origin> {
+fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<SourceFile> {
     let mut n_rows = vec![0; plans.len()];
     for p in pieces {
         let kept = &keep[p.start..p.start + p.piece.n_rows];
         n_rows[p.plan] += kept.iter().filter(|&&keep| keep).count();
     }
-    let source = |(plan, n_rows): (&Plan, usize)| Origin {
+    let source = |(plan, n_rows): (&Plan, usize)| SourceFile {
         path: plan.file.path.clone(),
         layout: Layout::name(plan.layout),
         datasets: plan.dataset_text.clone(),

@@ -27,7 +27,7 @@ struct Job<'a> {
 }
 
 /// Rows of a dataset that are read: all of it, or a stretch of its first axis.
-pub(super) struct Part<'a> {
+pub(super) struct Stretch<'a> {
     pub file: &'a File,
     pub dataset: &'a Dataset,
     pub stored: Stored,
@@ -38,12 +38,12 @@ pub(super) struct Part<'a> {
 }
 
 /// Reads `parts` one after another into `values`; their sizes must add up to that of `values`.
-pub(super) fn read_all(parts: &[Part<'_>], values: &mut Values) -> Result<()> {
+pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()> {
     let target = values.dtype();
     let mut rest = values.bytes_mut();
     let mut jobs = Vec::with_capacity(parts.len());
     for part in parts {
-        let Part { file, dataset, stored, width, .. } = *part;
+        let Stretch { file, dataset, stored, width, .. } = *part;
         let n = (part.rows.end - part.rows.start) as usize * width;
         let (out, after) = rest.split_at_mut(n * target.size());
         rest = after;
@@ -63,9 +63,9 @@ pub(super) fn read_all(parts: &[Part<'_>], values: &mut Values) -> Result<()> {
     jobs.into_par_iter().with_min_len(together).try_for_each(|job| run(job, target))
 }
 
-fn read_through_library(part: &Part<'_>, target: Dtype, out: &mut [u8]) -> Result<()> {
+fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Result<()> {
     interrupt::check()?;
-    let Part { file, dataset, stored, .. } = *part;
+    let Stretch { file, dataset, stored, .. } = *part;
     if out.is_empty() {
         return Ok(());
     }

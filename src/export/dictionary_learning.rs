@@ -8,7 +8,7 @@
 
 use super::foreign::{Foreign, ForeignActivation};
 use super::pt::{self, Item};
-use super::tensors::{Settings, Tensors, not_representable, wrong};
+use super::tensors::{ForeignSettings, Tensors, not_representable, wrong};
 use super::{Notes, by_hand, transpose, write_json};
 use crate::error::Result;
 use crate::model::Params;
@@ -84,7 +84,7 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
     // class, the trainer tells.
     let (mut k, mut class) = (None, None);
     if config.is_file()
-        && let Some(trainer) = Settings::read(&config)?.inner("trainer")?
+        && let Some(trainer) = ForeignSettings::read(&config)?.inner("trainer")?
     {
         k = trainer.count("k")?;
         class = trainer.text("dict_class")?;

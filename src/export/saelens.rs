@@ -5,7 +5,7 @@
 //! deviation, 1e-5 added to it, and the standard deviation without it on the way back.
 
 use super::foreign::{Foreign, ForeignActivation};
-use super::tensors::{Settings, Tensors, not_representable};
+use super::tensors::{ForeignSettings, Tensors, not_representable};
 use super::{Notes, other_eps, transpose, write_json, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
@@ -106,7 +106,7 @@ const USED: [&str; 10] = [
 ];
 
 /// Whether SAELens reads this file as one of before version 6: it has no version, or a smaller one.
-fn is_old(config: &Settings) -> Result<bool> {
+fn is_old(config: &ForeignSettings) -> Result<bool> {
     let version = match (config.text("sae_lens_version")?, config.inner("metadata")?) {
         (None, Some(metadata)) => metadata.text("sae_lens_version")?,
         (version, _) => version,
@@ -118,7 +118,7 @@ fn is_old(config: &Settings) -> Result<bool> {
 
 /// Codes by `architecture`; before version 6 a top k was an activation function, whatever the architecture was called
 /// (`sae_lens/loading/pretrained_sae_loaders.py`, `handle_pre_6_0_config`).
-fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<ForeignActivation> {
+fn activation(config: &ForeignSettings, path: &Path, ignored: &[String]) -> Result<ForeignActivation> {
     let refuse = |what: String| Err(not_representable(path, &what));
     let function = match config.text("activation_fn_str")? {
         Some(name) => Some(name),
@@ -158,7 +158,7 @@ fn activation(config: &Settings, path: &Path, ignored: &[String]) -> Result<Fore
 }
 
 /// Refuses what is done to activations before the encoder, and is not ours; true where each row is normalised.
-fn normalized(config: &Settings, folder: &Path, path: &Path) -> Result<bool> {
+fn normalized(config: &ForeignSettings, folder: &Path, path: &Path) -> Result<bool> {
     let refuse = |what: String| Err(not_representable(path, &what));
     let scaler = folder.join(SCALER);
     if scaler.exists() {
@@ -192,7 +192,7 @@ fn normalized(config: &Settings, folder: &Path, path: &Path) -> Result<bool> {
 
 pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
     let path = folder.join(CONFIG);
-    let config = Settings::read(&path)?;
+    let config = ForeignSettings::read(&path)?;
     let activation = activation(&config, &path, ignored)?;
     let normalize = normalized(&config, folder, &path)?;
     let harmless: Vec<&str> =

@@ -5,7 +5,7 @@
 //! the k largest of relu. No normalisation of rows.
 
 use super::foreign::{Foreign, ForeignActivation};
-use super::tensors::{Settings, Tensors, not_representable};
+use super::tensors::{ForeignSettings, Tensors, not_representable};
 use super::{Notes, by_hand, top, write_json, write_tensors};
 use crate::error::Result;
 use crate::files::Tensor;
@@ -70,7 +70,7 @@ const HARMLESS: [&str; 5] = ["d_in", "expansion_factor", "multi_topk", "normaliz
 
 pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
     let path = folder.join(CONFIG);
-    let config = Settings::read(&path)?;
+    let config = ForeignSettings::read(&path)?;
     if let Some(other) = config.text("activation")?.filter(|a| a != "topk") {
         return Err(not_representable(&path, &format!("activation `{other}`")));
     }

@@ -159,12 +159,12 @@ fn not_understood<'a>(
 
 /// A JSON object of settings.
 #[derive(Debug)]
-pub struct Settings {
+pub struct ForeignSettings {
     path: PathBuf,
     values: serde_json::Map<String, serde_json::Value>,
 }
 
-impl Settings {
+impl ForeignSettings {
     /// Reads a file.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// One file that rows were read from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Piece {
+pub struct SourceFile {
     /// The file.
     pub path: PathBuf,
     /// What its rows are: `one vector per id`, `residues per id` or `matrix`.
@@ -23,7 +23,7 @@ pub struct RowIndex {
     /// Group and residue (from 1; 0 for a row that is no residue) of each row; empty if every row is a group of its own.
     pub(crate) of_row: Vec<(u32, u32)>,
     /// The files, in the order given.
-    pub(crate) pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<SourceFile>,
 }
 
 impl RowIndex {
@@ -75,7 +75,7 @@ impl RowIndex {
     }
 
     /// The files, in the order given.
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[SourceFile] {
         &self.pieces
     }
 

@@ -10,7 +10,7 @@ mod values;
 
 pub use batches::BatchOrder;
 pub use dtype::Dtype;
-pub use index::{Piece, RowIndex};
+pub use index::{RowIndex, SourceFile};
 pub use resident::Resident;
 pub use split::{Part, Split, part_of_id, read_parts};
 pub use values::Values;

@@ -14,7 +14,7 @@ pub mod names {
     pub const CONFIG: &str = "config.toml";
     /// Id and split.
     pub const SPLITS: &str = "splits.tsv";
-    /// A line an evaluation.
+    /// One line per evaluation.
     pub const METRICS: &str = "metrics.csv";
     /// The trained model.
     pub const MODEL: &str = "model.safetensors";
@@ -252,7 +252,7 @@ fn check_contents(root: &Path, overwrite: bool) -> Result<()> {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "--out {shown} holds a run already; go on with `sae train --resume {shown}`, or start anew with --overwrite"
+        "--out {shown} holds a run already; continue it with `sae train --resume {shown}`, or start anew with --overwrite"
     )))
 }
 

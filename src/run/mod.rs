@@ -18,7 +18,7 @@ pub use memory::{Memory, PLOTS};
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
-use crate::console::{self, progress::Phase};
+use crate::console::{self, progress::Spinner};
 use crate::data::{Embeddings, LoadOptions};
 use crate::error::{Error, Result};
 use crate::files;
@@ -69,10 +69,10 @@ pub struct Prepared {
 /// # Errors
 /// As [`Embeddings::load`].
 pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
-    let phase = Phase::new("loading", quiet);
+    let spinner = Spinner::new("loading", quiet);
     let data = Embeddings::load(paths, options)?;
     interrupt::check()?;
-    phase.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
+    spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
         data.skipped().warn();
     }
@@ -209,7 +209,7 @@ pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
     let (before, now) = (&progress.device, backend.device());
     if !before.is_empty() && !same_card(before, &now) && !session.quiet {
         console::warn(format_args!(
-            "the run was computed on {before} until now and goes on with {now}: other bits are to be expected"
+            "the run was computed on {before} until now and continues on {now}: expect other bits"
         ));
     }
     finish(prepared, &folder, id, backend, progress, session).map_err(|e| e.in_run(root))
@@ -235,7 +235,7 @@ fn finish(
         .keep_in(store);
     let trained = trainer.run(session.stop).map_err(|error| match error {
         Error::Interrupted(what) => Error::Interrupted(format!(
-            "{what}; a checkpoint is on disk: go on with `sae train --resume {}`",
+            "{what}; a checkpoint is on disk: continue with `sae train --resume {}`",
             folder.root().display()
         )),
         other => other,

@@ -22,7 +22,7 @@ pub struct Summary {
     /// Share of latents active on no row of the training split.
     #[serde(deserialize_with = "null_is_nan")]
     pub dead_fraction: f64,
-    /// Training rows a second in steps alone, without start-up and evaluation.
+    /// Training rows per second in steps alone, without start-up and evaluation.
     #[serde(deserialize_with = "null_is_nan")]
     pub rows_per_second: f64,
     /// Steps of the model that was kept.

@@ -1,7 +1,7 @@
 //! Observers of a run: the terminal, and `metrics.csv`.
 
 use crate::console;
-use crate::console::progress::Progress as Display;
+use crate::console::progress::StepBar;
 use crate::error::Result;
 use crate::files;
 use crate::train::metrics::{self, MetricRow};
@@ -11,14 +11,14 @@ use std::path::PathBuf;
 /// Shows steps and warnings on standard error.
 pub(super) struct Terminal {
     /// `None` once the steps ended.
-    display: Option<Display>,
+    display: Option<StepBar>,
     quiet: bool,
 }
 
 impl Terminal {
     /// Of a run of `steps` steps of which `done` are done.
     pub(super) fn new(steps: u64, done: u64, quiet: bool) -> Self {
-        Self { display: Some(Display::new(steps, done, quiet)), quiet }
+        Self { display: Some(StepBar::new(steps, done, quiet)), quiet }
     }
 }
 

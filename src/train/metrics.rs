@@ -21,7 +21,7 @@ pub struct Quality {
     /// Fraction of variance unexplained, against the mean of the training split.
     #[serde(deserialize_with = "null_is_nan")]
     pub fvu: f64,
-    /// Active latents a row.
+    /// Active latents per row.
     #[serde(deserialize_with = "null_is_nan")]
     pub l0: f64,
     /// Mean cosine of row and reconstruction.
@@ -209,7 +209,7 @@ pub struct MetricRow {
     /// Learning rate of the last step.
     #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
-    /// Training rows a second since the last line; step time alone.
+    /// Training rows per second since the last line; step time alone.
     #[serde(deserialize_with = "null_is_nan")]
     pub rows_per_second: f64,
     /// Mean training loss since the last line (before each update, with the mix of that step).

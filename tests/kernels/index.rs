@@ -4,7 +4,7 @@ use crate::common::device::device;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::launch;
-use topk_sae::backend::cuda::work::{Sizes, Work};
+use topk_sae::backend::cuda::work::{Sizes, WorkBuffers};
 use topk_sae::noise::philox4x32;
 use topk_sae::rows::Dtype;
 use topk_sae::spec::{ModelSpec, Precision};
@@ -21,14 +21,14 @@ pub fn check(
 ) {
     let spec = ModelSpec::plain(k);
     let sizes = Sizes::new(&spec, 2, m, true, Precision::F32, Dtype::F32).unwrap();
-    let mut work = Work::new(device, &sizes, n, true).unwrap();
+    let mut work = WorkBuffers::new(device, &sizes, n, true).unwrap();
     // Places that hold no entry name a latent that is not there.
     let entry = |at: usize| if ((at % k) as u32) < held(at / k) { latent(at / k, at % k) } else { u32::MAX };
     let index: Vec<u32> = (0..n * k).map(entry).collect();
     let counts: Vec<u32> = (0..n).map(held).collect();
     work.main.index.write(device, &index).unwrap();
     work.main.count.write(device, &counts).unwrap();
-    let Work { main, totals, cursor, unordered, .. } = &mut work;
+    let WorkBuffers { main, totals, cursor, unordered, .. } = &mut work;
     launch::index(device, &sizes, n, main, totals, cursor, unordered).unwrap();
     let mut want: Vec<(u32, u32)> =
         index.iter().enumerate().filter(|e| *e.1 != u32::MAX).map(|(at, &j)| (j, at as u32)).collect();

@@ -5,9 +5,9 @@ use cuda_on_cpu::sanitizer;
 use topk_sae::backend::cpu::reference;
 use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};
-use topk_sae::backend::cuda::launch::{self, Batch, Shared};
+use topk_sae::backend::cuda::launch::{self, CarriedOver, DeviceBatch};
 use topk_sae::backend::cuda::params::StepParams;
-use topk_sae::backend::cuda::work::{Sizes, Work};
+use topk_sae::backend::cuda::work::{Sizes, WorkBuffers};
 use topk_sae::backend::{Phase, StepPlan};
 use topk_sae::noise::{Noise, philox4x32, unit};
 use topk_sae::rows::Dtype;
@@ -55,8 +55,8 @@ pub fn select(
         Element::Bf16 => topk_sae::spec::Precision::Bf16,
     };
     let sizes = Sizes::new(&spec, 2, m, true, precision, Dtype::F32).unwrap();
-    let mut work = Work::new(device, &sizes, n, true).unwrap();
-    let mut shared = Shared::new(device, m, 1).unwrap();
+    let mut work = WorkBuffers::new(device, &sizes, n, true).unwrap();
+    let mut shared = CarriedOver::new(device, m, 1).unwrap();
     let mut bias = Buffer::<f32>::zeros(device, m, "biases").unwrap();
     bias.write(device, b_lat).unwrap();
     // Places beyond M hold what would win, if it were looked at.
@@ -69,7 +69,7 @@ pub fn select(
     let params = StepParams::new(&spec, &plan, n, m, 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params)).unwrap();
     let step = work.message.address();
-    let batch = Batch { n, step, rows: 0, data: 0, given: 0 };
+    let batch = DeviceBatch { n, step, rows: 0, data: 0, given: 0 };
     launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, Phase::Hard, &mut work).unwrap();
     let count = work.main.count.read(device, n).unwrap();
     let index = work.main.index.read(device, n * k).unwrap();

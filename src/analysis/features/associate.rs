@@ -24,7 +24,7 @@ use crate::analysis::labels::choose::Labelled;
 use crate::analysis::statistics::{Confusion, benjamini_hochberg};
 use rayon::prelude::*;
 
-/// How well a latent tells a label.
+/// How well a latent predicts a label.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Association {
     /// Latent, from 0.
@@ -74,7 +74,7 @@ pub fn associate(codes: &ByLatent, labels: &Labelled) -> Vec<Association> {
 
 /// A threshold and its F1.
 #[derive(Debug, Clone, Copy, Default)]
-struct Choice {
+struct Chosen {
     threshold: f32,
     f1: f64,
 }
@@ -98,7 +98,7 @@ struct Sweep<'a> {
     after: Vec<u64>,
     /// Rows seen that bear each label.
     true_seen: Vec<u64>,
-    choices: Vec<Choice>,
+    choices: Vec<Chosen>,
     positives: Vec<Positives>,
     /// Activations seen in each column, falling.
     seen: Vec<Vec<f32>>,
@@ -113,7 +113,7 @@ impl<'a> Sweep<'a> {
             before: vec![0; n_columns],
             after: vec![0; n_columns],
             true_seen: vec![0; n_labels],
-            choices: vec![Choice::default(); n_labels],
+            choices: vec![Chosen::default(); n_labels],
             positives: vec![Positives::default(); n_labels],
             seen: vec![vec![]; n_columns],
         }
@@ -148,7 +148,7 @@ impl<'a> Sweep<'a> {
         let labels = self.labels;
         self.after.fill(0);
         self.true_seen.fill(0);
-        self.choices.fill(Choice::default());
+        self.choices.fill(Chosen::default());
         self.seen.iter_mut().for_each(Vec::clear);
         for ties in self.active.chunk_by(|a, b| a.0 == b.0) {
             for (_, profile) in ties {
@@ -164,7 +164,7 @@ impl<'a> Sweep<'a> {
                 let of = &labels.labels[at];
                 let f1 = 2.0 * self.true_seen[at] as f64 / (self.after[of.column] + of.rows[0]) as f64;
                 if f1 > self.choices[at].f1 {
-                    self.choices[at] = Choice { threshold: ties[0].0, f1 };
+                    self.choices[at] = Chosen { threshold: ties[0].0, f1 };
                 }
             }
         }
@@ -207,7 +207,7 @@ impl<'a> Sweep<'a> {
 
     /// The test of a label that got a threshold; q is still 1.
     fn association(&self, latent: usize, label: usize) -> Option<Association> {
-        let Choice { threshold, f1 } = self.choices[label];
+        let Chosen { threshold, f1 } = self.choices[label];
         if f1 == 0.0 {
             return None;
         }

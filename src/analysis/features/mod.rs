@@ -30,9 +30,9 @@ pub struct FeaturesRequest {
     pub split: Option<Part>,
     /// Take an id's rows together: a latent's activation is the largest over them.
     pub pool: bool,
-    /// Ids a latent, at most.
+    /// Ids per latent, at most.
     pub top: usize,
-    /// Neighbours a latent, at most.
+    /// Neighbours per latent, at most.
     pub neighbours: usize,
     /// Table of labels, and how to read it.
     pub labels: Option<(PathBuf, LabelOptions)>,
@@ -145,7 +145,7 @@ pub struct Features {
 
 /// Works out what each latent does on the rows of a split, or on all.
 ///
-/// The codes stay in memory, k entries of 8 bytes a row, and so do the ids.
+/// The codes stay in memory, k entries of 8 bytes per row, and so do the ids.
 ///
 /// # Errors
 /// As [`super::codes::walk`] and [`LabelTable::read`]; a table of labels none of which can be tested;

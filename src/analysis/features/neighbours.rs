@@ -1,7 +1,7 @@
 //! Latents whose decoder rows point the same way.
 
 use crate::backend::cpu::linalg::{View, product};
-use crate::console::progress::Phase;
+use crate::console::progress::Spinner;
 use crate::error::{Error, Result};
 use crate::model::{Params, normalize};
 use crate::text::thousands;
@@ -39,7 +39,7 @@ pub fn neighbours(
     if count == 0 {
         return Ok(vec![vec![]; m]);
     }
-    let phase = Mutex::new(Phase::new("neighbours", quiet));
+    let spinner = Mutex::new(Spinner::new("neighbours", quiet));
     let mut unit = params.decoder().to_vec();
     unit.par_chunks_exact_mut(d).for_each(normalize);
     let zero: Vec<bool> = unit.par_chunks_exact(d).map(|row| row.iter().all(|&v| v == 0.0)).collect();
@@ -61,8 +61,8 @@ pub fn neighbours(
             });
             let found = found.collect();
             let seen = done.fetch_add(rows, Ordering::Relaxed) + rows;
-            if let Ok(phase) = phase.lock() {
-                phase.update(&format!("{} of {} latents", thousands(seen as u64), thousands(m as u64)));
+            if let Ok(spinner) = spinner.lock() {
+                spinner.update(&format!("{} of {} latents", thousands(seen as u64), thousands(m as u64)));
             }
             found
         })
@@ -70,8 +70,8 @@ pub fn neighbours(
     if stop.load(Ordering::Relaxed) {
         return Err(Error::Interrupted("interrupted; nothing was written".into()));
     }
-    if let Ok(phase) = phase.into_inner() {
-        phase.finish(&format!("{} latents", thousands(m as u64)));
+    if let Ok(spinner) = spinner.into_inner() {
+        spinner.finish(&format!("{} latents", thousands(m as u64)));
     }
     Ok(blocks.into_iter().flatten().collect())
 }

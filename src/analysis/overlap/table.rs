@@ -20,7 +20,7 @@ impl Overlap {
         found
     }
 
-    /// A tab-separated table with a line a latent: `latent`, `class` (`specific`, `shared`, `some`, `none`),
+    /// A tab-separated table with one line per latent: `latent`, `class` (`specific`, `shared`, `some`, `none`),
     /// `active_in` (groups as [`tsv::list`] writes them), and for each group `share_<group>` and `mean_<group>`.
     pub fn latent_table(&self) -> String {
         let mut text = "latent\tclass\tactive_in".to_owned();

@@ -43,7 +43,7 @@ impl Pool {
 }
 
 /// What the backward pass of a batch reads; the same for all blocks.
-pub struct Shared<'a> {
+pub struct StepInputs<'a> {
     /// N.
     pub n_rows: usize,
     /// D.
@@ -96,7 +96,7 @@ pub struct BlockGrads<'a> {
     pub b_lat: &'a mut [f32],
 }
 
-impl Shared<'_> {
+impl StepInputs<'_> {
     /// Fills `grads`; returns `db_lat W_enc` of the block (D), the part of b_pre's gradient that goes through
     /// the encoder. `scores` is scratch memory for (N, B) values.
     pub fn gradients(
@@ -219,14 +219,14 @@ fn project(grads: &mut [f32], weights: &[f32], d: usize) {
 
 /// The optimizer at one step.
 #[derive(Debug, Clone, Copy)]
-pub struct Optimizer {
+pub struct StepOptimizer {
     matrix: AdamStep,
     bias: AdamStep,
     keep: Option<f32>,
     unit_norm_decoder: bool,
 }
 
-impl Optimizer {
+impl StepOptimizer {
     /// With gradients multiplied by `clip`.
     pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, clip: f64) -> Self {
         let t = (plan.step + 1) as f64;
@@ -273,8 +273,13 @@ impl Optimizer {
         }
     }
 
-    /// Gradient and step of a block in one visit; returns what [`Shared::gradients`] does.
-    pub fn fused(&self, shared: &Shared<'_>, block: &mut BlockState<'_>, scratch: &mut Scratch) -> Vec<f32> {
+    /// Gradient and step of a block in one visit; returns what [`StepInputs::gradients`] does.
+    pub fn fused(
+        &self,
+        shared: &StepInputs<'_>,
+        block: &mut BlockState<'_>,
+        scratch: &mut Scratch,
+    ) -> Vec<f32> {
         let Scratch { w_enc, w_dec, b_lat, scores } = scratch;
         let (count, tied) = (block.b_lat.w.len(), block.w_dec.is_none());
         w_enc.resize(count * shared.d_in, 0.0);

@@ -9,7 +9,7 @@
 //!
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
 
-use super::block::{Optimizer, Pool, Shared, blocks, grad_blocks, latents_in_block, weight_blocks};
+use super::block::{Pool, StepInputs, StepOptimizer, blocks, grad_blocks, latents_in_block, weight_blocks};
 use super::evaluate::{encode_rows, evaluate_rows};
 use super::gates::GateRule;
 use super::linalg::{View, parallel_product};
@@ -68,7 +68,7 @@ pub(super) struct Work {
 }
 
 /// What the forward pass leaves beside the buffers.
-pub(super) struct Forward {
+pub(super) struct ForwardPass {
     pub(super) mode: Mode,
     pub(super) stats: StepStats,
     pub(super) has_aux: bool,
@@ -85,7 +85,7 @@ impl FastCpu {
         self.work.mode
     }
 
-    pub(super) fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Forward> {
+    pub(super) fn forward(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<ForwardPass> {
         let params = &self.state.params;
         let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
         let work = &mut self.work;
@@ -119,7 +119,7 @@ impl FastCpu {
         if !finite {
             stats.loss = f64::NAN;
         }
-        Ok(Forward { mode, stats, has_aux })
+        Ok(ForwardPass { mode, stats, has_aux })
     }
 
     /// Reconstruction, loss and the gradients of the sparse entries, row by row.
@@ -174,7 +174,7 @@ impl FastCpu {
         &mut self,
         rows: &[u32],
         plan: &StepPlan<'_>,
-        forward: &Forward,
+        forward: &ForwardPass,
         keep: bool,
     ) -> f64 {
         let m = self.state.params.n_latents;
@@ -196,7 +196,7 @@ impl FastCpu {
         let norm = global_norm(grads);
         if !keep {
             let clip = spec.optimizer.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
-            let optimizer = Optimizer::new(&spec, plan, clip);
+            let optimizer = StepOptimizer::new(&spec, plan, clip);
             let d = grads.d_in;
             let state = &mut self.state;
             let b_pre = grads.b_pre.clone();
@@ -213,11 +213,11 @@ impl FastCpu {
     }
 
     /// Gradient and Adam in one visit of each block.
-    fn fused_update(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward) {
+    fn fused_update(&mut self, n: usize, plan: &StepPlan<'_>, forward: &ForwardPass) {
         let Self { spec, state, work, .. } = self;
         let d = state.params.d_in;
         let shared = shared(work, n, &state.params, plan, forward);
-        let optimizer = Optimizer::new(spec, plan, 1.0);
+        let optimizer = StepOptimizer::new(spec, plan, 1.0);
         let latents = latents_in_block(forward.mode);
         let (states, mut pre) =
             blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut(), latents);
@@ -232,7 +232,7 @@ impl FastCpu {
     }
 
     /// Gradients of all parameters into `work.grads`.
-    fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &Forward, unit_norm: bool) {
+    fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &ForwardPass, unit_norm: bool) {
         let Self { state, work, .. } = self;
         let params = &state.params;
         let zeros = || Params::zeros(params.d_in, params.n_latents, params.tied());
@@ -353,9 +353,9 @@ pub(super) fn shared<'a>(
     n: usize,
     params: &Params,
     plan: &StepPlan<'_>,
-    forward: &Forward,
-) -> Shared<'a> {
-    Shared {
+    forward: &ForwardPass,
+) -> StepInputs<'a> {
+    StepInputs {
         n_rows: n,
         d_in: params.d_in,
         n_latents: params.n_latents,

@@ -80,13 +80,13 @@ unsafe fn raw_product(out: *mut f32, stride: usize, a: View<'_>, b: View<'_>, ad
 
 /// A pointer that threads may share because each writes places of its own.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32);
+struct SharedPointer(*mut f32);
 // SAFETY: only `parallel_product` makes one, and its tasks write disjoint blocks.
-unsafe impl Send for Shared {}
+unsafe impl Send for SharedPointer {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedPointer {}
 
-impl Shared {
+impl SharedPointer {
     fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
@@ -98,7 +98,7 @@ pub fn parallel_product(out: &mut [f32], a: View<'_>, b: View<'_>, block: (usize
     assert_eq!(a.cols, b.rows, "inner sizes differ");
     assert_eq!(out.len(), a.rows * b.cols, "the output does not fit");
     let stride = b.cols;
-    let shared = Shared(out.as_mut_ptr());
+    let shared = SharedPointer(out.as_mut_ptr());
     let (n_i, n_j) = (a.rows.div_ceil(block.0), b.cols.div_ceil(block.1));
     (0..n_i * n_j).into_par_iter().for_each(|task| {
         // Neighbouring tasks share columns of `b`, the larger operand in every use.

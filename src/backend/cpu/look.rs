@@ -1,7 +1,7 @@
 //! A pass laid open for tests: what the sparse and dense parts of the fast path amount to.
 
 use super::block::{latents_in_block, weight_blocks};
-use super::fast::{FastCpu, Forward, encode, shared};
+use super::fast::{FastCpu, ForwardPass, encode, shared};
 use super::relax::Mode;
 use super::sparse::ROWS;
 use crate::backend::{Pass, StepPlan};
@@ -42,7 +42,13 @@ impl FastCpu {
     }
 
     /// The (N, M) code and gradient of the scores that the sparse and dense parts amount to.
-    fn dense_view(&self, plan: &StepPlan<'_>, forward: &Forward, n: usize, m: usize) -> (Vec<f32>, Vec<f32>) {
+    fn dense_view(
+        &self,
+        plan: &StepPlan<'_>,
+        forward: &ForwardPass,
+        n: usize,
+        m: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
         let work = &self.work;
         let mut code = vec![0.0f32; n * m];
         let mut grad = vec![0.0f32; n * m];

@@ -14,11 +14,11 @@
 
 use super::buffer::{Buffer, Values};
 use super::device::{Device, Memory, RecordKey};
-use super::launch::{self, Batch, Shared};
+use super::launch::{self, CarriedOver, DeviceBatch};
 use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
-use super::work::{self, ROWS_AT, Sizes, Work};
+use super::work::{self, ROWS_AT, Sizes, WorkBuffers};
 use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
@@ -53,8 +53,8 @@ pub(super) struct Parts {
     pub(super) sizes: Sizes,
     pub(super) tensors: Tensors,
     averages: Option<Averages>,
-    pub(super) shared: Shared,
-    pub(super) work: Option<Work>,
+    pub(super) shared: CarriedOver,
+    pub(super) work: Option<WorkBuffers>,
     resident: Option<Memory>,
     given: Option<Buffer<f32>>,
     /// Steps whose outcomes wait on the device.
@@ -89,7 +89,7 @@ impl Engine {
         sizes.check_row(device.facts()?.shared)?;
         let dev = device.as_mut();
         let tensors = Tensors::load(dev, state, sizes.element)?;
-        let shared = Shared::new(dev, m, RING + 1)?;
+        let shared = CarriedOver::new(dev, m, RING + 1)?;
         let mut parts = Parts {
             data,
             spec,
@@ -252,7 +252,8 @@ impl Parts {
         dev.forget();
         self.work = None;
         let staged = self.resident.is_none();
-        self.work = Some(Work::new(dev, &self.sizes, n.max(LEAST_ROWS.min(self.data.n_rows())), staged)?);
+        self.work =
+            Some(WorkBuffers::new(dev, &self.sizes, n.max(LEAST_ROWS.min(self.data.n_rows())), staged)?);
         Ok(())
     }
 
@@ -263,7 +264,7 @@ impl Parts {
         rows: &[u32],
         plan: &StepPlan<'_>,
         slot: usize,
-    ) -> Result<Batch> {
+    ) -> Result<DeviceBatch> {
         let (n, m) = (rows.len(), self.sizes.m);
         self.need_rows(dev, n)?;
         let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
@@ -287,7 +288,7 @@ impl Parts {
         };
         let params = StepParams::new(&self.spec, plan, n, m, slot as u32);
         let batch = self.send_rows(dev, rows, &params)?;
-        Ok(Batch { given, ..batch })
+        Ok(DeviceBatch { given, ..batch })
     }
 
     /// Sends row numbers (and rows) with a step's numbers.
@@ -296,7 +297,7 @@ impl Parts {
         dev: &mut dyn Device,
         rows: &[u32],
         params: &StepParams,
-    ) -> Result<Batch> {
+    ) -> Result<DeviceBatch> {
         let n_data = self.data.n_rows();
         if let Some(bad) = rows.iter().find(|&&row| row as usize >= n_data) {
             return Err(Error::Failed(format!(
@@ -325,7 +326,7 @@ impl Parts {
         })?;
         read?;
         let data = resident.as_ref().map_or(base + work::staged_at(n) as u64, Memory::address);
-        Ok(Batch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
+        Ok(DeviceBatch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
     }
 
     /// Fetches the outcomes of all queued steps.
@@ -397,7 +398,7 @@ impl Parts {
         rows: &[u32],
         plan: &StepPlan<'_>,
         after_tile: AfterTile<'_>,
-    ) -> Result<(Batch, StepStats)> {
+    ) -> Result<(DeviceBatch, StepStats)> {
         self.drain(dev)?;
         let before = self.shared.control.read(dev, 1)?[0];
         self.need_rows(dev, rows.len())?;

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::engine::{Parts, RING, no_buffers};
-use super::launch::{self, Batch};
+use super::launch::{self, DeviceBatch};
 use super::params::StepParams;
 use super::tensors::Operands;
 use crate::backend::{Codes, Phase, StepPlan};
@@ -13,7 +13,7 @@ use crate::spec::Inference;
 
 impl Parts {
     /// Scores and top k of `rows` into the buffers.
-    fn select(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<Batch> {
+    fn select(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<DeviceBatch> {
         let noise = Noise::Philox { seed: 0 };
         let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise };
         self.need_rows(dev, rows.len())?;

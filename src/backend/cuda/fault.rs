@@ -6,7 +6,7 @@ use cudarc::cublas::sys::cublasStatus_t as Status;
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-const GO_ON: &str = "run the command again; training goes on with `sae train --resume RUN`";
+const GO_ON: &str = "run the command again; training continues with `sae train --resume RUN`";
 const LESS: &str = "lower --batch-size or --latents, or use --precision bf16; \
                     `nvidia-smi` shows what other programs hold";
 
@@ -80,7 +80,7 @@ pub fn cublas(doing: &str, error: CublasError) -> Error {
 /// The error for memory that is not there.
 pub fn no_memory(what: &str, bytes: u64, free: Option<(u64, u64)>) -> Error {
     use crate::text::bytes as size;
-    let left = free.map_or("the driver does not tell how much is free".to_owned(), |(free, total)| {
+    let left = free.map_or("the driver does not say how much is free".to_owned(), |(free, total)| {
         format!("{} of {} are free", size(free), size(total))
     });
     Error::Failed(format!("not enough GPU memory for {what}: {} asked, and {left}; {LESS}", size(bytes)))

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::engine::Engine;
 use super::tensors::gather;
-use super::work::{Entries, Work};
+use super::work::{Entries, WorkBuffers};
 use crate::backend::{Pass, Phase, StepPlan};
 use crate::error::{Error, Result};
 use crate::model::Params;
@@ -74,7 +74,7 @@ fn scatter(
     Ok(())
 }
 
-fn gradients(dev: &mut dyn Device, work: &Work, s: &super::work::Sizes) -> Result<Params> {
+fn gradients(dev: &mut dyn Device, work: &WorkBuffers, s: &super::work::Sizes) -> Result<Params> {
     let Some(kept) = &work.kept else {
         return Err(Error::Failed("a look kept no gradients; please report this".into()));
     };

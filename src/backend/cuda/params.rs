@@ -150,7 +150,7 @@ pub const ROW_QUALITY: usize = 32;
 /// `Quality`: running sums of an evaluation.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
-pub struct Quality {
+pub struct QualitySums {
     /// Squared errors.
     pub squared: f64,
     /// Absolute errors.

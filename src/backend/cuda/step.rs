@@ -2,9 +2,9 @@
 
 use super::device::Device;
 use super::engine::{Parts, no_buffers};
-use super::launch::{self, Batch, Shared, Unit, Update};
+use super::launch::{self, CarriedOver, DeviceBatch, Unit, Update};
 use super::tensors::{Operands, Tensors};
-use super::work::{self, Kept, Sizes, Work};
+use super::work::{self, Kept, Sizes, WorkBuffers};
 use crate::backend::Phase;
 use crate::error::Result;
 
@@ -25,7 +25,7 @@ impl Parts {
     pub(super) fn queue(
         &mut self,
         dev: &mut dyn Device,
-        batch: &Batch,
+        batch: &DeviceBatch,
         phase: Phase,
         aim: Aim,
         after_tile: AfterTile<'_>,
@@ -35,7 +35,13 @@ impl Parts {
         self.backward(dev, batch, phase, aim, &operands, after_tile)
     }
 
-    fn forward(&mut self, dev: &mut dyn Device, batch: &Batch, phase: Phase, w: &Operands) -> Result<()> {
+    fn forward(
+        &mut self,
+        dev: &mut dyn Device,
+        batch: &DeviceBatch,
+        phase: Phase,
+        w: &Operands,
+    ) -> Result<()> {
         let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
             return Err(no_buffers());
         };
@@ -62,7 +68,7 @@ impl Parts {
     fn backward(
         &mut self,
         dev: &mut dyn Device,
-        batch: &Batch,
+        batch: &DeviceBatch,
         phase: Phase,
         aim: Aim,
         w: &Operands,
@@ -74,7 +80,7 @@ impl Parts {
         if phase == Phase::Weighed {
             launch::gate_gradients(dev, s, batch, work)?;
         }
-        let Work { main, aux, totals, cursor, unordered, .. } = work;
+        let WorkBuffers { main, aux, totals, cursor, unordered, .. } = work;
         if phase != Phase::Softmax {
             launch::index(dev, s, batch.n, main, totals, cursor, unordered)?;
         }
@@ -133,10 +139,10 @@ impl Parts {
 fn apply_kept(
     dev: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     tensors: &Tensors,
-    shared: &Shared,
-    work: &Work,
+    shared: &CarriedOver,
+    work: &WorkBuffers,
     unit: Unit,
 ) -> Result<()> {
     let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };

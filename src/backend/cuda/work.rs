@@ -203,7 +203,7 @@ pub struct Kept {
 
 /// Buffers for batches of up to `capacity` rows.
 #[derive(Debug)]
-pub struct Work {
+pub struct WorkBuffers {
     /// N at most.
     pub capacity: usize,
     /// A step's numbers, its row numbers, and its rows where the data are not on the device.
@@ -268,7 +268,7 @@ pub fn staged_at(n: usize) -> usize {
     (ROWS_AT + 4 * n).next_multiple_of(256)
 }
 
-impl Work {
+impl WorkBuffers {
     /// Buffers for `n` rows; `staged` where rows travel with each step.
     ///
     /// # Errors
@@ -371,7 +371,7 @@ impl Work {
     }
 }
 
-/// Bytes of device memory for batches of `n` rows, without the model: what [`Work::new`] and the buffers made later
+/// Bytes of device memory for batches of `n` rows, without the model: what [`WorkBuffers::new`] and the buffers made later
 /// take where `spec` needs them.
 pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let e = s.element.size();

@@ -139,7 +139,7 @@ pub(super) fn table(page: &Page) -> String {
     let (order, labels) = match with_labels {
         true => (
             "those with the highest F1 first, then the largest activation",
-            "; &#10003; is an id that bears the latent's label, for others what they bear in its column is told",
+            "; &#10003; is an id that has the latent's label; others show what they have in its column",
         ),
         false => ("the largest activation first", ""),
     };

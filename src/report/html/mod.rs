@@ -137,7 +137,7 @@ fn tiles(page: &Page) -> String {
     tiles.push(("share that fires", format!("{} %", number(share))));
     if let Some(labels) = &f.labels {
         tiles.push(("labels", labels.labels.len().to_string()));
-        tiles.push(("latents that tell one", thousands(labels.n_latents_found as u64)));
+        tiles.push(("latents that predict one", thousands(labels.n_latents_found as u64)));
     }
     let tiles: String = tiles
         .iter()

@@ -1,8 +1,8 @@
 //! Kernels that weigh a row's candidates, before the decoder and after it.
 
 use super::super::device::{Arg, Device, Launch, WARP};
-use super::super::work::{Gates, Sizes, Work};
-use super::{BLOCK, Batch, Shared, count, grid, u};
+use super::super::work::{Gates, Sizes, WorkBuffers};
+use super::{BLOCK, CarriedOver, DeviceBatch, count, grid, u};
 use crate::error::{Error, Result};
 use crate::spec::Relaxation;
 
@@ -12,7 +12,7 @@ fn launch(n: usize, width: usize) -> Result<Launch> {
     Ok(Launch { grid: grid(n)?, block, shared: 0 })
 }
 
-fn gates(work: &Work) -> Result<&Gates> {
+fn gates(work: &WorkBuffers) -> Result<&Gates> {
     work.gates.as_ref().ok_or_else(|| {
         Error::Failed("buffers of candidates are missing on the GPU; please report this".into())
     })
@@ -22,10 +22,10 @@ fn gates(work: &Work) -> Result<&Gates> {
 pub fn gate_weights(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     relaxation: Relaxation,
-    shared: &mut Shared,
-    work: &mut Work,
+    shared: &mut CarriedOver,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
     let (n, e) = (batch.n, &work.main);
     let (all, width) = (n * e.k, u(e.k)?);
@@ -55,7 +55,12 @@ pub fn gate_weights(
 }
 
 /// dh of the candidates becomes dz, where they were weighed.
-pub fn gate_gradients(device: &mut dyn Device, s: &Sizes, batch: &Batch, work: &mut Work) -> Result<()> {
+pub fn gate_gradients(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &DeviceBatch,
+    work: &mut WorkBuffers,
+) -> Result<()> {
     let (n, e, gates) = (batch.n, &work.main, gates(work)?);
     let (all, width) = (n * e.k, u(e.k)?);
     let (score, direct) = (gates.score.holds(all)?, gates.direct.holds(all)?);

@@ -3,8 +3,8 @@
 use super::super::buffer::{Buffer, Values};
 use super::super::device::{Arg, Device, Element, Launch, WARP};
 use super::super::params::ModelView;
-use super::super::work::{BLOCKS, Entries, Kept, Sizes, Work};
-use super::{Batch, NULL, Shared, count, grid, per_value, row_block, u};
+use super::super::work::{BLOCKS, Entries, Kept, Sizes, WorkBuffers};
+use super::{CarriedOver, DeviceBatch, NULL, count, grid, per_value, row_block, u};
 use crate::error::Result;
 
 /// The inverted index of `entries`.
@@ -26,7 +26,7 @@ pub fn index(
     let (unordered, slots) = (unordered.holds(n * k)?, entries.slots.holds(n * k)?);
     let per_entry = per_value(n * k)?;
     // SAFETY: all buffers were checked for N k entries and M latents; indices are below M (`topk`), and N k fits
-    // in 32 bits (`Work::new`).
+    // in 32 bits (`WorkBuffers::new`).
     unsafe {
         device.launch("index_count", per_entry, &[index, held, rows, width, totals])?;
         let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
@@ -71,10 +71,10 @@ pub struct Update<'a> {
 pub fn latent_update(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     view: &Buffer<ModelView>,
-    shared: &Shared,
-    work: &Work,
+    shared: &CarriedOver,
+    work: &WorkBuffers,
     up: &Update<'_>,
 ) -> Result<()> {
     let n = batch.n;

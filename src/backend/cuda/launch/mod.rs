@@ -15,7 +15,7 @@ pub use tiles::{backward_tile, decode_tile, relu_tile, soft_gradients, soft_weig
 
 use super::buffer::Buffer;
 use super::device::{Arg, Device, Element, Launch, WARP};
-use super::params::{Control, Outcome, Quality};
+use super::params::{Control, Outcome, QualitySums};
 use super::work::Sizes;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
@@ -26,7 +26,7 @@ const NULL: Arg = Arg::Pointer(0);
 
 /// One batch on the device: how many rows, and where its numbers, row numbers and rows lie.
 #[derive(Debug, Clone, Copy)]
-pub struct Batch {
+pub struct DeviceBatch {
     /// N.
     pub n: usize,
     /// Address of the step's numbers.
@@ -41,7 +41,7 @@ pub struct Batch {
 
 /// What steps leave for each other on the device.
 #[derive(Debug)]
-pub struct Shared {
+pub struct CarriedOver {
     /// One value.
     pub control: Buffer<Control>,
     /// A ring of outcomes.
@@ -51,10 +51,10 @@ pub struct Shared {
     /// (M) rows on which a latent is active, in an evaluation.
     pub fired_rows: Buffer<u32>,
     /// One value: sums of an evaluation.
-    pub quality: Buffer<Quality>,
+    pub quality: Buffer<QualitySums>,
 }
 
-impl Shared {
+impl CarriedOver {
     /// Room for `outcomes` steps of a model of `m` latents.
     ///
     /// # Errors

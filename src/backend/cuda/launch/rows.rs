@@ -3,8 +3,8 @@
 use super::super::device::{Arg, Device, Launch, Matrix, Product};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
-use super::super::work::{Sizes, Work};
-use super::{BLOCK, Batch, NULL, Shared, by_element, count, grid, kind, row_block, u};
+use super::super::work::{Sizes, WorkBuffers};
+use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, count, grid, kind, row_block, u};
 use crate::backend::Phase;
 use crate::error::Result;
 use crate::spec::Activation;
@@ -13,10 +13,10 @@ use crate::spec::Activation;
 pub fn gather_norm(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     eps: Option<f64>,
     b_pre: u64,
-    work: &mut Work,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
     let name = by_element(s, ["gather_norm_f32", "gather_norm_bf16"]);
     let args = [
@@ -39,7 +39,13 @@ pub fn gather_norm(
 }
 
 /// `scores = input W_enc^T`.
-pub fn encode(device: &mut dyn Device, s: &Sizes, n: usize, enc: Matrix, work: &mut Work) -> Result<()> {
+pub fn encode(
+    device: &mut dyn Device,
+    s: &Sizes,
+    n: usize,
+    enc: Matrix,
+    work: &mut WorkBuffers,
+) -> Result<()> {
     let a = work.input.matrix(n, s.pitch, s.pitch)?;
     let out = work.scores.matrix(n, s.m, s.score_pitch)?;
     // SAFETY: `matrix` checked both buffers; `enc` comes from `Tensors::operands`; they are different memory.
@@ -63,12 +69,12 @@ fn select(s: &Sizes) -> &'static str {
 pub fn topk(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     b_lat: u64,
-    shared: &mut Shared,
+    shared: &mut CarriedOver,
     count_fired: bool,
     phase: Phase,
-    work: &mut Work,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
     let n = batch.n;
     let soft = phase == Phase::Softmax;
@@ -115,10 +121,10 @@ pub fn topk(
 pub fn topk_dead(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     tensors: &Tensors,
-    shared: &Shared,
-    work: &mut Work,
+    shared: &CarriedOver,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
     let Some(e) = &work.aux else { return Ok(()) };
     let n = batch.n;
@@ -143,7 +149,7 @@ pub fn topk_dead(
 }
 
 /// What kernels that decode a row's entries begin with: the rows, the decoder, the entries.
-fn entry_args(s: &Sizes, batch: &Batch, w: &Operands, work: &Work) -> Result<Vec<Arg>> {
+fn entry_args(s: &Sizes, batch: &DeviceBatch, w: &Operands, work: &WorkBuffers) -> Result<Vec<Arg>> {
     let (n, e) = (batch.n, &work.main);
     Ok(vec![
         Arg::Pointer(batch.data),
@@ -166,11 +172,11 @@ fn entry_args(s: &Sizes, batch: &Batch, w: &Operands, work: &Work) -> Result<Vec
 pub fn decode(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     w: &Operands,
-    shared: &Shared,
+    shared: &CarriedOver,
     phase: Phase,
-    work: &mut Work,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
     let n = batch.n;
     let name = by_element(s, ["decode_f32", "decode_bf16"]);
@@ -213,9 +219,9 @@ pub fn decode(
 pub fn finish_loss(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
-    work: &Work,
-    shared: &mut Shared,
+    batch: &DeviceBatch,
+    work: &WorkBuffers,
+    shared: &mut CarriedOver,
 ) -> Result<()> {
     let args = [
         work.loss.holds(batch.n * ROW_LOSS)?,
@@ -235,11 +241,11 @@ pub fn finish_loss(
 pub fn evaluate(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     w: &Operands,
     dense: bool,
-    work: &mut Work,
-    shared: &mut Shared,
+    work: &mut WorkBuffers,
+    shared: &mut CarriedOver,
 ) -> Result<()> {
     let n = batch.n;
     let name = by_element(s, ["evaluate_f32", "evaluate_bf16"]);

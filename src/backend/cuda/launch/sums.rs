@@ -3,8 +3,8 @@
 use super::super::buffer::{Buffer, Values};
 use super::super::device::{Arg, Device, Element, Launch, WARP};
 use super::super::params::{ModelView, N_DEAD};
-use super::super::work::{BLOCKS, CHUNKS, Sizes, Work};
-use super::{BLOCK, Batch, NULL, Shared, count, grid, per_value, u};
+use super::super::work::{BLOCKS, CHUNKS, Sizes, WorkBuffers};
+use super::{BLOCK, CarriedOver, DeviceBatch, NULL, count, grid, per_value, u};
 use crate::error::Result;
 
 /// Column sums of (n, pitch) values in runs of rows; returns how many runs. Their number follows from `n` alone.
@@ -51,9 +51,9 @@ pub fn pre_bias_gradient(
     s: &Sizes,
     n: usize,
     train: bool,
-    work: &mut Work,
+    work: &mut WorkBuffers,
 ) -> Result<()> {
-    let Work { grad_recon, partial, sums, less, pre_grad, .. } = work;
+    let WorkBuffers { grad_recon, partial, sums, less, pre_grad, .. } = work;
     let dy = grad_recon.holds(n * s.pitch)?;
     let chunks = column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, sums)?;
     // Latents, or the tiles of them, were shared out to this many blocks.
@@ -67,9 +67,9 @@ pub fn pre_bias_gradient(
 pub fn clip_factor(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
-    work: &Work,
-    shared: &mut Shared,
+    batch: &DeviceBatch,
+    work: &WorkBuffers,
+    shared: &mut CarriedOver,
 ) -> Result<()> {
     let args = [
         work.squares.holds(BLOCKS)?,
@@ -88,10 +88,10 @@ pub fn clip_factor(
 pub fn update_pre_bias(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     view: &Buffer<ModelView>,
-    work: &Work,
-    shared: &Shared,
+    work: &WorkBuffers,
+    shared: &CarriedOver,
 ) -> Result<()> {
     let args = [
         view.holds(1)?,
@@ -111,7 +111,7 @@ pub fn count_idle(
     n_rows: usize,
     dead_after: u32,
     idle: &mut Buffer<u32>,
-    shared: &mut Shared,
+    shared: &mut CarriedOver,
 ) -> Result<()> {
     device.zero(shared.control.memory(), N_DEAD)?;
     let args = [

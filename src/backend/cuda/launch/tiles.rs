@@ -1,13 +1,19 @@
 //! The dense half of the warm-up, tile of latents by tile.
 
 use super::super::device::{Arg, Device, Launch, Matrix, Product};
-use super::super::work::{Sizes, Soft, Work};
+use super::super::work::{Sizes, Soft, WorkBuffers};
 use super::sums::{add_chunks, column_sums};
-use super::{BLOCK, Batch, Shared, by_element, count, u};
+use super::{BLOCK, CarriedOver, DeviceBatch, by_element, count, u};
 use crate::error::Result;
 
 /// The arguments that all kernels on a tile of scores begin with.
-fn tile_args(s: &Sizes, batch: &Batch, b_lat: u64, tile: (usize, usize), work: &Work) -> Result<Vec<Arg>> {
+fn tile_args(
+    s: &Sizes,
+    batch: &DeviceBatch,
+    b_lat: u64,
+    tile: (usize, usize),
+    work: &WorkBuffers,
+) -> Result<Vec<Arg>> {
     Ok(vec![
         work.scores.holds(batch.n * s.score_pitch)?,
         Arg::Pointer(b_lat),
@@ -27,10 +33,10 @@ fn tile_launch(n: usize, cols: usize) -> Result<Launch> {
 pub fn soft_weights(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     b_lat: u64,
     tile: (usize, usize),
-    work: &Work,
+    work: &WorkBuffers,
     soft: &mut Soft,
 ) -> Result<()> {
     let mut args = tile_args(s, batch, b_lat, tile, work)?;
@@ -49,10 +55,10 @@ pub fn soft_weights(
 pub fn soft_gradients(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     b_lat: u64,
     tile: (usize, usize),
-    work: &Work,
+    work: &WorkBuffers,
     soft: &mut Soft,
 ) -> Result<()> {
     let mut args = tile_args(s, batch, b_lat, tile, work)?;
@@ -75,12 +81,12 @@ pub fn soft_gradients(
 pub fn relu_tile(
     device: &mut dyn Device,
     s: &Sizes,
-    batch: &Batch,
+    batch: &DeviceBatch,
     b_lat: u64,
     tile: (usize, usize),
-    work: &Work,
+    work: &WorkBuffers,
     soft: &mut Soft,
-    shared: &mut Shared,
+    shared: &mut CarriedOver,
 ) -> Result<()> {
     let mut args = tile_args(s, batch, b_lat, tile, work)?;
     args.extend([
@@ -127,7 +133,7 @@ pub fn backward_tile(
     n: usize,
     dec: Matrix,
     tile: (usize, usize),
-    work: &Work,
+    work: &WorkBuffers,
     soft: &mut Soft,
 ) -> Result<()> {
     let product = Product {
@@ -149,7 +155,7 @@ pub fn tile_gradients(
     s: &Sizes,
     n: usize,
     tile: (usize, usize),
-    work: &Work,
+    work: &WorkBuffers,
     soft: &mut Soft,
 ) -> Result<()> {
     let grad = soft.grad.matrix(n, tile.1, s.tile)?;
