@@ -2,7 +2,7 @@
 
 use super::{Config, Options};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Options that decide no weight: where data lie and how bad rows are treated (the data have a fingerprint of their own),
 /// the preset (what it sets is there), and how often a run is looked at and kept.
@@ -46,36 +46,27 @@ impl Settings {
         Self(settings)
     }
 
-    /// What differs in `now`, one phrase per setting: `lr 0.001 in the checkpoint, 0.003 now`. A setting that a
-    /// checkpoint does not have came with a later version; it then has the value of the arithmetic before there was one.
+    /// What differs in `now`, one phrase per setting: `lr 0.001 in the checkpoint, 0.003 now`. A setting that one of the
+    /// two does not have has there the value of the arithmetic before there was one: it came with a later version.
     pub fn differences(&self, now: &Self) -> Vec<String> {
-        let before = |key: &str| {
-            let old = || match key {
-                "loss-scale" => Some("1".to_owned()),
-                "norm-eps" => Some("1e-5".to_owned()),
-                _ => Options::table().into_iter().find(|row| row.key == key)?.default,
-            };
-            self.0.get(key).cloned().or_else(old)
-        };
-        let nothing = || "unset".to_owned();
-        let changed = now.0.iter().filter_map(|(key, value)| {
-            let before = before(key);
-            let phrase =
-                || format!("{key} {} in the checkpoint, {value} now", before.clone().unwrap_or_else(nothing));
-            (before.as_ref() != Some(value)).then(phrase)
+        let names: BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
+        let differing = names.into_iter().filter_map(|name| {
+            let [before, now] =
+                [self, now].map(|settings| settings.0.get(name).cloned().or_else(|| unset(name)));
+            let shown = |value: Option<String>| value.unwrap_or_else(|| "unset".into());
+            (before != now).then(|| format!("{name} {} in the checkpoint, {} now", shown(before), shown(now)))
         });
-        let gone = self.0.iter().filter(|(key, _)| !now.0.contains_key(*key));
-        let gone = gone.filter(|(key, value)| before(key).as_ref() == Some(value) && !is_default(key, value));
-        changed
-            .chain(gone.map(|(key, value)| format!("{key} {value} in the checkpoint, unset now")))
-            .collect()
+        differing.collect()
     }
 }
 
-/// Whether leaving a setting out means this value.
-fn is_default(key: &str, value: &str) -> bool {
-    matches!((key, value), ("loss-scale", "1") | ("norm-eps", "1e-5"))
-        || Options::table().iter().any(|row| row.key == key && row.default.as_deref() == Some(value))
+/// What leaving a setting out means.
+fn unset(name: &str) -> Option<String> {
+    match name {
+        "loss-scale" => Some("1".into()),
+        "norm-eps" => Some("1e-5".into()),
+        _ => Options::table().into_iter().find(|row| row.key == name)?.default,
+    }
 }
 
 #[cfg(test)]
@@ -101,9 +92,10 @@ mod tests {
                 "lr 1 in the checkpoint, 0.003 now"
             ]
         );
+        assert_eq!(other.differences(&old)[1], "loss-scale 2 in the checkpoint, 1 now");
         assert_eq!(
             other.differences(&old).last().map(String::as_str),
-            Some("loss-scale 2 in the checkpoint, unset now")
+            Some("lr 0.003 in the checkpoint, 1 now")
         );
     }
 }

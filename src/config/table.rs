@@ -4,7 +4,6 @@
 
 use super::{NumberOr, Options, Preset};
 use crate::spec::Choice;
-use std::collections::BTreeMap;
 
 /// A type that an option can have.
 pub trait OptionValue: Sized {
@@ -133,28 +132,19 @@ impl OptionRow {
 
     /// The defaults of all presets in one line: that of the default preset first, then those that differ.
     pub fn defaults(&self) -> Option<String> {
-        let first = self.default_of(Preset::DEFAULT)?;
-        let mut others: BTreeMap<usize, (String, Vec<&str>)> = BTreeMap::new();
-        let differing: Vec<(Preset, String)> = Preset::ALL
-            .iter()
-            .filter_map(|&preset| Some((preset, self.default_of(preset)?)))
-            .filter(|(_, value)| *value != first)
-            .collect();
-        let mut order: Vec<String> = vec![];
-        for (preset, value) in &differing {
-            let at = order.iter().position(|v| v == value).unwrap_or_else(|| {
-                order.push(value.clone());
-                order.len() - 1
-            });
-            others.entry(at).or_insert_with(|| (value.clone(), vec![])).1.push(preset.name());
+        let mut text = self.default_of(Preset::DEFAULT)?;
+        // Values that differ, each with its presets, in the order of the presets.
+        let mut others: Vec<(String, Vec<&str>)> = vec![];
+        for &preset in Preset::ALL {
+            let Some(value) = self.default_of(preset).filter(|value| *value != text) else { continue };
+            match others.iter_mut().find(|(other, _)| *other == value) {
+                Some((_, presets)) => presets.push(preset.name()),
+                None => others.push((value, vec![preset.name()])),
+            }
         }
-        let mut text = first;
-        for (value, presets) in others.values() {
-            let names = if presets.len() + 1 == Preset::ALL.len() {
-                "other presets".to_owned()
-            } else {
-                presets.join(", ")
-            };
+        for (value, presets) in others {
+            let all = presets.len() + 1 == Preset::ALL.len();
+            let names = if all { "other presets".to_owned() } else { presets.join(", ") };
             text.push_str(&format!("; {names}: {value}"));
         }
         Some(text)
