@@ -226,7 +226,7 @@ fn damaged_checkpoints_are_passed_over_and_the_bits_are_the_same() {
     let best = Path::new(&hurt).join("checkpoints/best.safetensors");
     cut(checkpoints(Path::new(&hurt)).last().unwrap());
     let (warned, text) = damage(sae(["train", "--resume", &hurt]));
-    assert!(warned == 1 && text.contains("going on from step 238"), "{text}");
+    assert!(warned == 1 && text.contains("continuing from step 238"), "{text}");
     // Nothing but the best is whole: it is enough.
     checkpoints(Path::new(&hurt)).iter().for_each(|path| cut(path));
     let (warned, text) = damage(sae(["train", "--resume", &hurt]));

@@ -42,7 +42,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         json(&done)?
     } else {
         format!(
-            "{}: {} rows, {} of {} latents active a row\n",
+            "{}: {} rows, {} of {} latents active per row\n",
             done.path,
             thousands(done.rows),
             number(done.l0),

@@ -79,7 +79,7 @@ pub(super) fn find_ids<'a>(file: &File, matrix: &Dataset, all: &'a [Dataset]) ->
                 &file.path,
                 place(wrong),
                 format!(
-                    "has {} ids for the {} rows of \"/{}\"; write one id a row",
+                    "has {} ids for the {} rows of \"/{}\"; write one id per row",
                     wrong.shape[0], matrix.shape[0], matrix.path
                 ),
             ));

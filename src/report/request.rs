@@ -189,7 +189,7 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
     let all = vec![
         plot("FVU: fraction of variance unexplained", &[], splits("fvu")),
         plot("MSE, squared data units", &[], splits("mse")),
-        plot("Active latents a row, L0", &[], splits("l0")),
+        plot("Active latents per row, L0", &[], splits("l0")),
         plot("Share of latents alive", &[0.0, 1.0], vec![Curve { name: "alive", points: alive }]),
         plot(&format!("{LOSS_TITLE}, before their weights"), &[], loss),
     ];

@@ -57,7 +57,7 @@ pub(super) fn last_good_checkpoint(
             Ok((id, progress)) => {
                 let step = progress.step;
                 if damage.is_some() && !quiet {
-                    console::warn(format_args!("going on from step {step}, with {}", path.display()));
+                    console::warn(format_args!("continuing from step {step}, with {}", path.display()));
                 }
                 if path == folder.best() {
                     // The checkpoint that it is the second name of is gone or damaged.

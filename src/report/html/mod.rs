@@ -128,7 +128,7 @@ fn tiles(page: &Page) -> String {
     let mut tiles = vec![];
     if let Some(val) = page.summary.as_ref().and_then(|s| s.val) {
         tiles.push(("FVU, validation", number(val.fvu)));
-        tiles.push(("active latents a row", number(val.l0)));
+        tiles.push(("active latents per row", number(val.l0)));
     }
     tiles.push((
         "latents that fire",
@@ -166,7 +166,7 @@ fn metrics(page: &Page) -> String {
          <th>rows</th><th>MSE</th><th>MAE</th><th>FVU</th><th>L0</th><th>cosine</th></tr></thead>\
          <tbody>{rows}</tbody></table></div>\n<p class=\"note\">MSE and MAE are means over rows and values in the \
          data's units; FVU is the squared error over the squared distance to the mean of the training split; L0 is \
-         the mean number of active latents. Dead on the training split: {dead} %. {} training rows a second on {} \
+         the mean number of active latents. Dead on the training split: {dead} %. {} training rows per second on {} \
          ({}).</p></section>\n",
         number(summary.rows_per_second),
         escape(&summary.device),

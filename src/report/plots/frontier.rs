@@ -1,4 +1,4 @@
-//! Runs as points: validation FVU against active latents a row, with the frontier through the best of them.
+//! Runs as points: validation FVU against active latents per row, with the frontier through the best of them.
 
 use super::{Area, COLOURS, FAINT_GRID, Fallible, GRID, INK, draw_line, render, size_of, text};
 use crate::error::Result;
@@ -55,7 +55,7 @@ fn draw(root: &Area, plot: &Frontier) -> Fallible {
         .bold_line_style(GRID.stroke_width(2))
         .light_line_style(FAINT_GRID.stroke_width(2))
         .axis_style(INK.stroke_width(3))
-        .x_desc(format!("L0 (active latents a row, validation split){}", log(&x)))
+        .x_desc(format!("L0 (active latents per row, validation split){}", log(&x)))
         .y_desc(format!("FVU (validation split){}", log(&y)))
         .x_label_formatter(&|v| x.label(*v))
         .y_label_formatter(&|v| y.label(*v))
