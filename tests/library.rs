@@ -16,7 +16,7 @@ use topk_sae::error::{Error, Result};
 use topk_sae::model::TrainState;
 use topk_sae::noise::Noise;
 use topk_sae::rows::{Dtype, Resident, RowSource, Split, Values};
-use topk_sae::spec::{Architecture, Precision};
+use topk_sae::spec::{Precision, Training};
 use topk_sae::train::metrics::MetricRow;
 use topk_sae::train::{Observer, StepReport, Trainer, resolve};
 
@@ -104,8 +104,7 @@ fn a_training_is_stopped_by_its_flag_and_refuses_what_does_not_fit() {
     let new = |training, split| {
         Trainer::new(training, rows.clone(), split, Selected::Cpu).err().unwrap().to_string()
     };
-    let wide = Architecture { d_in: 9, ..config.architecture() };
-    let error = new(topk_sae::spec::Training { architecture: wide, ..config.training() }, split.clone());
+    let error = new(Training { d_in: 9, ..config.training() }, split.clone());
     assert!(error.contains("8 values") && error.contains("takes 9"), "{error}");
     let error = new(config.training(), Split { train: vec![200], ..split.clone() });
     assert!(error.contains("row 200"), "{error}");

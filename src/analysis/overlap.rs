@@ -169,9 +169,7 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     let walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
         for (i, entry) in names.groups.iter().enumerate() {
             let (latents, values) = codes.row(i);
-            // Of signed codes the magnitude.
-            let magnitudes: Vec<f32> = values.iter().map(|v| v.abs()).collect();
-            gather.add(entry, latents, &magnitudes);
+            gather.add(entry, latents, values);
         }
         Ok(())
     })?;

@@ -16,9 +16,9 @@ fn help(row: &OptionRow) -> String {
     }
 }
 
-fn argument(row: OptionRow) -> Arg {
+fn argument(row: &OptionRow) -> Arg {
     let arg = Arg::new(row.key.clone()).long(row.key.clone()).help_heading(row.heading);
-    let arg = arg.help(help(&row));
+    let arg = arg.help(help(row));
     let arg = match row.short {
         Some(letter) => arg.short(letter),
         None => arg,
@@ -61,7 +61,7 @@ fn opposite(row: &OptionRow) -> Option<Arg> {
 impl clap::Args for Flags {
     fn augment_args(command: Command) -> Command {
         let rows = Options::table().into_iter();
-        command.args(rows.flat_map(|row| [opposite(&row), Some(argument(row))].into_iter().flatten().rev()))
+        command.args(rows.flat_map(|row| [Some(argument(&row)), opposite(&row)].into_iter().flatten()))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -309,7 +309,9 @@ impl Config {
     /// What a training needs of it.
     pub fn training(&self) -> Training {
         Training {
-            architecture: self.architecture(),
+            d_in: self.d_in,
+            n_latents: self.n_latents,
+            tied: self.tied,
             model: self.spec.clone(),
             schedule: self.schedule,
             init: self.init,

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
 use crate::model::file::ModelMeta;
+use crate::spec::Activation;
 use serde_json::json;
 use std::path::Path;
 
@@ -62,7 +63,7 @@ pub(super) fn write(folder: &Path, params: &Params, meta: &ModelMeta) -> Result<
 
 /// Whether codes have signs: `signed` of older versions of sparsify, whose newer ones cannot run such a model.
 fn signed(meta: &ModelMeta) -> bool {
-    meta.architecture.forward.activation == crate::spec::Activation::AbsTopk
+    meta.architecture.forward.activation == Activation::AbsTopk
 }
 
 /// Settings that change no code: of training, and sizes that the tensors have. `multi_topk` is a second loss.

@@ -9,8 +9,8 @@ use crate::run::folder::names;
 use crate::train::metrics::{MetricRow, Quality};
 use std::path::Path;
 
-/// Draws, into a run's folder, the two errors, the share of latents alive, and the parts of the loss where it has several. A curve point is an
-/// evaluation on the way.
+/// Draws, into a run's folder, the two errors, the share of latents alive, and the parts of the loss where it has
+/// several. A curve point is an evaluation on the way.
 ///
 /// # Errors
 /// A plot that cannot be drawn or written.

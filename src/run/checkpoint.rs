@@ -1,8 +1,8 @@
 //! Checkpoints: everything that a run needs to go on to the same bits.
 //!
 //! A checkpoint is a safetensors file: the weights (`w_enc`, ...), Adam's moments (`m.*`, `v.*`), the moving
-//! average (`ema.*`) where there is one, `idle_rows`, and as metadata
-//! [`SCHEMA`], the [`RunId`] and the [`Progress`] with a CRC-32 of each tensor. Batches and noise are functions of the step, so no generator's state is stored.
+//! average (`ema.*`) where there is one, `idle_rows`, and as metadata [`SCHEMA`], the [`RunId`] and the [`Progress`] with a
+//! CRC-32 of each tensor. Batches and noise are functions of the step, so no generator's state is stored.
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, Result};

@@ -297,8 +297,12 @@ pub struct Schedule {
 /// A whole training: the model, how it starts, how it goes, and how often it is looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Training {
-    /// Shapes, normalisation and activation; `architecture.forward` is `model.forward`.
-    pub architecture: Architecture,
+    /// Inputs, D.
+    pub d_in: usize,
+    /// Latents, M.
+    pub n_latents: usize,
+    /// True: the decoder is the encoder's transpose.
+    pub tied: bool,
     /// What a step computes.
     pub model: ModelSpec,
     /// How it goes over the steps.
@@ -324,10 +328,9 @@ pub struct Training {
 impl Training {
     /// Number of weights and biases.
     pub fn n_params(&self) -> u64 {
-        let Architecture { d_in, n_latents, tied, .. } = self.architecture;
         // `Config` keeps the product far below the limit.
-        let matrices = if tied { 1 } else { 2 };
-        (matrices * n_latents * d_in + n_latents + d_in) as u64
+        let matrices = if self.tied { 1 } else { 2 };
+        (matrices * self.n_latents * self.d_in + self.n_latents + self.d_in) as u64
     }
 }
 

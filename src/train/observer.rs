@@ -63,6 +63,3 @@ pub trait Observer {
     /// All steps are done, or the training was interrupted: the final evaluation may follow.
     fn steps_ended(&mut self) {}
 }
-
-/// Observes nothing.
-impl Observer for () {}

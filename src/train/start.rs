@@ -24,8 +24,7 @@ const RANDOM_SHARE: f32 = 0.25;
 
 /// Bytes of memory that [`start_state`] takes at its peak with `n_train` training rows, before there are moments.
 pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
-    let [d, m, rows] =
-        [t.architecture.d_in, t.architecture.n_latents, n_train.min(START_ROWS)].map(|v| v as u64);
+    let [d, m, rows] = [t.d_in, t.n_latents, n_train.min(START_ROWS)].map(|v| v as u64);
     let (from_rows, from_mean) =
         (t.init == Init::Data, matches!(t.pre_bias, PreBias::Mean | PreBias::Median));
     let batch = if from_rows || from_mean { 2 * rows * d } else { 0 };
@@ -35,15 +34,15 @@ pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
 
 /// The state at step 0, from the training rows `train`.
 pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> Result<TrainState> {
-    let (a, eps) = (&t.architecture, t.model.forward.row_eps());
-    let mut params = Params::init(a.d_in, a.n_latents, a.tied, &t.init, t.seed);
+    let eps = t.model.forward.row_eps();
+    let mut params = Params::init(t.d_in, t.n_latents, t.tied, &t.init, t.seed);
     let from_rows = t.init == Init::Data;
     if from_rows || matches!(t.pre_bias, PreBias::Mean | PreBias::Median) {
         let n = train.len().min(START_ROWS);
         let rows: Vec<u32> = (0..n).map(|i| train[i * train.len() / n]).collect();
         let mut batch = Batch::default();
         batch.load(data, &rows, eps, &params.b_pre)?;
-        params.b_pre = pre_bias_start(t.pre_bias, a.d_in, &batch.input);
+        params.b_pre = pre_bias_start(t.pre_bias, t.d_in, &batch.input);
         if from_rows {
             batch.load(data, &rows, eps, &params.b_pre)?;
             let unit = t.model.optimizer.unit_norm_decoder;

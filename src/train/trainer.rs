@@ -71,7 +71,7 @@ impl<'a> Trainer<'a> {
         check(&training, rows.as_ref(), &split)?;
         let state = start_state(&training, rows.as_ref(), &split.train)?;
         let backend = backend::open(device, rows.clone(), training.model.clone(), training.precision, state)?;
-        Self::go_on(training, rows, split, backend, Progress::default())
+        Self::checked(training, rows, split, backend, Progress::default())
     }
 
     /// A training that goes on where `progress` is, with the state that `backend` holds.
@@ -83,9 +83,20 @@ impl<'a> Trainer<'a> {
         rows: Arc<dyn RowSource>,
         split: Split,
         backend: Box<dyn Backend>,
-        mut progress: Progress,
+        progress: Progress,
     ) -> Result<Self> {
         check(&training, rows.as_ref(), &split)?;
+        Self::checked(training, rows, split, backend, progress)
+    }
+
+    /// As [`Trainer::go_on`], of parts that go together.
+    fn checked(
+        training: Training,
+        rows: Arc<dyn RowSource>,
+        split: Split,
+        backend: Box<dyn Backend>,
+        mut progress: Progress,
+    ) -> Result<Self> {
         progress.device = backend.device();
         Ok(Self {
             order: BatchOrder::new(split.train.clone(), training.schedule.batch_size, training.seed),
@@ -285,7 +296,7 @@ impl<'a> Trainer<'a> {
         fired: &mut [u64],
         check: &mut dyn FnMut() -> Result<()>,
     ) -> Result<[Option<Quality>; 3]> {
-        let d = self.training.architecture.d_in;
+        let d = self.training.d_in;
         let mut ignored = vec![0u64; fired.len()];
         let backend = self.backend.as_mut();
         let train = sets[0].measure(backend, d, fired, check)?;
@@ -297,7 +308,7 @@ impl<'a> Trainer<'a> {
 
     /// Adds a line to the metrics; true where validation is the best so far. Nothing is changed where `stop` ends it.
     fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<bool> {
-        let mut fired = vec![0u64; self.training.architecture.n_latents];
+        let mut fired = vec![0u64; self.training.n_latents];
         let [train, val, test] = self.measure(sets, &mut fired, &mut || check_flag(stop))?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
@@ -341,7 +352,7 @@ impl<'a> Trainer<'a> {
         let parts = [Part::Train, Part::Val, Part::Test];
         for (i, (set, quality)) in sets.iter().zip(measured).enumerate() {
             let Some(quality) = quality.filter(|_| !self.explained[i]) else { continue };
-            let (backend, m) = (self.backend.as_mut(), self.training.architecture.n_latents);
+            let (backend, m) = (self.backend.as_mut(), self.training.n_latents);
             let Some(why) = set.explain(&quality, parts[i].rows(), self.rows.as_ref(), backend, m)? else {
                 continue;
             };
@@ -359,7 +370,7 @@ impl<'a> Trainer<'a> {
         if self.training.early_stop > 0 && best_step.is_some_and(|best| best != steps) {
             steps = self.store.restore_best(self.backend.as_mut())?;
         }
-        let mut fired = vec![0u64; self.training.architecture.n_latents];
+        let mut fired = vec![0u64; self.training.n_latents];
         let sets = self.eval_sets(usize::MAX)?;
         // The last state is kept already.
         let check = &mut || match stop.load(Ordering::Relaxed) {
@@ -385,7 +396,7 @@ impl<'a> Trainer<'a> {
 
 /// Fails where a training cannot be one of these rows.
 fn check(training: &Training, rows: &dyn RowSource, split: &Split) -> Result<()> {
-    let (d, wanted) = (rows.d_in(), training.architecture.d_in);
+    let (d, wanted) = (rows.d_in(), training.d_in);
     if d != wanted {
         return Err(Error::Failed(format!("the rows have {d} values, and the model takes {wanted}")));
     }

@@ -21,7 +21,6 @@ const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 /// [`Error::Usage`](crate::error::Error::Usage) for options that do not fit; what the source of the rows gives.
 pub fn resolve(options: &Options, rows: &dyn RowSource, split: &Split) -> Result<Config> {
     let mut options = options.clone();
-    options.check_ranges()?;
     settle(&mut options, rows, &split.train)?;
     Config::resolve(&options, rows.d_in(), split.train.len())
 }

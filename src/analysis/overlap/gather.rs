@@ -180,7 +180,8 @@ impl<'a> Gather<'a> {
                 self.touched.push(*latent);
             }
             self.counts[j] += 1;
-            self.sums[j] += f64::from(*value);
+            // Of signed codes the magnitude.
+            self.sums[j] += f64::from(value.abs());
         }
     }
 

@@ -13,15 +13,15 @@ const BLOCK: u128 = 400;
 /// Bytes of memory that training takes beside the data, without what libraries need for themselves; `n_data` is the
 /// number of rows, `n_train` that of the training rows.
 pub fn bytes(t: &Training, n_train: usize, n_data: usize) -> u64 {
-    let (spec, a) = (&t.model, &t.architecture);
+    let spec = &t.model;
     let least = EVAL_ROWS.min(n_train) as u128;
     // Wide numbers: asked about sizes that no machine has, too.
     let [d, m, n, k, n_data, n_train] =
-        [a.d_in, a.n_latents, t.schedule.batch_size, spec.forward.k, n_data, n_train].map(|v| v as u128);
+        [t.d_in, t.n_latents, t.schedule.batch_size, spec.forward.k, n_data, n_train].map(|v| v as u128);
     let warm_up = t.schedule.anneal_steps > 0;
     let softmax = warm_up && spec.warmup.relaxation == Relaxation::Softmax;
     let clip = spec.optimizer.clip_norm.is_some();
-    let params = m * d * if a.tied { 1 } else { 2 } + m + d;
+    let params = m * d * if t.tied { 1 } else { 2 } + m + d;
     let copies = 3 + u128::from(spec.optimizer.ema.is_some()) + u128::from(clip);
     // Evaluations use the buffers of steps.
     let rows = n.max(least);

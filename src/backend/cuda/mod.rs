@@ -42,7 +42,7 @@ use super::Backend;
 use crate::error::Result;
 use crate::model::TrainState;
 use crate::rows::RowSource;
-use crate::spec::{Architecture, ModelSpec, Precision, Training};
+use crate::spec::{ModelSpec, Precision, Training};
 use device::Device;
 use gemm::Math;
 use std::sync::Arc;
@@ -96,10 +96,9 @@ pub fn open(
 
 /// Bytes of device memory that training takes beside the data, its `n_data` rows, warm-up included.
 pub fn memory(t: &Training, n_data: usize) -> u64 {
-    let Architecture { d_in, n_latents, tied, .. } = t.architecture;
     // Evaluations use the buffers of steps.
     let n_rows = t.schedule.batch_size.max(engine::LEAST_ROWS.min(n_data));
-    memory_of(&t.model, d_in, n_latents, tied, n_rows, t.precision)
+    memory_of(&t.model, t.d_in, t.n_latents, t.tied, n_rows, t.precision)
 }
 
 /// The same for D inputs, M latents and batches of `n_rows`.
