@@ -53,7 +53,7 @@ __device__ inline float stored(const void *data, u32 kind, u64 at) {
     return kind == 1 ? widen(((const f16 *)data)[at]) : widen(((const bf16 *)data)[at]);
 }
 
-// Values that one thread moves at a time: sixteen bytes, unless told how many.
+// Values that one thread moves at a time: sixteen bytes, unless a count is given.
 template <typename T, u32 COUNT = 16 / sizeof(T)> struct alignas(COUNT * sizeof(T)) Pack {
     static const u32 N = COUNT;
     T v[COUNT];
@@ -132,14 +132,14 @@ __device__ inline float gumbel(float u) {
 // e^(t / tau) for many t: 2^(t per_tau), where per_tau = per_temperature(1 / tau). A power of two is one instruction.
 __device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.44269504f; }
 
-// What the host tells of one step; mirrored field by field by `StepParams` in src/backend/cuda/params.rs.
+// The host's numbers of one step; mirrored field by field by `StepParams` in src/backend/cuda/params.rs.
 struct Step {
     u64 seed;         // key of the noise
     u64 step;         // from 0
     double l1;        // weight of the mean absolute code in the loss
     double aux_coef;  // weight of the auxiliary loss
     double clip_norm; // largest gradient norm; 0 is none
-    double loss_scale; // gradients are those of so many times the loss
+    double loss_scale; // gradients are those of this many times the loss
     float alpha;      // share of the hard code
     float rest;       // 1 - alpha
     float tau;        // temperature

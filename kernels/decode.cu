@@ -8,7 +8,8 @@
 //   auxiliary loss, while latents are dead: with entries a of its own,
 //   miss_a = sum_a value_a W_dec[index_a] std + miss,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
 //
-// w_dec (M, pitch); index, value (N, k), count (N); soft_recon (N, pitch) or null; grad_recon (N, pitch); grad (N, k).
+// w_dec (M, pitch); row n's entries are at first[n] .. first[n] + count[n] of index, value and grad,
+// k at most; soft_recon (N, pitch) or null; grad_recon (N, pitch).
 // One block a row. A thread owns packs of 16 bytes of columns; rows of W_dec are gathered, N k of them, twice, the
 // second time from cache. Dynamic shared memory: pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
 //
@@ -72,25 +73,22 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, const
     }
 }
 
-// Brings a row's entries to shared memory; returns how many.
-__device__ inline u32 stage(const u32 *index, const float *value, const u32 *count, u32 k, u32 *to_index,
+// Brings a row's entries to shared memory.
+__device__ inline void stage(const u32 *index, const float *value, u32 begin, u32 held, u32 *to_index,
                             float *to_value) {
-    u64 n = blockIdx.x;
-    u32 held = count[n];
     for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
-        to_index[e] = index[n * k + e];
-        to_value[e] = value[n * k + e];
+        to_index[e] = index[begin + e];
+        to_value[e] = value[begin + e];
     }
     // All entries must be there before any thread sums over them.
     __syncthreads();
-    return held;
 }
 
 template <typename T>
 __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
-                       const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
-                       const float *soft_recon, SoftRow *soft, const u32 *aux_index, const float *aux_value,
-                       const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,
+                       const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
+                       const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,
+                       const float *aux_value, const u32 *aux_first, const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,
                        float *grad, T *aux_recon, float *aux_grad, float *recon, RowLoss *loss) {
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
@@ -108,7 +106,8 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     float factor = (float)(sigma * per_value);
     float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f, share = soft != 0 ? step->alpha : 1.0f;
 
-    u32 held = stage(index, value, count, k, entry, scale);
+    u32 begin = first[n], held = count[n];
+    stage(index, value, begin, held, entry, scale);
     double squared = 0.0, along = 0.0;
     for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
         float acc[P];
@@ -137,7 +136,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     }
     // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
     __syncthreads();
-    if (soft == 0) entry_dots(w_dec, pitch, entry, scale, held, dy, step->sparsity, grad + n * k);
+    if (soft == 0) entry_dots(w_dec, pitch, entry, scale, held, dy, step->sparsity, grad + begin);
     double code = 0.0;
     for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)fabsf(share * scale[e]);
     squared = block_sum(squared, scratch);
@@ -149,7 +148,9 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     if (aux) {
         float aux_factor = (float)(step->aux_coef * sigma * per_value);
         // The sums above were the last readers of the entries, and block_sum waited for them.
-        held = stage(aux_index, aux_value, aux_count, aux_k, entry, scale);
+        begin = aux_first[n];
+        held = aux_count[n];
+        stage(aux_index, aux_value, begin, held, entry, scale);
         for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
             float acc[P];
             for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
@@ -166,7 +167,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         }
         // As above, for the gradient of the auxiliary reconstruction.
         __syncthreads();
-        entry_dots(w_dec, pitch, entry, scale, held, dy, 0.0f, aux_grad + n * aux_k);
+        entry_dots(w_dec, pitch, entry, scale, held, dy, 0.0f, aux_grad + begin);
         aux_squared = block_sum(aux_squared, scratch);
     }
     if (threadIdx.x == 0) {
@@ -180,8 +181,8 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
 // `row_active` counts the active latents of the dense part; `fired` the rows on which a latent is active.
 template <typename T>
 __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
-                         const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *count, u32 k,
-                         const float *dense_recon, const u32 *row_active, const u32 *bad, u32 *fired,
+                         const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
+                         const u32 *count, u32 k, const float *dense_recon, const u32 *row_active, const u32 *bad, u32 *fired,
                          RowQuality *quality) {
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
@@ -194,7 +195,8 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
     float sigma = std[n];
     u32 held = 0;
     if (dense_recon == 0) {
-        held = stage(index, value, count, k, entry, scale);
+        held = count[n];
+        stage(index, value, first[n], held, entry, scale);
         // Counts of whole rows: the order of these atomics does not matter.
         for (u32 e = threadIdx.x; e < held; e += blockDim.x) atomicAdd(&fired[entry[e]], 1u);
     }
@@ -232,21 +234,21 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         decode_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,           \
                    const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,                \
-                   const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,              \
-                   const float *aux_value, const u32 *aux_count, u32 aux_k, const Step *step,                          \
-                   const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad, float *recon,    \
-                   RowLoss *loss) {                                                                                    \
-        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, soft_recon, soft,       \
-                  aux_index, aux_value, aux_count, aux_k, step, control, grad_recon, grad, aux_recon, aux_grad, recon, \
-                  loss);                                                                                               \
+                   const u32 *first, const u32 *count, u32 k, const float *soft_recon, SoftRow *soft,                  \
+                   const u32 *aux_index, const float *aux_value, const u32 *aux_first, const u32 *aux_count,           \
+                   u32 aux_k, const Step *step, const Control *control, T *grad_recon, float *grad, T *aux_recon,      \
+                   float *aux_grad, float *recon, RowLoss *loss) {                                                     \
+        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, soft_recon,      \
+                  soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control, grad_recon, grad,            \
+                  aux_recon, aux_grad, recon, loss);                                                                   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         evaluate_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,         \
                      const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,              \
-                     const u32 *count, u32 k, const float *dense_recon, const u32 *row_active, const u32 *bad,         \
-                     u32 *fired, RowQuality *quality) {                                                                \
-        evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, count, k, dense_recon,          \
-                    row_active, bad, fired, quality);                                                                  \
+                     const u32 *first, const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,       \
+                     const u32 *bad, u32 *fired, RowQuality *quality) {                                                \
+        evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k,                \
+                    dense_recon, row_active, bad, fired, quality);                                                     \
     }
 DECODE(float, f32)
 DECODE(bf16, bf16)

@@ -5,8 +5,8 @@
 //   dz_e = dh_e D_e + (G_e - mean G - u_e mean(G u)) / sd z
 //   u_e  = (z_e - mean z) / sd z over the row's P candidates; w = 1 and G = 0 where P <= k
 //
-// and w, G by LapSum. index (N, width) latents, ascending in a row; score (N, width) their positive scores z; count (N)
-// is P; width <= 1024. value (N, width) gets h, direct (N, width) D; grad (N, width) holds dh and becomes dz. Kept for
+// and w, G by LapSum. Row n's P candidates are at first[n] .. first[n] + count[n] of all lists, P <= 1024: index has their latents,
+// ascending, score their positive scores z; value gets h, direct D; grad holds dh and becomes dz. Kept for
 // the backward pass: threshold (N), LapSum's b.
 // One block per row, of up to 256 threads. A thread owns every blockDim-th candidate, four at most, in registers.
 //
@@ -46,8 +46,8 @@ __device__ inline float block_max(float v, float *scratch) {
     return max;
 }
 
-// Step 1. Bit i tells whether the thread's i-th candidate is in the top k; `at` is the row's first place.
-__device__ inline u32 find_top(const u32 *index, const float *score, u64 at, u32 p, u32 k, u32 *fired) {
+// Step 1. Bit i says whether the thread's i-th candidate is in the top k; `at` is the row's first place.
+__device__ inline u32 find_top(const u32 *index, const float *score, u32 at, u32 p, u32 k, u32 *fired) {
     __shared__ u64 keys[OWN * GATE_THREADS];
     u64 own[OWN] = {0, 0, 0, 0};
     u32 larger[OWN] = {0, 0, 0, 0}, top = 0;
@@ -71,7 +71,7 @@ __device__ inline u32 find_top(const u32 *index, const float *score, u64 at, u32
 }
 
 // Step 2. Scores z of the thread's candidates and their standardised u; returns 1 / sd, or 0 where all are equal.
-__device__ inline double standardise(const float *score, u64 at, u32 p, float *z, float *u, double *scratch) {
+__device__ inline double standardise(const float *score, u32 at, u32 p, float *z, float *u, double *scratch) {
     double sum = 0.0, squares = 0.0;
     each_own(p, [&](u32 i, u32 e) {
         z[i] = score[at + e];
@@ -86,7 +86,7 @@ __device__ inline double standardise(const float *score, u64 at, u32 p, float *z
 }
 
 // The code from the weights.
-__device__ inline void store_code(const Step *step, u64 at, u32 p, u32 top, const float *z, const float *w,
+__device__ inline void store_code(const Step *step, u32 at, u32 p, u32 top, const float *z, const float *w,
                                   float *direct, float *value) {
     each_own(p, [&](u32 i, u32 e) {
         float factor = step->rest * w[i] + ((top >> i & 1u) != 0 ? step->alpha : 0.0f);
@@ -96,7 +96,7 @@ __device__ inline void store_code(const Step *step, u64 at, u32 p, u32 top, cons
 }
 
 // Step 4. dh becomes dz, by the gradient g of the standardised scores.
-__device__ inline void store_gradients(u64 at, u32 p, const float *direct, const float *u, const float *g,
+__device__ inline void store_gradients(u32 at, u32 p, const float *direct, const float *u, const float *g,
                                        double inv_sd, double *scratch, float *grad) {
     double sum = 0.0, along = 0.0;
     each_own(p, [&](u32 i, u32) {
@@ -152,12 +152,12 @@ __device__ inline float lap_threshold(const Step *step, u32 p, u32 k, const floa
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    gate_weights_lapsum(const u32 *index, const float *score, const u32 *count, u32 width, u32 k, const Step *step,
+    gate_weights_lapsum(const u32 *index, const float *score, const u32 *first, const u32 *count, u32 k, const Step *step,
                         u32 *fired, float *direct, float *value, float *threshold) {
     __shared__ double scratch[32];
     __shared__ float maxima[32];
     u32 p = count[blockIdx.x];
-    u64 at = (u64)blockIdx.x * width;
+    u32 at = first[blockIdx.x];
     u32 top = find_top(index, score, at, p, k, fired);
     float z[OWN], u[OWN], w[OWN] = {1.0f, 1.0f, 1.0f, 1.0f};
     standardise(score, at, p, z, u, scratch);
@@ -174,11 +174,11 @@ extern "C" __global__ void __launch_bounds__(256)
 
 //   G_j = f_j (v_j - sum_i f_i v_i / sum_i f_i) / tau,  v_j = (1 - alpha) z_j dh_j
 extern "C" __global__ void __launch_bounds__(256)
-    gate_gradients_lapsum(const float *score, const float *direct, const u32 *count, u32 width, u32 k, const Step *step,
+    gate_gradients_lapsum(const float *score, const float *direct, const u32 *first, const u32 *count, u32 k, const Step *step,
                           const float *threshold, float *grad) {
     __shared__ double scratch[32];
     u32 p = count[blockIdx.x];
-    u64 at = (u64)blockIdx.x * width;
+    u32 at = first[blockIdx.x];
     float z[OWN], u[OWN], g[OWN] = {0.0f, 0.0f, 0.0f, 0.0f};
     double inv_sd = standardise(score, at, p, z, u, scratch);
     if (p > k && inv_sd > 0.0) {
@@ -201,6 +201,6 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Annealed k: the code is the selection itself, but only the latents of the top k have fired.
 extern "C" __global__ void __launch_bounds__(256)
-    fire_top(const u32 *index, const float *score, const u32 *count, u32 width, u32 k, u32 *fired) {
-    find_top(index, score, (u64)blockIdx.x * width, count[blockIdx.x], k, fired);
+    fire_top(const u32 *index, const float *score, const u32 *first, const u32 *count, u32 k, u32 *fired) {
+    find_top(index, score, first[blockIdx.x], count[blockIdx.x], k, fired);
 }

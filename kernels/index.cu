@@ -1,10 +1,10 @@
 // The inverted index: which entries (row, latent, value) each latent has, in order of rows.
 //
-// index (N, k) latents of each row, count (N) how many; an entry's number is n k + e.
-// offsets (M + 1): the entries of latent j are slots[offsets[j] .. offsets[j + 1]], ascending.
+// index: latents of all entries; those of row n are at first[n] .. first[n] + count[n], and later rows start later. An
+// entry's number is its place. offsets (M + 1): the entries of latent j are slots[offsets[j] .. offsets[j + 1]], ascending.
 //
-// 1. index_count: entries of each latent, by integer atomics (a sum of ones has no order).
-// 2. index_scan: offsets, and a cursor a latent that starts at its offset.
+// 1. index_count: entries of each latent, by integer atomics (a sum of ones has no order), and the row of each entry.
+// 2. index_scan: offsets, and a cursor per latent that starts at its offset.
 // 3. index_fill: each entry takes the next place of its latent, in whatever order; places are therefore
 // 4. index_order: sorted within each latent. A row holds a latent at most once, so an entry's rank is the number of
 //    rows below its own: counted by shuffles up to 32 entries, by the bits of a map of rows above.
@@ -13,11 +13,20 @@
 
 #define MAP_ROWS 8192u
 
+// f(n, at) for each entry of the row of the thread's warp.
+template <typename F> __device__ inline void each_entry(const u32 *first, const u32 *count, u32 n_rows, F f) {
+    u32 n = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (n >= n_rows) return;
+    u32 begin = first[n], end = begin + count[n];
+    for (u32 at = begin + threadIdx.x % WARP; at < end; at += WARP) f(n, at);
+}
+
 extern "C" __global__ void __launch_bounds__(256)
-    index_count(const u32 *index, const u32 *count, u32 n_rows, u32 k, u32 *totals) {
-    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    u64 n = at / k;
-    if (n < n_rows && at % k < count[n]) atomicAdd(&totals[index[at]], 1u);
+    index_count(const u32 *index, const u32 *first, const u32 *count, u32 n_rows, u32 *totals, u32 *row) {
+    each_entry(first, count, n_rows, [&](u32 n, u32 at) {
+        atomicAdd(&totals[index[at]], 1u);
+        row[at] = n;
+    });
 }
 
 // One block of 1024 threads: each takes four latents at a time, and a running total goes from tile to tile.
@@ -68,10 +77,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    index_fill(const u32 *index, const u32 *count, u32 n_rows, u32 k, u32 *cursor, u32 *unordered) {
-    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    u64 n = at / k;
-    if (n < n_rows && at % k < count[n]) unordered[atomicAdd(&cursor[index[at]], 1u)] = (u32)at;
+    index_fill(const u32 *index, const u32 *first, const u32 *count, u32 n_rows, u32 *cursor, u32 *unordered) {
+    each_entry(first, count, n_rows, [&](u32, u32 at) { unordered[atomicAdd(&cursor[index[at]], 1u)] = at; });
 }
 
 // Up to 32 entries: each lane holds one, and counts those below it.
@@ -83,9 +90,9 @@ __device__ inline void order_short(const u32 *unordered, u32 begin, u32 held, u3
     if (lane < held) slots[begin + rank] = own;
 }
 
-// One block of 32 threads a latent; the warp goes over the rows in maps of 8192 bits.
+// One block of 32 threads per latent; the warp goes over the rows in maps of 8192 bits.
 extern "C" __global__ void __launch_bounds__(32)
-    index_order(const u32 *offsets, const u32 *unordered, u32 n_rows, u32 k, u32 *slots) {
+    index_order(const u32 *offsets, const u32 *unordered, const u32 *row, u32 n_rows, u32 *slots) {
     __shared__ u32 map[MAP_ROWS / 32];
     __shared__ u32 below[MAP_ROWS / 32];
     u32 lane = threadIdx.x;
@@ -101,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(32)
         // The map must be empty before a bit is set.
         __syncthreads();
         for (u32 e = lane; e < held; e += WARP) {
-            u32 bit = unordered[begin + e] / k - first;
+            u32 bit = row[unordered[begin + e]] - first;
             if (bit < MAP_ROWS) atomicOr(&map[bit / 32], 1u << bit % 32);
         }
         // All bits must be set before they are counted.
@@ -121,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(32)
         // Counts of all words must be there before ranks are read from them.
         __syncthreads();
         for (u32 e = lane; e < held; e += WARP) {
-            u32 own = unordered[begin + e], bit = own / k - first;
+            u32 own = unordered[begin + e], bit = row[own] - first;
             if (bit < MAP_ROWS) {
                 u32 rank = below[bit / 32] + __popc(map[bit / 32] & ((1u << bit % 32) - 1u));
                 slots[begin + placed + rank] = own;

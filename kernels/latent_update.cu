@@ -8,7 +8,7 @@
 // A tied model has one matrix and adds both. With unit-norm rows the gradient is freed of its part along the decoder
 // row, and the row is scaled back to length 1 after the step (unit 1; with unit 2 the gradient was freed before).
 //
-// input, grad_recon, aux_recon (N, pitch); an entry's row is its number over k; dense rows count from `first`.
+// input, grad_recon, aux_recon (N, pitch); row[e] is the row of entry e; dense rows count from `first`.
 // A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
@@ -28,7 +28,7 @@ struct Entries {
     const u32 *slots;
     const float *value;
     const float *grad;
-    u32 k;
+    const u32 *row;
 };
 
 struct Staged {
@@ -49,7 +49,7 @@ __device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T 
         __syncthreads();
         for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
             u32 slot = list.slots[begin + e];
-            staged->row[e] = slot / list.k;
+            staged->row[e] = list.row[slot];
             staged->value[e] = list.value[slot];
             staged->grad[e] = list.grad[slot];
         }
@@ -253,12 +253,14 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
 #define LATENT_UPDATE(T, t, TIED, tied)                                                                                \
     extern "C" __global__ void __launch_bounds__(256, 3) latent_update_##t##_##tied(                                   \
         u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,                  \
-        const u32 *offsets, const u32 *slots, const float *value, const float *grad, u32 k, const u32 *aux_offsets,    \
-        const u32 *aux_slots, const float *aux_value, const float *aux_grad, u32 aux_k, const float *dense_enc,        \
+        const u32 *offsets, const u32 *slots, const float *value, const float *grad, const u32 *row,                   \
+        const u32 *aux_offsets,                                                                                        \
+        const u32 *aux_slots, const float *aux_value, const float *aux_grad, const u32 *aux_row,                       \
+        const float *dense_enc,                                                                                        \
         const float *dense_dec, const float *dense_bias, float *kept_enc, float *kept_dec, float *kept_bias,           \
         double *squares, u32 unit, const Model *model, const Step *step, const Control *control, float *partial) {     \
-        Entries main = {offsets, slots, value, grad, k};                                                               \
-        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_k};                                            \
+        Entries main = {offsets, slots, value, grad, row};                                                             \
+        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_row};                                          \
         Dense dense = {dense_enc, dense_dec, dense_bias};                                                              \
         Kept kept = {kept_enc, kept_dec, kept_bias, squares};                                                          \
         latent_update<T, TIED>(first, latents, d, pitch, input, recon, aux_recon, main, aux, dense, kept, unit,        \

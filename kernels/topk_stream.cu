@@ -5,8 +5,8 @@
 //   topk_abs: the k of largest |z|, but for zeros, with their signs
 //   t_j = relu(z_j) + g_j;     max = max_j t_j,  total = sum_j e^((t_j - max) / tau),  sum = sum_j relu(z_j)
 //
-// scores (N, pitch), b_lat (M), index and value (N, k), count (N). 1 <= k <= 1024. A step may want fewer than the lists
-// have room for: min(k, step->active), read here so that an annealed k changes no launch. With `idle`, only latents
+// scores (N, pitch), b_lat (M), index and value (N, k); row n's entries are at first[n] .. first[n] + count[n].
+// 1 <= k <= 1024. A step may want fewer than the lists have room for: min(k, step->active), read here so that an annealed k changes no launch. With `idle`, only latents
 // idle for at least `dead_after` rows take part, and nothing happens while there are none.
 // One block of 256 threads a row. A thread takes eight scores of a chunk at a time.
 //
@@ -198,10 +198,13 @@ __device__ inline void load_scores(const T *row, const float *b_lat, u32 m, u32 
 
 template <typename T, bool SOFT, bool SIGNED>
 __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle,
-                            const Step *step, const Control *control, u32 *index, float *value, u32 *count, u64 *kth,
-                            u32 *bad, u32 *fired, const float *given, SoftRow *soft) {
+                            const Step *step, const Control *control, u32 *index, float *value, u32 *first_entry, u32 *count,
+                            u64 *kth, u32 *bad, u32 *fired, const float *given, SoftRow *soft) {
     __shared__ TopkShared s;
     u64 n = blockIdx.x;
+    // The lists have a place for k entries of each row; their number fits in 32 bits (`Entries::new`).
+    u32 begin = blockIdx.x * k;
+    if (threadIdx.x == 0) first_entry[n] = begin;
     if (idle != 0 && control->n_dead == 0) {
         if (threadIdx.x == 0) count[n] = 0;
         return;
@@ -262,8 +265,8 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
     for (u32 e = threadIdx.x; e < held; e += TOPK_THREADS) {
         u32 j = ~(u32)s.keys[e], rank = 0;
         for (u32 other = 0; other < held; other++) rank += ~(u32)s.keys[other] < j;
-        index[n * k + rank] = j;
-        value[n * k + rank] =
+        index[begin + rank] = j;
+        value[begin + rank] =
             SIGNED ? widen(scores[n * pitch + j]) + b_lat[j] : __uint_as_float((u32)(s.keys[e] >> 32));
         if (fired != 0) fired[j] = 1;
     }
@@ -282,17 +285,17 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
 #define TOPK_STREAM(name, T, SIGNED)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         name(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const u32 *idle, const Step *step,          \
-             const Control *control, u32 *index, float *value, u32 *count, u32 *bad, u32 *fired) {                     \
-        topk_stream<T, false, SIGNED>(scores, b_lat, m, pitch, k, idle, step, control, index, value, count, 0, bad,    \
-                                      fired, 0, 0);                                                                    \
+             const Control *control, u32 *index, float *value, u32 *first, u32 *count, u32 *bad, u32 *fired) {         \
+        topk_stream<T, false, SIGNED>(scores, b_lat, m, pitch, k, idle, step, control, index, value, first, count, 0,  \
+                                      bad, fired, 0, 0);                                                               \
     }
 #define TOPK_SOFTMAX(T, t)                                                                                             \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         topk_softmax_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 k, const Step *step,               \
-                         const Control *control, u32 *index, float *value, u32 *count, u64 *kth, u32 *bad,             \
+                         const Control *control, u32 *index, float *value, u32 *first, u32 *count, u64 *kth, u32 *bad, \
                          u32 *fired, const float *given, SoftRow *soft) {                                              \
-        topk_stream<T, true, false>(scores, b_lat, m, pitch, k, 0, step, control, index, value, count, kth, bad,       \
-                                    fired, given, soft);                                                               \
+        topk_stream<T, true, false>(scores, b_lat, m, pitch, k, 0, step, control, index, value, first, count, kth,     \
+                                    bad, fired, given, soft);                                                          \
     }
 TOPK_STREAM(topk_stream_f32, float, false)
 TOPK_STREAM(topk_stream_bf16, bf16, false)

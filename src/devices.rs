@@ -1,4 +1,4 @@
-//! What `sae devices` tells: the processor, the CUDA libraries and where each was looked for, the GPUs.
+//! What `sae devices` reports: the processor, the CUDA libraries and where each was looked for, the GPUs.
 //!
 //! Nothing here may fail: a machine without any of it is the usual case, and gets a report as well.
 
@@ -41,9 +41,9 @@ pub struct DevicesReport {
 /// The processor.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cpu {
-    /// Model name; "unknown" where the system does not tell.
+    /// Model name; "unknown" where the system does not say.
     pub model: String,
-    /// Physical cores, if the system tells.
+    /// Physical cores, if the system says.
     pub cores: Option<usize>,
     /// Threads that training uses unless `--threads` says otherwise.
     pub threads: usize,
@@ -51,7 +51,7 @@ pub struct Cpu {
     pub simd: &'static str,
     /// Hardware products of bfloat16 numbers: `avx512_bf16`, `amx_bf16`.
     pub bf16: Vec<String>,
-    /// Main memory in bytes, if the system tells.
+    /// Main memory in bytes, if the system says.
     pub memory_bytes: Option<u64>,
 }
 
@@ -68,7 +68,7 @@ pub struct Library {
     pub path: Option<PathBuf>,
     /// Whether the system loader opens it by name.
     pub loader_opens: bool,
-    /// Its version, as in `13.0`, if it opens and tells.
+    /// Its version, as in `13.0`, if it opens and says so.
     pub version: Option<String>,
     /// Copies that come before it and cannot be used, each with the reason.
     pub skipped: Vec<String>,

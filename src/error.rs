@@ -98,7 +98,7 @@ impl Error {
         Self::Data { path: path.to_owned(), place: place.into(), what: what.into() }
     }
 
-    /// The error on a file in the folder `from`, told with the name that the folder is to get, `to`.
+    /// The error on a file in the folder `from`, with the name that the folder is to get, `to`.
     pub fn renamed(self, from: &Path, to: &Path) -> Self {
         match self {
             Self::Io { path, action, source } => {

@@ -30,7 +30,7 @@ fn run(cli: Cli) -> Result<()> {
         console::warn(format_args!("signals will end sae at once, without a checkpoint: {e}"));
         &NEVER
     });
-    // Where files may not grow (`ulimit -f`) the write is to fail, which is told in one line, and not the process.
+    // Where files may not grow (`ulimit -f`) the write is to fail, which gives an error of one line, and not the process.
     // The handler does nothing; that there is one is enough.
     if let Err(e) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
         console::warn(format_args!("a limit on the size of files will end sae without a message: {e}"));

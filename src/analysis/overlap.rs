@@ -6,7 +6,7 @@
 //! a share of |A| and of |B|.
 //!
 //! Two samples of one population do not share all latents either: those near the threshold fall on either side, in a
-//! small group more than in a large one. What a percentage means is therefore told by shuffles (`permute`).
+//! small group more than in a large one. What a percentage means is therefore judged by shuffles (`permute`).
 
 mod gather;
 mod groups;
@@ -46,7 +46,7 @@ pub struct OverlapRequest {
     pub column: Option<String>,
     /// Values that mean unknown, as an empty cell does; those that `groups` names are labels all the same.
     pub unknown: Vec<String>,
-    /// Groups: each a label, or several parted by commas. None are all labels of the column, if they are few.
+    /// Groups: each a label, or several separated by commas. None are all labels of the column, if they are few.
     pub groups: Vec<String>,
     /// Leave out ids in several of the groups; otherwise they count in each.
     pub exclusive: bool,

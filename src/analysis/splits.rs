@@ -43,7 +43,7 @@ impl RunSplits {
         }
     }
 
-    /// What a person is told who asks for the split `part` of rows, `hashed` of which are in it by the hash alone.
+    /// The warning for a person who asks for the split `part` of rows, `hashed` of which are in it by the hash alone.
     pub fn warning(&self, part: Part, rows: u64, hashed: u64) -> Option<String> {
         if hashed == 0 {
             return None;

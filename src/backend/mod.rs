@@ -141,7 +141,7 @@ pub trait Backend: Send {
     /// What is borrowed is not looked at after the call.
     ///
     /// From a step on whose loss is not finite, the weights stay as they were: that step and all that follow are
-    /// reported, the later ones with their own loss or with NaN, and change nothing. The first such loss tells; going
+    /// reported, the later ones with their own loss or with NaN, and change nothing. The first such loss is the sign; going
     /// on needs another state ([`Backend::set_state`]).
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MOST: usize = 10_000;
 
 /// Files that external links, virtual datasets and external storage of `path` name; none for what is no HDF5 file. A
-/// relative name is told as the library looks for it: beside the file.
+/// relative name is given as the library looks for it: beside the file.
 pub fn files_behind(path: &Path) -> Vec<PathBuf> {
     // Opening a pipe would take it away from its reader.
     let Some(Ok(file)) = path.is_file().then(|| File::open(path)) else { return vec![] };

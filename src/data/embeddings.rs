@@ -27,7 +27,7 @@ pub struct Skipped {
     pub duplicate: usize,
     /// Rows whose id is empty or holds a control character, such as a tab.
     pub bad_id: usize,
-    /// The first of each kind, as the error would have told it.
+    /// The first of each kind, as the error would have named it.
     pub examples: Vec<String>,
 }
 

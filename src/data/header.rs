@@ -18,7 +18,7 @@ const LAYOUT: u16 = 0x08;
 const HARMLESS: [u16; 8] = [0x00, 0x04, 0x05, 0x0c, 0x0e, 0x12, 0x15, 0x16];
 const CLASS_FLOAT: u8 = 1;
 
-/// A contiguous float dataset, as its header tells it.
+/// A contiguous float dataset, as its header describes it.
 #[derive(Debug, PartialEq)]
 pub(super) struct Contiguous {
     pub shape: Vec<u64>,

@@ -58,7 +58,7 @@ pub struct FileSummary {
     pub examples: Vec<String>,
 }
 
-/// Reads `path` and tells what it holds; bad rows are reported, not refused.
+/// Reads `path` and reports what it holds; bad rows are reported, not refused.
 pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let plan = plan(path, options)?;
     let (layout, datasets) = (plan.layout.name(), plan.dataset_text.clone());

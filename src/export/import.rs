@@ -187,7 +187,7 @@ fn by_names(file: &Path) -> Option<Format> {
     let mut opened = File::open(file).ok()?;
     let mut length = [0; 8];
     opened.read_exact(&mut length).ok()?;
-    // The header alone: its length is told first. 100 MB is the format's own limit.
+    // The header alone; its length comes first. 100 MB is the format's own limit.
     let length = usize::try_from(u64::from_le_bytes(length)).ok().filter(|&n| n <= 100_000_000)?;
     let mut bytes = (length as u64).to_le_bytes().to_vec();
     opened.take(length as u64).read_to_end(&mut bytes).ok()?;

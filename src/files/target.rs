@@ -1,4 +1,4 @@
-//! Where an output goes: links are followed, and pipes and devices are told from files.
+//! Where an output goes: links are followed, and pipes and devices are distinguished from files.
 
 use crate::error::{Error, Result};
 use std::fs::{self, File};

@@ -2,8 +2,8 @@
 //!
 //! | tensor | shape | meaning |
 //! | --- | --- | --- |
-//! | `w_enc` | (M, D) | encoder, one row a latent |
-//! | `w_dec` | (M, D) | decoder, one row a latent; absent in a tied model, where it *is* `w_enc` |
+//! | `w_enc` | (M, D) | encoder, one row per latent |
+//! | `w_dec` | (M, D) | decoder, one row per latent; absent in a tied model, where it *is* `w_enc` |
 //! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
 //! | `b_lat` | (M) | bias of each latent |
 

@@ -25,7 +25,7 @@ pub const HEIGHT: u32 = 1000;
 const SCALE: u32 = 2;
 // Drawing takes the large picture, the small one, and the file made of it.
 const _: () = assert!(PLOTS == 3 * (WIDTH * HEIGHT * (SCALE * SCALE + 1)) as u64 + (WIDTH * HEIGHT) as u64);
-/// At most this many markers a curve: enough to tell the curves apart, few enough to see the line.
+/// At most this many markers per curve: enough to tell the curves apart, few enough to see the line.
 const MARKERS: usize = 14;
 
 const INK: RGBColor = RGBColor(40, 40, 40);

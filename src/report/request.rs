@@ -214,7 +214,7 @@ fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Vec<Histog
     ]
 }
 
-/// The latents of the table: those that tell a label by falling F1, then the others by falling activation.
+/// The latents of the table: those that predict a label by falling F1, then the others by falling activation.
 fn shown(features: &Features, table: Option<(&LabelTable, &[String])>, count: usize) -> Vec<Shown> {
     let f1 = |f: &Feature| f.best.as_ref().filter(|b| b.q < Q_LIMIT).map_or(-1.0, |b| b.f1);
     let max = |f: &Feature| f.max_activation.unwrap_or(0.0);

@@ -95,7 +95,7 @@ impl Values {
     /// The value at `at`, as float64.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If there are not that many.
     pub fn get(&self, at: usize) -> f64 {
         match self {
             Self::F16(v) => v[at].to_f64(),

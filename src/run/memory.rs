@@ -67,7 +67,7 @@ fn host_bytes(prepared: &Prepared) -> u64 {
     data.saturating_add(rest)
 }
 
-/// Bytes of memory that this process can ever have; `None` where the system does not tell. `read` gives a
+/// Bytes of memory that this process can ever have; `None` where the system does not say. `read` gives a
 /// file's text.
 fn available(read: &dyn Fn(&str) -> Option<String>) -> Option<u64> {
     let meminfo = read("/proc/meminfo").unwrap_or_default();

@@ -82,7 +82,7 @@ impl Summary {
     }
 }
 
-/// Share of dead latents from which on a person is told what helps.
+/// Share of dead latents from which on a warning says what helps.
 const MANY_DEAD: f64 = 0.1;
 
 impl Summary {

@@ -180,7 +180,7 @@ pub struct Architecture {
 /// The loss, but for the weight of its L1 part, which a [`Schedule`] has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// Gradients are those of so many times the loss.
+    /// Gradients are those of this many times the loss.
     pub loss_scale: f64,
     /// Dead latents that the auxiliary loss uses per row; 0 is none.
     pub aux_k: usize,

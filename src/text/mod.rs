@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_are_parted_by_commas() {
+    fn thousands_are_separated_by_commas() {
         for (n, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(thousands(n), text);
         }

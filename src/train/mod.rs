@@ -1,5 +1,5 @@
 //! Training, as a library: [`Trainer`] goes from rows to a model. It knows no files, folders or terminal: what happens is
-//! told to an [`Observer`], states are kept by a [`Store`]. [`crate::run`] makes a run in a folder of it.
+//! reported to an [`Observer`], states are kept by a [`Store`]. [`crate::run`] makes a run in a folder of it.
 
 mod explain;
 pub mod metrics;

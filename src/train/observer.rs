@@ -44,7 +44,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Is told what happens in a training, in order. Every method has an empty default.
+/// Hears what happens in a training, in order. Every method has an empty default.
 pub trait Observer {
     /// Some steps are done: several times per second at most.
     fn stepped(&mut self, _report: &StepReport) {}

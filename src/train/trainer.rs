@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A training under way: from rows to a model, without a folder, a terminal or a file.
 ///
-/// What it does is told to its [`Observer`]s; its states go to its [`Store`].
+/// What it does is reported to its [`Observer`]s; its states go to its [`Store`].
 pub struct Trainer<'a> {
     training: Training,
     rows: Arc<dyn RowSource>,
@@ -113,7 +113,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Adds an observer; they are told in the order in which they were added.
+    /// Adds an observer; they are called in the order in which they were added.
     #[must_use]
     pub fn observe(mut self, observer: &'a mut dyn Observer) -> Self {
         self.observers.push(observer);

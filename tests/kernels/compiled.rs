@@ -63,8 +63,8 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
         (
             "topk_stream.cu",
             selects,
-            "index[n * k + rank] = j",
-            "index[n * k + rank + 40] = j",
+            "index[begin + rank] = j",
+            "index[begin + rank + 40] = j",
             &["in live memory"],
         ),
         (

@@ -9,8 +9,8 @@ use topk_sae::noise::philox4x32;
 use topk_sae::rows::Dtype;
 use topk_sae::spec::{ModelSpec, Precision};
 
-/// Fails unless each latent's entries come back in order of rows. `latent` names the e-th latent of row n; a row
-/// must not name one twice.
+/// Fails unless each latent's entries come back in order of rows, from lists with `k` places per row and from lists
+/// without gaps. `latent` names the e-th latent of row n; a row must not name one twice.
 pub fn check(
     device: &mut dyn Device,
     n: usize,
@@ -19,15 +19,38 @@ pub fn check(
     latent: &dyn Fn(usize, usize) -> u32,
     held: &dyn Fn(usize) -> u32,
 ) {
+    let count: Vec<u32> = (0..n).map(held).collect();
+    let apart: Vec<u32> = (0..n).map(|row| (row * k) as u32).collect();
+    let packed: Vec<u32> = (0..n).map(|row| count[..row].iter().sum()).collect();
+    for first in [apart, packed] {
+        check_lists(device, (m, k), latent, &first, &count);
+    }
+}
+
+/// As [`check`], for rows whose entries start at `first`.
+fn check_lists(
+    device: &mut dyn Device,
+    (m, k): (usize, usize),
+    latent: &dyn Fn(usize, usize) -> u32,
+    first: &[u32],
+    count: &[u32],
+) {
+    let n = count.len();
     let spec = ModelSpec::plain(k);
     let sizes = Sizes::new(&spec, 2, m, true, Precision::F32, Dtype::F32).unwrap();
     let mut work = WorkBuffers::new(device, &sizes, n, true).unwrap();
     // Places that hold no entry name a latent that is not there.
-    let entry = |at: usize| if ((at % k) as u32) < held(at / k) { latent(at / k, at % k) } else { u32::MAX };
-    let index: Vec<u32> = (0..n * k).map(entry).collect();
-    let counts: Vec<u32> = (0..n).map(held).collect();
+    let mut index = vec![u32::MAX; n * k];
+    let mut row_of = vec![0; n * k];
+    for (row, (&first, &count)) in first.iter().zip(count).enumerate() {
+        for e in 0..count as usize {
+            index[first as usize + e] = latent(row, e);
+            row_of[first as usize + e] = row as u32;
+        }
+    }
     work.main.index.write(device, &index).unwrap();
-    work.main.count.write(device, &counts).unwrap();
+    work.main.first.write(device, first).unwrap();
+    work.main.count.write(device, count).unwrap();
     let WorkBuffers { main, totals, cursor, unordered, .. } = &mut work;
     launch::index(device, &sizes, n, main, totals, cursor, unordered).unwrap();
     let mut want: Vec<(u32, u32)> =
@@ -37,6 +60,8 @@ pub fn check(
     let offsets = read(&work.main.offsets, m + 1, device);
     let slots = read(&work.main.slots, want.len(), device);
     assert_eq!(slots, want.iter().map(|e| e.1).collect::<Vec<u32>>(), "N {n} M {m} k {k}");
+    let rows = read(&work.main.row, n * k, device);
+    assert!(slots.iter().all(|&at| rows[at as usize] == row_of[at as usize]), "N {n} M {m} k {k}");
     for j in 0..=m as u32 {
         assert_eq!(offsets[j as usize] as usize, want.iter().filter(|e| e.0 < j).count(), "latent {j}");
     }

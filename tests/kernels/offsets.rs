@@ -22,6 +22,8 @@ const D: usize = 4096;
 /// latents this one belongs to the last.
 const FAR: usize = (1 << 20) + 1023;
 const U32_D: Arg = Arg::U32(D as u32);
+/// Entries of a row at most, in what decodes.
+const MOST: u32 = 3;
 const NULL: Arg = Arg::Pointer(0);
 
 /// A device, and the memory of one launch.
@@ -122,7 +124,8 @@ fn narrow(seed: u32) -> Vec<bf16> {
     values(D, seed).iter().map(|&v| bf16::from_f32(v)).collect()
 }
 
-/// Data, row numbers, D, mean, deviation, decoder, b_pre, pitch, and one entry: latent `at` with value 0.5.
+/// Data, row numbers, D, mean, deviation, decoder, b_pre, pitch, and one entry: latent `at` with value 0.5. It has place
+/// `at` of the lists, and not the first of the [`MOST`] that a row may have.
 fn decoder_args(place: &mut Place) -> Vec<Arg> {
     let at = place.at as u32;
     vec![
@@ -137,8 +140,9 @@ fn decoder_args(place: &mut Place) -> Vec<Arg> {
         U32_D,
         place.rows(&[at]),
         place.rows(&[0.5f32]),
+        place.rows(&[at]),
         place.rows(&[1u32]),
-        Arg::U32(1),
+        Arg::U32(MOST),
     ]
 }
 
@@ -163,6 +167,7 @@ fn topk(place: &mut Place) -> Vec<Vec<u8>> {
         place.rows_to_read(&vec![0u32; k]),
         place.rows_to_read(&vec![0f32; k]),
         place.rows_to_read(&[0u32]),
+        place.rows_to_read(&[0u32]),
         place.rows_to_read(&[0u64]),
         place.rows_to_read(&[7u32]),
         place.rows_to_read(&[SoftRow::default()]),
@@ -170,10 +175,12 @@ fn topk(place: &mut Place) -> Vec<Vec<u8>> {
     let uniform: Vec<f32> = values(D, 4).iter().map(|v| v.abs()).collect();
     let mut args = vec![place.rows(&narrow(1)), place.front(&values(D, 2)), U32_D, U32_D, Arg::U32(k as u32)];
     args.extend([place.step(), place.control()]);
-    args.extend(out[..5].iter().map(|&block| place.arg(block)));
-    args.extend([NULL, place.rows(&uniform), place.arg(out[5])]);
+    args.extend(out[..6].iter().map(|&block| place.arg(block)));
+    args.extend([NULL, place.rows(&uniform), place.arg(out[6])]);
     place.launch("topk_softmax_bf16", 1, 0, &args);
-    out.map(|block| place.row(block)).into()
+    // Where the row's entries start tells the rows apart.
+    assert_eq!(place.row(out[2]), (place.at * k).to_le_bytes()[..4]);
+    [0, 1, 3, 4, 5, 6].map(|i| place.row(out[i])).into()
 }
 
 fn decode(place: &mut Place) -> Vec<Vec<u8>> {
@@ -189,12 +196,12 @@ fn decode(place: &mut Place) -> Vec<Vec<u8>> {
             place.rows_to_read(&[0u8; ROW_LOSS]),
         ];
         let mut args = decoder_args(place);
-        let entry = args[9..12].to_vec();
+        let entry = args[9..13].to_vec();
         args.extend(if soft { [place.rows(&values(D, 5)), place.arg(rows)] } else { [NULL, NULL] });
         args.extend(entry);
-        args.extend([Arg::U32(1), place.step(), place.control()]);
+        args.extend([Arg::U32(MOST), place.step(), place.control()]);
         args.extend(out.map(|block| place.arg(block)));
-        place.launch("decode_bf16", 1, 2 * 4 * D + 8, &args);
+        place.launch("decode_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
         all.extend(out.map(|block| place.row(block)));
         all.push(place.row(rows));
     }
@@ -209,7 +216,7 @@ fn evaluate(place: &mut Place) -> Vec<Vec<u8>> {
         args.push(if dense { place.rows(&values(D, 5)) } else { NULL });
         args.extend([place.rows(&[3u32]), place.rows(&[0u32])]);
         args.extend(out.map(|block| place.arg(block)));
-        place.launch("evaluate_bf16", 1, 8, &args);
+        place.launch("evaluate_bf16", 1, 8 * MOST as usize, &args);
         all.extend(out.map(|block| place.row(block)));
     }
     all
@@ -273,7 +280,7 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
             vec![Arg::U32(first), Arg::U32(latents), U32_D, U32_D, place.rows(&narrow(30)), recon, recon];
         for _ in 0..2 {
             args.extend(lists);
-            args.push(Arg::U32(1));
+            args.push(place.rows(&[at]));
         }
         if keep {
             args.extend([place.rows(&values(D, 40)), place.rows(&values(D, 41)), place.rows(&[0.125f32])]);

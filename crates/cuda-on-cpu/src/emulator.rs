@@ -34,7 +34,7 @@ pub struct Emulator {
     pub seed: u64,
     /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
     pub poison: bool,
-    /// Memory of the device: what does not fit is told as not free.
+    /// Memory of the device: what does not fit is reported as not free.
     pub total: u64,
     /// Blocks of a lower number in x are left out: the last row of a batch that nobody has the time to run whole.
     pub first_block: u32,

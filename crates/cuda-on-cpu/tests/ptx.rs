@@ -1,4 +1,4 @@
-//! The interpreter of PTX that the kernels are tested with: that it computes what a card would, and tells of faults.
+//! The interpreter of PTX that the kernels are tested with: that it computes what a card would, and reports faults.
 mod nvrtc;
 #[path = "ptx/ops.rs"]
 mod ops;

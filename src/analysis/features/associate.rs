@@ -1,4 +1,4 @@
-//! Which latent tells which label.
+//! Which latent predicts which label.
 //!
 //! For a latent j and a label l (a value of a column c) rows are those with a value in c; a row is true if it bears l,
 //! and predicted if its activation of j is at least a threshold t > 0.
@@ -48,7 +48,7 @@ pub struct Association {
 
 impl Association {
     /// How far F1 on the first half is above that of predicting every row, 2 T / (T + N), as a share of what is possible:
-    /// 1 for a perfect latent, 0 or less for one that tells nothing. For rare labels it is F1 itself; a label that nearly
+    /// 1 for a perfect latent, 0 or less for one that predicts nothing. For rare labels it is F1 itself; a label that nearly
     /// all rows bear has a high F1 with any latent that fires often.
     pub fn gain(&self, labels: &Labelled) -> f64 {
         let label = &labels.labels[self.label as usize];

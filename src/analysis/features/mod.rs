@@ -1,4 +1,4 @@
-//! `sae features`: what each latent fires on, and which labels it tells.
+//! `sae features`: what each latent fires on, and which labels it predicts.
 
 pub mod associate;
 pub mod gather;
@@ -64,7 +64,7 @@ pub struct Feature {
     pub top: Vec<TopRow>,
     /// Latents with the nearest decoder rows.
     pub neighbours: Vec<Neighbour>,
-    /// The label that it tells best: the highest [`Association::gain`] on the first half.
+    /// The label that it predicts best: the highest [`Association::gain`] on the first half.
     pub best: Option<Finding>,
 }
 
@@ -156,7 +156,7 @@ pub fn features(request: &FeaturesRequest, stop: &AtomicBool) -> Result<Features
 
 /// As [`features`], with the codes that it was worked out from.
 pub fn features_of(request: &FeaturesRequest, stop: &AtomicBool) -> Result<(Features, Gathered)> {
-    // Read first: a mistake in a small file is told before minutes of encoding.
+    // Read first: a mistake in a small file is reported before minutes of encoding.
     let table = match &request.labels {
         Some((path, options)) => Some((LabelTable::read(path)?, options)),
         None => None,

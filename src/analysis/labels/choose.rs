@@ -17,7 +17,7 @@ const MAX_NUMBERS: usize = 20;
 pub struct LabelOptions {
     /// Columns to use; `None` is all that look like labels.
     pub columns: Option<Vec<String>>,
-    /// A label needs so many rows that bear it and as many that are known not to.
+    /// A label needs this many rows that bear it and as many that are known not to.
     pub min_rows: u64,
     /// A column that was not asked for by name is skipped if it has more values than this.
     pub max_values: usize,

@@ -44,7 +44,7 @@ pub struct UnknownCells {
 }
 
 impl UnknownCells {
-    /// What a person is told, with how to have it otherwise.
+    /// What a warning says, with how to have it otherwise.
     pub fn text(&self) -> String {
         let values: Vec<String> = self.values.iter().map(|v| format!("\"{v}\"")).collect();
         let (cells, count) = if self.cells == 1 { ("cell", "counts") } else { ("cells", "count") };

@@ -368,7 +368,7 @@ impl Drop for Card {
     fn drop(&mut self) {
         // The card may be dropped on another thread than it was used on; what is dropped after this needs the context.
         let _ = self.context.bind_to_thread();
-        // Pinned memory, graphs and the workspace may be in use until then. There is nobody to tell of an error.
+        // Pinned memory, graphs and the workspace may be in use until then. There is nobody to report an error to.
         let _ = self.stream.synchronize();
     }
 }

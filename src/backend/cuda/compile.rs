@@ -206,7 +206,7 @@ impl Program {
         Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 
-    /// What the compiler said; empty where it does not tell.
+    /// What the compiler said; empty where it said nothing.
     fn log(&self) -> String {
         let log = self.text(self.nvrtc.nvrtcGetProgramLogSize, self.nvrtc.nvrtcGetProgramLog);
         log.unwrap_or_default().trim().to_owned()

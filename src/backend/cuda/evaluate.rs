@@ -68,15 +68,10 @@ impl Parts {
     /// The top k that the selection left.
     fn read_top(&self, dev: &mut dyn Device, n: usize, codes: &mut Codes) -> Result<()> {
         let Some(work) = &self.work else { return Err(no_buffers()) };
-        let (e, k) = (&work.main, work.main.k);
-        let (index, value) = (e.index.read(dev, n * k)?, e.value.read(dev, n * k)?);
-        let (count, bad) = (e.count.read(dev, n)?, work.bad.read(dev, n)?);
-        for row in 0..n {
-            let places = row * k..row * k + count[row] as usize;
-            let mut entries: Vec<(u32, f32)> = places.map(|at| (index[at], value[at])).collect();
-            entries.retain(|(_, value)| *value != 0.0);
-            entries.sort_unstable_by_key(|(index, _)| *index);
-            codes.push_row(entries, bad[row] == 0);
+        let (entries, bad) = (work.main.read(dev, n)?, work.bad.read(dev, n)?);
+        for (row, bad) in bad.into_iter().enumerate() {
+            let active = entries.row(row).filter(|(_, value, _)| *value != 0.0);
+            codes.push_row(active.map(|(latent, value, _)| (latent, value)), bad == 0);
         }
         Ok(())
     }

@@ -60,15 +60,14 @@ fn scatter(
     mut code: Option<&mut Vec<f32>>,
     grad: &mut [f32],
 ) -> Result<()> {
-    let (index, count) = (e.index.read(dev, n * e.k)?, e.count.read(dev, n)?);
-    let (value, slope) = (e.value.read(dev, n * e.k)?, e.grad.read(dev, n * e.k)?);
+    let entries = e.read(dev, n)?;
     for row in 0..n {
-        for at in row * e.k..row * e.k + count[row] as usize {
-            let place = row * m + index[at] as usize;
+        for (latent, value, slope) in entries.row(row) {
+            let place = row * m + latent as usize;
             if let Some(code) = code.as_deref_mut() {
-                code[place] += value[at];
+                code[place] += value;
             }
-            grad[place] += slope[at];
+            grad[place] += slope;
         }
     }
     Ok(())

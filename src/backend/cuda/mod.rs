@@ -12,7 +12,7 @@
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
 //! | `evaluate` | the inference code: its quality, its entries |
-//! | [`libraries`] | the driver, NVRTC and cuBLAS: found, opened, and told where they are missing |
+//! | [`libraries`] | the driver, NVRTC and cuBLAS: found and opened, or named in an error where they are missing |
 //! | [`compile`] | the kernels by NVRTC, kept on disk; what each of them takes of the card |
 //! | [`card`] | a device that is a CUDA card |
 //! | [`gemm`] | a row-major product as a call of cuBLAS |

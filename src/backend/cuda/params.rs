@@ -1,4 +1,4 @@
-//! What host and kernels tell each other: plain structs, field by field as in `kernels/common.cuh`.
+//! What host and kernels exchange: plain structs, field by field as in `kernels/common.cuh`.
 
 use crate::backend::{StepPlan, ema_decay};
 use crate::noise::Noise;
@@ -19,7 +19,7 @@ pub struct StepParams {
     pub aux_coef: f64,
     /// Largest gradient norm; 0 is none.
     pub clip_norm: f64,
-    /// Gradients are those of so many times the loss.
+    /// Gradients are those of this many times the loss.
     pub loss_scale: f64,
     /// Share of the hard code.
     pub alpha: f32,

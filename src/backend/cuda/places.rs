@@ -84,7 +84,7 @@ pub(crate) fn places(variable: &dyn Fn(&str) -> Option<String>, root: &Path) -> 
     found
 }
 
-/// Where the system loader looks, as far as files tell: its configuration, its defaults, and the places
+/// Where the system loader looks, as far as files say: its configuration, its defaults, and the places
 /// where containers and WSL mount the driver.
 fn loader_folders(root: &Path) -> Vec<PathBuf> {
     let mut files = vec![root.join("etc/ld.so.conf")];

@@ -39,7 +39,7 @@ pub struct Sizes {
     pub activation: Activation,
     /// Entries a row at most: k, or more during a warm-up over candidates.
     pub pool: usize,
-    /// Dead latents used by the auxiliary loss a row; 0 is none.
+    /// Dead latents per row used by the auxiliary loss; 0 is none.
     pub aux_k: usize,
     /// Latents of a tile: a multiple of 128.
     pub tile: usize,
@@ -117,20 +117,26 @@ impl Sizes {
     }
 }
 
-/// Sparse entries of a batch: up to `k` a row.
+/// Sparse entries of a batch as rows of a CSR matrix that may have gaps: the entries of row n are at `first[n]` to
+/// `first[n] + count[n]` of `index`, `value` and `grad`. Only the selection and the sizes of these lists know that every
+/// row has room for `k`; what reads entries takes rows of any length up to that.
 #[derive(Debug)]
 pub struct Entries {
     /// Places of a row in the lists. What queues the selection that fills them sets it, to no more than they were made
     /// for; recorded work keeps the number that it was recorded with.
     pub k: usize,
-    /// (N, k) latents, ascending in each row.
+    /// (N k) latents, ascending in each row.
     pub index: Buffer<u32>,
-    /// (N, k) values.
+    /// (N k) values.
     pub value: Buffer<f32>,
-    /// (N, k) gradients of the scores.
+    /// (N k) gradients of the scores.
     pub grad: Buffer<f32>,
+    /// (N) where each row's entries start; ascending.
+    pub first: Buffer<u32>,
     /// (N) entries of each row.
     pub count: Buffer<u32>,
+    /// (N k) the row of each entry; made with the inverted index.
+    pub row: Buffer<u32>,
     /// (M + 1) where each latent's entries start in `slots`.
     pub offsets: Buffer<u32>,
     /// (N k) entry numbers by latent, ascending.
@@ -149,10 +155,44 @@ impl Entries {
             index: Buffer::zeros(device, n * k, "active latents")?,
             value: Buffer::zeros(device, n * k, "their values")?,
             grad: Buffer::zeros(device, n * k, "their gradients")?,
+            first: Buffer::zeros(device, n, "their places")?,
             count: Buffer::zeros(device, n, "their counts")?,
+            row: Buffer::zeros(device, n * k, "their rows")?,
             offsets: Buffer::zeros(device, m + 1, "entries by latent")?,
             slots: Buffer::zeros(device, n * k, "entries by latent")?,
         })
+    }
+
+    /// Brings the lists of `n` rows to the host.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn read(&self, device: &mut dyn Device, n: usize) -> Result<HostEntries> {
+        Ok(HostEntries {
+            first: self.first.read(device, n)?,
+            count: self.count.read(device, n)?,
+            index: self.index.read(device, n * self.k)?,
+            value: self.value.read(device, n * self.k)?,
+            grad: self.grad.read(device, n * self.k)?,
+        })
+    }
+}
+
+/// The lists of [`Entries`] on the host.
+#[derive(Debug)]
+pub struct HostEntries {
+    first: Vec<u32>,
+    count: Vec<u32>,
+    index: Vec<u32>,
+    value: Vec<f32>,
+    grad: Vec<f32>,
+}
+
+impl HostEntries {
+    /// Latent, value and gradient of each entry of row `n`.
+    pub fn row(&self, n: usize) -> impl Iterator<Item = (u32, f32, f32)> + '_ {
+        let first = self.first[n] as usize;
+        (first..first + self.count[n] as usize).map(|at| (self.index[at], self.value[at], self.grad[at]))
     }
 }
 
@@ -375,7 +415,7 @@ impl WorkBuffers {
 /// take where `spec` needs them.
 pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let e = s.element.size();
-    let lists = |k: usize| n * k * 16 + 4 * n + 4 * s.m;
+    let lists = |k: usize| n * k * 20 + 8 * n + 4 * s.m;
     let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
     let rows = n * (s.pitch * 2 * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20);
     let index = 8 * s.m + 4 * n * s.pool.max(s.aux_k);

@@ -39,7 +39,7 @@ fn open(table: &str, what: &str, columns: &[(&str, &str)]) -> String {
     )
 }
 
-/// For each label the latent that tells it best; nothing without labels.
+/// For each label the latent that predicts it best; nothing without labels.
 pub(super) fn labels(page: &Page) -> String {
     let Some(labels) = &page.features.labels else { return String::new() };
     let mut text = format!(

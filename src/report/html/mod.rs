@@ -41,7 +41,7 @@ pub struct Page {
     pub shown: Vec<Shown>,
     /// Numbers of these, which others link to.
     pub linked: HashSet<u32>,
-    /// For each label the latent that tells it best.
+    /// For each label the latent that predicts it best.
     pub by_label: Vec<(u32, Finding)>,
     /// Which rows were looked at, in words.
     pub rows: String,
@@ -58,7 +58,7 @@ pub struct Shown {
     pub labels_of_ids: Vec<IdLabel>,
 }
 
-/// What is known of an id in the column of the label that a latent tells best.
+/// What is known of an id in the column of the label that a latent predicts best.
 #[derive(Debug, Default)]
 pub struct IdLabel {
     /// Its values; empty where nothing is known.

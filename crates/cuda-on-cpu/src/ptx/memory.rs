@@ -71,7 +71,7 @@ struct Trace {
 }
 
 impl Trace {
-    /// Notes an access and tells of one that nothing orders with it. A store that leaves what is there `same` harms
+    /// Notes an access and reports one that nothing orders with it. A store that leaves what is there `same` harms
     /// nobody: flags are set so.
     fn touch(&mut self, kind: Kind, who: Who, same: bool) -> Result<(), String> {
         let Who { block, thread, .. } = who;

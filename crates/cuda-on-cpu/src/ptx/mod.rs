@@ -7,7 +7,7 @@
 //! between, nor another block at all. The approximate instructions are computed exactly, so that a card's last bits
 //! may differ.
 //!
-//! Only the instructions that the kernels use are known; another one is told by name.
+//! Only the instructions that the kernels use are known; another one is reported by name.
 //! Source: NVIDIA, Parallel Thread Execution ISA 9.0.
 
 mod memory;

@@ -7,7 +7,7 @@ use super::{Address, Grid, Instruction, Kernel, LANES, Lanes, Op, Operand, lanes
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-/// The most instructions of a warp between two barriers: a loop without an end is told.
+/// The most instructions of a warp between two barriers: more is reported as a loop without an end.
 const ENDLESS: u64 = 1 << 31;
 
 /// Lanes at one instruction.

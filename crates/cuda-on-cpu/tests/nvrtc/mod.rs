@@ -73,7 +73,7 @@ pub fn ptx(file: (&str, &str), header: (&str, &str)) -> String {
     let library = library().unwrap();
     let mut program = std::ptr::null_mut();
     // SAFETY: the types are those of nvrtc.h. All texts end in a zero byte and outlive the program, which is created
-    // here and destroyed once; buffers have the sizes that NVRTC tells.
+    // here and destroyed once; buffers have the sizes that NVRTC gives.
     unsafe {
         let [size, log_size] = ["nvrtcGetPTXSize\0", "nvrtcGetProgramLogSize\0"]
             .map(|n| *library.get::<Size>(n.as_bytes()).unwrap());

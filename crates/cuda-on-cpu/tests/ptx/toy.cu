@@ -1,4 +1,4 @@
-// Small kernels that test the interpreter of PTX itself: right ones, and one for each fault that it must tell of.
+// Small kernels that test the interpreter of PTX itself: right ones, and one for each fault that it must report.
 #include "common.cuh"
 
 // ---- right

@@ -17,7 +17,7 @@ pub struct Resources {
     pub spill_loads: u32,
 }
 
-/// The kernels of a log that `compile` was asked to tell, by name.
+/// The kernels in the log of a `compile` that was asked for their resources, by name.
 pub fn resources(log: &str) -> Vec<Resources> {
     let mut kernels: Vec<Resources> = Vec::new();
     // Lines that are about a device function, not about the kernel named last.
@@ -58,7 +58,7 @@ pub fn warnings(log: &str) -> Vec<&str> {
     log.lines().filter(warns).collect()
 }
 
-/// A Markdown table: a row a kernel, a column an architecture; registers of a thread, with what is spilled where
+/// A Markdown table: a row per kernel, a column per architecture; registers per thread, with what is spilled where
 /// anything is.
 pub fn markdown(columns: &[(super::Arch, Vec<Resources>)]) -> String {
     let mut names: Vec<(&str, u32)> = columns

@@ -28,21 +28,22 @@ pub fn gate_weights(
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let (n, e) = (batch.n, &work.main);
-    let (all, width) = (n * e.k, u(e.k)?);
-    let (index, held, fired) = (e.index.holds(all)?, e.count.holds(n)?, shared.fired.holds(s.m)?);
+    let all = n * e.k;
+    let (index, first, held) = (e.index.holds(all)?, e.first.holds(n)?, e.count.holds(n)?);
+    let fired = shared.fired.holds(s.m)?;
     let plain = launch(n, e.k)?;
     if !relaxation.is_gated() {
-        let args = [index, e.value.holds(all)?, held, width, u(s.k)?, fired];
-        // SAFETY: lists were checked for N rows of `width` entries, at most `MOST_ACTIVE` (`Sizes::new`) and so four a
-        // thread; flags for M; counts are at most `width` and indices below M (`topk`).
+        let args = [index, e.value.holds(all)?, first, held, u(s.k)?, fired];
+        // SAFETY: lists were checked for N rows of `e.k` entries, at most `MOST_ACTIVE` (`Sizes::new`) and so four a
+        // thread; flags for M; counts are at most `e.k` and indices below M (`topk`).
         return unsafe { device.launch("fire_top", plain, &args) };
     }
     let gates = gates(work)?;
     let args = [
         index,
         gates.score.holds(all)?,
+        first,
         held,
-        width,
         u(s.k)?,
         Arg::Pointer(batch.step),
         fired,
@@ -62,11 +63,11 @@ pub fn gate_gradients(
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let (n, e, gates) = (batch.n, &work.main, gates(work)?);
-    let (all, width) = (n * e.k, u(e.k)?);
+    let all = n * e.k;
     let (score, direct) = (gates.score.holds(all)?, gates.direct.holds(all)?);
-    let (held, k, grad) = (e.count.holds(n)?, u(s.k)?, e.grad.holds(all)?);
+    let (first, held, k, grad) = (e.first.holds(n)?, e.count.holds(n)?, u(s.k)?, e.grad.holds(all)?);
     let step = Arg::Pointer(batch.step);
-    let args = [score, direct, held, width, k, step, gates.threshold.holds(n)?, grad];
-    // SAFETY: lists were checked for N rows of `width` entries, as in `gate_weights`, which left the thresholds.
+    let args = [score, direct, first, held, k, step, gates.threshold.holds(n)?, grad];
+    // SAFETY: lists were checked for N rows of `e.k` entries, as in `gate_weights`, which left the thresholds.
     unsafe { device.launch("gate_gradients_lapsum", launch(n, e.k)?, &args) }
 }

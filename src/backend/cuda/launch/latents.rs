@@ -18,22 +18,23 @@ pub fn index(
     unordered: &mut Buffer<u32>,
 ) -> Result<()> {
     let k = entries.k;
-    let (rows, width) = (u(n)?, u(k)?);
-    let (index, held) = (entries.index.holds(n * k)?, entries.count.holds(n)?);
+    let rows = u(n)?;
+    let lists = [entries.index.holds(n * k)?, entries.first.holds(n)?, entries.count.holds(n)?, rows];
+    let row = entries.row.holds(n * k)?;
     let offsets = entries.offsets.holds(s.m + 1)?;
     totals.zero(device, s.m)?;
     let (totals, cursor) = (totals.holds(s.m)?, cursor.holds(s.m)?);
     let (unordered, slots) = (unordered.holds(n * k)?, entries.slots.holds(n * k)?);
-    let per_entry = per_value(n * k)?;
-    // SAFETY: all buffers were checked for N k entries and M latents; indices are below M (`topk`), and N k fits
-    // in 32 bits (`WorkBuffers::new`).
+    let warp_per_row = per_value(n * WARP as usize)?;
+    // SAFETY: all buffers were checked for N k entries and M latents; entries of a row lie in the lists and their
+    // latents are below M (`topk`), and N k fits in 32 bits (`Entries::new`).
     unsafe {
-        device.launch("index_count", per_entry, &[index, held, rows, width, totals])?;
+        device.launch("index_count", warp_per_row, &[&lists[..], &[totals, row]].concat())?;
         let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
         device.launch("index_scan", one, &[totals, u(s.m)?, offsets, cursor])?;
-        device.launch("index_fill", per_entry, &[index, held, rows, width, cursor, unordered])?;
+        device.launch("index_fill", warp_per_row, &[&lists[..], &[cursor, unordered]].concat())?;
         let latents = Launch { grid: grid(s.m)?, block: WARP, shared: 0 };
-        device.launch("index_order", latents, &[offsets, unordered, rows, width, slots])
+        device.launch("index_order", latents, &[offsets, unordered, row, rows, slots])
     }
 }
 
@@ -80,9 +81,15 @@ pub fn latent_update(
     let n = batch.n;
     let (first, latents) = up.latents;
     let lists = |e: Option<&Entries>| -> Result<[Arg; 5]> {
-        let Some(e) = e else { return Ok([NULL, NULL, NULL, NULL, Arg::U32(0)]) };
+        let Some(e) = e else { return Ok([NULL; 5]) };
         let all = n * e.k;
-        Ok([e.offsets.holds(s.m + 1)?, e.slots.holds(all)?, e.value.holds(all)?, e.grad.holds(all)?, u(e.k)?])
+        Ok([
+            e.offsets.holds(s.m + 1)?,
+            e.slots.holds(all)?,
+            e.value.holds(all)?,
+            e.grad.holds(all)?,
+            e.row.holds(all)?,
+        ])
     };
     let rows = n * s.pitch;
     let mut args = vec![

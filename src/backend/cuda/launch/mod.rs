@@ -83,7 +83,7 @@ fn grid(blocks: usize) -> Result<(u32, u32)> {
     Ok((count(blocks.max(1))?, 1))
 }
 
-/// Blocks of [`BLOCK`] threads, one thread a value.
+/// Blocks of [`BLOCK`] threads, one thread per value.
 fn per_value(values: usize) -> Result<Launch> {
     Ok(Launch { grid: grid(values.div_ceil(BLOCK as usize))?, block: BLOCK, shared: 0 })
 }
@@ -94,7 +94,7 @@ fn row_block(s: &Sizes) -> u32 {
     packs.next_multiple_of(WARP).clamp(WARP, BLOCK)
 }
 
-/// How kernels are told the type of the rows (`stored` in `kernels/common.cuh`).
+/// How kernels learn the type of the rows (`stored` in `kernels/common.cuh`).
 fn kind(s: &Sizes) -> Arg {
     Arg::U32(match s.input {
         Dtype::F32 | Dtype::F64 => 0,

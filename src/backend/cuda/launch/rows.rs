@@ -64,7 +64,7 @@ fn select(s: &Sizes) -> &'static str {
 
 /// The top k of each row into `work.main`, or its candidates; with the softmax of each row in that phase. Scores of
 /// candidates that will be weighed go to `work.gates`. Latents of the top k have fired where `count_fired`; among
-/// candidates [`super::gate_weights`] tells which.
+/// candidates [`super::gate_weights`] decides which.
 #[allow(clippy::too_many_arguments)]
 pub fn topk(
     device: &mut dyn Device,
@@ -99,6 +99,7 @@ pub fn topk(
         shared.control.holds(1)?,
         e.index.holds(n * width)?,
         weighed.map_or(&e.value, |gates| &gates.score).holds(n * width)?,
+        e.first.holds(n)?,
         e.count.holds(n)?,
     ]);
     match (&work.soft, soft) {
@@ -139,6 +140,7 @@ pub fn topk_dead(
         shared.control.holds(1)?,
         e.index.holds(n * s.aux_k)?,
         e.value.holds(n * s.aux_k)?,
+        e.first.holds(n)?,
         e.count.holds(n)?,
         NULL,
         NULL,
@@ -163,6 +165,7 @@ fn entry_args(s: &Sizes, batch: &DeviceBatch, w: &Operands, work: &WorkBuffers) 
         u(s.pitch)?,
         e.index.holds(n * e.k)?,
         e.value.holds(n * e.k)?,
+        e.first.holds(n)?,
         e.count.holds(n)?,
         u(e.k)?,
     ])
@@ -187,10 +190,11 @@ pub fn decode(
     let (aux, aux_recon, aux_grad) = match (&work.aux, &work.aux_recon) {
         (Some(e), Some(recon)) => {
             let k = s.aux_k;
-            let entries = [e.index.holds(n * k)?, e.value.holds(n * k)?, e.count.holds(n)?, u(k)?];
+            let entries =
+                [e.index.holds(n * k)?, e.value.holds(n * k)?, e.first.holds(n)?, e.count.holds(n)?, u(k)?];
             (entries, recon.holds(n * s.pitch)?, e.grad.holds(n * k)?)
         }
-        _ => ([NULL, NULL, NULL, Arg::U32(0)], NULL, NULL),
+        _ => ([NULL, NULL, NULL, NULL, Arg::U32(0)], NULL, NULL),
     };
     let e = &work.main;
     let recon = work.recon.as_ref().map_or(Ok(NULL), |recon| recon.holds(n * s.pitch))?;
