@@ -37,8 +37,7 @@ fn main() -> Result<()> {
         source: Source {
             model: at("model.safetensors"),
             data: vec![at("data.h5")],
-            dataset: None,
-            skip_bad_rows: false,
+            reading: Default::default(),
             device: DeviceChoice::Cpu,
             quiet: true,
         },

@@ -79,7 +79,7 @@ fn files_without_rows_say_so() {
     let zero = folder.file("zero.h5", |file| matrix(file, "x", 0, 0, 4, false, |v| v));
     message(load(&[&zero]), &zero, &["holds no rows"]);
     let no_width = folder.file("no_width.h5", |file| matrix(file, "x", 0, 3, 0, false, |v| v));
-    message(load(&[&no_width]), &no_width, &["\"/x\", row 0", "holds no values"]);
+    message(load(&[&no_width]), &no_width, &["\"/x\"", "rows without values"]);
     let scalar = folder.file("scalar.h5", |file| {
         file.new_dataset::<f32>().create("loss").unwrap();
     });
@@ -94,22 +94,22 @@ fn what_can_be_read_in_two_ways_lists_the_candidates() {
         matrix(file, "layer_2", 0, 2, 4, false, |v| v);
         strings(file, "ids", &["P1", "P2"]);
     });
-    let parts = ["--dataset", "\"/layer_1\" (2, 4)", "\"/layer_2\" (2, 4)"];
+    let parts = ["--dataset", "--dataset layer_1` (2, 4)", "--dataset layer_2` (2, 4)"];
     message(load(&[&path]), &path, &parts);
     let path = folder.file("parts.h5", |file| {
         matrix(file, "train", 0, 20, 4, false, |v| v);
         matrix(file, "test", 0, 10, 4, false, |v| v);
     });
-    message(load(&[&path]), &path, &["--dataset", "\"/train\" (20, 4)"]);
+    message(load(&[&path]), &path, &["--dataset", "--dataset train` (20, 4)"]);
     let path = folder.file("cube.h5", |file| {
         file.new_dataset::<f32>().shape((2, 3, 4)).create("x").unwrap();
     });
-    message(load(&[&path]), &path, &["dataset \"/x\"", "[2, 3, 4]", "(rows, width)"]);
+    message(load(&[&path]), &path, &["dataset \"/x\"", "(2, 3, 4)", "--index 0=1"]);
     let path = folder.file("cube_and_more.h5", |file| {
         file.new_dataset::<f32>().shape((2, 3, 4)).create("x").unwrap();
         matrix(file, "y", 0, 2, 4, false, |v| v);
     });
-    message(load(&[&path]), &path, &["--dataset", "\"/x\" (2, 3, 4)", "\"/y\" (2, 4)"]);
+    message(load(&[&path]), &path, &["--dataset x` (2, 3, 4)", "--dataset y` (2, 4)"]);
     assert_eq!(load_with(&[&path], &dataset("y")).unwrap().n_rows(), 2);
     message(load_with(&[&path], &dataset("z")), &path, &["\"z\"", "\"/x\"", "\"/y\""]);
     message(load_with(&[&path], &dataset("no/z")), &path, &["\"no/z\"", "\"/y\""]);
@@ -134,7 +134,7 @@ fn ids_that_do_not_fit_are_refused() {
         matrix(file, "x", 0, 3, 4, false, |v| v);
         strings(file, "ids", &["P1", "P\t2", ""]);
     });
-    message(load(&[&path]), &path, &["\"/x\", row 1", "tab", "--skip-bad-rows"]);
+    message(load(&[&path]), &path, &["\"/x\", row 1", "tab", "--ids"]);
     let data = load_with(&[&path], &skipping()).unwrap();
     assert_eq!((ids(&data), data.skipped().bad_id), (vec!["P1".to_owned()], 2));
 }
@@ -182,18 +182,21 @@ fn skipped_residues_leave_the_numbers_of_the_others() {
 }
 
 #[test]
-fn another_width_is_named_or_skipped_even_if_it_comes_first() {
+fn another_width_is_named_and_never_dropped() {
     let folder = Folder::new();
     let path = folder.file("width.h5", |file| {
         vector(file, "A", 0, 3, |v| v);
         vector(file, "B", 1, 4, |v| v);
         vector(file, "C", 2, 4, |v| v);
     });
-    message(load(&[&path]), &path, &["\"/A\", row 0", "has 3 values where most rows have 4"]);
-    let data = load_with(&[&path], &skipping()).unwrap();
-    assert_eq!((data.skipped().width, ids(&data).join(" ")), (1, "B C".into()));
+    for options in [LoadOptions::default(), skipping()] {
+        let parts = ["1 of 3 values, the first \"/A\"; 2 of 4 values, the first \"/B\"", "--dataset"];
+        message(load_with(&[&path], &options), &path, &parts);
+    }
+    let one = folder.file("one.h5", |file| vector(file, "C", 0, 4, |v| v));
+    let two = folder.file("two.h5", |file| matrix(file, "x", 1, 3, 4, false, |v| v));
     let other = folder.file("other.h5", |file| vector(file, "D", 0, 5, |v| v));
-    message(load(&[&path, &other]), &path, &["\"/A\""]);
+    message(load(&[&one, &two, &other]), &other, &["\"/D\"", "rows of 5 values where most have 4"]);
 }
 
 #[test]

@@ -62,8 +62,10 @@ fn ids_in_groups_are_the_last_part_unless_it_repeats() {
             vector(&group, &format!("Q{row}"), row, 3, |v| v);
         }
     });
+    message(load(&[&colliding]), &colliding, &["--dataset human`", "--dataset mouse`"]);
     let expected = ["human/P1", "human/Q0", "mouse/P1", "mouse/Q1"];
-    assert_eq!(ids(&load(&[&colliding]).unwrap()), expected);
+    assert_eq!(ids(&load_with(&[&colliding], &dataset("*/*")).unwrap()), expected);
+    assert_eq!(ids(&load_with(&[&colliding], &dataset("mouse")).unwrap()), ["P1", "Q1"]);
     let one_name = folder.file("one_name.h5", |file| {
         for (row, group) in ["P7", "P8"].into_iter().enumerate() {
             let group = file.create_group(group).unwrap();

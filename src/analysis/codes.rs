@@ -5,7 +5,7 @@ use super::{Source, check_width};
 use crate::backend::{self, Backend, Codes};
 use crate::console;
 use crate::console::progress::Spinner;
-use crate::data::{DataFiles, LoadOptions};
+use crate::data::DataFiles;
 use crate::error::{Error, Result};
 use crate::model::file::ModelMeta;
 use crate::model::{Params, TrainState, Weights};
@@ -58,8 +58,10 @@ pub fn walk(
     mut take: impl FnMut(&RowNames<'_>, &Codes) -> Result<()>,
 ) -> Result<Walked> {
     let device = source.device.select(source.quiet)?;
-    let options = LoadOptions { dataset: source.dataset.clone(), skip_bad_rows: source.skip_bad_rows };
-    let files = DataFiles::open(&source.data, &options)?;
+    let files = DataFiles::open(&source.data, &source.reading)?;
+    if !source.quiet {
+        files.warnings().for_each(console::warn);
+    }
     let mut blocks = files.blocks(BLOCK_BYTES)?;
     check_width(&source.data[0], blocks.d_in(), &source.model, meta.architecture.d_in)?;
     let spec = ModelSpec::to_run(meta.architecture.forward);

@@ -70,10 +70,8 @@ pub struct Source {
     pub model: PathBuf,
     /// Data files.
     pub data: Vec<PathBuf>,
-    /// Dataset or group in them.
-    pub dataset: Option<String>,
-    /// Drop bad rows.
-    pub skip_bad_rows: bool,
+    /// How they are read.
+    pub reading: LoadOptions,
     /// Where to compute.
     pub device: DeviceChoice,
     /// No progress, no warnings.
@@ -131,8 +129,7 @@ pub struct EvalResult {
 pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
-    let options = LoadOptions { dataset: request.dataset.clone(), skip_bad_rows: request.skip_bad_rows };
-    let data = Arc::new(run::load(&request.data, &options, request.quiet)?);
+    let data = Arc::new(run::load(&request.data, &request.reading, request.quiet)?);
     check_width(&request.data[0], data.d_in(), &request.model, meta.architecture.d_in)?;
     let (d, m) = (meta.architecture.d_in, meta.architecture.n_latents);
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();

@@ -2,7 +2,7 @@
 
 use super::{DataArgs, Global, print, print_json};
 use crate::analysis::load_model;
-use crate::data::{FileSummary, LoadOptions, inspect};
+use crate::data::{FileSummary, inspect};
 use crate::error::Result;
 use crate::model::file::ModelMeta;
 use crate::text::{bytes, number, thousands};
@@ -28,8 +28,7 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
         meta.train_mean.clear();
         return print(&describe_model(&meta, params.len() as u64));
     }
-    let options = LoadOptions { dataset: args.how.dataset.clone(), skip_bad_rows: args.how.skip_bad_rows };
-    let summary = inspect(&args.file, &options)?;
+    let summary = inspect(&args.file, &args.how.clone().reading())?;
     if global.json { print_json(&summary) } else { print(&describe_data(&summary)) }
 }
 
@@ -64,6 +63,7 @@ fn describe_model(meta: &ModelMeta, n_params: u64) -> String {
 fn describe_data(s: &FileSummary) -> String {
     let lines = [
         ("layout", format!("{} ({}, {} datasets)", s.layout, s.storage, thousands(s.n_datasets as u64))),
+        ("reading", s.reason.clone()),
         (
             "rows",
             format!(
@@ -86,17 +86,17 @@ fn describe_data(s: &FileSummary) -> String {
                 number(s.std)
             ),
         ),
-        ("constant", format!("{} rows", s.constant_rows)),
+        ("constant", format!("{} rows, {} of them zeros", s.constant_rows, s.zero_rows)),
         (
             "bad",
             format!(
-                "{} rows not finite, {} of another width, {} with an id seen before, {} with a bad id",
-                s.non_finite_rows, s.other_width_rows, s.duplicate_id_rows, s.bad_id_rows
+                "{} rows not finite, {} with an id seen before, {} with a bad id",
+                s.non_finite_rows, s.duplicate_id_rows, s.bad_id_rows
             ),
         ),
     ];
     let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
-    for example in &s.examples {
+    for example in s.examples.iter().chain(&s.warnings) {
         text.push_str(&format!("  {example}\n"));
     }
     text

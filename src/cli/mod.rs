@@ -18,6 +18,7 @@ mod train;
 use crate::analysis::Source;
 use crate::backend::DeviceChoice;
 use crate::console::{self, print};
+use crate::data::{AxisPicks, LoadOptions};
 use crate::error::{Error, Result};
 use crate::rows::Part;
 use crate::text::thousands;
@@ -83,14 +84,41 @@ enum Command {
 }
 
 /// Arguments that say how data files are read.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct DataArgs {
-    /// Dataset or group inside the files [default: found by itself]
-    #[arg(long, value_name = "NAME")]
+    /// Dataset or group inside the files that holds the rows; `*` stands for one component of a path [default: found by
+    /// itself]
+    #[arg(long, value_name = "PATTERN")]
     dataset: Option<String>,
-    /// Drop and count rows that are not finite, of another width, or have an id seen before
+    /// Ids of the rows: a dataset beside the matrix, @ and an attribute, or `row` for row numbers [default: found by
+    /// itself]
+    #[arg(long, value_name = "NAME")]
+    ids: Option<String>,
+    /// Take an axis at one index, as in 0=33 (both count from 0); several with commas
+    #[arg(long, value_name = "AXIS=I")]
+    index: Option<AxisPicks>,
+    /// Rows are the last axis of a matrix
+    #[arg(long)]
+    transpose: bool,
+    /// What integers of 16 bits stand for
+    #[arg(long, value_name = "TYPE", value_parser = ["bfloat16"])]
+    stored_as: Option<String>,
+    /// Drop and count rows that are not finite or have an id seen before
     #[arg(long)]
     skip_bad_rows: bool,
+}
+
+impl DataArgs {
+    fn reading(self) -> LoadOptions {
+        LoadOptions {
+            dataset: self.dataset,
+            ids: self.ids,
+            index: self.index.unwrap_or_default(),
+            transpose: self.transpose,
+            bfloat16: self.stored_as.is_some(),
+            skip_bad_rows: self.skip_bad_rows,
+        }
+    }
 }
 
 /// A model and the rows that it is asked about.
@@ -137,14 +165,7 @@ impl Global {
     }
 
     fn source(&self, model: PathBuf, data: Vec<PathBuf>, how: DataArgs) -> Source {
-        Source {
-            model,
-            data,
-            dataset: how.dataset,
-            skip_bad_rows: how.skip_bad_rows,
-            device: self.device,
-            quiet: self.quiet,
-        }
+        Source { model, data, reading: how.reading(), device: self.device, quiet: self.quiet }
     }
 }
 

@@ -8,11 +8,12 @@ mod settings;
 mod table;
 
 use options::DEFAULTS;
-pub use options::{InitKind, NumberOr, Options, Word};
+pub use options::{InitKind, NumberOr, Options, StoredAs, Word};
 pub use preset::Preset;
 pub use settings::Settings;
 pub use table::{OptionRow, OptionValue, options_chapter};
 
+use crate::data::LoadOptions;
 use crate::error::{Error, Result};
 use crate::model::file::{ModelMeta, Provenance};
 use crate::schedule;
@@ -27,10 +28,8 @@ use std::path::PathBuf;
 pub struct Config {
     /// Data files, absolute.
     pub data: Vec<PathBuf>,
-    /// Dataset or group in them.
-    pub dataset: Option<String>,
-    /// Drop bad rows instead of stopping.
-    pub skip_bad_rows: bool,
+    /// How they are read.
+    pub reading: LoadOptions,
     /// Where the defaults came from.
     pub preset: Preset,
     /// D.
@@ -129,8 +128,7 @@ impl Config {
         let eval_every = o.eval_every.unwrap_or((steps / 20).max(1));
         let config = Self {
             data: o.data.clone().unwrap_or_default(),
-            dataset: o.dataset.clone(),
-            skip_bad_rows: o.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
+            reading: o.reading(),
             preset,
             d_in,
             n_latents,
@@ -243,8 +241,13 @@ impl Config {
         };
         Options {
             data: Some(self.data.clone()),
-            dataset: self.dataset.clone(),
-            skip_bad_rows: Some(self.skip_bad_rows),
+            dataset: self.reading.dataset.clone(),
+            ids: self.reading.ids.clone(),
+            index: Some(self.reading.index.clone()).filter(|picks| !picks.0.is_empty()),
+            // Left out where they are off: files of earlier versions do without them.
+            transpose: self.reading.transpose.then_some(true),
+            stored_as: self.reading.bfloat16.then_some(StoredAs::Bfloat16),
+            skip_bad_rows: Some(self.reading.skip_bad_rows),
             preset: Some(self.preset),
             latents: Some(self.n_latents),
             k: Some(forward.k),

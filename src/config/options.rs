@@ -2,6 +2,7 @@
 
 use super::table::{OptionRow, OptionValue, options};
 use super::{Config, Preset};
+use crate::data::{AxisPicks, LoadOptions};
 use crate::error::{Error, Result};
 use crate::spec::{Activation, Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,14 @@ choices! {
         /// Encoder rows are training rows less b_pre, or what the other latents leave of them; the decoder starts as the
         /// encoder's transpose, both as long as makes the first reconstructions fit best
         Data = "data",
+    }
+}
+
+choices! {
+    /// Types of values that a file does not name.
+    pub enum StoredAs {
+        /// The bits of bfloat16 numbers
+        Bfloat16 = "bfloat16",
     }
 }
 
@@ -64,9 +73,17 @@ pub(super) const ABOVE_0: f64 = f32::MIN_POSITIVE as f64;
 
 options! {
     "Data" {
-        /// Dataset or group inside the files
-        dataset: String, "NAME", depends [("", "found by itself")];
-        /// Drop and count rows that are not finite, of another width, or have an id seen before
+        /// Dataset or group inside the files that holds the rows; `*` stands for one component of a path
+        dataset: String, "PATTERN", depends [("", "found by itself")];
+        /// Ids of the rows: a dataset beside the matrix, @ and an attribute, or `row` for row numbers
+        ids: String, "NAME", depends [("", "found by itself")];
+        /// Take an axis at one index, as in 0=33 (both count from 0); several with commas
+        index: AxisPicks, "AXIS=I", depends [("", "none")];
+        /// Rows are the last axis of a matrix
+        transpose: bool, default false, switch "";
+        /// What integers of 16 bits stand for
+        stored_as: StoredAs, "TYPE", depends [("", "integers")];
+        /// Drop and count rows that are not finite or have an id seen before
         skip_bad_rows: bool, default false, switch "";
         /// Seed of the split alone, for runs of several seeds on the same split
         split_seed: u64, "SEED", depends [("", "as --seed")];
@@ -175,6 +192,18 @@ options! {
 }
 
 impl Options {
+    /// How data files are to be read.
+    pub fn reading(&self) -> LoadOptions {
+        LoadOptions {
+            dataset: self.dataset.clone(),
+            ids: self.ids.clone(),
+            index: self.index.clone().unwrap_or_default(),
+            transpose: self.transpose.unwrap_or(DEFAULTS.transpose),
+            bfloat16: self.stored_as == Some(StoredAs::Bfloat16),
+            skip_bad_rows: self.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
+        }
+    }
+
     /// The seed that makes the split.
     pub fn seed_of_split(&self) -> u64 {
         self.split_seed.or(self.seed).unwrap_or(0)

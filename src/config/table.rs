@@ -3,6 +3,7 @@
 //! and the book's chapter of options are all made from it.
 
 use super::{NumberOr, Options, Preset};
+use crate::data::AxisPicks;
 use crate::spec::Choice;
 
 /// A type that an option can have.
@@ -54,7 +55,7 @@ macro_rules! plain_values {
         }
     )* };
 }
-plain_values!(u64, u32, usize, bool, String);
+plain_values!(u64, u32, usize, bool, String, AxisPicks);
 
 impl OptionValue for f64 {
     fn read(text: &str) -> Result<Self, String> {
@@ -323,7 +324,8 @@ mod tests {
     #[test]
     fn every_option_can_be_set_by_its_key_and_is_a_key_of_the_file() {
         for row in Options::table() {
-            let text = row.words.first().map(|(word, _)| *word).or(row.default.as_deref()).unwrap_or("3");
+            let sample = if row.key == "index" { "0=33,1=2" } else { "3" };
+            let text = row.words.first().map(|(word, _)| *word).or(row.default.as_deref()).unwrap_or(sample);
             let mut options = Options::default();
             options.set(&row.key, text).unwrap();
             assert_eq!(options.show(&row.key).as_deref(), Some(text), "{}", row.key);

@@ -9,7 +9,7 @@ use super::h5::{Id, brief, open_object};
 /// The library's reason and the way out, for the end of an error message.
 pub(super) fn unreadable(error: &hdf5::Error) -> String {
     let why = brief(error);
-    if why.contains("version number") {
+    if why.contains("version number") || why.contains("bad version") {
         let (major, minor, micro) = hdf5::library_version();
         return format!(
             "{why}): it was written by a newer HDF5 than the {major}.{minor}.{micro} used here, or is damaged; rewrite it there with `h5repack --low=0 --high=2 OLD NEW` or h5py's File(..., libver=(\"earliest\", \"v110\"))"

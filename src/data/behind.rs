@@ -1,7 +1,7 @@
 //! The other files that a data file takes values from.
 
 use super::h5::{File, Place};
-use super::scan::scan;
+use super::scan::survey;
 use std::path::{Path, PathBuf};
 
 /// Datasets looked at: a file of many thousands that are merely compressed is not opened one by one.
@@ -14,8 +14,12 @@ pub fn files_behind(path: &Path) -> Vec<PathBuf> {
     let Some(Ok(file)) = path.is_file().then(|| File::open(path)) else { return vec![] };
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut found = vec![];
-    for dataset in
-        scan(&file, "", true).unwrap_or_default().iter().filter(|d| d.place == Place::Library).take(MOST)
+    for dataset in survey(&file)
+        .map(|found| found.datasets)
+        .unwrap_or_default()
+        .iter()
+        .filter(|d| d.place == Place::Library)
+        .take(MOST)
     {
         let Ok(dataset) = file.hdf.dataset(&dataset.path) else { continue };
         found.push(dataset.filename());

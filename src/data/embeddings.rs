@@ -14,6 +14,8 @@ pub struct Embeddings {
     rows: Resident,
     index: RowIndex,
     skipped: Skipped,
+    warnings: Vec<String>,
+    pub(super) zero_rows: usize,
 }
 
 /// Rows that were dropped by `skip_bad_rows`.
@@ -21,8 +23,6 @@ pub struct Embeddings {
 pub struct Skipped {
     /// Rows with a NaN, an infinity, or a value too large for float32.
     pub non_finite: usize,
-    /// Rows of another width than most.
-    pub width: usize,
     /// Rows whose id was seen before.
     pub duplicate: usize,
     /// Rows whose id is empty or holds a control character, such as a tab.
@@ -34,10 +34,10 @@ pub struct Skipped {
 impl Skipped {
     /// All dropped rows.
     pub fn total(&self) -> usize {
-        self.non_finite + self.width + self.duplicate + self.bad_id
+        self.non_finite + self.duplicate + self.bad_id
     }
 
-    /// Tells on standard error that rows were dropped, and the first of them; nothing where none was.
+    /// Warns that rows were dropped, and the first of them; nothing where none was.
     pub(crate) fn warn(&self) {
         if self.total() > 0 {
             let example = self.examples.first().map_or(String::new(), |e| format!("; the first: {e}"));
@@ -50,7 +50,6 @@ impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
             (self.non_finite, "not finite"),
-            (self.width, "of another width"),
             (self.duplicate, "with an id seen before"),
             (self.bad_id, "with an unusable id"),
         ];
@@ -67,7 +66,23 @@ impl fmt::Display for Skipped {
 impl Embeddings {
     /// Rows with their index; `skipped` were dropped.
     pub(super) fn new(rows: Resident, index: RowIndex, skipped: Skipped) -> Self {
-        Self { rows, index, skipped }
+        Self { rows, index, skipped, warnings: vec![], zero_rows: 0 }
+    }
+
+    /// Adds what a person should know of the files.
+    pub(super) fn warn_of(&mut self, mut warnings: Vec<String>) {
+        warnings.append(&mut self.warnings);
+        self.warnings = warnings;
+    }
+
+    /// What a person should know of the files before using the rows.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Rows that hold only zeros.
+    pub fn zero_rows(&self) -> usize {
+        self.zero_rows
     }
 
     /// Rows of `d_in` float32 values with their ids.

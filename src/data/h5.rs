@@ -14,7 +14,9 @@ use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
 
 use super::advice::{missing_filter, unreadable};
+use super::attributes::texts_of;
 use super::kind::Stored;
+use super::view::View;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
 
@@ -39,6 +41,10 @@ pub(super) enum Kind {
     Text,
     /// Floats of a format that is not read.
     OddFloat(String),
+    Integer {
+        /// Bytes of a value.
+        size: usize,
+    },
     Other(&'static str),
 }
 
@@ -111,7 +117,10 @@ impl File {
         super::signature::check(path, &raw, &meta)?;
         let hdf = hdf5::File::open(library_name(path, &raw)).map_err(|error| {
             let why = brief(&error);
-            let what = if why.contains("truncated file") {
+            let what = if super::signature::is_member_of_family(&raw) {
+                "is the first member of a family of files, which HDF5's family driver wrote; make it one file with `h5repart -m 0 NAME%05d.h5 whole.h5`, where %05d stands for the members' numbers"
+                    .to_owned()
+            } else if why.contains("truncated file") {
                 format!("the file is cut short at {} bytes; download or copy it again", meta.len())
             } else if why.contains("lock") {
                 "another program has it open for writing; wait for that program to finish".to_owned()
@@ -189,37 +198,39 @@ impl File {
         described.map_err(|error| self.damaged(&format!("dataset \"/{path}\""), &error))
     }
 
-    /// Reads the rows `rows` (of the first axis; of a 1-D dataset all values, as row 0) without conversion; `out`
-    /// must be exactly their size. `size` is that of a value.
+    /// Reads the rows `rows` of a dataset as `view` sees it, without conversion, column by column where the view is
+    /// transposed; `out` must be exactly their size. `size` is that of a value.
     pub fn read_rows(
         &self,
         dataset: &Dataset,
+        view: &View,
         rows: std::ops::Range<u64>,
         size: usize,
         out: &mut [u8],
     ) -> Result<()> {
+        let (mut start, mut count) = (view.fixed.clone(), vec![1; view.fixed.len()]);
+        (start[view.columns], count[view.columns]) = (0, view.width(&dataset.shape));
+        if let Some(axis) = view.rows {
+            (start[axis], count[axis]) = (rows.start, rows.end - rows.start);
+        }
         let read = sync(|| {
             let object = open_object(&self.hdf, &dataset.path)?;
-            // SAFETY: live ids; the slab has as many axes as the dataset; `out` is as long as the values selected,
-            // which is checked just before.
+            // SAFETY: live ids; the slab has as many axes as the dataset, which is checked; `out` is as long as the
+            // values selected, which is checked just before.
             unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;
                 let space = Id::new(h5d::H5Dget_space(object.0))?;
-                if let [_, width] = dataset.shape[..] {
-                    if h5s::H5Sget_simple_extent_ndims(space.0) != 2 {
-                        return Err(hdf5::Error::from("its shape changed while reading"));
-                    }
-                    let (start, count) = ([rows.start, 0], [rows.end - rows.start, width]);
-                    let set = h5s::H5S_seloper_t::H5S_SELECT_SET;
-                    hdf5::h5check(h5s::H5Sselect_hyperslab(
-                        space.0,
-                        set,
-                        start.as_ptr(),
-                        std::ptr::null(),
-                        count.as_ptr(),
-                        std::ptr::null(),
-                    ))?;
+                if h5s::H5Sget_simple_extent_ndims(space.0) as usize != start.len() {
+                    return Err(hdf5::Error::from("its shape changed while reading"));
                 }
+                hdf5::h5check(h5s::H5Sselect_hyperslab(
+                    space.0,
+                    h5s::H5S_seloper_t::H5S_SELECT_SET,
+                    start.as_ptr(),
+                    std::ptr::null(),
+                    count.as_ptr(),
+                    std::ptr::null(),
+                ))?;
                 let n = h5s::H5Sget_select_npoints(space.0);
                 let unit = h5t::H5Tget_size(kind.0);
                 let needed = usize::try_from(n).ok().and_then(|n| n.checked_mul(unit));
@@ -229,11 +240,7 @@ impl File {
                 }
                 // In memory the rows have the shape that they have in the file: the library is several times slower
                 // where shapes differ, because it then goes element by element.
-                let axes = match dataset.shape[..] {
-                    [_, width] => vec![rows.end - rows.start, width],
-                    _ => vec![n as u64],
-                };
-                let memory = h5s::H5Screate_simple(axes.len() as i32, axes.as_ptr(), std::ptr::null());
+                let memory = h5s::H5Screate_simple(count.len() as i32, count.as_ptr(), std::ptr::null());
                 let memory = Id::new(memory)?;
                 hdf5::h5check(h5d::H5Dread(
                     object.0,
@@ -247,6 +254,18 @@ impl File {
             }
         });
         read.map_err(|error| self.damaged_values(&dataset.path, &error))
+    }
+
+    /// What tells the object at `path` from all others, those of other files among them; `None` where nothing is there.
+    pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
+        let name = c_path(path).ok()?;
+        let mut info = h5o::H5O_info1_t::default();
+        #[allow(deprecated)] // The newer call is not in HDF5 1.10.
+        // SAFETY: a live file id, a string that ends in NUL, and a record to fill.
+        let code = sync(|| unsafe {
+            h5o::H5Oget_info_by_name1(self.hdf.id(), name.as_ptr(), &mut info, hdf5_sys::h5p::H5P_DEFAULT)
+        });
+        (code >= 0).then_some((info.fileno, info.addr))
     }
 
     /// Whether `path` is a group.
@@ -328,6 +347,7 @@ fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
     // SAFETY: a live id of a datatype.
     let (class, size, order) = unsafe {
         let class = h5t::H5Tget_class(id.0);
+        // An opaque type has no order; what writes bfloat16 as one leaves it as it is in memory.
         (class, h5t::H5Tget_size(id.0), h5t::H5Tget_order(id.0))
     };
     let stored = |dtype| Kind::Float(Stored { dtype, big_endian: order == h5t::H5T_order_t::H5T_ORDER_BE });
@@ -338,8 +358,9 @@ fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
         },
         h5t::H5T_class_t::H5T_STRING => Kind::Text,
         h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(file, path) => stored(Dtype::Bf16),
-        h5t::H5T_class_t::H5T_INTEGER => Kind::Other("integers"),
+        h5t::H5T_class_t::H5T_INTEGER => Kind::Integer { size },
         h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
+        h5t::H5T_class_t::H5T_OPAQUE if size == 2 && tag_of(id).contains("bfloat16") => stored(Dtype::Bf16),
         _ => Kind::Other("values that are not numbers"),
     }
 }
@@ -364,17 +385,23 @@ fn float_format(id: &Id) -> Option<Dtype> {
     }
 }
 
+/// The tag of an opaque type.
+fn tag_of(id: &Id) -> String {
+    // SAFETY: a live id of an opaque type; the library gives a string that ends in NUL and is freed by its own call.
+    unsafe {
+        let tag = h5t::H5Tget_tag(id.0);
+        if tag.is_null() {
+            return String::new();
+        }
+        let text = CStr::from_ptr(tag).to_string_lossy().into_owned();
+        hdf5_sys::h5::H5free_memory(tag.cast());
+        text
+    }
+}
+
 /// HDF5 files made by numpy have no bfloat16; its bits go into uint16 and an attribute says so.
 fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
-    use hdf5::types::{FixedAscii, FixedUnicode, VarLenAscii, VarLenUnicode};
-    let Ok(attribute) = file.dataset(path).and_then(|d| d.attr("dtype")) else {
-        return false;
-    };
-    let texts = [
-        attribute.read_scalar::<VarLenUnicode>().map(|t| t.as_bytes().to_vec()),
-        attribute.read_scalar::<VarLenAscii>().map(|t| t.as_bytes().to_vec()),
-        attribute.read_scalar::<FixedUnicode<32>>().map(|t| t.as_bytes().to_vec()),
-        attribute.read_scalar::<FixedAscii<32>>().map(|t| t.as_bytes().to_vec()),
-    ];
-    texts.iter().flatten().any(|text| text == b"bfloat16")
+    let Ok(object) = open_object(file, path) else { return false };
+    let texts = texts_of(&object, c"dtype").unwrap_or_default();
+    texts.iter().any(|text| text.as_slice() == b"bfloat16")
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::LoadOptions;
-use super::layout::plan;
 use super::load::assemble;
+use super::reading::plan;
 use crate::error::Result;
 use crate::interrupt;
 use crate::rows::Dtype;
@@ -18,6 +18,10 @@ pub struct FileSummary {
     pub layout: &'static str,
     /// The dataset and its ids, or how many there are, in words.
     pub datasets: String,
+    /// Why it is read so, in words.
+    pub reason: String,
+    /// What to know before training on it.
+    pub warnings: Vec<String>,
     /// Datasets that rows come from.
     pub n_datasets: usize,
     /// `contiguous`, or how the first dataset is stored otherwise (chunked, gzip, ...).
@@ -46,10 +50,10 @@ pub struct FileSummary {
     pub std: f64,
     /// Rows whose values are all the same.
     pub constant_rows: usize,
+    /// Rows that hold only zeros.
+    pub zero_rows: usize,
     /// Rows with a NaN, an infinity, or a value too large for float32.
     pub non_finite_rows: usize,
-    /// Rows of another width than most.
-    pub other_width_rows: usize,
     /// Rows whose id was seen before.
     pub duplicate_id_rows: usize,
     /// Rows whose id is empty or holds a control character, such as a tab.
@@ -65,7 +69,9 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let (n_datasets, file_bytes) = (plan.pieces.len(), plan.file.len);
     let storage =
         plan.pieces.first().map_or_else(String::new, |piece| storage(&plan.file.hdf, &piece.dataset.path));
-    let data = assemble(vec![plan], true)?;
+    let (reason, warnings) = (plan.reason.clone(), plan.warnings.clone());
+    let mut data = assemble(vec![plan], true)?;
+    data.warn_of(warnings);
 
     let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
     let (mut sum, mut squares) = (0.0f64, 0.0f64);
@@ -95,6 +101,8 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         path: path.display().to_string(),
         layout,
         datasets,
+        reason,
+        warnings: data.warnings().to_vec(),
         n_datasets,
         storage,
         n_rows: data.n_rows(),
@@ -111,8 +119,8 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         mean,
         std: (squares / n - mean * mean).max(0.0).sqrt(),
         constant_rows,
+        zero_rows: data.zero_rows(),
         non_finite_rows: skipped.non_finite,
-        other_width_rows: skipped.width,
         duplicate_id_rows: skipped.duplicate,
         bad_id_rows: skipped.bad_id,
         examples: skipped.examples.clone(),

@@ -8,13 +8,16 @@ use std::path::PathBuf;
 use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::ids::first_control;
-use super::layout::{Ids, Layout, Piece, Plan, place, plan};
 use super::read::{Stretch, read_all};
+use super::reading::{Ids, Layout, Piece, Plan, place, plan};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
+use crate::text::thousands;
 
-/// Ends the messages on single bad rows.
+/// Ends the messages on rows that are not finite.
 const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
+/// Ends the messages on ids.
+const ID_HINT: &str = "write each id once, name other ids with --ids, or number the rows with --ids row";
 
 impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
@@ -28,7 +31,9 @@ impl Embeddings {
             return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
         };
         let path = first.file.path.clone();
-        let embeddings = assemble(plans, options.skip_bad_rows)?;
+        let warnings = plans.iter().flat_map(|plan| plan.warnings.clone()).collect();
+        let mut embeddings = assemble(plans, options.skip_bad_rows)?;
+        embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
             let what = match embeddings.skipped().examples.first() {
                 Some(example) => {
@@ -51,7 +56,6 @@ pub(super) struct Judge {
 #[derive(Clone, Copy)]
 enum Reason {
     NonFinite,
-    Width,
     Duplicate,
     BadId,
 }
@@ -63,13 +67,13 @@ impl Judge {
         }
         let count = match reason {
             Reason::NonFinite => &mut self.skipped.non_finite,
-            Reason::Width => &mut self.skipped.width,
             Reason::Duplicate => &mut self.skipped.duplicate,
             Reason::BadId => &mut self.skipped.bad_id,
         };
         if *count == 0 {
             let text = error().to_string();
-            let text = text.strip_suffix(&format!("; {SKIP_HINT}")).unwrap_or(&text);
+            let hints = [SKIP_HINT, ID_HINT].map(|hint| format!("; {hint}"));
+            let text = hints.iter().find_map(|hint| text.strip_suffix(hint.as_str())).unwrap_or(&text);
             self.skipped.examples.push(text.to_owned());
         }
         *count += n;
@@ -86,9 +90,21 @@ pub(super) struct Located<'a> {
 }
 
 impl Located<'_> {
-    fn error(&self, row: usize, what: String) -> Error {
+    /// The ids of the piece, each with its rows within the piece.
+    fn runs(&self) -> Box<dyn Iterator<Item = (&String, Range<usize>)> + '_> {
+        match &self.piece.ids {
+            Ids::One(id) | Ids::Residues(id) => Box::new(std::iter::once((id, 0..self.piece.n_rows))),
+            Ids::Rows(ids) => Box::new(ids.iter().enumerate().map(|(row, id)| (id, row..row + 1))),
+            Ids::Runs(ids, ends) => {
+                let starts = std::iter::once(&0).chain(ends);
+                Box::new(ids.iter().zip(starts.zip(ends)).map(|(id, (&start, &end))| (id, start..end)))
+            }
+        }
+    }
+
+    fn error(&self, row: usize, what: String, hint: &str) -> Error {
         let place = format!("{}, row {row}", place(&self.piece.dataset));
-        Error::data(&self.file.path, place, format!("{what}; {SKIP_HINT}"))
+        Error::data(&self.file.path, place, format!("{what}; {hint}"))
     }
 }
 
@@ -96,7 +112,7 @@ impl Located<'_> {
 pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
     let mut judge = Judge { skip, skipped: Skipped::default() };
     let width = common_width(&plans);
-    let pieces = locate(&plans, width, &mut judge)?;
+    let pieces = locate(&plans, width)?;
     let n_rows = n_rows(&pieces)?;
     let d_in = width as usize;
     let mut keep = vec![true; n_rows];
@@ -115,7 +131,18 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
         values.retain_rows(d_in, &keep);
     }
     let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..n_rows, &keep) };
-    Ok(Embeddings::new(Resident::new(values, d_in)?, index, judge.skipped))
+    let zeros = values.zero_rows(d_in);
+    let mut embeddings = Embeddings::new(Resident::new(values, d_in)?, index, judge.skipped);
+    if let Some(&first) = zeros.first() {
+        let id = embeddings.index().row_id(first);
+        embeddings.warn_of(vec![format!(
+            "{} of {} rows hold only zeros, the first is \"{id}\": such rows were often never written, or their file is missing",
+            thousands(zeros.len() as u64),
+            thousands(embeddings.n_rows() as u64),
+        )]);
+        embeddings.zero_rows = zeros.len();
+    }
+    Ok(embeddings)
 }
 
 /// Rows of all pieces, if they can be numbered.
@@ -143,6 +170,7 @@ pub(super) fn read_range(pieces: &[Located<'_>], rows: Range<usize>, values: &mu
             file: p.file,
             dataset: &p.piece.dataset,
             stored: p.piece.stored,
+            view: &p.piece.view,
             rows: rows.start as u64..rows.end as u64,
             width: p.piece.width as usize,
         });
@@ -165,7 +193,7 @@ pub(super) fn common_width(plans: &[Plan]) -> u64 {
 }
 
 /// The pieces of the common width, one after another.
-pub(super) fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Result<Vec<Located<'a>>> {
+pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for (index, plan) in plans.iter().enumerate() {
@@ -175,16 +203,19 @@ pub(super) fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Re
             if piece.n_rows == 0 {
                 continue;
             }
-            if piece.width == 0 {
-                let what = || located.error(0, "holds no values".into());
-                judge.bad(Reason::Width, piece.n_rows, what)?;
-            } else if piece.width != width {
-                let what = format!("has {} values where most rows have {width}", piece.width);
-                judge.bad(Reason::Width, piece.n_rows, || located.error(0, what))?;
-            } else {
-                start += piece.n_rows;
-                pieces.push(located);
+            if piece.width == 0 || piece.width != width {
+                let what = if piece.width == 0 {
+                    "has rows without values; give embeddings".to_owned()
+                } else {
+                    format!(
+                        "has rows of {} values where most have {width}; give files of one kind, or name what to read with --dataset",
+                        piece.width
+                    )
+                };
+                return Err(Error::data(&plan.file.path, place(&piece.dataset), what));
             }
+            start += piece.n_rows;
+            pieces.push(located);
         }
     }
     Ok(pieces)
@@ -194,18 +225,15 @@ pub(super) fn locate<'a>(plans: &'a [Plan], width: u64, judge: &mut Judge) -> Re
 pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
     let mut seen: HashMap<&str, (usize, usize)> = HashMap::with_capacity(keep.len().min(1 << 24));
     for (index, located) in pieces.iter().enumerate() {
-        let (ids, rows_each) = match &located.piece.ids {
-            Ids::One(id) | Ids::Residues(id) => (std::slice::from_ref(id), located.piece.n_rows),
-            Ids::Rows(ids) => (&ids[..], 1),
-        };
-        for (row, id) in ids.iter().enumerate() {
-            let rows = located.start + row..located.start + row + rows_each;
+        for (id, part) in located.runs() {
+            let (row, rows_each) = (part.start, part.len());
+            let rows = located.start + part.start..located.start + part.end;
             if id.is_empty() || first_control(id).is_some() {
                 let what = match first_control(id) {
                     Some(found) => format!("the id {id:?} holds {found}, which no table can keep"),
                     None => "the id is empty".to_owned(),
                 };
-                judge.bad(Reason::BadId, rows_each, || located.error(row, what))?;
+                judge.bad(Reason::BadId, rows_each, || located.error(row, what, ID_HINT))?;
                 keep[rows].fill(false);
                 continue;
             }
@@ -221,7 +249,7 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
                         other.file.path.display(),
                         place(&other.piece.dataset)
                     );
-                    judge.bad(Reason::Duplicate, rows_each, || located.error(row, what))?;
+                    judge.bad(Reason::Duplicate, rows_each, || located.error(row, what, ID_HINT))?;
                     keep[rows].fill(false);
                 }
             }
@@ -253,7 +281,7 @@ pub(super) fn check_values(
         } else {
             format!("column {column} is {value}")
         };
-        judge.bad(Reason::NonFinite, 1, || located.error(first + row - located.start, what))?;
+        judge.bad(Reason::NonFinite, 1, || located.error(first + row - located.start, what, SKIP_HINT))?;
         keep[row] = false;
     }
     Ok(())
@@ -275,7 +303,7 @@ fn overlaps<'a, 'b>(
 /// Numbers the groups of those of `rows` that stay; `keep` has a mark for each of them.
 pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) -> RowIndex {
     let mut groups = RowIndex::default();
-    let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_)));
+    let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_) | Ids::Runs(..)));
     for (located, part) in overlaps(pieces, rows.clone()) {
         let at = located.start + part.start - rows.start;
         let kept = &keep[at..at + part.len()];
@@ -286,6 +314,24 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
                         groups.of_row.push((groups.ids.len() as u32, 0));
                     }
                     groups.ids.push(id.clone());
+                }
+            }
+            Ids::Runs(ids, ends) => {
+                let mut run = ends.partition_point(|&end| end <= part.start);
+                let mut group = None;
+                for row in part.clone() {
+                    while row >= ends[run] {
+                        (run, group) = (run + 1, None);
+                    }
+                    if !kept[row - part.start] {
+                        continue;
+                    }
+                    let group = *group.get_or_insert_with(|| {
+                        groups.ids.push(ids[run].clone());
+                        groups.ids.len() as u32 - 1
+                    });
+                    let first = if run == 0 { 0 } else { ends[run - 1] };
+                    groups.of_row.push((group, (row - first) as u32 + 1));
                 }
             }
             Ids::One(id) | Ids::Residues(id) if kept.contains(&true) => {

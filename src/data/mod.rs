@@ -1,11 +1,13 @@
 //! Embeddings from HDF5: loading, and what a file holds.
 //!
 //! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
-//! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` lists
-//! datasets, `layout` and `ids` decide what the rows are, `read` brings the bytes, `load` checks every
+//! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` surveys
+//! the datasets, `reading` decides what the rows are (with `records` where there is a dataset per id,
+//! `writers` for files of known programs, `ids`), `read` brings the bytes, `load` checks every
 //! row, `stream` does so block by block.
 
 mod advice;
+mod attributes;
 mod behind;
 mod embeddings;
 mod h5;
@@ -14,13 +16,17 @@ mod heap;
 mod ids;
 mod inspect;
 mod kind;
-mod layout;
 mod load;
+mod pattern;
 mod read;
+mod reading;
+mod records;
 mod scan;
 mod signature;
 mod stream;
 mod text;
+mod view;
+mod writers;
 
 pub use behind::files_behind;
 pub use embeddings::{Embeddings, Skipped};
@@ -29,11 +35,73 @@ pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
 pub use stream::{Blocks, DataFiles};
 
+/// Axes of datasets that are taken at one index, as (axis, index), both from 0; `0=33` or `0=33,1=2` as a person writes
+/// them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct AxisPicks(pub Vec<(usize, u64)>);
+
+impl std::str::FromStr for AxisPicks {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pick = |text: &str| {
+            let (axis, index) = text.split_once('=')?;
+            Some((axis.trim().parse().ok()?, index.trim().parse().ok()?))
+        };
+        let wrong = || format!("`{text}` is no AXIS=I, such as 0=33 (both count from 0)");
+        text.split(',').map(|text| pick(text).ok_or_else(wrong)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl std::fmt::Display for AxisPicks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let picks: Vec<String> = self.0.iter().map(|(axis, index)| format!("{axis}={index}")).collect();
+        f.write_str(&picks.join(","))
+    }
+}
+
+impl From<AxisPicks> for String {
+    fn from(picks: AxisPicks) -> Self {
+        picks.to_string()
+    }
+}
+
+impl TryFrom<String> for AxisPicks {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// How data files are to be read.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
-    /// The matrix, or the group to look in, where the file alone does not tell.
+    /// The datasets that hold the rows, where the file alone does not decide: a dataset, a group, or either with `*` for
+    /// one component of its path.
     pub dataset: Option<String>,
+    /// What the ids are: a dataset beside a matrix, `@` and an attribute, or `row` for row numbers.
+    pub ids: Option<String>,
+    /// Axes to take at one index.
+    pub index: AxisPicks,
+    /// Rows are the last axis of a matrix.
+    pub transpose: bool,
+    /// Integers of 16 bits are the bits of bfloat16 numbers.
+    pub bfloat16: bool,
     /// Drop and count rows that cannot be used instead of stopping at the first.
     pub skip_bad_rows: bool,
+}
+
+impl LoadOptions {
+    /// These, and where they say nothing what `other` says.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            dataset: self.dataset.or(other.dataset),
+            ids: self.ids.or(other.ids),
+            index: if self.index.0.is_empty() { other.index } else { self.index },
+            transpose: self.transpose || other.transpose,
+            bfloat16: self.bfloat16 || other.bfloat16,
+            skip_bad_rows: self.skip_bad_rows || other.skip_bad_rows,
+        }
+    }
 }

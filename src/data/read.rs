@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::h5::{Dataset, File, Place};
 use super::kind::Stored;
+use super::view::View;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::rows::Dtype;
@@ -31,7 +32,8 @@ pub(super) struct Stretch<'a> {
     pub file: &'a File,
     pub dataset: &'a Dataset,
     pub stored: Stored,
-    /// Rows of a 2-D dataset; a 1-D one is its row 0.
+    pub view: &'a View,
+    /// Rows as `view` counts them.
     pub rows: Range<u64>,
     /// Values of a row.
     pub width: usize,
@@ -47,8 +49,9 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
         let n = (part.rows.end - part.rows.start) as usize * width;
         let (out, after) = rest.split_at_mut(n * target.size());
         rest = after;
-        match dataset.place {
-            Place::At(offset) => {
+        match (dataset.place, part.view.start(&dataset.shape)) {
+            (Place::At(offset), Some(start)) => {
+                let offset = offset + start * stored.dtype.size() as u64;
                 let offset = offset + part.rows.start * (width * stored.dtype.size()) as u64;
                 let step = CHUNK / target.size();
                 for (i, out) in out.chunks_mut(step * target.size()).enumerate() {
@@ -56,7 +59,7 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
                     jobs.push(Job { file, dataset, stored, offset, out });
                 }
             }
-            Place::Library => read_through_library(part, target, out)?,
+            _ => read_through_library(part, target, out)?,
         }
     }
     let together = (jobs.len() / 256).max(1);
@@ -70,13 +73,28 @@ fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Re
         return Ok(());
     }
     let size = stored.dtype.size();
+    let read = |out: &mut [u8]| -> Result<()> {
+        if !part.view.is_transposed() {
+            return file.read_rows(dataset, part.view, part.rows.clone(), size, out);
+        }
+        let mut columns = vec![0; out.len()];
+        file.read_rows(dataset, part.view, part.rows.clone(), size, &mut columns)?;
+        let n = out.len() / (size * part.width);
+        for (row, out) in out.chunks_exact_mut(size * part.width).enumerate() {
+            for (column, out) in out.chunks_exact_mut(size).enumerate() {
+                let at = (column * n + row) * size;
+                out.copy_from_slice(&columns[at..at + size]);
+            }
+        }
+        Ok(())
+    };
     if stored.dtype == target {
-        file.read_rows(dataset, part.rows.clone(), size, out)?;
+        read(out)?;
         to_native(stored, out);
         return Ok(());
     }
     let mut raw = vec![0; out.len() / target.size() * size];
-    file.read_rows(dataset, part.rows.clone(), size, &mut raw)?;
+    read(&mut raw)?;
     to_native(stored, &mut raw);
     promote(stored.dtype, &raw, target, out);
     Ok(())

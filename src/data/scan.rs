@@ -11,19 +11,49 @@ use super::kind::Stored;
 use crate::error::{Error, Result};
 use crate::interrupt;
 
-/// Datatype messages whose meaning the library told; `None` where it disagreed with the header.
+/// Datatype messages whose meaning the library gave; `None` where it disagreed with the header.
 type KnownTypes = HashMap<Vec<u8>, Option<Stored>>;
 
-/// The datasets in `group` ("" is the root) and the groups under it if `deep`.
+/// What a file holds, before anything is decided.
+pub(super) struct Survey {
+    /// In the order of their paths' bytes.
+    pub datasets: Vec<Dataset>,
+    /// Links that lead nowhere.
+    pub dangling: Vec<String>,
+}
+
+/// A group or dataset that a soft or external link names.
+struct Alias {
+    path: String,
+    identity: (u64, u64),
+}
+
+/// The datasets of a file, with their types, shapes and places. No values are read.
 ///
-/// Hard links are followed once (groups may loop); soft and external links only to datasets.
-pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>> {
+/// Groups are entered once, however many links lead there (groups may loop), hard links before others. A dataset in
+/// several groups counts once if all but one of its links are soft or external; within one group each link is a name of
+/// its own, as for proteins of one sequence.
+pub(super) fn survey(file: &File) -> Result<Survey> {
     let mut known = KnownTypes::new();
-    let mut seen = HashSet::new();
-    let mut waiting = vec![group.to_owned()];
-    let mut found = Vec::new();
-    let own = file.is_own(group);
-    while let Some(group) = waiting.pop() {
+    let mut found = Survey { datasets: vec![], dangling: vec![] };
+    let mut seen: HashSet<(u64, u64)> = file.identity("").into_iter().collect();
+    let mut waiting = vec![String::new()];
+    let mut aliases: Vec<Alias> = Vec::new();
+    loop {
+        let Some(group) = waiting.pop() else {
+            // Shortest paths first, so that the name of what has several does not depend on the order in the file.
+            aliases.sort_by(|a, b| (b.path.len(), &b.path).cmp(&(a.path.len(), &a.path)));
+            let Some(alias) = aliases.pop() else { break };
+            if file.is_group(&alias.path) {
+                if seen.insert(alias.identity) {
+                    waiting.push(alias.path);
+                }
+            } else {
+                add_alias(file, &alias, &mut found.datasets)?;
+            }
+            continue;
+        };
+        let own = file.is_own(&group);
         let links = file.links(&group)?;
         let headers = if own && file.plain { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
@@ -31,26 +61,52 @@ pub(super) fn scan(file: &File, group: &str, deep: bool) -> Result<Vec<Dataset>>
             interrupt::check()?;
             let path = join(&group, &link.name);
             let header = headers.next().flatten();
-            if let Some(dataset) = by_header(file, &path, header, &mut known)? {
-                found.push(dataset);
+            if link.address.is_none() {
+                match file.identity(&path) {
+                    Some(identity) => aliases.push(Alias { path, identity }),
+                    None => found.dangling.push(path),
+                }
                 continue;
             }
-            match file.describe(&path, own && link.address.is_some())? {
-                Some(dataset) => found.push(dataset),
+            if let Some(dataset) = by_header(file, &path, header, &mut known)? {
+                found.datasets.push(dataset);
+                continue;
+            }
+            match file.describe(&path, own)? {
+                Some(dataset) => found.datasets.push(dataset),
                 // Committed types are no groups.
                 None => {
-                    if deep && link.address.is_some_and(|a| seen.insert(a)) && file.is_group(&path) {
+                    if file.identity(&path).is_some_and(|id| !seen.contains(&id)) && file.is_group(&path) {
+                        seen.extend(file.identity(&path));
                         waiting.push(path);
                     }
                 }
             }
         }
     }
-    found.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
-    for dataset in &found {
-        check_extent(file, dataset)?;
-    }
+    found.datasets.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    found.dangling.sort();
     Ok(found)
+}
+
+/// Adds the dataset that a soft or external link names, unless another group has it already.
+fn add_alias(file: &File, alias: &Alias, datasets: &mut Vec<Dataset>) -> Result<()> {
+    let Some(dataset) = file.describe(&alias.path, false)? else { return Ok(()) };
+    let same = |d: &Dataset| {
+        d.shape == dataset.shape
+            && group_of(&d.path) != group_of(&alias.path)
+            && file.identity(&d.path) == Some(alias.identity)
+    };
+    // Texts may go by several names: one of them can be that of ids.
+    if dataset.kind == Kind::Text || !datasets.iter().any(same) {
+        datasets.push(dataset);
+    }
+    Ok(())
+}
+
+/// The group of a path, "" for the root.
+pub(super) fn group_of(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(group, _)| group)
 }
 
 /// `group/name`, without a leading slash.
@@ -68,7 +124,7 @@ fn read_headers(file: &File, links: &[Link]) -> Vec<Option<Contiguous>> {
     links.par_iter().with_min_len(256).map(read).collect()
 }
 
-/// The dataset that `header` tells of, if its datatype is known or the library confirms it.
+/// The dataset that `header` describes, if its datatype is known or the library confirms it.
 fn by_header(
     file: &File,
     path: &str,
@@ -113,7 +169,7 @@ fn byte_len(shape: &[u64], size: usize) -> Option<u64> {
 }
 
 /// A float dataset must lie inside the file and fit an address.
-fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
+pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
     let Kind::Float(stored) = dataset.kind else {
         return Ok(());
     };

@@ -58,3 +58,10 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
     }
     wrong("is not an HDF5 file; give a .h5 file of embeddings".into())
 }
+
+/// Whether a file begins as the first member of a family: the driver's name stands after the superblock.
+pub(super) fn is_member_of_family(file: &std::fs::File) -> bool {
+    let mut start = [0u8; 2048];
+    let n = file.read_at(&mut start, 0).unwrap_or(0);
+    start[..n].windows(8).any(|bytes| bytes == b"NCSAfami")
+}

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::h5::File;
-use super::layout::{Plan, plan_of};
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
 };
+use super::reading::{Plan, plan_of};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, Values};
 
@@ -36,6 +36,11 @@ impl DataFiles {
         Ok(Self { plans, skip_bad_rows: options.skip_bad_rows })
     }
 
+    /// What a person should know of the files.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.plans.iter().flat_map(|plan| plan.warnings.iter().map(String::as_str))
+    }
+
     /// The rows in blocks of about `bytes` of values, at least one row each. Checks the ids of all rows.
     ///
     /// # Errors
@@ -43,7 +48,7 @@ impl DataFiles {
     pub fn blocks(&self, bytes: usize) -> Result<Blocks<'_>> {
         let mut judge = Judge { skip: self.skip_bad_rows, skipped: Skipped::default() };
         let width = common_width(&self.plans);
-        let pieces = locate(&self.plans, width, &mut judge)?;
+        let pieces = locate(&self.plans, width)?;
         let n_rows = n_rows(&pieces)?;
         if n_rows == 0 {
             let what = "holds no rows; give a file with embeddings";

@@ -13,7 +13,70 @@ use crate::error::Result;
 const TOO_LARGE: &str = "it claims more than the memory holds";
 
 impl File {
-    /// Reads a 1-D string dataset as bytes, fixed or variable length.
+    /// Reads a dataset of integers.
+    pub fn read_integers(&self, dataset: &Dataset) -> Result<Vec<i64>> {
+        let n = dataset.shape.iter().product::<u64>() as usize;
+        let mut values = Vec::<i64>::new();
+        let read = sync(|| {
+            values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
+            values.resize(n, 0);
+            let object = open_object(&self.hdf, &dataset.path)?;
+            // SAFETY: a type of the library that is never closed.
+            let kind = unsafe { Id::new(h5t::H5Tcopy(*h5t::H5T_NATIVE_INT64))? };
+            read_all(&object, &kind, n, values.as_mut_ptr().cast())
+        });
+        read.map_err(|error| self.damaged_values(&dataset.path, &error))?;
+        Ok(values)
+    }
+
+    /// Reads one field of a dataset of compound records as texts, integers in decimal; `None` where there is no such field
+    /// of texts or integers.
+    pub fn read_field(&self, dataset: &Dataset, field: &str) -> Result<Option<Vec<Vec<u8>>>> {
+        let n = dataset.shape.iter().product::<u64>() as usize;
+        let Ok(name) = std::ffi::CString::new(field) else { return Ok(None) };
+        let read = sync(|| {
+            let object = open_object(&self.hdf, &dataset.path)?;
+            // SAFETY: live ids and a string that ends in NUL; the memory type has the one field, at its start.
+            let (member, record) = unsafe {
+                let kind = Id::new(h5d::H5Dget_type(object.0))?;
+                let at = h5t::H5Tget_member_index(kind.0, name.as_ptr());
+                let Ok(at) = u32::try_from(at) else { return Ok(None) };
+                let mut member = Id::new(h5t::H5Tget_member_type(kind.0, at))?;
+                if h5t::H5Tget_class(member.0) == h5t::H5T_class_t::H5T_INTEGER {
+                    member = Id::new(h5t::H5Tcopy(*h5t::H5T_NATIVE_INT64))?;
+                }
+                let record =
+                    Id::new(h5t::H5Tcreate(h5t::H5T_class_t::H5T_COMPOUND, h5t::H5Tget_size(member.0)))?;
+                hdf5::h5check(h5t::H5Tinsert(record.0, name.as_ptr(), 0, member.0))?;
+                (member, record)
+            };
+            // SAFETY: a live id.
+            let (class, size) = unsafe { (h5t::H5Tget_class(member.0), h5t::H5Tget_size(member.0)) };
+            match class {
+                h5t::H5T_class_t::H5T_STRING => {
+                    // SAFETY: a live id.
+                    let variable = unsafe { h5t::H5Tis_variable_str(member.0) > 0 };
+                    let read = if variable {
+                        read_variable(&object, &record, n)?
+                    } else {
+                        read_fixed(&object, &record, n, size)?
+                    };
+                    Ok(Some(read))
+                }
+                h5t::H5T_class_t::H5T_INTEGER => {
+                    let mut values = Vec::<i64>::new();
+                    values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
+                    values.resize(n, 0);
+                    read_all(&object, &record, n, values.as_mut_ptr().cast())?;
+                    Ok(Some(values.iter().map(|value| value.to_string().into_bytes()).collect()))
+                }
+                _ => Ok(None),
+            }
+        });
+        read.map_err(|error: hdf5::Error| self.damaged_values(&dataset.path, &error))
+    }
+
+    /// Reads a string dataset as bytes, fixed or variable length.
     pub fn read_strings(&self, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
         let read = sync(|| {

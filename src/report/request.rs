@@ -140,8 +140,7 @@ fn with_defaults(request: &FeaturesRequest, options: &Options) -> Result<Feature
             )));
         }
         wanted.source.data = data;
-        wanted.source.dataset = wanted.source.dataset.or_else(|| options.dataset.clone());
-        wanted.source.skip_bad_rows |= options.skip_bad_rows.unwrap_or(false);
+        wanted.source.reading = wanted.source.reading.or(options.reading());
     }
     Ok(wanted)
 }

@@ -92,6 +92,16 @@ impl Values {
         }
     }
 
+    /// Rows of `width` values that are all 0, ascending.
+    pub fn zero_rows(&self, width: usize) -> Vec<usize> {
+        let row_bytes = width * self.dtype().size();
+        if row_bytes == 0 {
+            return vec![];
+        }
+        let rows = self.bytes().par_chunks_exact(row_bytes).enumerate().with_min_len(64);
+        rows.filter(|(_, row)| row.iter().all(|&byte| byte == 0)).map(|(row, _)| row).collect()
+    }
+
     /// The value at `at`, as float64.
     ///
     /// # Panics

@@ -74,6 +74,7 @@ pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Emb
     interrupt::check()?;
     spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
+        data.warnings().iter().for_each(console::warn);
         data.skipped().warn();
     }
     Ok(data)
@@ -114,11 +115,7 @@ impl Loaded {
             )));
         }
         let device = session.device.select(session.quiet)?;
-        let how = LoadOptions {
-            dataset: options.dataset.clone(),
-            skip_bad_rows: options.skip_bad_rows.unwrap_or(false),
-        };
-        let data = load(&paths, &how, session.quiet)?;
+        let data = load(&paths, &options.reading(), session.quiet)?;
         options.data = Some(absolute);
         let split = Split::new(data.index(), options.seed_of_split());
         if split.val.is_empty() {

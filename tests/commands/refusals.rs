@@ -213,7 +213,7 @@ fn a_control_character_is_told_with_its_place() {
         for command in [vec!["train"], vec!["eval", &place.name("run")]] {
             let (status, text) = sae_fails([&command[..], &[&place.name("odd.h5")]].concat());
             assert!(status == 1 && text.contains(told) && text.contains("row 7"), "{text}");
-            assert!(text.contains("odd.h5") && text.contains("--skip-bad-rows"), "{text}");
+            assert!(text.contains("odd.h5") && text.contains("--ids"), "{text}");
         }
     }
     write_data(&place.path("odd.h5"), 20, 16);

@@ -1,0 +1,89 @@
+//! Attributes that say what a file is.
+
+use std::ffi::{CStr, CString, c_char};
+use std::ptr::null_mut;
+
+use hdf5::sync::sync;
+use hdf5_sys::{h5a, h5d, h5s, h5t};
+
+use super::h5::{File, Id, open_object};
+
+/// Most bytes of an attribute that is read; larger ones are not what says how to read a file.
+const MOST: usize = 1 << 28;
+
+impl File {
+    /// The texts of the attribute `name` of the object at `path` ("" is the root): one for a scalar. `None` where there is
+    /// none, or it is no text.
+    pub fn texts_of_attribute(&self, path: &str, name: &str) -> Option<Vec<String>> {
+        let name = CString::new(name).ok()?;
+        let texts = sync(|| texts_of(&open_object(&self.hdf, path).ok()?, &name))?;
+        texts.into_iter().map(|text| String::from_utf8(text).ok()).collect()
+    }
+
+    /// The same for an attribute that is one text.
+    pub fn text_of_attribute(&self, path: &str, name: &str) -> Option<String> {
+        let mut texts = self.texts_of_attribute(path, name)?;
+        if texts.len() == 1 { texts.pop() } else { None }
+    }
+
+    /// Whether the object at `path` has the attribute `name`, whatever it holds.
+    pub fn has_attribute(&self, path: &str, name: &str) -> bool {
+        let Ok(name) = CString::new(name) else { return false };
+        sync(|| {
+            // SAFETY: a live id and a string that ends in NUL.
+            open_object(&self.hdf, path)
+                .is_ok_and(|object| unsafe { h5a::H5Aexists(object.0, name.as_ptr()) > 0 })
+        })
+    }
+}
+
+/// The texts of an attribute of an open object; the library's lock is held.
+pub(super) fn texts_of(object: &Id, name: &CStr) -> Option<Vec<Vec<u8>>> {
+    // SAFETY: live ids, and a string that ends in NUL.
+    let (attribute, kind, space, n) = unsafe {
+        if h5a::H5Aexists(object.0, name.as_ptr()) <= 0 {
+            return None;
+        }
+        let attribute = Id::new(h5a::H5Aopen(object.0, name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT)).ok()?;
+        let kind = Id::new(h5a::H5Aget_type(attribute.0)).ok()?;
+        let space = Id::new(h5a::H5Aget_space(attribute.0)).ok()?;
+        if h5t::H5Tget_class(kind.0) != h5t::H5T_class_t::H5T_STRING {
+            return None;
+        }
+        let n = usize::try_from(h5s::H5Sget_simple_extent_npoints(space.0)).ok()?;
+        (attribute, kind, space, n)
+    };
+    // SAFETY: a live id of a string type.
+    let (variable, size) = unsafe { (h5t::H5Tis_variable_str(kind.0) > 0, h5t::H5Tget_size(kind.0)) };
+    let bytes = n.checked_mul(size.max(size_of::<*mut c_char>())).filter(|&bytes| bytes <= MOST)?;
+    if n == 0 {
+        return Some(vec![]);
+    }
+    if !variable {
+        let mut values = vec![0u8; bytes];
+        // SAFETY: `values` has room for `n` strings of `size` bytes.
+        hdf5::h5check(unsafe { h5a::H5Aread(attribute.0, kind.0, values.as_mut_ptr().cast()) }).ok()?;
+        let text = |value: &[u8]| {
+            let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
+            value[..end].trim_ascii_end().to_vec()
+        };
+        return Some(values.chunks_exact(size.max(1)).take(n).map(text).collect());
+    }
+    let mut values: Vec<*mut c_char> = vec![null_mut(); n];
+    // SAFETY: `values` has room for `n` pointers.
+    hdf5::h5check(unsafe { h5a::H5Aread(attribute.0, kind.0, values.as_mut_ptr().cast()) }).ok()?;
+    let text = |&value: &*mut c_char| {
+        if value.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: a string that the library allocated and ended with NUL.
+        unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
+    };
+    let texts = values.iter().map(text).collect();
+    #[allow(deprecated)] // The newer call is not in HDF5 1.10.
+    // SAFETY: the strings that the read above allocated are given back once.
+    unsafe {
+        h5d::H5Dvlen_reclaim(kind.0, space.0, hdf5_sys::h5p::H5P_DEFAULT, values.as_mut_ptr().cast());
+    }
+    Some(texts)
+}
