@@ -33,7 +33,7 @@ pub(super) fn missing_filter(file: &hdf5::File, path: &str) -> Option<String> {
     };
     let named = if known.is_empty() { String::new() } else { format!(", {known}") };
     Some(format!(
-        "is compressed with a filter that is not installed here (number {id}{named}); rewrite it with gzip: `h5repack -f GZIP=4 OLD NEW` where the filter is installed, or h5py's compression=\"gzip\""
+        "is compressed with a filter that is not installed here (number {id}{named}); `pip install hdf5plugin` and `export HDF5_PLUGIN_PATH=$(python3 -c 'import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)')`, or rewrite it where the filter is installed: `h5repack -f GZIP=4 OLD NEW`, or h5py's compression=\"gzip\""
     ))
 }
 

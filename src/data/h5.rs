@@ -208,7 +208,8 @@ impl File {
         size: usize,
         out: &mut [u8],
     ) -> Result<()> {
-        let (mut start, mut count) = (view.fixed.clone(), vec![1; view.fixed.len()]);
+        let mut start: Vec<u64> = (0..dataset.shape.len()).map(|axis| view.at(axis)).collect();
+        let mut count = vec![1; start.len()];
         (start[view.columns], count[view.columns]) = (0, view.width(&dataset.shape));
         if let Some(axis) = view.rows {
             (start[axis], count[axis]) = (rows.start, rows.end - rows.start);
@@ -361,6 +362,7 @@ fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
         h5t::H5T_class_t::H5T_INTEGER => Kind::Integer { size },
         h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
         h5t::H5T_class_t::H5T_OPAQUE if size == 2 && tag_of(id).contains("bfloat16") => stored(Dtype::Bf16),
+        h5t::H5T_class_t::H5T_VLEN => Kind::Other("lists of different lengths"),
         _ => Kind::Other("values that are not numbers"),
     }
 }
@@ -402,6 +404,7 @@ fn tag_of(id: &Id) -> String {
 /// HDF5 files made by numpy have no bfloat16; its bits go into uint16 and an attribute says so.
 fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
     let Ok(object) = open_object(file, path) else { return false };
-    let texts = texts_of(&object, c"dtype").unwrap_or_default();
-    texts.iter().any(|text| text.as_slice() == b"bfloat16")
+    let names = [c"dtype", c"original_dtype", c"torch_dtype", c"stored_dtype", c"type"];
+    let texts = names.iter().filter_map(|name| texts_of(&object, name)).flatten();
+    texts.into_iter().any(|text| text.ends_with(b"bfloat16") || text.ends_with(b"bf16"))
 }

@@ -168,12 +168,16 @@ pub(super) fn find(file: &File, matrix: &Dataset, n: u64, all: &[Dataset]) -> Re
                 _ => passed_over.push(path),
             }
         }
-        if let (1, Some(found)) = (unique.len(), unique.pop()) {
-            return Ok(Beside::Ids(found));
+        if unique.len() == 1 {
+            return Ok(Beside::Ids(unique.remove(0)));
         }
         passed_over.extend(unique.into_iter().map(|found| found.from));
     }
-    Ok(Beside::None { passed_over })
+    let attribute = file.texts_of_attribute(&matrix.path, "ids").filter(|ids| ids.len() as u64 == n);
+    Ok(match attribute {
+        Some(ids) => Beside::Ids(Found { ids, from: "the attribute ids".to_owned() }),
+        None => Beside::None { passed_over },
+    })
 }
 
 /// Whether texts are all different, short, and on one line each.

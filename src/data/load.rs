@@ -90,14 +90,14 @@ pub(super) struct Located<'a> {
 }
 
 impl Located<'_> {
-    /// The ids of the piece, each with its rows within the piece.
-    fn runs(&self) -> Box<dyn Iterator<Item = (&String, Range<usize>)> + '_> {
+    /// Calls `f` with each id of the piece and its rows within the piece.
+    fn each_id<'s>(&'s self, mut f: impl FnMut(&'s str, Range<usize>) -> Result<()>) -> Result<()> {
         match &self.piece.ids {
-            Ids::One(id) | Ids::Residues(id) => Box::new(std::iter::once((id, 0..self.piece.n_rows))),
-            Ids::Rows(ids) => Box::new(ids.iter().enumerate().map(|(row, id)| (id, row..row + 1))),
+            Ids::One(id) | Ids::Residues(id) => f(id, 0..self.piece.n_rows),
+            Ids::Rows(ids) => ids.iter().enumerate().try_for_each(|(row, id)| f(id, row..row + 1)),
             Ids::Runs(ids, ends) => {
-                let starts = std::iter::once(&0).chain(ends);
-                Box::new(ids.iter().zip(starts.zip(ends)).map(|(id, (&start, &end))| (id, start..end)))
+                let mut start = 0;
+                ids.iter().zip(ends).try_for_each(|(id, &end)| f(id, std::mem::replace(&mut start, end)..end))
             }
         }
     }
@@ -225,7 +225,7 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
 pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
     let mut seen: HashMap<&str, (usize, usize)> = HashMap::with_capacity(keep.len().min(1 << 24));
     for (index, located) in pieces.iter().enumerate() {
-        for (id, part) in located.runs() {
+        located.each_id(|id, part| {
             let (row, rows_each) = (part.start, part.len());
             let rows = located.start + part.start..located.start + part.end;
             if id.is_empty() || first_control(id).is_some() {
@@ -235,9 +235,9 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
                 };
                 judge.bad(Reason::BadId, rows_each, || located.error(row, what, ID_HINT))?;
                 keep[rows].fill(false);
-                continue;
+                return Ok(());
             }
-            match seen.entry(id.as_str()) {
+            match seen.entry(id) {
                 Entry::Vacant(free) => {
                     free.insert((index, row));
                 }
@@ -253,7 +253,8 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
                     keep[rows].fill(false);
                 }
             }
-        }
+            Ok(())
+        })?;
     }
     Ok(())
 }

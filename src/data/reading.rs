@@ -96,11 +96,25 @@ pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
         }
     }
     let reader = Reader { writer: Writer::of(&file, &survey), file: &file, survey: &survey, options };
-    let reading = reader.read()?;
-    for piece in &reading.pieces {
-        check_extent(&file, &piece.dataset)?;
+    let Reading { layout, pieces, dataset_text, reason, mut warnings } = reader.read()?;
+    for piece in &pieces {
+        check_extent(&file, piece.dataset)?;
     }
-    let Reading { layout, pieces, dataset_text, reason, mut warnings } = reading;
+    let places = places_of(&survey.datasets, &pieces);
+    let drafts: Vec<_> = pieces.into_iter().map(|d| (d.view, d.stored, d.n_rows, d.width, d.ids)).collect();
+    let mut places = places.into_iter().peekable();
+    let used = survey.datasets.into_iter().enumerate().filter(|(at, _)| places.next_if_eq(at).is_some());
+    let pieces = used
+        .zip(drafts)
+        .map(|((_, dataset), (view, stored, n_rows, width, ids))| Piece {
+            dataset,
+            view,
+            stored,
+            n_rows,
+            width,
+            ids,
+        })
+        .collect();
     if let Some(first) = survey.dangling.first() {
         let n = survey.dangling.len();
         warnings.push(format!(
@@ -112,10 +126,30 @@ pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
     Ok(Plan { layout, pieces, dataset_text, reason, warnings, file })
 }
 
+/// Where the datasets of `drafts` are in `all`; both are in the same order.
+fn places_of(all: &[Dataset], drafts: &[Draft<'_>]) -> Vec<usize> {
+    let mut all = all.iter().enumerate();
+    drafts
+        .iter()
+        .filter_map(|draft| all.find(|(_, d)| std::ptr::eq(*d, draft.dataset)).map(|(at, _)| at))
+        .collect()
+}
+
+/// A piece whose dataset is still the survey's: files of 100,000 ids come here, and a copy of each takes its time.
+struct Draft<'a> {
+    dataset: &'a Dataset,
+    view: View,
+    stored: Stored,
+    n_rows: usize,
+    width: u64,
+    ids: Ids,
+}
+
 /// What was decided.
-struct Reading {
+struct Reading<'a> {
     layout: Layout,
-    pieces: Vec<Piece>,
+    /// In the order of the survey.
+    pieces: Vec<Draft<'a>>,
     dataset_text: String,
     reason: String,
     warnings: Vec<String>,
@@ -165,13 +199,17 @@ impl<'a> Reader<'a> {
         Error::data(&self.file.path, "", what.into())
     }
 
-    fn read(&self) -> Result<Reading> {
+    fn read(&self) -> Result<Reading<'a>> {
         let chosen = self.choose()?;
         let candidates = self.candidates(&chosen)?;
         if let Some(matched) = &chosen.matched {
             return self.matched(candidates, matched);
         }
         let n_matrices = candidates.iter().filter(|c| c.is_matrix()).count();
+        if self.writer == Writer::Matlab && candidates.len() > 1 {
+            let choices = candidates.iter().map(|c| (c.dataset.path.clone(), shape_text(&c.dataset.shape)));
+            return Err(self.several("holds several matrices", choices.collect()));
+        }
         match &candidates[..] {
             [one] if one.is_matrix() => return self.matrix(one),
             [_] => {}
@@ -368,7 +406,7 @@ impl<'a> Reader<'a> {
         if let Some(error) = self.writer.no_rows(self.file, self.survey) {
             return error;
         }
-        let bits = |d: &&&Dataset| d.kind == (Kind::Integer { size: 2 }) && d.shape.len() >= 2;
+        let bits = |d: &&&Dataset| d.kind == (Kind::Integer { size: 2 }) && size(&d.shape) >= 8;
         if let Some(dataset) = chosen.datasets.iter().find(bits) {
             return self.unread(dataset);
         }
@@ -517,7 +555,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A matrix with ids beside it, or without.
-    fn matrix(&self, matrix: &Candidate<'_>) -> Result<Reading> {
+    fn matrix(&self, matrix: &Candidate<'a>) -> Result<Reading<'a>> {
         let at = place(matrix.dataset);
         let n = self.to_usize(matrix)?;
         if self.options.ids.is_none()
@@ -534,7 +572,7 @@ impl<'a> Reader<'a> {
                 Beside::None { passed_over } => {
                     if let Some(first) = passed_over.first() {
                         warnings.push(format!(
-                            "{}: rows are numbered: \"{first}\", as long as {at}, does not look like ids; if it holds them, add --ids {}",
+                            "{}: rows are numbered, since nothing beside {at} is clearly its ids; if \"{first}\" holds them, add --ids {}",
                             self.file.path.display(),
                             quoted_path(Path::new(first))
                         ));
@@ -571,7 +609,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Matrices in groups of their own, each with ids in its group.
-    fn matrices_with_ids(&self, candidates: &[Candidate<'_>], within: &str) -> Result<Option<Reading>> {
+    fn matrices_with_ids(&self, candidates: &[Candidate<'a>], within: &str) -> Result<Option<Reading<'a>>> {
         let groups: HashSet<&str> = candidates.iter().map(|c| group_of(&c.dataset.path)).collect();
         let one_name = candidates.iter().all(|c| last(&c.dataset.path) == last(&candidates[0].dataset.path));
         let below = |group: &str| group.strip_prefix(within).unwrap_or(group).split('/').any(is_field);
@@ -609,7 +647,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The datasets that a pattern matched: records whose ids are what its stars stand for, or matrices with ids.
-    fn matched(&self, candidates: Vec<Candidate<'a>>, matched: &[String]) -> Result<Reading> {
+    fn matched(&self, candidates: Vec<Candidate<'a>>, matched: &[String]) -> Result<Reading<'a>> {
         if candidates.len() > 1
             && candidates.iter().all(Candidate::is_matrix)
             && self.options.ids.is_none()
@@ -621,8 +659,8 @@ impl<'a> Reader<'a> {
     }
 
     /// One id per dataset.
-    fn per_id(&self, candidates: Vec<Candidate<'a>>, chosen: &Chosen<'_>) -> Result<Reading> {
-        let all: Vec<(&Dataset, View)> = candidates.iter().map(|c| (c.dataset, c.view.clone())).collect();
+    fn per_id(&self, candidates: Vec<Candidate<'a>>, chosen: &Chosen<'_>) -> Result<Reading<'a>> {
+        let all: Vec<(&Dataset, u64)> = candidates.iter().map(|c| (c.dataset, c.n_rows())).collect();
         let named = self.names_of_attribute(&candidates, "original_id", chosen);
         let ids = records::ids(&all, &chosen.within, named.is_some())
             .map_err(|several| self.several_of(several, &candidates))?;
@@ -646,7 +684,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Each candidate is what belongs to one id.
-    fn records(&self, candidates: Vec<Candidate<'a>>, ids: Vec<String>, reason: &str) -> Result<Reading> {
+    fn records(&self, candidates: Vec<Candidate<'a>>, ids: Vec<String>, reason: &str) -> Result<Reading<'a>> {
         let (ids, reason) = match self.options.ids.as_deref() {
             None => (ids, reason.to_owned()),
             Some("row") => {
@@ -693,12 +731,14 @@ impl<'a> Reader<'a> {
 
     /// Rows have one width.
     fn check_widths(&self, candidates: &[Candidate<'_>]) -> Result<()> {
-        let mut widths: BTreeMap<u64, Vec<&Dataset>> = BTreeMap::new();
-        for c in candidates.iter().filter(|c| c.n_rows() > 0) {
-            widths.entry(c.width()).or_default().push(c.dataset);
-        }
-        if widths.len() < 2 {
+        let with_rows = || candidates.iter().filter(|c| c.n_rows() > 0);
+        let first = with_rows().next().map(Candidate::width);
+        if with_rows().all(|c| Some(c.width()) == first) {
             return Ok(());
+        }
+        let mut widths: BTreeMap<u64, Vec<&Dataset>> = BTreeMap::new();
+        for c in with_rows() {
+            widths.entry(c.width()).or_default().push(c.dataset);
         }
         let text = |(width, datasets): (&u64, &Vec<&Dataset>)| {
             format!(
@@ -715,7 +755,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A matrix of residues with a dataset of integers that says where each protein starts or ends.
-    fn runs(&self, matrix: &Candidate<'_>) -> Result<Option<Reading>> {
+    fn runs(&self, matrix: &Candidate<'a>) -> Result<Option<Reading<'a>>> {
         let total = self.to_usize(matrix)?;
         let group = group_of(&matrix.dataset.path);
         let mut found: Option<(Vec<usize>, &Dataset)> = None;
@@ -807,9 +847,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn piece(c: &Candidate<'_>, n_rows: usize, ids: Ids) -> Piece {
-    let (dataset, view, width) = (c.dataset.clone(), c.view.clone(), c.width());
-    Piece { dataset, view, stored: c.stored, n_rows, width, ids }
+fn piece<'a>(c: &Candidate<'a>, n_rows: usize, ids: Ids) -> Draft<'a> {
+    Draft { dataset: c.dataset, view: c.view.clone(), stored: c.stored, n_rows, width: c.width(), ids }
 }
 
 fn is_integer(dataset: &Dataset) -> bool {

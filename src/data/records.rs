@@ -1,10 +1,10 @@
 //! Files with a dataset per id: which part of the paths is the id, or which readings there are.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::LazyLock;
 
 use super::h5::Dataset;
 use super::scan::group_of;
-use super::view::View;
 
 /// What the datasets of one record, or of one file, are called, as opposed to an id: representations, splits, models.
 /// Names are compared part by part, without numbers.
@@ -135,10 +135,21 @@ const FEW: usize = 16;
 
 /// Whether `name` is what a representation, a split or a model is called.
 pub(super) fn is_field(name: &str) -> bool {
-    let lower = name.to_lowercase();
-    lower.split(|c: char| !c.is_alphanumeric()).any(|part| {
-        FIELD_WORDS.contains(&part)
-            || FIELD_WORDS.contains(&part.trim_end_matches(|c: char| c.is_ascii_digit()))
+    static WORDS: LazyLock<HashSet<&[u8]>> =
+        LazyLock::new(|| FIELD_WORDS.iter().map(|word| word.as_bytes()).collect());
+    // Files of 100,000 ids come here: no memory is taken for each, and the shortest word has two letters.
+    let is_word = |part: &[u8]| {
+        let mut lower = [0u8; 16];
+        (2..=lower.len()).contains(&part.len()) && {
+            let lower = &mut lower[..part.len()];
+            lower.copy_from_slice(part);
+            lower.make_ascii_lowercase();
+            WORDS.contains(&*lower)
+        }
+    };
+    name.as_bytes().split(|c| c.is_ascii() && !c.is_ascii_alphanumeric()).any(|part| {
+        let digits = part.iter().rev().take_while(|c| c.is_ascii_digit()).count();
+        is_word(part) || is_word(&part[..part.len() - digits])
     })
 }
 
@@ -169,15 +180,21 @@ pub(super) struct Several {
     pub choices: Vec<Choice>,
 }
 
-/// The ids of `datasets`, each a record, by what differs between their paths below the group `within`. `named`: an
+/// The ids of `datasets`, each a record with its number of rows, by what differs between their paths below the group `within`. `named`: an
 /// attribute names each record, so that its path need not.
-pub(super) fn ids(datasets: &[(&Dataset, View)], within: &str, named: bool) -> Result<Vec<String>, Several> {
-    let below = |path: &str| path.strip_prefix(within).unwrap_or(path).trim_start_matches('/').to_owned();
-    let paths: Vec<String> = datasets.iter().map(|(d, _)| below(&d.path)).collect();
-    let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
-    if let [only] = &parts[..] {
-        return Ok(vec![(*only.last().unwrap_or(&"")).to_owned()]);
+pub(super) fn ids(datasets: &[(&Dataset, u64)], within: &str, named: bool) -> Result<Vec<String>, Several> {
+    fn below<'p>(path: &'p str, within: &str) -> &'p str {
+        path.strip_prefix(within).unwrap_or(path).trim_start_matches('/')
     }
+    let paths: Vec<&str> = datasets.iter().map(|(d, _)| below(&d.path, within)).collect();
+    if let [only] = paths[..] {
+        return Ok(vec![only.rsplit('/').next().unwrap_or_default().to_owned()]);
+    }
+    // The usual file, and the longest: all names beside each other.
+    if paths.iter().all(|path| !path.contains('/')) && not_records(datasets, &paths, named).is_none() {
+        return Ok(paths.into_iter().map(str::to_owned).collect());
+    }
+    let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let depth = parts[0].len();
     if parts.iter().any(|path| path.len() != depth) {
         return mixed(datasets, within, &paths);
@@ -191,7 +208,17 @@ pub(super) fn ids(datasets: &[(&Dataset, View)], within: &str, named: bool) -> R
     if let [at] = varying[..] {
         let names: Vec<&str> = parts.iter().map(|path| path[at]).collect();
         if let Some(why) = not_records(datasets, &names, named) {
-            return Err(several(why, at));
+            let mut found = several(why, at);
+            // One set among ids: it, or all as ids.
+            if found.choices.len() > FEW {
+                found.choices.retain(|choice| choice.members.iter().any(|&i| is_field(names[i])));
+                let every =
+                    |(i, part): (usize, &&str)| if i == at { "*".to_owned() } else { (*part).to_owned() };
+                let pattern = parts[0].iter().enumerate().map(every).collect::<Vec<_>>().join("/");
+                let all = Choice { pattern: join(within, &pattern), members: (0..names.len()).collect() };
+                found.choices.insert(0, all);
+            }
+            return Err(found);
         }
         return Ok(names.into_iter().map(str::to_owned).collect());
     }
@@ -226,7 +253,7 @@ pub(super) fn ids(datasets: &[(&Dataset, View)], within: &str, named: bool) -> R
 }
 
 /// Why datasets with these names, which lie beside each other, are no records of one kind.
-fn not_records(datasets: &[(&Dataset, View)], names: &[&str], named: bool) -> Option<&'static str> {
+fn not_records(datasets: &[(&Dataset, u64)], names: &[&str], named: bool) -> Option<&'static str> {
     if named {
         return None;
     }
@@ -234,12 +261,14 @@ fn not_records(datasets: &[(&Dataset, View)], names: &[&str], named: bool) -> Op
     let vectors = datasets.iter().filter(|(d, _)| d.shape.len() == 1).count();
     let odd_rank = |i: usize| (datasets[i].0.shape.len() == 1) != (2 * vectors > n);
     let fields: Vec<usize> = (0..n).filter(|&i| is_field(names[i])).collect();
-    // Among many ids a few may be words; a set of rows among them has another shape.
-    let a_few = n > 50 && fields.len() * 20 <= n && !fields.iter().any(|&i| odd_rank(i));
+    // Among many ids a few may be words, as symbols of genes are; a set of rows among them has another shape, or is written
+    // small.
+    let like_a_symbol = |&i: &usize| !odd_rank(i) && names[i] == names[i].to_uppercase();
+    let a_few = n > 50 && fields.len() * 20 <= n && fields.iter().all(like_a_symbol);
     if !fields.is_empty() && !a_few {
         return Some("holds several sets of rows");
     }
-    let rows = |i: usize| datasets[i].1.n_rows(&datasets[i].0.shape);
+    let rows = |i: usize| datasets[i].1;
     let equal = vectors == 0 && rows(0) > 1 && (1..n).all(|i| rows(i) == rows(0));
     if equal && (n <= FEW || names.iter().all(|name| is_number(name))) {
         return Some("holds several matrices of one length");
@@ -248,7 +277,7 @@ fn not_records(datasets: &[(&Dataset, View)], names: &[&str], named: bool) -> Op
 }
 
 /// Datasets at several depths: the last parts are ids where they can be.
-fn mixed(datasets: &[(&Dataset, View)], within: &str, paths: &[String]) -> Result<Vec<String>, Several> {
+fn mixed(datasets: &[(&Dataset, u64)], within: &str, paths: &[&str]) -> Result<Vec<String>, Several> {
     let last = |path: &'_ str| path.rsplit('/').next().unwrap_or_default().to_owned();
     let leaves: Vec<String> = paths.iter().map(|path| last(path)).collect();
     let groups = || paths.iter().map(|path| group_of(path)).filter(|group| !group.is_empty());
@@ -257,7 +286,7 @@ fn mixed(datasets: &[(&Dataset, View)], within: &str, paths: &[String]) -> Resul
     let distinct = names.iter().collect::<HashSet<_>>().len() == names.len();
     if !unlike_records && not_records(datasets, &names, false).is_none() {
         if names.iter().any(|name| is_range(name)) {
-            return Ok(paths.to_vec());
+            return Ok(paths.iter().map(|&path| path.to_owned()).collect());
         }
         if distinct && !names.iter().any(|name| is_number(name)) {
             return Ok(leaves);
@@ -265,7 +294,7 @@ fn mixed(datasets: &[(&Dataset, View)], within: &str, paths: &[String]) -> Resul
     }
     let mut by_group: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (at, path) in paths.iter().enumerate() {
-        let top = path.split_once('/').map_or(path.as_str(), |(top, _)| top);
+        let top = path.split_once('/').map_or(*path, |(top, _)| top);
         by_group.entry(top).or_default().push(at);
     }
     let choices = by_group.into_iter().map(|(top, members)| Choice { pattern: join(within, top), members });
@@ -307,15 +336,15 @@ mod tests {
     use crate::data::kind::Stored;
     use crate::rows::Dtype;
 
-    fn dataset(path: &str, shape: &[u64]) -> (Dataset, View) {
+    fn dataset(path: &str, shape: &[u64]) -> Dataset {
         let kind = Kind::Float(Stored { dtype: Dtype::F32, big_endian: false });
-        let view = View::new(shape, &[], false).expect("rows");
-        (Dataset { path: path.into(), shape: shape.to_vec(), kind, place: Place::Library }, view)
+        Dataset { path: path.into(), shape: shape.to_vec(), kind, place: Place::Library }
     }
 
     fn decide(paths: &[(&str, &[u64])]) -> Result<Vec<String>, Vec<String>> {
-        let all: Vec<(Dataset, View)> = paths.iter().map(|(path, shape)| dataset(path, shape)).collect();
-        let all: Vec<(&Dataset, View)> = all.iter().map(|(d, view)| (d, view.clone())).collect();
+        let all: Vec<Dataset> = paths.iter().map(|(path, shape)| dataset(path, shape)).collect();
+        let rows = |d: &Dataset| if d.shape.len() == 1 { 1 } else { d.shape[0] };
+        let all: Vec<(&Dataset, u64)> = all.iter().map(|d| (d, rows(d))).collect();
         ids(&all, "", false).map_err(|several| several.choices.into_iter().map(|c| c.pattern).collect())
     }
 

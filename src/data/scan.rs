@@ -36,24 +36,26 @@ struct Alias {
 pub(super) fn survey(file: &File) -> Result<Survey> {
     let mut known = KnownTypes::new();
     let mut found = Survey { datasets: vec![], dangling: vec![] };
-    let mut seen: HashSet<(u64, u64)> = file.identity("").into_iter().collect();
-    let mut waiting = vec![String::new()];
+    let root = file.identity("");
+    let mut seen: HashSet<(u64, u64)> = root.into_iter().collect();
+    // Groups, and whether they lie in this very file.
+    let mut waiting = vec![(String::new(), file.is_own(""))];
     let mut aliases: Vec<Alias> = Vec::new();
     loop {
-        let Some(group) = waiting.pop() else {
+        let Some((group, own)) = waiting.pop() else {
             // Shortest paths first, so that the name of what has several does not depend on the order in the file.
             aliases.sort_by(|a, b| (b.path.len(), &b.path).cmp(&(a.path.len(), &a.path)));
             let Some(alias) = aliases.pop() else { break };
             if file.is_group(&alias.path) {
                 if seen.insert(alias.identity) {
-                    waiting.push(alias.path);
+                    let own = file.is_own(&alias.path);
+                    waiting.push((alias.path, own));
                 }
             } else {
                 add_alias(file, &alias, &mut found.datasets)?;
             }
             continue;
         };
-        let own = file.is_own(&group);
         let links = file.links(&group)?;
         let headers = if own && file.plain { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
@@ -76,9 +78,14 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
                 Some(dataset) => found.datasets.push(dataset),
                 // Committed types are no groups.
                 None => {
-                    if file.identity(&path).is_some_and(|id| !seen.contains(&id)) && file.is_group(&path) {
-                        seen.extend(file.identity(&path));
-                        waiting.push(path);
+                    // A hard link has its target's address; the rest of the identity is the file.
+                    let identity = match (root, link.address) {
+                        (Some((number, _)), Some(address)) if own => Some((number, address)),
+                        _ => file.identity(&path),
+                    };
+                    if identity.is_some_and(|id| !seen.contains(&id)) && file.is_group(&path) {
+                        seen.extend(identity);
+                        waiting.push((path, own));
                     }
                 }
             }

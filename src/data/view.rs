@@ -3,8 +3,8 @@
 /// Rows and columns among the axes of a dataset; the other axes are fixed at one index.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct View {
-    /// The index at which each axis is fixed; that of rows and columns is not looked at.
-    pub fixed: Vec<u64>,
+    /// The index at which each axis is fixed; empty if all are 0. That of rows and columns is not looked at.
+    fixed: Box<[u64]>,
     /// The axis of rows; `None` in a dataset that is one row.
     pub rows: Option<usize>,
     /// The axis of columns.
@@ -16,6 +16,13 @@ impl View {
     /// remains are rows. `picks` fixes axes at an index; `transposed` makes the last axis that remains the rows.
     /// `None` where more than two axes remain, or none.
     pub fn new(shape: &[u64], picks: &[(usize, u64)], transposed: bool) -> Option<Self> {
+        match *shape {
+            [_] if picks.is_empty() => return Some(Self { fixed: Box::default(), rows: None, columns: 0 }),
+            [_, _] if picks.is_empty() && !transposed => {
+                return Some(Self { fixed: Box::default(), rows: Some(0), columns: 1 });
+            }
+            _ => {}
+        }
         let mut fixed = vec![0; shape.len()];
         for &(axis, index) in picks {
             *fixed.get_mut(axis)? = index;
@@ -26,12 +33,18 @@ impl View {
             let one = left.iter().position(|&axis| shape[axis] == 1)?;
             left.remove(one);
         }
+        let fixed = fixed.into_boxed_slice();
         match left[..] {
             [columns] => Some(Self { fixed, rows: None, columns }),
             [rows, columns] if transposed => Some(Self { fixed, rows: Some(columns), columns: rows }),
             [rows, columns] => Some(Self { fixed, rows: Some(rows), columns }),
             _ => None,
         }
+    }
+
+    /// The index at which an axis is fixed.
+    pub fn at(&self, axis: usize) -> u64 {
+        self.fixed.get(axis).copied().unwrap_or(0)
     }
 
     /// Number of rows of a dataset of `shape`.
@@ -46,6 +59,9 @@ impl View {
 
     /// Where the values of the first row begin, counted in values, if all rows lie one after another.
     pub fn start(&self, shape: &[u64]) -> Option<u64> {
+        if self.fixed.is_empty() {
+            return Some(0);
+        }
         let mut stride = 1u64;
         let mut strides = vec![0; shape.len()];
         for axis in (0..shape.len()).rev() {
@@ -60,7 +76,7 @@ impl View {
         let free = |axis: &usize| *axis != self.columns && Some(*axis) != self.rows;
         (0..shape.len())
             .filter(free)
-            .try_fold(0u64, |sum, axis| sum.checked_add(strides[axis].checked_mul(self.fixed[axis])?))
+            .try_fold(0u64, |sum, axis| sum.checked_add(strides[axis].checked_mul(self.at(axis))?))
     }
 
     /// Whether a row's values are those of one column of the file.

@@ -103,7 +103,7 @@ fn is_matlab_inner(path: &str) -> bool {
 pub(super) fn refuse(file: &File, survey: &Survey) -> Result<()> {
     let wrong = |what: String| Err(Error::data(&file.path, "", what));
     let all = &survey.datasets;
-    let table = |d: &&Dataset| last(&d.path) == "table" && d.kind == Kind::Other("compound records");
+    let table = |d: &&Dataset| matches!(d.kind, Kind::Other(_)) && last(&d.path) == "table";
     if let Some(table) = all.iter().find(table)
         && file.has_attribute(group_of(&table.path), "pandas_type")
     {
@@ -128,7 +128,9 @@ pub(super) fn refuse(file: &File, survey: &Survey) -> Result<()> {
     };
     let floats = || all.iter().filter(|d| matches!(d.kind, Kind::Float(_)) && !d.shape.is_empty());
     let keras = file.has_attribute("", "keras_version") || file.has_attribute("", "layer_names");
-    let n_weights = floats().filter(|d| weights(d)).count();
+    // No network has that many, and a file of that many ids is not gone over again.
+    const MOST: usize = 10_000;
+    let n_weights = if all.len() > MOST { 0 } else { floats().filter(|d| weights(d)).count() };
     if n_weights > 0 && (keras || n_weights * 2 > floats().count()) {
         return wrong(
             "looks like the weights of a network, not embeddings; give what the network made of your data, or name a dataset with --dataset"
@@ -150,6 +152,11 @@ fn quantised(file: &File, all: &[Dataset]) -> Result<()> {
     let small =
         |d: &&Dataset| matches!(d.kind, Kind::Float(_)) && d.shape.iter().filter(|&&n| n > 1).count() <= 1;
     let floats = all.iter().filter(|d| matches!(d.kind, Kind::Float(_))).count();
+    let attributes = ["scale", "scales", "scale_factor", "quant_scale"];
+    if floats == 0 && attributes.iter().any(|name| file.has_attribute(&codes.path, name)) {
+        let what = "holds integers with an attribute that is their scale; multiply them by it and write floats, with h5py";
+        return Err(Error::data(&file.path, format!("dataset \"/{}\"", codes.path), what));
+    }
     let Some(scale) = all.iter().find(small).filter(|_| all.iter().filter(small).count() == floats) else {
         return Ok(());
     };
