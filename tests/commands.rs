@@ -492,7 +492,7 @@ fn eval_tells_the_rows_that_it_skipped() {
     write_data(&place.path("more.h5"), 310, 16);
     // Ids are those of the first file: 300 of them are seen twice.
     let args =
-        ["eval", &place.name("run"), &place.name("data.h5"), &place.name("more.h5"), "--skip-bad-rows"];
+        ["eval", &place.name("run"), &place.name("data.h5"), &place.name("more.h5"), "--skip-bad-rows=all"];
     let output = sae(args);
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && text.contains("warning: 300 rows skipped"), "{text}");

@@ -168,6 +168,22 @@ fn a_row_that_is_not_finite_is_named_or_skipped() {
 }
 
 #[test]
+fn more_than_a_tenth_is_dropped_only_by_all() {
+    let folder = Folder::new();
+    let path = folder.file("bad.h5", |file| {
+        matrix(file, "x", 0, 40, 4, false, |v| if v >= value(35, 0) { f32::NAN } else { v });
+    });
+    let some = LoadOptions { bad_rows: topk_sae::data::BadRows::Skip, ..LoadOptions::default() };
+    let parts = ["5 of 40 rows would be dropped (5 not finite)", "\"/x\", row 35", "--skip-bad-rows=all"];
+    message(load_with(&[&path], &some), &path, &parts);
+    assert_eq!(load_with(&[&path], &skipping()).unwrap().n_rows(), 35);
+    let few = folder.file("few.h5", |file| {
+        matrix(file, "x", 0, 40, 4, false, |v| if v >= value(36, 0) { f32::NAN } else { v });
+    });
+    assert_eq!(load_with(&[&few], &some).unwrap().n_rows(), 36);
+}
+
+#[test]
 fn skipped_residues_leave_the_numbers_of_the_others() {
     let folder = Folder::new();
     let path = folder.file("residues.h5", |file| {

@@ -18,7 +18,7 @@ mod train;
 use crate::analysis::Source;
 use crate::backend::DeviceChoice;
 use crate::console::{self, print};
-use crate::data::{AxisPicks, LoadOptions};
+use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::rows::Part;
 use crate::text::thousands;
@@ -103,9 +103,9 @@ pub struct DataArgs {
     /// What integers of 16 bits stand for
     #[arg(long, value_name = "TYPE", value_parser = ["bfloat16"])]
     stored_as: Option<String>,
-    /// Drop and count rows that are not finite or have an id seen before
-    #[arg(long)]
-    skip_bad_rows: bool,
+    /// Drop and count rows that are not finite or have an id seen before: up to a tenth of all, or `all` that there are
+    #[arg(long, value_name = "all", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    skip_bad_rows: Option<BadRows>,
 }
 
 impl DataArgs {
@@ -116,7 +116,7 @@ impl DataArgs {
             index: self.index.unwrap_or_default(),
             transpose: self.transpose,
             bfloat16: self.stored_as.is_some(),
-            skip_bad_rows: self.skip_bad_rows,
+            bad_rows: self.skip_bad_rows.unwrap_or_default(),
         }
     }
 }

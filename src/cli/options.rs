@@ -26,7 +26,14 @@ fn argument(row: &OptionRow) -> Arg {
     if row.switch.is_some() {
         return arg.action(ArgAction::SetTrue);
     }
-    let arg = arg.value_name(row.place).allow_hyphen_values(row.range.is_some());
+    let arg = arg.allow_hyphen_values(row.range.is_some());
+    // A value that may be left out.
+    let arg = match row.place.strip_prefix("[=").and_then(|place| place.strip_suffix(']')) {
+        Some(place) => {
+            arg.value_name(place).num_args(0..=1).require_equals(true).default_missing_value("true")
+        }
+        None => arg.value_name(row.place),
+    };
     match row.key.as_str() {
         "steps" => arg.conflicts_with("epochs"),
         _ => arg,

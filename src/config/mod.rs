@@ -247,7 +247,7 @@ impl Config {
             // Left out where they are off: files of earlier versions do without them.
             transpose: self.reading.transpose.then_some(true),
             stored_as: self.reading.bfloat16.then_some(StoredAs::Bfloat16),
-            skip_bad_rows: Some(self.reading.skip_bad_rows),
+            skip_bad_rows: Some(self.reading.bad_rows),
             preset: Some(self.preset),
             latents: Some(self.n_latents),
             k: Some(forward.k),

@@ -2,7 +2,7 @@
 
 use super::table::{OptionRow, OptionValue, options};
 use super::{Config, Preset};
-use crate::data::{AxisPicks, LoadOptions};
+use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::spec::{Activation, Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
 use serde::{Deserialize, Serialize};
@@ -83,8 +83,8 @@ options! {
         transpose: bool, default false, switch "";
         /// What integers of 16 bits stand for
         stored_as: StoredAs, "TYPE", depends [("", "integers")];
-        /// Drop and count rows that are not finite or have an id seen before
-        skip_bad_rows: bool, default false, switch "";
+        /// Drop and count rows that are not finite or have an id seen before: up to a tenth of all, or `all` that there are
+        skip_bad_rows: BadRows, "[=all]", default BadRows::Stop;
         /// Seed of the split alone, for runs of several seeds on the same split
         split_seed: u64, "SEED", depends [("", "as --seed")];
     }
@@ -200,7 +200,7 @@ impl Options {
             index: self.index.clone().unwrap_or_default(),
             transpose: self.transpose.unwrap_or(DEFAULTS.transpose),
             bfloat16: self.stored_as == Some(StoredAs::Bfloat16),
-            skip_bad_rows: self.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
+            bad_rows: self.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
         }
     }
 

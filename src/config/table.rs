@@ -3,7 +3,7 @@
 //! and the book's chapter of options are all made from it.
 
 use super::{NumberOr, Options, Preset};
-use crate::data::AxisPicks;
+use crate::data::{AxisPicks, BadRows};
 use crate::spec::Choice;
 
 /// A type that an option can have.
@@ -55,7 +55,7 @@ macro_rules! plain_values {
         }
     )* };
 }
-plain_values!(u64, u32, usize, bool, String, AxisPicks);
+plain_values!(u64, u32, usize, bool, String, AxisPicks, BadRows);
 
 impl OptionValue for f64 {
     fn read(text: &str) -> Result<Self, String> {
@@ -168,6 +168,7 @@ pub fn options_chapter() -> String {
             (Some(off), _) if !off.is_empty() => format!("`--{}`, `--{off}`", row.key),
             (Some(_), _) => format!("`--{}`", row.key),
             (None, Some(letter)) => format!("`-{letter}`, `--{} {}`", row.key, row.place),
+            (None, None) if row.place.starts_with('[') => format!("`--{}{}`", row.key, row.place),
             (None, None) => format!("`--{} {}`", row.key, row.place),
         };
         let mut does = row.help.to_owned();

@@ -18,7 +18,7 @@ pub struct Embeddings {
     pub(super) zero_rows: usize,
 }
 
-/// Rows that were dropped by `skip_bad_rows`.
+/// Rows that were dropped because they cannot be used.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Skipped {
     /// Rows with a NaN, an infinity, or a value too large for float32.
@@ -46,8 +46,9 @@ impl Skipped {
     }
 }
 
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Skipped {
+    /// How many of each kind, in words.
+    pub(super) fn kinds(&self) -> String {
         let counts = [
             (self.non_finite, "not finite"),
             (self.duplicate, "with an id seen before"),
@@ -55,9 +56,15 @@ impl fmt::Display for Skipped {
         ];
         let texts: Vec<String> =
             counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        texts.join(", ")
+    }
+}
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} rows skipped", self.total())?;
-        if !texts.is_empty() {
-            write!(f, ": {}", texts.join(", "))?;
+        if self.total() > 0 {
+            write!(f, ": {}", self.kinds())?;
         }
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::LoadOptions;
 use super::load::assemble;
 use super::reading::plan;
+use super::{BadRows, LoadOptions};
 use crate::error::Result;
 use crate::interrupt;
 use crate::rows::Dtype;
@@ -70,7 +70,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let storage =
         plan.pieces.first().map_or_else(String::new, |piece| storage(&plan.file.hdf, &piece.dataset.path));
     let (reason, warnings) = (plan.reason.clone(), plan.warnings.clone());
-    let mut data = assemble(vec![plan], true)?;
+    let mut data = assemble(vec![plan], BadRows::SkipAll)?;
     data.warn_of(warnings);
 
     let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);

@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::ids::first_control;
 use super::read::{Stretch, read_all};
 use super::reading::{Ids, Layout, Piece, Plan, place, plan};
+use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
 use crate::text::thousands;
+use crate::text::tsv::quoted_path;
 
 /// Ends the messages on rows that are not finite.
 const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
@@ -32,7 +33,7 @@ impl Embeddings {
         };
         let path = first.file.path.clone();
         let warnings = plans.iter().flat_map(|plan| plan.warnings.clone()).collect();
-        let mut embeddings = assemble(plans, options.skip_bad_rows)?;
+        let mut embeddings = assemble(plans, options.bad_rows)?;
         embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
             let what = match embeddings.skipped().examples.first() {
@@ -49,7 +50,7 @@ impl Embeddings {
 
 /// Counts a bad row, or makes it the error that stops the loading.
 pub(super) struct Judge {
-    pub skip: bool,
+    rows: BadRows,
     pub skipped: Skipped,
 }
 
@@ -61,8 +62,32 @@ enum Reason {
 }
 
 impl Judge {
+    pub fn new(rows: BadRows) -> Self {
+        Self { rows, skipped: Skipped::default() }
+    }
+
+    /// Stops where more rows were dropped than a person who did not ask for all of them expects.
+    pub fn check_share(&self, path: &Path, n_rows: usize) -> Result<()> {
+        let dropped = self.skipped.total();
+        if self.rows != BadRows::Skip || dropped.saturating_mul(10) <= n_rows {
+            return Ok(());
+        }
+        let example = self.skipped.examples.first().map_or("", String::as_str);
+        Err(Error::data(
+            path,
+            "",
+            format!(
+                "{} of {} rows would be dropped ({}), the first: {example}; see `sae inspect {}`, or drop them all with --skip-bad-rows=all",
+                thousands(dropped as u64),
+                thousands(n_rows as u64),
+                self.skipped.kinds(),
+                quoted_path(path)
+            ),
+        ))
+    }
+
     fn bad(&mut self, reason: Reason, n: usize, error: impl FnOnce() -> Error) -> Result<()> {
-        if !self.skip {
+        if self.rows == BadRows::Stop {
             return Err(error());
         }
         let count = match reason {
@@ -90,6 +115,10 @@ pub(super) struct Located<'a> {
 }
 
 impl Located<'_> {
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
     /// Calls `f` with each id of the piece and its rows within the piece.
     fn each_id<'s>(&'s self, mut f: impl FnMut(&'s str, Range<usize>) -> Result<()>) -> Result<()> {
         match &self.piece.ids {
@@ -109,8 +138,8 @@ impl Located<'_> {
 }
 
 /// Reads all pieces, drops what must go, and numbers what stays.
-pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
-    let mut judge = Judge { skip, skipped: Skipped::default() };
+pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
+    let mut judge = Judge::new(rows);
     let width = common_width(&plans);
     let pieces = locate(&plans, width)?;
     let n_rows = n_rows(&pieces)?;
@@ -127,6 +156,9 @@ pub(super) fn assemble(plans: Vec<Plan>, skip: bool) -> Result<Embeddings> {
     read_range(&pieces, 0..n_rows, &mut values)?;
     check_values(&pieces, &values, d_in, 0, &mut keep, &mut judge)?;
 
+    if let Some(first) = plans.first() {
+        judge.check_share(&first.file.path, n_rows)?;
+    }
     if keep.contains(&false) {
         values.retain_rows(d_in, &keep);
     }

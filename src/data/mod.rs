@@ -73,6 +73,69 @@ impl TryFrom<String> for AxisPicks {
     }
 }
 
+/// What is done with rows that cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "BadRowsText", try_from = "BadRowsText")]
+pub enum BadRows {
+    /// The first is an error.
+    #[default]
+    Stop,
+    /// They are dropped and counted, but for more than a tenth of all rows, which is an error.
+    Skip,
+    /// They are dropped and counted, however many.
+    SkipAll,
+}
+
+/// As a configuration file has it: `false`, `true` or `"all"`.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+enum BadRowsText {
+    Switch(bool),
+    Word(String),
+}
+
+impl From<BadRows> for BadRowsText {
+    fn from(rows: BadRows) -> Self {
+        match rows {
+            BadRows::Stop => Self::Switch(false),
+            BadRows::Skip => Self::Switch(true),
+            BadRows::SkipAll => Self::Word("all".into()),
+        }
+    }
+}
+
+impl TryFrom<BadRowsText> for BadRows {
+    type Error = String;
+    fn try_from(text: BadRowsText) -> Result<Self, String> {
+        match text {
+            BadRowsText::Switch(skip) => Ok(if skip { Self::Skip } else { Self::Stop }),
+            BadRowsText::Word(word) => word.parse(),
+        }
+    }
+}
+
+impl std::str::FromStr for BadRows {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "false" => Ok(Self::Stop),
+            "true" => Ok(Self::Skip),
+            "all" => Ok(Self::SkipAll),
+            _ => Err(format!("`{text}` is not `all`; leave it out to drop up to a tenth of the rows")),
+        }
+    }
+}
+
+impl std::fmt::Display for BadRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "false",
+            Self::Skip => "true",
+            Self::SkipAll => "all",
+        })
+    }
+}
+
 /// How data files are to be read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadOptions {
@@ -87,8 +150,8 @@ pub struct LoadOptions {
     pub transpose: bool,
     /// Integers of 16 bits are the bits of bfloat16 numbers.
     pub bfloat16: bool,
-    /// Drop and count rows that cannot be used instead of stopping at the first.
-    pub skip_bad_rows: bool,
+    /// What is done with rows that cannot be used.
+    pub bad_rows: BadRows,
 }
 
 impl LoadOptions {
@@ -101,7 +164,7 @@ impl LoadOptions {
             index: if self.index.0.is_empty() { other.index } else { self.index },
             transpose: self.transpose || other.transpose,
             bfloat16: self.bfloat16 || other.bfloat16,
-            skip_bad_rows: self.skip_bad_rows || other.skip_bad_rows,
+            bad_rows: if self.bad_rows == BadRows::Stop { other.bad_rows } else { self.bad_rows },
         }
     }
 }

@@ -2,20 +2,20 @@
 
 use std::path::PathBuf;
 
-use super::LoadOptions;
 use super::embeddings::{Embeddings, Skipped};
 use super::h5::File;
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
 };
 use super::reading::{Plan, plan_of};
+use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, Values};
 
 /// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
 pub struct DataFiles {
     plans: Vec<Plan>,
-    skip_bad_rows: bool,
+    bad_rows: BadRows,
 }
 
 impl DataFiles {
@@ -33,7 +33,7 @@ impl DataFiles {
         if plans.is_empty() {
             return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
         }
-        Ok(Self { plans, skip_bad_rows: options.skip_bad_rows })
+        Ok(Self { plans, bad_rows: options.bad_rows })
     }
 
     /// What a person should know of the files.
@@ -46,7 +46,7 @@ impl DataFiles {
     /// # Errors
     /// A row of another width, an id seen twice or unusable (unless bad rows are skipped); no rows at all.
     pub fn blocks(&self, bytes: usize) -> Result<Blocks<'_>> {
-        let mut judge = Judge { skip: self.skip_bad_rows, skipped: Skipped::default() };
+        let mut judge = Judge::new(self.bad_rows);
         let width = common_width(&self.plans);
         let pieces = locate(&self.plans, width)?;
         let n_rows = n_rows(&pieces)?;
@@ -120,6 +120,9 @@ impl Blocks<'_> {
             }
             let index = groups(&self.pieces, rows, keep);
             return Ok(Some(Embeddings::new(Resident::new(values, self.d_in)?, index, Skipped::default())));
+        }
+        if let Some(first) = self.pieces.first() {
+            self.judge.check_share(first.path(), self.keep.len())?;
         }
         Ok(None)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5p, h5s, h5t};
-use topk_sae::data::{DataFiles, Embeddings, LoadOptions};
+use topk_sae::data::{BadRows, DataFiles, Embeddings, LoadOptions};
 use topk_sae::error::Error;
 
 /// A folder that goes away at the end of a test.
@@ -207,7 +207,7 @@ fn comes_in_blocks_too(paths: &[PathBuf], options: &LoadOptions, whole: Option<&
 }
 
 pub fn skipping() -> LoadOptions {
-    LoadOptions { skip_bad_rows: true, ..LoadOptions::default() }
+    LoadOptions { bad_rows: BadRows::SkipAll, ..LoadOptions::default() }
 }
 
 pub fn dataset(name: &str) -> LoadOptions {
