@@ -5,7 +5,7 @@ mod data_fixtures;
 
 use data_fixtures::*;
 use half::{bf16, f16};
-use topk_sae::data::inspect;
+use topk_sae::data::{LoadOptions, inspect};
 use topk_sae::rows::Dtype;
 
 #[test]
@@ -297,6 +297,57 @@ fn dataset_names_a_matrix_or_a_group() {
     assert_eq!(ids(&load_with(&[&path], &dataset("other")).unwrap()), ["Q1", "Q2", "Q3"]);
     assert_eq!(ids(&load_with(&[&path], &dataset("vectors")).unwrap()), ["V1"]);
     assert_eq!(ids(&load_with(&[&path], &dataset("vectors/V1")).unwrap()), ["V1"]);
+}
+
+#[test]
+fn a_pattern_takes_what_can_be_read_and_names_it_by_its_star() {
+    let folder = Folder::new();
+    let path = folder.file("records.h5", |file| {
+        for (row, name) in ["P1", "P2"].into_iter().enumerate() {
+            let group = file.create_group(name).unwrap();
+            vector(&group, "emb", row, 4, |v| v);
+            vector(&group, "plddt", row, 3, |v| v);
+            file.group(name).unwrap().new_dataset::<f32>().create("loss").unwrap();
+        }
+        strings(file, "headers", &["one", "two"]);
+        let notes = file.create_group("notes").unwrap();
+        strings(&notes, "emb", &["no numbers"]);
+    });
+    message(load(&[&path]), &path, &["--dataset '*/emb'` (2 of 4)", "--dataset '*/plddt'` (2 of 3)"]);
+    let data = load_with(&[&path], &dataset("*/emb")).unwrap();
+    assert_eq!(ids(&data), ["P1", "P2"]);
+    assert_row(&data, 1, 1);
+    message(load_with(&[&path], &dataset("*/none")), &path, &["no dataset or group \"*/none\""]);
+    message(load_with(&[&path], &dataset("*/loss")), &path, &["no float datasets with axes"]);
+}
+
+#[test]
+fn ids_are_named_by_dataset_field_attribute_or_row() {
+    use hdf5::types::VarLenUnicode;
+    let folder = Folder::new();
+    let path = folder.file("ids.h5", |file| {
+        matrix(file, "x", 0, 2, 4, false, |v| v);
+        strings(file, "ids", &["P1", "P2"]);
+        strings(file, "other", &["Q1", "Q2"]);
+        file.new_dataset_builder().with_data(&[7i64, 9]).create("number").unwrap();
+        let names: Vec<VarLenUnicode> = ["A1", "A2"].iter().map(|text| text.parse().unwrap()).collect();
+        let attribute = file.dataset("x").unwrap();
+        attribute.new_attr::<VarLenUnicode>().shape(2).create("who").unwrap().write(&names).unwrap();
+    });
+    let named = |name: &str| LoadOptions { ids: Some(name.into()), ..LoadOptions::default() };
+    for (name, wanted) in [
+        ("ids", ["P1", "P2"]),
+        ("/other", ["Q1", "Q2"]),
+        ("number", ["7", "9"]),
+        ("@who", ["A1", "A2"]),
+        ("row", ["ids:0", "ids:1"]),
+    ] {
+        assert_eq!(ids(&load_with(&[&path], &named(name)).unwrap()), wanted, "{name}");
+    }
+    message(load_with(&[&path], &named("no")), &path, &["no ids \"no\"", "\"/other\" (2)", "--ids row"]);
+    let per_id = folder.file("per_id.h5", |file| vector(file, "P1", 0, 4, |v| v));
+    message(load_with(&[&per_id], &named("ids")), &per_id, &["--ids ids names nothing"]);
+    message(load_with(&[&per_id], &named("@no")), &per_id, &["no attribute \"no\""]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use hdf5::sync::sync;
 use hdf5_sys::{h5a, h5d, h5s, h5t};
 
 use super::h5::{File, Id, open_object};
+use super::text::{fixed_texts, variable_texts};
 
 /// Most bytes of an attribute that is read; larger ones are not what says how to read a file.
 const MOST: usize = 1 << 28;
@@ -63,23 +64,13 @@ pub(super) fn texts_of(object: &Id, name: &CStr) -> Option<Vec<Vec<u8>>> {
         let mut values = vec![0u8; bytes];
         // SAFETY: `values` has room for `n` strings of `size` bytes.
         hdf5::h5check(unsafe { h5a::H5Aread(attribute.0, kind.0, values.as_mut_ptr().cast()) }).ok()?;
-        let text = |value: &[u8]| {
-            let end = value.iter().position(|&b| b == 0).unwrap_or(value.len());
-            value[..end].trim_ascii_end().to_vec()
-        };
-        return Some(values.chunks_exact(size.max(1)).take(n).map(text).collect());
+        values.truncate(n * size);
+        return Some(fixed_texts(&values, size));
     }
     let mut values: Vec<*mut c_char> = vec![null_mut(); n];
     // SAFETY: `values` has room for `n` pointers.
     hdf5::h5check(unsafe { h5a::H5Aread(attribute.0, kind.0, values.as_mut_ptr().cast()) }).ok()?;
-    let text = |&value: &*mut c_char| {
-        if value.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: a string that the library allocated and ended with NUL.
-        unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
-    };
-    let texts = values.iter().map(text).collect();
+    let texts = variable_texts(&values);
     #[allow(deprecated)] // The newer call is not in HDF5 1.10.
     // SAFETY: the strings that the read above allocated are given back once.
     unsafe {

@@ -181,8 +181,8 @@ struct Chosen<'a> {
     datasets: Vec<&'a Dataset>,
     /// The group that all lie in.
     within: String,
-    /// What the stars of a pattern matched in each.
-    matched: Option<Vec<String>>,
+    /// The pattern that matches the path of each, where one was given that has `*`.
+    pattern: Option<&'a str>,
     /// One dataset by its name.
     exact: bool,
 }
@@ -202,8 +202,8 @@ impl<'a> Reader<'a> {
     fn read(&self) -> Result<Reading<'a>> {
         let chosen = self.choose()?;
         let candidates = self.candidates(&chosen)?;
-        if let Some(matched) = &chosen.matched {
-            return self.matched(candidates, matched);
+        if let Some(pattern) = chosen.pattern {
+            return self.matched(candidates, &Pattern::new(pattern));
         }
         let n_matrices = candidates.iter().filter(|c| c.is_matrix()).count();
         if self.writer == Writer::Matlab && candidates.len() > 1 {
@@ -240,7 +240,7 @@ impl<'a> Reader<'a> {
         let of = |datasets, within: &str, exact| Chosen {
             datasets,
             within: within.to_owned(),
-            matched: None,
+            pattern: None,
             exact,
         };
         let Some(name) =
@@ -260,10 +260,8 @@ impl<'a> Reader<'a> {
             return Ok(of(group, name, false));
         }
         let pattern = Pattern::new(name);
-        let found: Vec<(&Dataset, String, &str)> = all
-            .iter()
-            .filter_map(|d| pattern.matches(&d.path).map(|(matched, rest)| (d, matched, rest)))
-            .collect();
+        let found: Vec<(&Dataset, &str)> =
+            all.iter().filter_map(|d| pattern.matches(&d.path).map(|(_, rest)| (d, rest))).collect();
         if !name.contains('*') || found.is_empty() {
             // A name in a file where another name leads to the same dataset.
             if let Ok(Some(dataset)) = self.file.describe(name, false)
@@ -276,29 +274,25 @@ impl<'a> Reader<'a> {
             let what = format!("holds no dataset or group \"{name}\"; name one of: {}", listed(all.iter()));
             return Err(self.error(what));
         }
-        let whole: Vec<_> = found.iter().filter(|(_, _, rest)| rest.is_empty()).collect();
+        let whole: Vec<&Dataset> =
+            found.iter().filter(|(_, rest)| rest.is_empty()).map(|(d, _)| *d).collect();
         if whole.is_empty() {
-            return Ok(of(found.into_iter().map(|(d, _, _)| d).collect(), "", false));
+            return Ok(of(found.into_iter().map(|(d, _)| d).collect(), "", false));
         }
-        let matched = Some(whole.iter().map(|(_, matched, _)| matched.clone()).collect());
-        Ok(Chosen {
-            datasets: whole.into_iter().map(|(d, _, _)| *d).collect(),
-            within: String::new(),
-            matched,
-            exact: false,
-        })
+        Ok(Chosen { datasets: whole, within: String::new(), pattern: Some(name), exact: false })
     }
 
     /// Those of the chosen datasets that can hold rows.
     fn candidates(&self, chosen: &Chosen<'a>) -> Result<Vec<Candidate<'a>>> {
         let transposed = self.options.transpose || self.writer == Writer::Matlab;
-        let by_name = chosen.exact || chosen.matched.is_some();
+        let by_name = chosen.exact || chosen.pattern.is_some();
         let (mut found, mut deep) = (vec![], vec![]);
         for &dataset in &chosen.datasets {
             let stored = match &dataset.kind {
                 Kind::Float(stored) => *stored,
                 Kind::OddFloat(_) => return Err(self.unread(dataset)),
-                _ if by_name => return Err(self.unread(dataset)),
+                // A pattern is for what can be read of all that it matches.
+                _ if chosen.exact => return Err(self.unread(dataset)),
                 _ => continue,
             };
             if dataset.shape.is_empty() || !(by_name || self.writer.may_hold_rows(dataset)) {
@@ -647,7 +641,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The datasets that a pattern matched: records whose ids are what its stars stand for, or matrices with ids.
-    fn matched(&self, candidates: Vec<Candidate<'a>>, matched: &[String]) -> Result<Reading<'a>> {
+    fn matched(&self, candidates: Vec<Candidate<'a>>, pattern: &Pattern<'_>) -> Result<Reading<'a>> {
         if candidates.len() > 1
             && candidates.iter().all(Candidate::is_matrix)
             && self.options.ids.is_none()
@@ -655,7 +649,10 @@ impl<'a> Reader<'a> {
         {
             return Ok(reading);
         }
-        self.records(candidates, matched.to_vec(), "ids are what `*` stands for")
+        let matched =
+            |c: &Candidate<'_>| pattern.matches(&c.dataset.path).map_or(String::new(), |(id, _)| id);
+        let ids = candidates.iter().map(matched).collect();
+        self.records(candidates, ids, "ids are what `*` stands for")
     }
 
     /// One id per dataset.

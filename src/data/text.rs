@@ -104,11 +104,7 @@ fn read_fixed(object: &Id, kind: &Id, n: usize, size: usize) -> hdf5::Result<Vec
     let bytes = n.checked_mul(size).filter(|_| size > 0);
     let mut values = zeroed(bytes.ok_or("its strings have no length")?)?;
     read_all(object, kind, n, values.as_mut_ptr().cast())?;
-    let text = |value: &[u8]| {
-        let end = value.iter().position(|&b| b == 0).unwrap_or(size);
-        value[..end].trim_ascii_end().to_vec()
-    };
-    Ok(values.chunks_exact(size).map(text).collect())
+    Ok(fixed_texts(&values, size))
 }
 
 fn read_variable(object: &Id, kind: &Id, n: usize) -> hdf5::Result<Vec<Vec<u8>>> {
@@ -116,14 +112,7 @@ fn read_variable(object: &Id, kind: &Id, n: usize) -> hdf5::Result<Vec<Vec<u8>>>
     values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
     values.resize(n, null_mut());
     read_all(object, kind, n, values.as_mut_ptr().cast())?;
-    let text = |&value: &*mut c_char| {
-        if value.is_null() {
-            return Vec::new();
-        }
-        // SAFETY: a string that the library allocated and ended with NUL.
-        unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
-    };
-    let texts = values.iter().map(text).collect();
+    let texts = variable_texts(&values);
     #[allow(deprecated)] // The newer call is not in HDF5 1.10.
     // SAFETY: the strings that the read above allocated are given back once.
     unsafe {
@@ -132,6 +121,27 @@ fn read_variable(object: &Id, kind: &Id, n: usize) -> hdf5::Result<Vec<Vec<u8>>>
         h5d::H5Dvlen_reclaim(kind.0, space.0, list, values.as_mut_ptr().cast());
     }
     Ok(texts)
+}
+
+/// Texts of `size` bytes each, without the zeros and blanks at their ends.
+pub(super) fn fixed_texts(values: &[u8], size: usize) -> Vec<Vec<u8>> {
+    let text = |value: &[u8]| {
+        let end = value.iter().position(|&b| b == 0).unwrap_or(size);
+        value[..end].trim_ascii_end().to_vec()
+    };
+    values.chunks_exact(size.max(1)).map(text).collect()
+}
+
+/// Copies of the strings that the library allocated.
+pub(super) fn variable_texts(values: &[*mut c_char]) -> Vec<Vec<u8>> {
+    let text = |&value: &*mut c_char| {
+        if value.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: a string that the library allocated and ended with NUL.
+        unsafe { CStr::from_ptr(value) }.to_bytes().to_vec()
+    };
+    values.iter().map(text).collect()
 }
 
 fn read_all(object: &Id, kind: &Id, n: usize, out: *mut c_void) -> hdf5::Result<()> {
