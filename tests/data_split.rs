@@ -208,3 +208,100 @@ fn no_rows_give_empty_batches_and_too_large_batches_are_the_whole() {
     assert_eq!(BatchOrder::new(Vec::new(), 4, 0).batch(3), [0u32; 0]);
     assert_eq!(BatchOrder::new(vec![3, 4], 9, 0).batch(3).len(), 2);
 }
+
+/// A table beside `folder`'s files.
+fn table(folder: &Folder, name: &str, lines: impl Iterator<Item = String>) -> std::path::PathBuf {
+    let path = folder.path(name);
+    std::fs::write(&path, lines.collect::<String>()).unwrap();
+    path
+}
+
+fn shares(data: &Embeddings, split: &Split) -> [f64; 3] {
+    [&split.train, &split.val, &split.test].map(|rows| rows.len() as f64 / data.n_rows() as f64)
+}
+
+#[test]
+fn a_group_is_in_one_part_and_the_parts_have_their_shares() {
+    let folder = Folder::new();
+    // Groups of 1 to 60 ids.
+    let group = |i: usize| ((i as f64).sqrt() * 2.0) as usize;
+    let lines = |n: usize| (0..n).map(move |i| format!("P{i:05}\tG{}\n", group(i)));
+    let path = table(&folder, "groups.tsv", lines(900));
+    let reversed = table(&folder, "mmseqs.tsv", (0..900).rev().map(|i| format!("G{}\tP{i:05}\n", group(i))));
+    let mut data = rows(0..900);
+    data.group_by_table(&path, false).unwrap();
+    assert!(data.warnings().is_empty());
+    for seed in 0..20 {
+        let split = Split::new(data.index(), seed);
+        let of = parts(&data, &split);
+        for i in 1..900 {
+            let (a, b) = (format!("P{:05}", i - 1), format!("P{i:05}"));
+            assert!(group(i) != group(i - 1) || of[&a] == of[&b], "{a} {b}");
+        }
+        let [train, val, test] = shares(&data, &split);
+        assert!((0.78..0.82).contains(&train) && val > 0.08 && test > 0.08, "{train} {val} {test}");
+        // Neither the order of rows, nor that of the table, nor that of its columns counts.
+        let mut other = rows((0..900).rev());
+        other.group_by_table(&reversed, false).unwrap();
+        assert_eq!(parts(&other, &Split::new(other.index(), seed)), of);
+    }
+    let tsv = Split::new(data.index(), 0).to_tsv(data.index());
+    assert!(tsv.starts_with("id\tsplit\tgroup\nP00000\t") && tsv.contains("\tG2\n"), "{}", &tsv[..60]);
+    let path = table(&folder, "splits.tsv", [tsv].into_iter());
+    let (again, missing) = Split::from_tsv(&path, data.index()).unwrap();
+    assert_eq!((again, missing), (Split::new(data.index(), 0), 0));
+}
+
+#[test]
+fn a_group_larger_than_the_others_together_is_trained_on() {
+    let folder = Folder::new();
+    let lines =
+        (0..300).map(|i| format!("P{i:05}\t{}\n", if i < 270 { "large".into() } else { format!("g{i}") }));
+    let mut data = rows(0..300);
+    data.group_by_table(&table(&folder, "groups.tsv", lines), false).unwrap();
+    let [train, val, test] = shares(&data, &Split::new(data.index(), 1));
+    assert!((0.9..0.91).contains(&train) && val > 0.03 && test > 0.03, "{train} {val} {test}");
+    // A few groups, all larger than a tenth: one each at least.
+    for n in 3..9 {
+        let lines = (0..300).map(|i| format!("P{i:05}\td{}\n", i % n));
+        let mut data = rows(0..300);
+        data.group_by_table(&table(&folder, "few.tsv", lines), false).unwrap();
+        let [train, val, test] = shares(&data, &Split::new(data.index(), 1));
+        assert!(train >= val.max(test) && val > 0.0 && test > 0.0, "{n}: {train} {val} {test}");
+    }
+}
+
+#[test]
+fn tables_of_groups_that_do_not_fit_are_refused_or_warned_about() {
+    let folder = Folder::new();
+    let write = |name: &str, text: &str| table(&folder, name, [text.to_owned()].into_iter());
+    let mut data = rows(0..4);
+    let mut fails = |path: &std::path::Path, words: &[&str]| {
+        let error = data.group_by_table(path, false).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    fails(&write("other.tsv", "Q1\tA\nQ2\tB\n"), &["none of the ids", "\"Q1\"", "\"P00000\""]);
+    fails(&write("two.tsv", "P00000\tA\nP00000\tB\n"), &["line 2", "\"B\"", "line 1", "\"A\""]);
+    fails(&write("comma.csv", "P00000,A\n"), &["line 1", "two columns separated by a tab"]);
+    data.group_by_table(&write("some.tsv", "id\tgroup\nP00000\tA\nP00001\tA\n"), false).unwrap();
+    assert!(data.warnings()[0].contains("2 of 4 ids are not in"), "{:?}", data.warnings());
+    assert_eq!((data.index().cluster_of(1), data.index().cluster_of(2)), ("A", "P00002"));
+}
+
+#[test]
+fn a_dataset_beside_the_matrix_groups_its_rows() {
+    let folder = Folder::new();
+    let path = folder.file("cells.h5", |file| {
+        matrix(file, "x", 0, 40, 4, false, |v| v);
+        let donors: Vec<String> = (0..40).map(|i| format!("donor {}", i % 7)).collect();
+        strings(file, "donor", &donors.iter().map(String::as_str).collect::<Vec<_>>());
+    });
+    let by = |name: &str| topk_sae::data::LoadOptions { group_by: Some(name.into()), ..Default::default() };
+    let data = load_with(&[&path], &by("donor")).unwrap();
+    let of = parts(&data, &Split::new(data.index(), 0));
+    for i in 7..40 {
+        assert_eq!(of[&format!("cells:{i}")], of[&format!("cells:{}", i - 7)]);
+    }
+    assert_eq!(data.index().cluster_of(8), "donor 1");
+    message(load_with(&[&path], &by("no")), &path, &["\"no\"", "40 ids", "--group-by", "--groups"]);
+}

@@ -116,6 +116,7 @@ impl DataArgs {
             index: self.index.unwrap_or_default(),
             transpose: self.transpose,
             bfloat16: self.stored_as.is_some(),
+            group_by: None,
             bad_rows: self.skip_bad_rows.unwrap_or_default(),
         }
     }

@@ -30,6 +30,12 @@ pub struct Config {
     pub data: Vec<PathBuf>,
     /// How they are read.
     pub reading: LoadOptions,
+    /// Table of groups that stay in one split.
+    pub groups: Option<String>,
+    /// Its columns are group and id.
+    pub groups_reversed: bool,
+    /// Table of a split.
+    pub splits: Option<String>,
     /// Where the defaults came from.
     pub preset: Preset,
     /// D.
@@ -129,6 +135,9 @@ impl Config {
         let config = Self {
             data: o.data.clone().unwrap_or_default(),
             reading: o.reading(),
+            groups: o.groups.clone(),
+            groups_reversed: o.groups_reversed.unwrap_or(DEFAULTS.groups_reversed),
+            splits: o.splits.clone(),
             preset,
             d_in,
             n_latents,
@@ -247,6 +256,10 @@ impl Config {
             // Left out where they are off: files of earlier versions do without them.
             transpose: self.reading.transpose.then_some(true),
             stored_as: self.reading.bfloat16.then_some(StoredAs::Bfloat16),
+            group_by: self.reading.group_by.clone(),
+            groups: self.groups.clone(),
+            groups_reversed: self.groups_reversed.then_some(true),
+            splits: self.splits.clone(),
             skip_bad_rows: Some(self.reading.bad_rows),
             preset: Some(self.preset),
             latents: Some(self.n_latents),

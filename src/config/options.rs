@@ -83,6 +83,14 @@ options! {
         transpose: bool, default false, switch "";
         /// What integers of 16 bits stand for
         stored_as: StoredAs, "TYPE", depends [("", "integers")];
+        /// What says which ids stay in one split: a dataset beside the matrix, or @ and an attribute of each dataset
+        group_by: String, "NAME", depends [("", "each id alone")];
+        /// Table of id and group (or group and id, as MMseqs2 writes it): a group stays in one split
+        groups: String, "FILE", depends [("", "each id alone")];
+        /// The columns of --groups are group and id
+        groups_reversed: bool, default false, switch "";
+        /// Table of id and split (train, val, test), in place of a split by the ids' hashes
+        splits: String, "FILE", depends [("", "by hash")];
         /// Drop and count rows that are not finite or have an id seen before: up to a tenth of all, or `all` that there are
         skip_bad_rows: BadRows, "[=all]", default BadRows::Stop;
         /// Seed of the split alone, for runs of several seeds on the same split
@@ -200,6 +208,7 @@ impl Options {
             index: self.index.clone().unwrap_or_default(),
             transpose: self.transpose.unwrap_or(DEFAULTS.transpose),
             bfloat16: self.stored_as == Some(StoredAs::Bfloat16),
+            group_by: self.group_by.clone(),
             bad_rows: self.skip_bad_rows.unwrap_or(DEFAULTS.skip_bad_rows),
         }
     }

@@ -6,7 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Options that decide no weight: where data lie and how bad rows are treated (the data have a fingerprint of their own),
 /// the preset (what it sets is there), and how often a run is looked at and kept.
-const FREE: [&str; 13] = [
+const FREE: [&str; 17] = [
+    "group-by",
+    "groups",
+    "groups-reversed",
+    "splits",
     "dataset",
     "ids",
     "index",

@@ -1,7 +1,9 @@
 //! A data set in memory: rows with their ids, and what was dropped on the way.
 
 use std::fmt;
+use std::path::Path;
 
+use super::groups;
 use crate::console;
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
@@ -112,6 +114,17 @@ impl Embeddings {
     #[must_use]
     pub fn kept_as(self, dtype: Dtype) -> Self {
         Self { rows: self.rows.kept_as(dtype), ..self }
+    }
+
+    /// Gives the ids the groups of a table of two columns, id and group, that a split keeps together; MMseqs2's tables of
+    /// group and id are recognised, or `reversed` says so. Ids that it lacks are groups of their own, with a warning.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has other columns; an id in two groups; a table of other ids.
+    pub fn group_by_table(&mut self, path: &Path, reversed: bool) -> Result<()> {
+        let warning = groups::apply(&mut self.index, path, reversed)?;
+        self.warnings.extend(warning);
+        Ok(())
     }
 
     /// Which rows there are.

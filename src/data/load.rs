@@ -340,13 +340,20 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
     for (located, part) in overlaps(pieces, rows.clone()) {
         let at = located.start + part.start - rows.start;
         let kept = &keep[at..at + part.len()];
+        let add = |groups: &mut RowIndex, id: &String, at: usize| {
+            groups.ids.push(id.clone());
+            if let Some(clusters) = &located.piece.clusters {
+                groups.clusters.get_or_insert_default().push(clusters[at].clone());
+            }
+            groups.ids.len() as u32 - 1
+        };
         match &located.piece.ids {
             Ids::Rows(ids) => {
-                for (id, _) in ids[part].iter().zip(kept).filter(|(_, keep)| **keep) {
+                for (at, _) in part.zip(kept).filter(|(_, keep)| **keep) {
+                    let group = add(&mut groups, &ids[at], at);
                     if residues {
-                        groups.of_row.push((groups.ids.len() as u32, 0));
+                        groups.of_row.push((group, 0));
                     }
-                    groups.ids.push(id.clone());
                 }
             }
             Ids::Runs(ids, ends) => {
@@ -359,22 +366,18 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
                     if !kept[row - part.start] {
                         continue;
                     }
-                    let group = *group.get_or_insert_with(|| {
-                        groups.ids.push(ids[run].clone());
-                        groups.ids.len() as u32 - 1
-                    });
+                    let group = *group.get_or_insert_with(|| add(&mut groups, &ids[run], run));
                     let first = if run == 0 { 0 } else { ends[run - 1] };
                     groups.of_row.push((group, (row - first) as u32 + 1));
                 }
             }
             Ids::One(id) | Ids::Residues(id) if kept.contains(&true) => {
-                let group = groups.ids.len() as u32;
+                let group = add(&mut groups, id, 0);
                 let numbered = matches!(located.piece.ids, Ids::Residues(_));
                 for row in (0..kept.len()).filter(|&row| residues && kept[row]) {
                     let residue = if numbered { (part.start + row) as u32 + 1 } else { 0 };
                     groups.of_row.push((group, residue));
                 }
-                groups.ids.push(id.clone());
             }
             _ => {}
         }

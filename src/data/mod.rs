@@ -10,6 +10,7 @@ mod advice;
 mod attributes;
 mod behind;
 mod embeddings;
+mod groups;
 mod h5;
 mod header;
 mod heap;
@@ -150,6 +151,8 @@ pub struct LoadOptions {
     pub transpose: bool,
     /// Integers of 16 bits are the bits of bfloat16 numbers.
     pub bfloat16: bool,
+    /// What says which ids belong together: a dataset beside the matrix, or `@` and an attribute of each dataset.
+    pub group_by: Option<String>,
     /// What is done with rows that cannot be used.
     pub bad_rows: BadRows,
 }
@@ -164,6 +167,7 @@ impl LoadOptions {
             index: if self.index.0.is_empty() { other.index } else { self.index },
             transpose: self.transpose || other.transpose,
             bfloat16: self.bfloat16 || other.bfloat16,
+            group_by: self.group_by.or(other.group_by),
             bad_rows: if self.bad_rows == BadRows::Stop { other.bad_rows } else { self.bad_rows },
         }
     }

@@ -65,6 +65,8 @@ pub(super) struct Piece {
     pub n_rows: usize,
     pub width: u64,
     pub ids: Ids,
+    /// What each id belongs to, where that was asked for.
+    pub clusters: Option<Vec<String>>,
 }
 
 /// A file and what is to be read from it.
@@ -96,25 +98,23 @@ pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
         }
     }
     let reader = Reader { writer: Writer::of(&file, &survey), file: &file, survey: &survey, options };
-    let Reading { layout, pieces, dataset_text, reason, mut warnings } = reader.read()?;
+    let mut reading = reader.read()?;
+    reader.group(&mut reading)?;
+    let Reading { layout, pieces, dataset_text, reason, mut warnings } = reading;
     for piece in &pieces {
         check_extent(&file, piece.dataset)?;
     }
     let places = places_of(&survey.datasets, &pieces);
-    let drafts: Vec<_> = pieces.into_iter().map(|d| (d.view, d.stored, d.n_rows, d.width, d.ids)).collect();
-    let mut places = places.into_iter().peekable();
-    let used = survey.datasets.into_iter().enumerate().filter(|(at, _)| places.next_if_eq(at).is_some());
-    let pieces = used
-        .zip(drafts)
-        .map(|((_, dataset), (view, stored, n_rows, width, ids))| Piece {
-            dataset,
-            view,
-            stored,
-            n_rows,
-            width,
-            ids,
+    let whole: Vec<_> = pieces
+        .into_iter()
+        .map(|d| {
+            let Draft { view, stored, n_rows, width, ids, clusters, .. } = d;
+            move |dataset| Piece { dataset, view, stored, n_rows, width, ids, clusters }
         })
         .collect();
+    let mut places = places.into_iter().peekable();
+    let used = survey.datasets.into_iter().enumerate().filter(|(at, _)| places.next_if_eq(at).is_some());
+    let pieces = used.zip(whole).map(|((_, dataset), piece)| piece(dataset)).collect();
     if let Some(first) = survey.dangling.first() {
         let n = survey.dangling.len();
         warnings.push(format!(
@@ -143,6 +143,7 @@ struct Draft<'a> {
     n_rows: usize,
     width: u64,
     ids: Ids,
+    clusters: Option<Vec<String>>,
 }
 
 /// What was decided.
@@ -527,8 +528,21 @@ impl<'a> Reader<'a> {
     fn column(&self, name: &str, group: &str) -> Result<Option<Found>> {
         let name = name.trim_start_matches('/');
         let inside = if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") };
-        for path in [inside.as_str(), name] {
+        let of_cells = format!("obs/{name}");
+        let cells = matches!(self.writer, Writer::AnnData(_)).then_some(of_cells.as_str());
+        for path in [inside.as_str(), name].into_iter().chain(cells) {
             let dataset = |path: &str| self.survey.datasets.iter().find(|d| d.path == path);
+            // AnnData's and pandas' categories: names, and which of them each row has.
+            let inner = |part: &str| dataset(&format!("{path}/{part}"));
+            if let (Some(categories), Some(codes)) = (inner("categories"), inner("codes"))
+                && let Some(names) = ids::read_ids(self.file, categories)?
+                && is_integer(codes)
+            {
+                let codes = self.file.read_integers(codes)?;
+                let name = |code: &i64| usize::try_from(*code).ok().and_then(|code| names.get(code)).cloned();
+                let ids = codes.iter().map(|code| name(code).unwrap_or_default()).collect();
+                return Ok(Some(Found { ids, from: format!("/{path}") }));
+            }
             if let Some(dataset) = dataset(path)
                 && let Some(ids) = ids::read_ids(self.file, dataset)?
             {
@@ -542,6 +556,31 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// What the ids of each piece belong to, by `--group-by`.
+    fn group(&self, reading: &mut Reading<'_>) -> Result<()> {
+        let Some(name) = self.options.group_by.as_deref() else { return Ok(()) };
+        for draft in &mut reading.pieces {
+            let n = match &draft.ids {
+                Ids::One(_) | Ids::Residues(_) => 1,
+                Ids::Rows(ids) | Ids::Runs(ids, _) => ids.len(),
+            };
+            let group = group_of(&draft.dataset.path);
+            let found = match name.strip_prefix('@') {
+                Some(attribute) => self.file.texts_of_attribute(&draft.dataset.path, attribute),
+                None if n > 1 => self.column(name, group)?.map(|found| found.ids),
+                None => None,
+            };
+            draft.clusters = found.filter(|clusters| clusters.len() == n);
+            if draft.clusters.is_none() {
+                let what = format!(
+                    "has nothing called \"{name}\" with a text or integer for each of its {n} ids; name a dataset beside it, or @ and an attribute, with --group-by, or give a table with --groups"
+                );
+                return Err(Error::data(&self.file.path, place(draft.dataset), what));
+            }
+        }
+        Ok(())
     }
 
     fn stem(&self) -> String {
@@ -845,7 +884,15 @@ impl<'a> Reader<'a> {
 }
 
 fn piece<'a>(c: &Candidate<'a>, n_rows: usize, ids: Ids) -> Draft<'a> {
-    Draft { dataset: c.dataset, view: c.view.clone(), stored: c.stored, n_rows, width: c.width(), ids }
+    Draft {
+        dataset: c.dataset,
+        view: c.view.clone(),
+        stored: c.stored,
+        n_rows,
+        width: c.width(),
+        ids,
+        clusters: None,
+    }
 }
 
 fn is_integer(dataset: &Dataset) -> bool {

@@ -22,6 +22,8 @@ pub struct RowIndex {
     pub(crate) ids: Vec<String>,
     /// Group and residue (from 1; 0 for a row that is no residue) of each row; empty if every row is a group of its own.
     pub(crate) of_row: Vec<(u32, u32)>,
+    /// What each id belongs to, where ids are kept together in a split; `None` where each stands alone.
+    pub(crate) clusters: Option<Vec<String>>,
     /// The files, in the order given.
     pub(crate) pieces: Vec<SourceFile>,
 }
@@ -53,6 +55,11 @@ impl RowIndex {
     /// The id of a group.
     pub fn group_id(&self, group: usize) -> &str {
         &self.ids[group]
+    }
+
+    /// What an id's split is decided by: its group where there are groups, else itself.
+    pub fn cluster_of(&self, group: usize) -> &str {
+        self.clusters.as_ref().map_or(&self.ids[group], |clusters| &clusters[group])
     }
 
     /// The id of a row; `id:residue`, residues from 1, in per-residue files.

@@ -57,6 +57,46 @@ pub fn part_of_id(id: &str, seed: u64) -> Part {
     }
 }
 
+/// The part of each cluster of ids. Those larger than a tenth of the rows come first, then the others in the order of
+/// their hashes, whatever the order of the rows. Each goes to the part that lacks the largest share of its rows among
+/// those that have room for it, or to the one that lacks most. Of three clusters and more each part has one.
+fn parts_of_clusters(index: &RowIndex, seed: u64) -> HashMap<&str, Part> {
+    let mut sizes: HashMap<&str, u64> = HashMap::new();
+    for row in 0..index.n_rows() {
+        *sizes.entry(index.cluster_of(index.group_of(row))).or_default() += 1;
+    }
+    let n = index.n_rows() as u64;
+    let mut clusters: Vec<(bool, u64, &str, u64)> = sizes
+        .into_iter()
+        .map(|(name, size)| {
+            let hash = xxhash_rust::xxh3::xxh3_64_with_seed(name.as_bytes(), seed);
+            (size * 10 <= n, hash, name, size)
+        })
+        .collect();
+    clusters.sort_unstable();
+    let shares = [(Part::Train, 0.8), (Part::Val, 0.1), (Part::Test, 0.1)];
+    let mut room = shares.map(|(_, share)| share * n as f64);
+    let mut members: [Vec<(u64, &str)>; 3] = Default::default();
+    for (_, _, name, size) in clusters {
+        let fits = |i: &usize| room[*i] >= size as f64;
+        let any = (0..3).any(|i| fits(&i));
+        let want = |i: usize| if any { room[i] / shares[i].1 } else { room[i] };
+        let open = (0..3).filter(|i| !any || fits(i));
+        let best = open.max_by(|&a, &b| want(a).total_cmp(&want(b)).then(b.cmp(&a))).unwrap_or(0);
+        room[best] -= size as f64;
+        members[best].push((size, name));
+    }
+    for part in 1..3 {
+        if members[part].is_empty() && members[0].len() > 1 {
+            let smallest = (0..members[0].len()).min_by_key(|&i| members[0][i].0).unwrap_or(0);
+            let moved = members[0].remove(smallest);
+            members[part].push(moved);
+        }
+    }
+    let named = shares.iter().zip(&members);
+    named.flat_map(|((part, _), members)| members.iter().map(|(_, name)| (*name, *part))).collect()
+}
+
 /// Row numbers of each part, ascending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
@@ -69,8 +109,13 @@ pub struct Split {
 }
 
 impl Split {
-    /// Splits by [`part_of_id`] of each group's id.
+    /// Splits by [`part_of_id`] of each group's id; where ids belong together, no group of them is in two parts and the
+    /// parts have 80, 10 and 10 % of the rows as nearly as the groups allow.
     pub fn new(index: &RowIndex, seed: u64) -> Self {
+        if index.clusters.is_some() {
+            let parts = parts_of_clusters(index, seed);
+            return Self::from_parts(index, |group| parts.get(index.cluster_of(group)).copied());
+        }
         let parts: Vec<Part> =
             (0..index.n_groups()).map(|group| part_of_id(index.group_id(group), seed)).collect();
         Self::from_parts(index, |group| Some(parts[group]))
@@ -98,7 +143,8 @@ impl Split {
         }
     }
 
-    /// A table of `id` and `split`, tab-separated with a header, one line per group in data order.
+    /// A table of `id` and `split`, and of `group` where ids belong together; tab-separated with a header, one line per id
+    /// in data order.
     pub fn to_tsv(&self, index: &RowIndex) -> String {
         self.table(index, |id| tsv::field(id))
     }
@@ -110,11 +156,15 @@ impl Split {
                 parts[index.group_of(row as usize)] = Some(part);
             }
         }
-        let mut text = String::from("id\tsplit\n");
+        let grouped = index.clusters.is_some();
+        let mut text = String::from(if grouped { "id\tsplit\tgroup\n" } else { "id\tsplit\n" });
         for (group, part) in parts.iter().enumerate() {
-            if let Some(part) = part {
-                text.push_str(&format!("{}\t{part}\n", field(index.group_id(group))));
+            let Some(part) = part else { continue };
+            text.push_str(&format!("{}\t{part}", field(index.group_id(group))));
+            if grouped {
+                text.push_str(&format!("\t{}", field(index.cluster_of(group))));
             }
+            text.push('\n');
         }
         text
     }
@@ -159,25 +209,31 @@ fn plain_parts(text: &str) -> Option<HashMap<String, Part>> {
 }
 
 fn part_of_name(name: &str) -> Option<Part> {
-    [Part::Train, Part::Val, Part::Test].into_iter().find(|part| part.to_string() == name)
+    match name {
+        "train" => Some(Part::Train),
+        "val" | "valid" | "validation" => Some(Part::Val),
+        "test" => Some(Part::Test),
+        _ => None,
+    }
 }
 
 fn quoted_parts(path: &Path, text: &str) -> Result<HashMap<String, Part>> {
     let wrong = |line: usize, what: String| Error::data(path, format!("line {line}"), what);
     let no_header = || {
-        let what = "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv";
+        let what =
+            "must begin with a line of \"id\", a tab, \"split\"; give a run's splits.tsv, or a table like it";
         wrong(1, what.into())
     };
     let mut parts: HashMap<String, Part> = HashMap::new();
     let mut header = false;
     tsv::records(path, text, |line, record| {
         if !header {
-            header = record == vec!["id", "split"];
+            header = record == vec!["id", "split"] || record == vec!["id", "split", "group"];
             return if header { Ok(()) } else { Err(no_header()) };
         }
         let fields: Vec<&str> = record.iter().collect();
         let (id, part) = match fields.as_slice() {
-            [id, part] => (*id, part_of_name(part)),
+            [id, part] | [id, part, _] => (*id, part_of_name(part)),
             _ => ("", None),
         };
         let Some(part) = part else {

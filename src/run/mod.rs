@@ -71,13 +71,57 @@ pub struct Prepared {
 pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
     let spinner = Spinner::new("loading", quiet);
     let data = Embeddings::load(paths, options)?;
+    loaded(spinner, &data, quiet)?;
+    Ok(data)
+}
+
+/// Reports what was loaded.
+fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
     interrupt::check()?;
     spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
         data.warnings().iter().for_each(console::warn);
         data.skipped().warn();
     }
-    Ok(data)
+    Ok(())
+}
+
+/// The tables of groups and of a split that `options` name, which are made absolute there: a run is resumed from anywhere.
+fn tables_of_split(options: &mut Options) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    if options.group_by.is_some() && options.groups.is_some() {
+        return Err(Error::Usage(
+            "--groups and --group-by are two ways to say the same; leave one out".into(),
+        ));
+    }
+    if options.splits.is_some() && (options.group_by.is_some() || options.groups.is_some()) {
+        return Err(Error::Usage(
+            "--splits says which ids are in which split; leave out --groups and --group-by".into(),
+        ));
+    }
+    let absolute = |name: &mut Option<String>| -> Result<Option<PathBuf>> {
+        let Some(text) = name else { return Ok(None) };
+        let path = std::path::absolute(&*text).map_err(Error::io(Path::new(&*text), "find"))?;
+        *text = path.display().to_string();
+        Ok(Some(path))
+    };
+    Ok((absolute(&mut options.groups)?, absolute(&mut options.splits)?))
+}
+
+/// The split of a table; rows of ids that it lacks are in no part, with a warning.
+fn given_split(path: &Path, data: &Embeddings, quiet: bool) -> Result<Split> {
+    let (split, missing) = Split::from_tsv(path, data.index())?;
+    if split.train.is_empty() {
+        let what = "puts no id of the data into train; give a table of these ids";
+        return Err(Error::data(path, "", what));
+    }
+    if missing > 0 && !quiet {
+        console::warn(format_args!(
+            "{missing} of {} ids are not in {} and are left out",
+            data.index().n_groups(),
+            path.display()
+        ));
+    }
+    Ok(split)
 }
 
 /// Settles the device, loads the data that `options` name and settles everything else.
@@ -115,9 +159,23 @@ impl Loaded {
             )));
         }
         let device = session.device.select(session.quiet)?;
-        let data = load(&paths, &options.reading(), session.quiet)?;
+        let (groups, splits) = tables_of_split(&mut options)?;
+        let spinner = Spinner::new("loading", session.quiet);
+        let mut data = Embeddings::load(&paths, &options.reading())?;
+        if let Some(path) = &groups {
+            data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
+        }
+        loaded(spinner, &data, session.quiet)?;
         options.data = Some(absolute);
-        let split = Split::new(data.index(), options.seed_of_split());
+        let split = match &splits {
+            Some(path) => given_split(path, &data, session.quiet)?,
+            None => Split::new(data.index(), options.seed_of_split()),
+        };
+        if (options.group_by.is_some() || groups.is_some()) && !session.quiet {
+            let share = |rows: &[u32]| format!("{:.1} %", 100.0 * rows.len() as f64 / data.n_rows() as f64);
+            let (train, val, test) = (share(&split.train), share(&split.val), share(&split.test));
+            console::tell(format_args!("split by groups: {train} of the rows train, {val} val, {test} test"));
+        }
         if split.val.is_empty() {
             // A preset stops early where it can; only a person's own wish for it is refused below.
             options.early_stop.get_or_insert(0);

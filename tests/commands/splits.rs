@@ -1,7 +1,7 @@
 //! Which rows count as training, validation and test rows of a run: those that its `splits.tsv` names.
 
 use super::Place;
-use crate::runs::{sae, sae_ok, write_named};
+use crate::runs::{sae, sae_fails, sae_ok, write_named};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -152,4 +152,61 @@ fn a_model_file_has_no_splits_and_both_kinds_of_dead_latents_are_named() {
     let text = sae_ok(["eval", &place.name("run"), &place.name("data.h5"), "--split=test"]);
     assert!(text.contains("dead on these rows") && text.contains("dead on training rows: "), "{text}");
     assert!(text.contains("summary.json"), "{text}");
+}
+
+/// Ids of each part in a run's table.
+fn of_run(place: &Place, run: &str) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(place.path(run).join("splits.tsv")).unwrap();
+    let fields = |line: &str| line.split('\t').map(str::to_owned).collect::<Vec<_>>();
+    text.lines().skip(1).map(fields).map(|f| (f[0].clone(), f[1].clone())).collect()
+}
+
+#[test]
+fn a_table_of_groups_keeps_them_together_and_a_run_with_one_resumes() {
+    let place = Place::with_data(300, 16);
+    let lines = |reversed: bool| {
+        let line = |n: usize| match reversed {
+            true => format!("id{:04}\tid{n:04}\n", n / 9 * 9),
+            false => format!("id{n:04}\tg{}\n", n / 9),
+        };
+        (0..300).map(line).collect::<String>()
+    };
+    std::fs::write(place.path("groups.tsv"), lines(false)).unwrap();
+    std::fs::write(place.path("mmseqs.tsv"), lines(true)).unwrap();
+    for table in ["groups", "mmseqs"] {
+        let flag = format!("--groups={}", place.name(&format!("{table}.tsv")));
+        place.train(table, &[&flag]);
+        let parts = of_run(&place, table);
+        assert_eq!(parts.len(), 300);
+        for pair in parts.chunks(9) {
+            assert!(pair.iter().all(|(_, part)| *part == pair[0].1), "{pair:?}");
+        }
+        sae_ok(["train", "--resume", &place.name(table)]);
+        sae_ok(["eval", &place.name(table), &place.name("data.h5")]);
+    }
+    // Another table is another split: the run is not continued on it.
+    std::fs::write(
+        place.path("groups.tsv"),
+        lines(false).replace("\tg3\n", "\tg4\n").replace("\tg7\n", "\tg8\n"),
+    )
+    .unwrap();
+    let (status, message) = sae_fails(["train", "--resume", &place.name("groups")]);
+    assert!(status == 2 && message.contains("splits.tsv is not the split"), "{message}");
+}
+
+#[test]
+fn a_table_of_splits_is_taken_as_it_is() {
+    let place = Place::with_data(300, 16);
+    let part = |n: usize| ["train", "train", "valid", "test"][n % 4];
+    let lines: String = (0..290).map(|n| format!("id{n:04}\t{}\n", part(n))).collect();
+    std::fs::write(place.path("splits.tsv"), format!("id\tsplit\n{lines}")).unwrap();
+    let flag = format!("--splits={}", place.name("splits.tsv"));
+    place.train("run", &[&flag]);
+    let parts = of_run(&place, "run");
+    assert_eq!(parts.len(), 290);
+    assert!(parts.iter().enumerate().all(|(n, (_, of))| part(n).starts_with(of.as_str())));
+    let (status, message) = place.fails(&[&flag, "--group-by=x"]);
+    assert!(status == 2 && message.contains("leave out --groups and --group-by"), "{message}");
+    let (status, message) = place.fails(&["--group-by=donor"]);
+    assert!(status == 1 && message.contains("--group-by"), "{message}");
 }
