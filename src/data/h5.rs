@@ -257,7 +257,7 @@ impl File {
         read.map_err(|error| self.damaged_values(&dataset.path, &error))
     }
 
-    /// What tells the object at `path` from all others, those of other files among them; `None` where nothing is there.
+    /// File and address of the object at `path`, by which two names of one object are known; `None` where nothing is there.
     pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
         let name = c_path(path).ok()?;
         let mut info = h5o::H5O_info1_t::default();

@@ -226,7 +226,7 @@ impl<'a> Reader<'a> {
                 }
             }
             _ if n_matrices > 1 && n_matrices == candidates.len() => {
-                if let Some(reading) = self.matrices_with_ids(&candidates, &chosen.within)? {
+                if let Some(reading) = self.matrices_with_ids(&candidates)? {
                     return Ok(reading);
                 }
             }
@@ -642,20 +642,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Matrices in groups of their own, each with ids in its group.
-    fn matrices_with_ids(&self, candidates: &[Candidate<'a>], within: &str) -> Result<Option<Reading<'a>>> {
+    fn matrices_with_ids(&self, candidates: &[Candidate<'a>]) -> Result<Option<Reading<'a>>> {
         let groups: HashSet<&str> = candidates.iter().map(|c| group_of(&c.dataset.path)).collect();
         let one_name = candidates.iter().all(|c| last(&c.dataset.path) == last(&candidates[0].dataset.path));
-        let below = |group: &str| group.strip_prefix(within).unwrap_or(group).split('/').any(is_field);
         if groups.len() < candidates.len() || !one_name {
             return Ok(None);
         }
-        // The groups may lie in one called "embeddings"; what counts is what tells them apart.
+        // Splits, layers and models are sets of their own; a group that all lie in may be called like one.
         let parts: Vec<Vec<&str>> = groups.iter().map(|group| group.split('/').collect()).collect();
-        let tells_apart = |at: usize| parts.iter().any(|p| p.get(at) != parts[0].get(at));
-        let sets = parts[0].iter().enumerate().any(|(at, _)| {
-            tells_apart(at) && parts.iter().all(|p| p.get(at).is_some_and(|name| is_field(name)))
-        });
-        if sets && groups.iter().any(|group| below(group)) {
+        let differ = |at: usize| parts.iter().any(|path| path.get(at) != parts[0].get(at));
+        let fields = |at: usize| parts.iter().all(|path| path.get(at).is_some_and(|name| is_field(name)));
+        if (0..parts[0].len()).any(|at| differ(at) && fields(at)) {
             return Ok(None);
         }
         let mut pieces = vec![];
@@ -684,7 +681,7 @@ impl<'a> Reader<'a> {
         if candidates.len() > 1
             && candidates.iter().all(Candidate::is_matrix)
             && self.options.ids.is_none()
-            && let Some(reading) = self.matrices_with_ids(&candidates, "")?
+            && let Some(reading) = self.matrices_with_ids(&candidates)?
         {
             return Ok(reading);
         }

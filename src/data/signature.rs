@@ -8,23 +8,72 @@ use crate::error::{Error, Result};
 
 const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 
-/// How other kinds of file begin, what they are, and what to do.
-const OTHERS: [(&[u8], &str); 9] = [
-    (b"\x1f\x8b", "a gzip file; unpack it with `gunzip` first"),
-    (b"PK\x03\x04", "a zip file (a .npz is one too); unpack it or write its arrays to HDF5 with h5py"),
-    (b"\x93NUMPY", "a NumPy array; write it to HDF5 with h5py"),
+/// How other kinds of file begin, what they are, and what to do. `{in}` and `{out}` stand for the file and a new one.
+const OTHERS: [(&[u8], &str); 12] = [
+    (b"\x1f\x8b", "a gzip file; unpack it with `gunzip {in}`"),
+    (b"PK\x03\x04", "a zip file; unpack it with `unzip {in}`"),
+    (
+        b"\x93NUMPY",
+        "a NumPy array; write it to HDF5: `python3 -c 'import h5py, numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.load(\"{in}\")'`",
+    ),
+    (
+        b"PAR1",
+        "a Parquet table; write its vectors to HDF5: `python3 -c 'import h5py, numpy, pandas; t = pandas.read_parquet(\"{in}\"); h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.stack(t[\"COLUMN\"])'`",
+    ),
+    (
+        b"\x80",
+        "a Python pickle, as old .pt files are; write its arrays to HDF5 with h5py where you trust the file",
+    ),
     (b"version https://git-lfs", "a Git LFS pointer; get the data with `git lfs pull`"),
     (b"<", "a web page or XML; the download went wrong, get the file again"),
     (b">", "FASTA text; embeddings are needed, not sequences"),
-    (b"CDF", "a classic NetCDF file; convert it with `nccopy -k nc4`"),
+    (b"CDF", "a classic NetCDF file; convert it with `nccopy -k nc4 {in} {out}`"),
     (b"SIMPLE", "a FITS file; write its arrays to HDF5 with h5py"),
     (b"{", "JSON text; write its arrays to HDF5 with h5py"),
+    (b"[", "JSON text; write its arrays to HDF5 with h5py"),
 ];
+const NPZ: &str = "a .npz archive of NumPy arrays; write one to HDF5: `python3 -c 'import h5py, numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.load(\"{in}\")[\"NAME\"]'`";
+const TORCH: &str = "a PyTorch file (.pt); write its tensor to HDF5: `python3 -c 'import h5py, torch; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = torch.load(\"{in}\", map_location=\"cpu\").float().numpy()'`";
+const SAFETENSORS: &str = "a safetensors file; write its tensor to HDF5: `python3 -c 'import h5py, safetensors.numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = safetensors.numpy.load_file(\"{in}\")[\"NAME\"]'`";
+const TABLE: &str = "a table of text; write its columns of numbers to HDF5: `python3 -c 'import pandas; pandas.read_csv(\"{in}\", index_col=0, sep=None, engine=\"python\").to_hdf(\"{out}\", key=\"df\", format=\"fixed\")'`";
+const ZARR: &str = "is a Zarr folder; write its array to HDF5: `python3 -c 'import h5py, zarr; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = zarr.open(\"{in}\")[\"NAME\"][:]'`";
+
+/// A message with the names of the file and of a new one in its place.
+fn named(text: &str, path: &Path) -> String {
+    let out = path.with_extension("h5");
+    let out = if out == path { path.with_extension("new.h5") } else { out };
+    text.replace("{in}", &path.display().to_string()).replace("{out}", &out.display().to_string())
+}
+
+/// What a file that is not HDF5 begins like.
+fn other_kind(start: &[u8], path: &Path) -> Option<&'static str> {
+    let head = start.trim_ascii_start();
+    // The name of the first file of a zip archive stands behind 30 bytes.
+    let holds = |text: &[u8]| start.windows(text.len()).any(|bytes| bytes == text);
+    if start.starts_with(b"PK\x03\x04") && holds(b".npy") {
+        return Some(NPZ);
+    }
+    if start.starts_with(b"PK\x03\x04") && (holds(b"data.pkl") || holds(b"/byteorder") || holds(b"/version"))
+    {
+        return Some(TORCH);
+    }
+    if start.len() > 10 && &start[8..10] == b"{\"" && start[4..8] == [0; 4] {
+        return Some(SAFETENSORS);
+    }
+    let known = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, kind)| *kind);
+    let text =
+        path.extension().is_some_and(|e| ["csv", "tsv", "txt"].iter().any(|t| e.eq_ignore_ascii_case(t)));
+    let printable = start.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    known.or((text || printable && (holds(b",") || holds(b"\t"))).then_some(TABLE))
+}
 
 /// An error unless `file` carries an HDF5 signature where the format allows one.
 pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Result<()> {
     let wrong = |what: String| Err(Error::data(path, "", what));
     if meta.is_dir() {
+        if [".zgroup", ".zarray", "zarr.json"].iter().any(|name| path.join(name).exists()) {
+            return wrong(named(ZARR, path));
+        }
         return wrong("is a folder; name the .h5 files in it".into());
     }
     if !meta.is_file() {
@@ -33,7 +82,7 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
     if meta.len() == 0 {
         return wrong("is empty (0 bytes); download or copy it again".into());
     }
-    let mut start = [0u8; 32];
+    let mut start = [0u8; 128];
     // A user block of 512, 1024, 2048, ... bytes may precede the signature.
     let mut at = 0u64;
     while at < meta.len() {
@@ -51,10 +100,8 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
     if start[..n].iter().all(|&byte| byte == 0) {
         return wrong("holds zeros only; the copy went wrong, download or copy it again".into());
     }
-    for (magic, kind) in OTHERS {
-        if head.starts_with(magic) {
-            return wrong(format!("is not HDF5 but looks like {kind}"));
-        }
+    if let Some(kind) = other_kind(&start[..n], path) {
+        return wrong(format!("is not HDF5 but looks like {}", named(kind, path)));
     }
     wrong("is not an HDF5 file; give a .h5 file of embeddings".into())
 }
