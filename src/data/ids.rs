@@ -141,13 +141,18 @@ pub(super) fn find(file: &File, matrix: &Dataset, n: u64, all: &[Dataset]) -> Re
             here.iter().filter(|d| is_column(d, n)).filter_map(|d| Some((rank_of(d)?, *d))).collect();
         named.sort_by_key(|(rank, _)| *rank);
         for (_, dataset) in named {
+            let path = format!("/{}", dataset.path);
+            // The last scope holds those of the others.
+            if passed_over.contains(&path) {
+                continue;
+            }
             if let Some(ids) = read_ids(file, dataset)? {
                 // Labels and patients repeat; a few ids that do are a fault of the file that is reported.
                 let repeat = ids.len() - ids.iter().collect::<HashSet<_>>().len();
                 if repeat * if sure(dataset) { 2 } else { 10 } <= ids.len() {
-                    return Ok(Beside::Ids(Found { ids, from: format!("/{}", dataset.path) }));
+                    return Ok(Beside::Ids(Found { ids, from: path }));
                 }
-                passed_over.push(format!("/{}", dataset.path));
+                passed_over.push(path);
             }
         }
         // Ids of another length mean that matrix and ids do not belong together.

@@ -180,8 +180,8 @@ pub(super) struct Several {
     pub choices: Vec<Choice>,
 }
 
-/// The ids of `datasets`, each a record with its number of rows, by what differs between their paths below the group `within`. `named`: an
-/// attribute names each record, so that its path need not.
+/// The ids of `datasets`, each a record with its number of rows, by what differs between their paths below the group
+/// `within`. `named`: an attribute names each record, so that its path need not.
 pub(super) fn ids(datasets: &[(&Dataset, u64)], within: &str, named: bool) -> Result<Vec<String>, Several> {
     fn below<'p>(path: &'p str, within: &str) -> &'p str {
         path.strip_prefix(within).unwrap_or(path).trim_start_matches('/')
