@@ -6,7 +6,7 @@
 # Stages: 1 parity on the card, 2 compute-sanitizer, 3 training beside the CPU, 4 benches, 5 other implementations.
 # SPARSIFY holds that project's fused_encoder.py and xformers.py, OPENAI train.py and kernels.py.
 # EMULATION=1 runs the tests of stage 1 on the CPU instead, through the emulation of the kernels (which needs g++): it
-# checks the pack itself. PARITY="NAME ..." picks tests of stage 1 by parts of their names.
+# checks the pack itself, without the limits. PARITY="NAME ..." picks tests of stage 1 by parts of their names.
 # Kept under OUT (default ./gpu-report): report.md, the benches' JSON, raw.tar.gz with every log. A stage that fails or
 # runs out of time does not stop the others; the whole ends within eight minutes.
 # Exit status: 0 all stages passed, 1 one failed or ran out of time, 2 none failed, but one was not run.
@@ -63,7 +63,8 @@ stage() {
     local name=$1 limit=$2 status
     shift 2
     local start=$SECONDS left=$((480 - (SECONDS - began)))
-    [ "$limit" -le "$left" ] || limit=$left
+    # The limits are a card's. The emulation takes as long as the machine that checks the pack needs.
+    if [ -n "${EMULATION:-}" ]; then limit=900; elif [ "$limit" -gt "$left" ]; then limit=$left; fi
     if [ "$limit" -lt 5 ]; then
         echo "NOT RUN  $name: no time left" >> "$summary"
         return
