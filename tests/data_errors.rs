@@ -27,24 +27,24 @@ fn files_of_another_kind_are_named_with_the_way_out() {
     message(load(&[&missing]), &missing, &["cannot open", "check the path"]);
     let dir = folder.path("dir.h5");
     std::fs::create_dir(&dir).unwrap();
-    message(load(&[&dir]), &dir, &["is a folder", "name the .h5 files"]);
+    message(load(&[&dir]), &dir, &["holds no data files"]);
     std::fs::write(dir.join("zarr.json"), "{}").unwrap();
     message(load(&[&dir]), &dir, &["is a Zarr folder", "zarr.open"]);
     let cases: [(&[u8], &str); 16] = [
         (b"", "is empty (0 bytes); download"),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0\0\0", "gunzip"),
         (b"PK\x03\x04 and more of it", "zip file"),
-        (b"\x93NUMPY\x01\0 and more", "NumPy"),
+        (b"\x93NUMPY\x01\0 and more", "damaged .npy header"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>not found</html>", "web page"),
         (b">sp|P12345\nMAGICAL", "FASTA"),
         (b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05\0\0\0x.npy and more", ".npz archive"),
         (b"PK\x03\x04\x14\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05\0\0\0a/data.pkl", "torch.load"),
-        (b"\x40\0\0\0\0\0\0\0{\"x\":{\"dtype\":\"F32\"}}", "safetensors.numpy"),
+        (b"\x40\0\0\0\0\0\0\0{\"x\":{\"dtype\":\"F32\"}}", "damaged .safetensors header"),
         (b"PAR1 and columns", "Parquet"),
         (b"\x80\x02\x8a and more of a pickle", "pickle"),
         (b"id,x,y\nP1,0.1,0.2\n", "a table of text"),
-        (b"\x01\x02\x03 no file of any kind", "is not an HDF5 file"),
+        (b"\x01\x02\x03 no file of any kind", "neither HDF5"),
         (b"\x89HDF", "cut short at 4 bytes"),
         (&[0; 4096], "zeros only"),
     ];

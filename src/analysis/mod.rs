@@ -12,7 +12,7 @@ pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::console;
-use crate::data::{Embeddings, LoadOptions};
+use crate::data::{Embeddings, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::ModelMeta;
@@ -82,7 +82,9 @@ impl Source {
     /// The files that are read, so that no output takes the place of one.
     pub fn inputs(&self) -> Vec<PathBuf> {
         let model = if self.model.is_dir() { files_of(&self.model) } else { vec![self.model.clone()] };
-        self.data.iter().cloned().chain(model).collect()
+        // What cannot be found is told of where it is read.
+        let data = data_files(&self.data).map_or_else(|_| self.data.clone(), |found| found.paths);
+        data.into_iter().chain(model).collect()
     }
 }
 

@@ -4,14 +4,17 @@ use super::{DataArgs, Global, print, print_json};
 use crate::analysis::load_model;
 use crate::data::{FileSummary, inspect};
 use crate::error::Result;
+use crate::files;
 use crate::model::file::ModelMeta;
+use crate::run::folder::names;
 use crate::text::{bytes, number, thousands};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `sae inspect`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A HDF5 file, a model.safetensors or a run folder
+    /// A file of embeddings or a folder of them, a model.safetensors, or a run folder
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
@@ -32,8 +35,22 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     if global.json { print_json(&summary) } else { print(&describe_data(&summary)) }
 }
 
+/// Whether `path` is a run folder or a model, not data.
 fn is_model(path: &Path) -> bool {
-    path.is_dir() || path.extension().is_some_and(|e| e == "safetensors")
+    if path.is_dir() {
+        return [names::MODEL, names::CONFIG].iter().any(|name| path.join(name).is_file());
+    }
+    path.extension().is_some_and(|e| e == "safetensors") && has_model(path)
+}
+
+fn has_model(path: &Path) -> bool {
+    let header = File::open(path).map(|file| files::safetensors_header(path, &file));
+    header.is_ok_and(|header| header.is_ok_and(|(header, _)| files::is_model(&header)))
+}
+
+/// `1 dataset`, `2 datasets`.
+fn counted(n: usize, what: &str) -> String {
+    format!("{} {what}{}", thousands(n as u64), if n == 1 { "" } else { "s" })
 }
 
 fn describe_model(meta: &ModelMeta, n_params: u64) -> String {
@@ -62,7 +79,20 @@ fn describe_model(meta: &ModelMeta, n_params: u64) -> String {
 
 fn describe_data(s: &FileSummary) -> String {
     let lines = [
-        ("layout", format!("{} ({}, {} datasets)", s.layout, s.storage, thousands(s.n_datasets as u64))),
+        (
+            "layout",
+            format!(
+                "{} ({}, {}{})",
+                s.layout,
+                s.storage,
+                counted(s.n_datasets, "dataset"),
+                if s.n_files > 1 {
+                    format!(" in {} files", thousands(s.n_files as u64))
+                } else {
+                    String::new()
+                }
+            ),
+        ),
         ("reading", s.reason.clone()),
         (
             "rows",
@@ -86,7 +116,23 @@ fn describe_data(s: &FileSummary) -> String {
                 number(s.std)
             ),
         ),
-        ("constant", format!("{} rows, {} of them zeros", s.constant_rows, s.zero_rows)),
+        (
+            "mean row",
+            format!(
+                "{} of the squared norm; column {} is the farthest off zero, by {} of its standard deviations",
+                format_args!("{:.1} %", 100.0 * s.mean_share),
+                s.outlier_column,
+                number(s.outlier_severity)
+            ),
+        ),
+        (
+            "constant",
+            format!(
+                "{} columns; {} rows, {} of them zeros",
+                s.constant_columns, s.constant_rows, s.zero_rows
+            ),
+        ),
+        ("repeated", format!("{} rows have the values of a row before", s.duplicate_rows)),
         (
             "bad",
             format!(

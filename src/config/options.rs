@@ -75,7 +75,8 @@ options! {
     "Data" {
         /// Dataset or group inside the files that holds the rows; `*` stands for one component of a path
         dataset: String, "PATTERN", depends [("", "found by itself")];
-        /// Ids of the rows: a dataset beside the matrix, @ and an attribute, or `row` for row numbers
+        /// Ids of the rows: a dataset beside the matrix, @ and an attribute, a .txt file with one on each line, a .npy array,
+        /// `row` for row numbers, or `file` for the file's name
         ids: String, "NAME", depends [("", "found by itself")];
         /// Take an axis at one index, as in 0=33 (both count from 0); several with commas
         index: AxisPicks, "AXIS=I", depends [("", "none")];

@@ -6,7 +6,8 @@ use std::ptr::null_mut;
 use hdf5::sync::sync;
 use hdf5_sys::{h5a, h5d, h5s, h5t};
 
-use super::h5::{File, Id, open_object};
+use super::file::File;
+use super::h5::{Id, open_object};
 use super::text::{fixed_texts, variable_texts};
 
 /// Most bytes of an attribute that is read; larger ones are not what says how to read a file.
@@ -16,8 +17,8 @@ impl File {
     /// The texts of the attribute `name` of the object at `path` ("" is the root): one for a scalar. `None` where there is
     /// none, or it is no text.
     pub fn texts_of_attribute(&self, path: &str, name: &str) -> Option<Vec<String>> {
-        let name = CString::new(name).ok()?;
-        let texts = sync(|| texts_of(&open_object(&self.hdf, path).ok()?, &name))?;
+        let (hdf, name) = (self.hdf()?, CString::new(name).ok()?);
+        let texts = sync(|| texts_of(&open_object(hdf, path).ok()?, &name))?;
         texts.into_iter().map(|text| String::from_utf8(text).ok()).collect()
     }
 
@@ -29,11 +30,10 @@ impl File {
 
     /// Whether the object at `path` has the attribute `name`, whatever it holds.
     pub fn has_attribute(&self, path: &str, name: &str) -> bool {
-        let Ok(name) = CString::new(name) else { return false };
+        let (Some(hdf), Ok(name)) = (self.hdf(), CString::new(name)) else { return false };
         sync(|| {
             // SAFETY: a live id and a string that ends in NUL.
-            open_object(&self.hdf, path)
-                .is_ok_and(|object| unsafe { h5a::H5Aexists(object.0, name.as_ptr()) > 0 })
+            open_object(hdf, path).is_ok_and(|object| unsafe { h5a::H5Aexists(object.0, name.as_ptr()) > 0 })
         })
     }
 }

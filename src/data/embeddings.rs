@@ -79,7 +79,7 @@ impl Embeddings {
     }
 
     /// Adds what a person should know of the files.
-    pub(super) fn warn_of(&mut self, mut warnings: Vec<String>) {
+    pub(crate) fn warn_of(&mut self, mut warnings: Vec<String>) {
         warnings.append(&mut self.warnings);
         self.warnings = warnings;
     }

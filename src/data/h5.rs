@@ -1,10 +1,11 @@
-//! A thin, checked layer over the HDF5 library: open, list, read bytes, read strings.
+//! A thin, checked layer over the HDF5 library: open, list, read bytes.
 //!
 //! Every call into the library runs under its lock (`sync`), which also keeps the library from
 //! printing its own error stack. Values are read without conversion and turned afterwards: HDF5's
 //! float16 conversion is twenty times slower than `half`'s.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
@@ -15,57 +16,13 @@ use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
 
 use super::advice::{missing_filter, unreadable};
 use super::attributes::texts_of;
+use super::file::{Dataset, File, Kind, Place, Store};
 use super::kind::Stored;
 use super::view::View;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
 
 const UNDEFINED: u64 = u64::MAX;
-
-/// An open file, once for the library and once for plain reads at known offsets.
-pub(super) struct File {
-    pub path: PathBuf,
-    pub hdf: hdf5::File,
-    pub raw: std::fs::File,
-    pub len: u64,
-    /// Offsets in headers are those of the file, eight bytes long.
-    pub plain: bool,
-    /// Datasets are read piece by piece: they need not fit into memory.
-    pub in_parts: bool,
-}
-
-/// What a dataset holds.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kind {
-    Float(Stored),
-    Text,
-    /// Floats of a format that is not read.
-    OddFloat(String),
-    Integer {
-        /// Bytes of a value.
-        size: usize,
-    },
-    Other(&'static str),
-}
-
-/// Where the values are.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Place {
-    /// Contiguous and uncompressed, from this byte of the file on.
-    At(u64),
-    /// Chunked, compressed, compact, external, virtual or never written: the library reads it.
-    Library,
-}
-
-/// One dataset and how to get at it.
-#[derive(Clone, Debug)]
-pub(super) struct Dataset {
-    /// From the root, without the leading slash.
-    pub path: String,
-    pub shape: Vec<u64>,
-    pub kind: Kind,
-    pub place: Place,
-}
 
 /// One name in a group.
 pub(super) struct Link {
@@ -110,33 +67,31 @@ pub(crate) fn library_name(path: &Path, file: &std::fs::File) -> PathBuf {
     }
 }
 
-impl File {
-    pub fn open(path: &Path) -> Result<Self> {
-        let raw = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
-        let meta = raw.metadata().map_err(Error::io(path, "open"))?;
-        super::signature::check(path, &raw, &meta)?;
-        let hdf = hdf5::File::open(library_name(path, &raw)).map_err(|error| {
-            let why = brief(&error);
-            let what = if super::signature::is_member_of_family(&raw) {
-                "is the first member of a family of files, which HDF5's family driver wrote; make it one file with `h5repart -m 0 NAME%05d.h5 whole.h5`, where %05d stands for the members' numbers"
-                    .to_owned()
-            } else if why.contains("truncated file") {
-                format!("the file is cut short at {} bytes; download or copy it again", meta.len())
-            } else if why.contains("lock") {
-                "another program has it open for writing; wait for that program to finish".to_owned()
-            } else {
-                format!("HDF5 cannot open it ({}", unreadable(&error))
-            };
-            Error::data(path, "", what)
-        })?;
-        let plain = hdf.create_plist().is_ok_and(|list| {
-            let sizes = list.sizes();
-            // The default is eight bytes for both.
-            list.userblock() == 0 && sizes == SizeofInfo::default()
-        });
-        Ok(Self { path: path.to_owned(), hdf, raw, len: meta.len(), plain, in_parts: false })
-    }
+/// Opens `path` with the library.
+pub(super) fn open(path: &Path, raw: &std::fs::File, len: u64) -> Result<Store> {
+    let hdf = hdf5::File::open(library_name(path, raw)).map_err(|error| {
+        let why = brief(&error);
+        let what = if super::signature::is_member_of_family(raw) {
+            "is the first member of a family of files, which HDF5's family driver wrote; make it one file with `h5repart -m 0 NAME%05d.h5 whole.h5`, where %05d stands for the members' numbers"
+                .to_owned()
+        } else if why.contains("truncated file") {
+            format!("the file is cut short at {len} bytes; download or copy it again")
+        } else if why.contains("lock") {
+            "another program has it open for writing; wait for that program to finish".to_owned()
+        } else {
+            format!("HDF5 cannot open it ({}", unreadable(&error))
+        };
+        Error::data(path, "", what)
+    })?;
+    let plain = hdf.create_plist().is_ok_and(|list| {
+        let sizes = list.sizes();
+        // The default is eight bytes for both.
+        list.userblock() == 0 && sizes == SizeofInfo::default()
+    });
+    Ok(Store::Hdf5 { hdf, plain })
+}
 
+impl File {
     /// A damaged-file error at `place`.
     pub fn damaged(&self, place: &str, error: &hdf5::Error) -> Error {
         Error::data(&self.path, place, format!("HDF5 cannot read it ({}", unreadable(error)))
@@ -145,7 +100,7 @@ impl File {
     /// The error for a dataset whose values cannot be read.
     pub fn damaged_values(&self, dataset: &str, error: &hdf5::Error) -> Error {
         let place = format!("dataset \"/{dataset}\"");
-        match missing_filter(&self.hdf, dataset) {
+        match self.hdf().and_then(|hdf| missing_filter(hdf, dataset)) {
             Some(what) => Error::data(&self.path, place, what),
             None => self.damaged(&place, error),
         }
@@ -153,8 +108,9 @@ impl File {
 
     /// The names in `group` ("" is the root), in no particular order.
     pub fn links(&self, group: &str) -> Result<Vec<Link>> {
+        let Some(hdf) = self.hdf() else { return Ok(vec![]) };
         let names = sync(|| {
-            let group = open_group(&self.hdf, group)?;
+            let group = open_group(hdf, group)?;
             let mut found: Vec<(CString, Option<u64>)> = Vec::new();
             #[allow(deprecated)] // The newer call is not in HDF5 1.10.
             // SAFETY: `collect` gets back the vector given here, which outlives the call.
@@ -187,24 +143,25 @@ impl File {
     /// Opens the object at `path`: a dataset, or `None` for a group and anything else.
     /// `own` says that it is known to lie in this very file, so that offsets are good.
     pub fn describe(&self, path: &str, own: bool) -> Result<Option<Dataset>> {
+        let Some(hdf) = self.hdf() else { return Ok(None) };
         let described = sync(|| {
-            let object = open_object(&self.hdf, path)?;
+            let object = open_object(hdf, path)?;
             // SAFETY: a live id.
             match unsafe { h5i::H5Iget_type(object.0) } {
-                h5i::H5I_type_t::H5I_DATASET => describe_open(&self.hdf, &object, path, own),
+                h5i::H5I_type_t::H5I_DATASET => describe_open(hdf, &object, path, own),
                 _ => Ok(None),
             }
         });
         described.map_err(|error| self.damaged(&format!("dataset \"/{path}\""), &error))
     }
 
-    /// Reads the rows `rows` of a dataset as `view` sees it, without conversion, column by column where the view is
-    /// transposed; `out` must be exactly their size. `size` is that of a value.
-    pub fn read_rows(
+    /// [`File::read_rows`] through the library.
+    pub(super) fn read_slab(
         &self,
+        hdf: &hdf5::File,
         dataset: &Dataset,
         view: &View,
-        rows: std::ops::Range<u64>,
+        rows: Range<u64>,
         size: usize,
         out: &mut [u8],
     ) -> Result<()> {
@@ -215,7 +172,7 @@ impl File {
             (start[axis], count[axis]) = (rows.start, rows.end - rows.start);
         }
         let read = sync(|| {
-            let object = open_object(&self.hdf, &dataset.path)?;
+            let object = open_object(hdf, &dataset.path)?;
             // SAFETY: live ids; the slab has as many axes as the dataset, which is checked; `out` is as long as the
             // values selected, which is checked just before.
             unsafe {
@@ -259,25 +216,26 @@ impl File {
 
     /// File and address of the object at `path`, by which two names of one object are known; `None` where nothing is there.
     pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
-        let name = c_path(path).ok()?;
+        let (hdf, name) = (self.hdf()?, c_path(path).ok()?);
         let mut info = h5o::H5O_info1_t::default();
         #[allow(deprecated)] // The newer call is not in HDF5 1.10.
         // SAFETY: a live file id, a string that ends in NUL, and a record to fill.
         let code = sync(|| unsafe {
-            h5o::H5Oget_info_by_name1(self.hdf.id(), name.as_ptr(), &mut info, hdf5_sys::h5p::H5P_DEFAULT)
+            h5o::H5Oget_info_by_name1(hdf.id(), name.as_ptr(), &mut info, hdf5_sys::h5p::H5P_DEFAULT)
         });
         (code >= 0).then_some((info.fileno, info.addr))
     }
 
     /// Whether `path` is a group.
     pub fn is_group(&self, path: &str) -> bool {
-        sync(|| open_group(&self.hdf, path).is_ok())
+        self.hdf().is_some_and(|hdf| sync(|| open_group(hdf, path).is_ok()))
     }
 
     /// Whether the group at `path` lies in this very file, not in one that an external link names.
     pub fn is_own(&self, path: &str) -> bool {
+        let Some(hdf) = self.hdf() else { return false };
         sync(|| {
-            let Ok(group) = open_group(&self.hdf, path) else {
+            let Ok(group) = open_group(hdf, path) else {
                 return false;
             };
             let name = |id: i64| {
@@ -286,7 +244,7 @@ impl File {
                 let n = unsafe { h5f::H5Fget_name(id, name.as_mut_ptr().cast(), name.len()) };
                 (n > 0).then_some(name)
             };
-            let (own, other) = (name(self.hdf.id()), name(group.0));
+            let (own, other) = (name(hdf.id()), name(group.0));
             own.is_some() && own == other
         })
     }
@@ -407,4 +365,28 @@ fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
     let names = [c"dtype", c"original_dtype", c"torch_dtype", c"stored_dtype", c"type"];
     let texts = names.iter().filter_map(|name| texts_of(&object, name)).flatten();
     texts.into_iter().any(|text| text.ends_with(b"bfloat16") || text.ends_with(b"bf16"))
+}
+
+/// How the values of a dataset are stored, for people.
+pub(super) fn storage(file: &hdf5::File, path: &str) -> String {
+    let Ok(dataset) = file.dataset(path) else {
+        return String::new();
+    };
+    let mut text = match dataset.chunk() {
+        Some(chunk) => {
+            let axes: Vec<String> = chunk.iter().map(usize::to_string).collect();
+            format!("chunked ({})", axes.join(", "))
+        }
+        None if dataset.offset().is_some() => "contiguous".to_owned(),
+        None => "compact, external or virtual".to_owned(),
+    };
+    for filter in dataset.filters() {
+        text.push_str(match filter {
+            hdf5::filters::Filter::Deflate(_) => ", gzip",
+            hdf5::filters::Filter::Shuffle => ", shuffle",
+            hdf5::filters::Filter::Fletcher32 => ", checksum",
+            _ => ", filtered",
+        });
+    }
+    text
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::unix::fs::FileExt;
 
-use super::h5::File;
+use super::file::File;
 
 const REFERENCE: usize = 16;
 const PREFIX: usize = 16;

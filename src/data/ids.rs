@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::h5::{Dataset, File, Kind};
-use super::reading::place;
+use super::file::{Dataset, File, Kind, place};
 use super::scan::group_of;
 use crate::error::{Error, Result};
 

@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::embeddings::{Embeddings, Skipped};
+use super::file::place;
 use super::ids::first_control;
 use super::read::{Stretch, read_all};
-use super::reading::{Ids, Layout, Piece, Plan, place, plan};
-use super::{BadRows, LoadOptions};
+use super::reading::{Ids, Layout, Piece, Plan, plan};
+use super::{BadRows, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
 use crate::text::thousands;
@@ -22,17 +23,19 @@ const ID_HINT: &str = "write each id once, name other ids with --ids, or number 
 
 impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
-    /// of the datasets' names (by bytes) or of the matrix.
+    /// of the datasets' names (by bytes) or of the matrix. A path may be that of a file, or one of [`data_files`].
     pub fn load(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
-        let mut plans = Vec::with_capacity(paths.len());
-        for path in paths {
+        let found = data_files(paths)?;
+        let mut plans = Vec::with_capacity(found.paths.len());
+        for path in &found.paths {
             plans.push(plan(path, options)?);
         }
         let Some(first) = plans.first() else {
-            return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
+            return Err(Error::Usage("no data files given; name at least one".into()));
         };
         let path = first.file.path.clone();
-        let warnings = plans.iter().flat_map(|plan| plan.warnings.clone()).collect();
+        let warnings = plans.iter().flat_map(|plan| plan.warnings.clone());
+        let warnings = found.warnings.into_iter().chain(warnings).collect();
         let mut embeddings = assemble(plans, options.bad_rows)?;
         embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
@@ -109,7 +112,7 @@ impl Judge {
 /// A piece with its file and the number of its first row.
 pub(super) struct Located<'a> {
     plan: usize,
-    file: &'a super::h5::File,
+    file: &'a super::file::File,
     piece: &'a Piece,
     start: usize,
 }

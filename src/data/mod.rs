@@ -1,7 +1,8 @@
-//! Embeddings from HDF5: loading, and what a file holds.
+//! Embeddings from HDF5, `.npy` and `.safetensors`: loading, and what a file holds.
 //!
-//! Reading order: `h5` wraps the library; `header` and `heap` go past it where it is slow (20,000
-//! small datasets) or unsafe (damaged strings); `advice` is for what it cannot read; `scan` surveys
+//! Reading order: `file` is an open file of any format, told by `signature`; `h5` wraps the library
+//! of HDF5; `header` and `heap` go past it where it is slow (20,000 small datasets) or unsafe
+//! (damaged strings); `advice` is for what it cannot read; `flat` reads the other formats; `scan` surveys
 //! the datasets, `reading` decides what the rows are (with `records` where there is a dataset per id,
 //! `writers` for files of known programs, `ids`), `read` brings the bytes, `load` checks every
 //! row, `stream` does so block by block.
@@ -10,14 +11,18 @@ mod advice;
 mod attributes;
 mod behind;
 mod embeddings;
+mod file;
+mod flat;
 mod groups;
 mod h5;
 mod header;
 mod heap;
+mod id_file;
 mod ids;
 mod inspect;
 mod kind;
 mod load;
+mod paths;
 mod pattern;
 mod read;
 mod reading;
@@ -32,8 +37,10 @@ mod writers;
 pub use behind::files_behind;
 pub use embeddings::{Embeddings, Skipped};
 pub(crate) use h5::{brief, library_name};
+pub(crate) use id_file::is_file as is_id_file;
 pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
+pub use paths::{FoundFiles, data_files};
 pub use stream::{Blocks, DataFiles};
 
 /// Axes of datasets that are taken at one index, as (axis, index), both from 0; `0=33` or `0=33,1=2` as a person writes

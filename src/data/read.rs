@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::h5::{Dataset, File, Place};
+use super::file::{Dataset, File, Place};
 use super::kind::Stored;
 use super::view::View;
 use crate::error::{Error, Result};

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use super::LoadOptions;
-use super::h5::{Dataset, File, Kind};
+use super::file::{Dataset, File, Kind, place};
+use super::id_file;
 use super::ids::{self, Beside, Found, is_column, last};
 use super::kind::Stored;
 use super::pattern::Pattern;
@@ -26,6 +27,9 @@ use crate::error::{Error, Result};
 use crate::rows::Dtype;
 use crate::text::thousands;
 use crate::text::tsv::quoted_path;
+
+/// What `--ids` says where all rows of a file belong to one id, which is the file's name.
+const OF_FILE: &str = "file";
 
 /// What the rows of a file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +161,7 @@ struct Reading<'a> {
 }
 
 /// A float dataset that may hold rows.
+#[derive(Clone)]
 struct Candidate<'a> {
     dataset: &'a Dataset,
     stored: Stored,
@@ -285,7 +290,8 @@ impl<'a> Reader<'a> {
 
     /// Those of the chosen datasets that can hold rows.
     fn candidates(&self, chosen: &Chosen<'a>) -> Result<Vec<Candidate<'a>>> {
-        let transposed = self.options.transpose || self.writer == Writer::Matlab;
+        let transposed =
+            (self.options.transpose || self.writer == Writer::Matlab) != self.file.columns_first();
         let by_name = chosen.exact || chosen.pattern.is_some();
         let (mut found, mut deep) = (vec![], vec![]);
         for &dataset in &chosen.datasets {
@@ -364,7 +370,7 @@ impl<'a> Reader<'a> {
     fn unread(&self, dataset: &Dataset) -> Error {
         let what = match &dataset.kind {
             Kind::Integer { size: 2 } => {
-                "holds integers of 16 bits: if they are the bits of bfloat16 numbers, add --stored-as bfloat16; else convert it to floats".to_owned()
+                "holds values of 16 bits that are no floats: if they are the bits of bfloat16 numbers, add --stored-as bfloat16; else convert it to floats".to_owned()
             }
             kind => {
                 let holds = match kind {
@@ -460,6 +466,12 @@ impl<'a> Reader<'a> {
     /// What beside a matrix names its rows, where nobody said so.
     fn beside(&self, matrix: &Candidate<'_>) -> Result<Beside> {
         let n = matrix.n_rows();
+        // HDF5 has its ids inside.
+        if self.file.hdf().is_none()
+            && let Some(path) = id_file::beside(&self.file.path)?
+        {
+            return Ok(Beside::Ids(of_file(&path, n)?));
+        }
         if let Writer::AnnData(names) = &self.writer {
             let dataset = |path: &str| self.survey.datasets.iter().find(|d| d.path == path);
             let found = match names {
@@ -499,6 +511,9 @@ impl<'a> Reader<'a> {
     /// The ids that `--ids` names for a matrix of `n` rows.
     fn given_ids(&self, name: &str, matrix: &Dataset, n: u64) -> Result<Found> {
         let wrong = |what: String| Err(Error::data(&self.file.path, place(matrix), what));
+        if id_file::is_file(name) {
+            return of_file(Path::new(name), n);
+        }
         let found = if let Some(attribute) = name.strip_prefix('@') {
             let texts = self.file.texts_of_attribute(&matrix.path, attribute);
             texts.map(|ids| Found { ids, from: format!("attribute \"{attribute}\"") })
@@ -591,6 +606,9 @@ impl<'a> Reader<'a> {
     fn matrix(&self, matrix: &Candidate<'a>) -> Result<Reading<'a>> {
         let at = place(matrix.dataset);
         let n = self.to_usize(matrix)?;
+        if self.options.ids.as_deref() == Some(OF_FILE) {
+            return self.records(vec![matrix.clone()], vec![], "");
+        }
         if self.options.ids.is_none()
             && let Some(reading) = self.runs(matrix)?
         {
@@ -699,6 +717,9 @@ impl<'a> Reader<'a> {
             .map_err(|several| self.several_of(several, &candidates))?;
         match named {
             Some(named) => self.records(candidates, named, "ids are the attributes original_id"),
+            None if self.file.is_named_by_its_path() => {
+                self.records(candidates, ids, "the id is the file's name")
+            }
             None => self.records(candidates, ids, "ids are what differs between the paths of the datasets"),
         }
     }
@@ -723,6 +744,9 @@ impl<'a> Reader<'a> {
             Some("row") => {
                 let stem = self.stem();
                 ((0..candidates.len()).map(|n| format!("{stem}:{n}")).collect(), "ids are numbers".to_owned())
+            }
+            Some(OF_FILE) if candidates.len() == 1 => {
+                (vec![self.stem()], "the id is the file's name".to_owned())
             }
             Some(name) => {
                 let attribute = name.strip_prefix('@');
@@ -892,6 +916,12 @@ fn piece<'a>(c: &Candidate<'a>, n_rows: usize, ids: Ids) -> Draft<'a> {
     }
 }
 
+/// The ids of `n` rows in the file `path`.
+fn of_file(path: &Path, n: u64) -> Result<Found> {
+    let found = id_file::read(path)?;
+    if found.ids.len() as u64 == n { Ok(found) } else { Err(id_file::unlike(path, found.ids.len(), n)) }
+}
+
 fn is_integer(dataset: &Dataset) -> bool {
     matches!(dataset.kind, Kind::Integer { .. })
 }
@@ -952,11 +982,6 @@ fn listed<'a>(datasets: impl Iterator<Item = &'a Dataset>) -> String {
     let all: Vec<String> = datasets.map(|d| format!("\"/{}\" ({})", d.path, shape_text(&d.shape))).collect();
     let more = if all.len() > SHOWN { format!(", ... ({} in all)", all.len()) } else { String::new() };
     format!("{}{more}", all[..all.len().min(SHOWN)].join(", "))
-}
-
-/// `dataset "/x"`, as errors write it.
-pub(super) fn place(dataset: &Dataset) -> String {
-    format!("dataset \"/{}\"", dataset.path)
 }
 
 fn quoted_place(from: &str) -> String {

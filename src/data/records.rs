@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
-use super::h5::Dataset;
+use super::file::Dataset;
 use super::scan::group_of;
 
 /// What the datasets of one record, or of one file, are called, as opposed to an id: representations, splits, models.
@@ -332,7 +332,7 @@ fn by_component(parts: &[Vec<&str>], within: &str, varying: &[usize], at: usize)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::h5::{Kind, Place};
+    use crate::data::file::{Kind, Place};
     use crate::data::kind::Stored;
     use crate::rows::Dtype;
 

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
-use super::h5::{Dataset, File, Kind, Link, Place};
+use super::file::{Dataset, File, Kind, Place, Store};
+use super::h5::Link;
 use super::header::{self, Contiguous, HEADER_BYTES};
 use super::kind::Stored;
 use crate::error::{Error, Result};
@@ -34,6 +35,9 @@ struct Alias {
 /// several groups counts once if all but one of its links are soft or external; within one group each link is a name of
 /// its own, as for proteins of one sequence.
 pub(super) fn survey(file: &File) -> Result<Survey> {
+    if let Store::Flat(flat) = &file.store {
+        return Ok(Survey { datasets: flat.datasets.clone(), dangling: vec![] });
+    }
     let mut known = KnownTypes::new();
     let mut found = Survey { datasets: vec![], dangling: vec![] };
     let root = file.identity("");
@@ -57,7 +61,7 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
             continue;
         };
         let links = file.links(&group)?;
-        let headers = if own && file.plain { read_headers(file, &links) } else { Vec::new() };
+        let headers = if own && file.is_plain() { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
         for link in links {
             interrupt::check()?;
@@ -191,15 +195,7 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
             ),
         ));
     };
-    let room =
-        file.in_parts || usize::try_from(bytes).is_ok_and(|b| Vec::<u8>::new().try_reserve_exact(b).is_ok());
-    if !room {
-        return Err(Error::data(
-            &file.path,
-            place,
-            format!("needs {bytes} bytes of memory, more than there is; use a part of it"),
-        ));
-    }
+    // First what the file can be asked: a damaged shape may claim any amount of memory.
     if let Place::At(offset) = dataset.place
         && offset.checked_add(bytes).is_none_or(|end| end > file.len)
     {
@@ -210,6 +206,15 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
                 "its values end past the file's {} bytes; the file is cut short: download or copy it again",
                 file.len
             ),
+        ));
+    }
+    let room =
+        file.in_parts || usize::try_from(bytes).is_ok_and(|b| Vec::<u8>::new().try_reserve_exact(b).is_ok());
+    if !room {
+        return Err(Error::data(
+            &file.path,
+            place,
+            format!("needs {bytes} bytes of memory, more than there is; use a part of it"),
         ));
     }
     Ok(())

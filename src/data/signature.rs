@@ -1,4 +1,4 @@
-//! Tells a file of another kind by its first bytes, before HDF5 is asked.
+//! Tells the format of a file by its first bytes, and for those that are not read how to convert them.
 
 use std::fs::Metadata;
 use std::os::unix::fs::FileExt;
@@ -6,16 +6,20 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// A format that is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Format {
+    Hdf5,
+    Npy,
+    Safetensors,
+}
+
 const SIGNATURE: [u8; 8] = *b"\x89HDF\r\n\x1a\n";
 
 /// How other kinds of file begin, what they are, and what to do. `{in}` and `{out}` stand for the file and a new one.
-const OTHERS: [(&[u8], &str); 12] = [
+const OTHERS: [(&[u8], &str); 11] = [
     (b"\x1f\x8b", "a gzip file; unpack it with `gunzip {in}`"),
     (b"PK\x03\x04", "a zip file; unpack it with `unzip {in}`"),
-    (
-        b"\x93NUMPY",
-        "a NumPy array; write it to HDF5: `python3 -c 'import h5py, numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.load(\"{in}\")'`",
-    ),
     (
         b"PAR1",
         "a Parquet table; write its vectors to HDF5: `python3 -c 'import h5py, numpy, pandas; t = pandas.read_parquet(\"{in}\"); h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.stack(t[\"COLUMN\"])'`",
@@ -34,7 +38,6 @@ const OTHERS: [(&[u8], &str); 12] = [
 ];
 const NPZ: &str = "a .npz archive of NumPy arrays; write one to HDF5: `python3 -c 'import h5py, numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.load(\"{in}\")[\"NAME\"]'`";
 const TORCH: &str = "a PyTorch file (.pt); write its tensor to HDF5: `python3 -c 'import h5py, torch; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = torch.load(\"{in}\", map_location=\"cpu\").float().numpy()'`";
-const SAFETENSORS: &str = "a safetensors file; write its tensor to HDF5: `python3 -c 'import h5py, safetensors.numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = safetensors.numpy.load_file(\"{in}\")[\"NAME\"]'`";
 const TABLE: &str = "a table of text; write its columns of numbers to HDF5: `python3 -c 'import pandas; pandas.read_csv(\"{in}\", index_col=0, sep=None, engine=\"python\").to_hdf(\"{out}\", key=\"df\", format=\"fixed\")'`";
 const ZARR: &str = "is a Zarr folder; write its array to HDF5: `python3 -c 'import h5py, zarr; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = zarr.open(\"{in}\")[\"NAME\"][:]'`";
 
@@ -45,7 +48,7 @@ fn named(text: &str, path: &Path) -> String {
     text.replace("{in}", &path.display().to_string()).replace("{out}", &out.display().to_string())
 }
 
-/// What a file that is not HDF5 begins like.
+/// What a file that cannot be read here begins like.
 fn other_kind(start: &[u8], path: &Path) -> Option<&'static str> {
     let head = start.trim_ascii_start();
     // The name of the first file of a zip archive stands behind 30 bytes.
@@ -57,9 +60,6 @@ fn other_kind(start: &[u8], path: &Path) -> Option<&'static str> {
     {
         return Some(TORCH);
     }
-    if start.len() > 10 && &start[8..10] == b"{\"" && start[4..8] == [0; 4] {
-        return Some(SAFETENSORS);
-    }
     let known = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, kind)| *kind);
     let text =
         path.extension().is_some_and(|e| ["csv", "tsv", "txt"].iter().any(|t| e.eq_ignore_ascii_case(t)));
@@ -67,14 +67,19 @@ fn other_kind(start: &[u8], path: &Path) -> Option<&'static str> {
     known.or((text || printable && (holds(b",") || holds(b"\t"))).then_some(TABLE))
 }
 
-/// An error unless `file` carries an HDF5 signature where the format allows one.
-pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Result<()> {
+/// Whether a folder is an array or group of Zarr.
+pub(super) fn is_zarr(folder: &Path) -> bool {
+    [".zgroup", ".zarray", "zarr.json"].iter().any(|name| folder.join(name).exists())
+}
+
+/// The format of `file` by its first bytes; an error for what is none that is read.
+pub(super) fn format(path: &Path, file: &std::fs::File, meta: &Metadata) -> Result<Format> {
     let wrong = |what: String| Err(Error::data(path, "", what));
     if meta.is_dir() {
-        if [".zgroup", ".zarray", "zarr.json"].iter().any(|name| path.join(name).exists()) {
+        if is_zarr(path) {
             return wrong(named(ZARR, path));
         }
-        return wrong("is a folder; name the .h5 files in it".into());
+        return wrong("is a folder; name a file in it".into());
     }
     if !meta.is_file() {
         return wrong("is not a regular file; copy the data to one first".into());
@@ -88,12 +93,19 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
     while at < meta.len() {
         let mut found = [0u8; 8];
         if file.read_exact_at(&mut found, at).is_ok() && found == SIGNATURE {
-            return Ok(());
+            return Ok(Format::Hdf5);
         }
         at = if at == 0 { 512 } else { at.saturating_mul(2) };
     }
     let n = file.read_at(&mut start, 0).map_err(Error::io(path, "read"))?;
     let head = start[..n].trim_ascii_start();
+    if start.starts_with(b"\x93NUMPY") {
+        return Ok(Format::Npy);
+    }
+    // The length of a header of JSON, and its first character.
+    if start[..n].get(8) == Some(&b'{') && start[4..8] == [0; 4] {
+        return Ok(Format::Safetensors);
+    }
     if head.len() < 8 && SIGNATURE.starts_with(&start[..n.min(8)]) {
         return wrong(format!("the file is cut short at {n} bytes; download or copy it again"));
     }
@@ -101,9 +113,9 @@ pub(super) fn check(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resul
         return wrong("holds zeros only; the copy went wrong, download or copy it again".into());
     }
     if let Some(kind) = other_kind(&start[..n], path) {
-        return wrong(format!("is not HDF5 but looks like {}", named(kind, path)));
+        return wrong(format!("is not HDF5, .npy or .safetensors but looks like {}", named(kind, path)));
     }
-    wrong("is not an HDF5 file; give a .h5 file of embeddings".into())
+    wrong("is neither HDF5, .npy nor .safetensors; give a file of embeddings in one of these".into())
 }
 
 /// Whether a file begins as the first member of a family: the driver's name stands after the superblock.

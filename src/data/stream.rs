@@ -3,18 +3,20 @@
 use std::path::PathBuf;
 
 use super::embeddings::{Embeddings, Skipped};
-use super::h5::File;
+use super::file::File;
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
 };
 use super::reading::{Plan, plan_of};
-use super::{BadRows, LoadOptions};
+use super::{BadRows, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, Values};
 
 /// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
 pub struct DataFiles {
     plans: Vec<Plan>,
+    /// Of the search for them.
+    warnings: Vec<String>,
     bad_rows: BadRows,
 }
 
@@ -29,16 +31,18 @@ impl DataFiles {
             file.in_parts = true;
             plan_of(file, options)
         };
-        let plans = paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let found = data_files(paths)?;
+        let plans = found.paths.iter().map(open).collect::<Result<Vec<_>>>()?;
         if plans.is_empty() {
-            return Err(Error::Usage("no data files given; name at least one .h5 file".into()));
+            return Err(Error::Usage("no data files given; name at least one".into()));
         }
-        Ok(Self { plans, bad_rows: options.bad_rows })
+        Ok(Self { plans, warnings: found.warnings, bad_rows: options.bad_rows })
     }
 
     /// What a person should know of the files.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        self.plans.iter().flat_map(|plan| plan.warnings.iter().map(String::as_str))
+        let of_plans = self.plans.iter().flat_map(|plan| &plan.warnings);
+        self.warnings.iter().chain(of_plans).map(String::as_str)
     }
 
     /// The rows in blocks of about `bytes` of values, at least one row each. Checks the ids of all rows.

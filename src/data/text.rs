@@ -6,21 +6,22 @@ use std::ptr::null_mut;
 use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5s, h5t};
 
-use super::h5::{Dataset, File, Id, Place, open_object};
+use super::file::{Dataset, File, Place};
+use super::h5::{Id, open_object};
 use super::heap;
 use crate::error::Result;
 
 const TOO_LARGE: &str = "it claims more than the memory holds";
 
 impl File {
-    /// Reads a dataset of integers.
-    pub fn read_integers(&self, dataset: &Dataset) -> Result<Vec<i64>> {
+    /// [`File::read_integers`] through the library.
+    pub(super) fn read_integers_of(&self, hdf: &hdf5::File, dataset: &Dataset) -> Result<Vec<i64>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
         let mut values = Vec::<i64>::new();
         let read = sync(|| {
             values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
             values.resize(n, 0);
-            let object = open_object(&self.hdf, &dataset.path)?;
+            let object = open_object(hdf, &dataset.path)?;
             // SAFETY: a type of the library that is never closed.
             let kind = unsafe { Id::new(h5t::H5Tcopy(*h5t::H5T_NATIVE_INT64))? };
             read_all(&object, &kind, n, values.as_mut_ptr().cast())
@@ -33,9 +34,9 @@ impl File {
     /// of texts or integers.
     pub fn read_field(&self, dataset: &Dataset, field: &str) -> Result<Option<Vec<Vec<u8>>>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
-        let Ok(name) = std::ffi::CString::new(field) else { return Ok(None) };
+        let (Some(hdf), Ok(name)) = (self.hdf(), std::ffi::CString::new(field)) else { return Ok(None) };
         let read = sync(|| {
-            let object = open_object(&self.hdf, &dataset.path)?;
+            let object = open_object(hdf, &dataset.path)?;
             // SAFETY: live ids and a string that ends in NUL; the memory type has the one field, at its start.
             let (member, record) = unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;
@@ -76,11 +77,11 @@ impl File {
         read.map_err(|error: hdf5::Error| self.damaged_values(&dataset.path, &error))
     }
 
-    /// Reads a string dataset as bytes, fixed or variable length.
-    pub fn read_strings(&self, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
+    /// [`File::read_strings`] through the library: of fixed or of variable length.
+    pub(super) fn read_strings_of(&self, hdf: &hdf5::File, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
         let read = sync(|| {
-            let object = open_object(&self.hdf, &dataset.path)?;
+            let object = open_object(hdf, &dataset.path)?;
             // SAFETY: live ids.
             let (kind, variable, size) = unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;
@@ -88,7 +89,7 @@ impl File {
                 let size = h5t::H5Tget_size(kind.0);
                 (kind, variable, size)
             };
-            if let (true, true, Place::At(offset)) = (variable, self.plain, dataset.place) {
+            if let (true, true, Place::At(offset)) = (variable, self.is_plain(), dataset.place) {
                 heap::strings(self, offset, n).ok_or("its strings are damaged".into())
             } else if variable {
                 read_variable(&object, &kind, n)

@@ -62,21 +62,28 @@ impl View {
         if self.fixed.is_empty() {
             return Some(0);
         }
+        let strides = Self::strides(shape)?;
+        let dense =
+            strides[self.columns] == 1 && self.rows.is_none_or(|rows| strides[rows] == shape[self.columns]);
+        dense.then(|| self.offset(&strides))
+    }
+
+    /// The steps of each axis of a dataset of `shape`, counted in values; `None` where those overflow.
+    pub fn strides(shape: &[u64]) -> Option<Vec<u64>> {
         let mut stride = 1u64;
         let mut strides = vec![0; shape.len()];
         for axis in (0..shape.len()).rev() {
             strides[axis] = stride;
             stride = stride.checked_mul(shape[axis])?;
         }
-        let dense =
-            strides[self.columns] == 1 && self.rows.is_none_or(|rows| strides[rows] == shape[self.columns]);
-        if !dense {
-            return None;
-        }
+        Some(strides)
+    }
+
+    /// Where the axes that are fixed begin, counted in values.
+    pub fn offset(&self, strides: &[u64]) -> u64 {
         let free = |axis: &usize| *axis != self.columns && Some(*axis) != self.rows;
-        (0..shape.len())
-            .filter(free)
-            .try_fold(0u64, |sum, axis| sum.checked_add(strides[axis].checked_mul(self.at(axis))?))
+        // Each index is within its axis, so that the sum is less than the product of all axes.
+        (0..strides.len()).filter(free).map(|axis| strides[axis] * self.at(axis)).sum()
     }
 
     /// Whether a row's values are those of one column of the file.

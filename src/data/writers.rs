@@ -1,6 +1,6 @@
 //! Files of programs that say in the file what it is.
 
-use super::h5::{Dataset, File, Kind};
+use super::file::{Dataset, File, Kind};
 use super::ids::last;
 use super::scan::{Survey, group_of};
 use crate::error::{Error, Result};

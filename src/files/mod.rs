@@ -7,7 +7,7 @@ mod target;
 pub use target::{Target, is_stdout, resolve};
 
 use crate::error::{Error, Result};
-use safetensors::tensor::{Dtype, View};
+use safetensors::tensor::{Dtype, Metadata, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
@@ -158,6 +158,39 @@ pub fn write_safetensors<'a>(
         };
         written.map_err(Error::io(path, "write"))
     })
+}
+
+/// Longest header of a .safetensors file, as the format has it.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// The header of a safetensors file, and how many bytes come before its values. The values are not read.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Data`] where it is no such file, or damaged.
+pub fn safetensors_header(path: &Path, mut file: &File) -> Result<(Metadata, u64)> {
+    let wrong = |why: String| {
+        Error::data(path, "", format!("has a damaged .safetensors header ({why}); write or copy it again"))
+    };
+    let io = |error| Error::io(path, "read")(error);
+    let len = file.metadata().map_err(io)?.len();
+    let mut size = [0; 8];
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    file.read_exact(&mut size).map_err(|_| wrong("cut short".into()))?;
+    let size = u64::from_le_bytes(size);
+    if size > LONGEST_HEADER.min(len - 8) {
+        return Err(wrong(format!("its length of {size} bytes is not possible")));
+    }
+    let mut header = vec![0; size as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    let header = serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
+    Ok((header, 8 + size))
+}
+
+/// Whether a safetensors file is a model that this program wrote, in any version, by its header.
+pub fn is_model(header: &Metadata) -> bool {
+    let keys = ["architecture", "config"];
+    header.metadata().as_ref().is_some_and(|text| keys.iter().any(|key| text.contains_key(*key)))
+        && header.info("w_dec").is_some()
 }
 
 /// Puts the keys of a safetensors header in order. The library writes the metadata in the order of a hash map, another

@@ -19,7 +19,7 @@ pub use memory::{Memory, PLOTS};
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options};
 use crate::console::{self, progress::Spinner};
-use crate::data::{Embeddings, LoadOptions};
+use crate::data::{Embeddings, FoundFiles, LoadOptions, data_files, is_id_file};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
@@ -86,7 +86,8 @@ fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
     Ok(())
 }
 
-/// The tables of groups and of a split that `options` name, which are made absolute there: a run is resumed from anywhere.
+/// The tables of groups and of a split that `options` name. These and a file of ids are made absolute there: a run is
+/// resumed from anywhere.
 fn tables_of_split(options: &mut Options) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
     if options.group_by.is_some() && options.groups.is_some() {
         return Err(Error::Usage(
@@ -104,6 +105,9 @@ fn tables_of_split(options: &mut Options) -> Result<(Option<PathBuf>, Option<Pat
         *text = path.display().to_string();
         Ok(Some(path))
     };
+    if options.ids.as_deref().is_some_and(is_id_file) {
+        absolute(&mut options.ids)?;
+    }
     Ok((absolute(&mut options.groups)?, absolute(&mut options.splits)?))
 }
 
@@ -147,8 +151,11 @@ impl Loaded {
         let mut options = options.clone();
         let paths = options.data.clone().unwrap_or_default();
         if paths.is_empty() {
-            return Err(Error::Usage("no data: name one or more HDF5 files".into()));
+            return Err(Error::Usage(
+                "no data: name one or more files of embeddings, or a folder of them".into(),
+            ));
         }
+        let FoundFiles { paths, warnings } = data_files(&paths)?;
         // Absolute, so that the run can be resumed from anywhere.
         let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
         let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
@@ -162,6 +169,7 @@ impl Loaded {
         let (groups, splits) = tables_of_split(&mut options)?;
         let spinner = Spinner::new("loading", session.quiet);
         let mut data = Embeddings::load(&paths, &options.reading())?;
+        data.warn_of(warnings);
         if let Some(path) = &groups {
             data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
         }
