@@ -92,10 +92,19 @@ fn io_hint(action: &str, source: &std::io::Error) -> &'static str {
     }
 }
 
+/// `text` with escapes for line breaks and other control characters, which names in a damaged file may hold.
+fn in_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
 impl Error {
     /// A data error in `path`, at `place` (dataset, row; may be empty).
     pub fn data(path: &Path, place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self::Data { path: path.to_owned(), place: place.into(), what: what.into() }
+        Self::Data { path: path.to_owned(), place: in_line(place.into()), what: in_line(what.into()) }
     }
 
     /// The error on a file in the folder `from`, with the name that the folder is to get, `to`.

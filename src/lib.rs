@@ -84,6 +84,7 @@ pub mod error;
 pub mod export;
 pub mod files;
 pub mod interrupt;
+mod memory;
 pub mod model;
 pub mod noise;
 pub mod report;

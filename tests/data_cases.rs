@@ -123,6 +123,10 @@ fn differs_in_blocks(path: &Path, options: &LoadOptions, whole: &Embeddings) -> 
 
 fn problem(case: &Case) -> Option<String> {
     let path = folder().join(&case.name);
+    if case.name.ends_with(".parquet") && !cfg!(feature = "parquet") {
+        let error = Embeddings::load(&[path], &LoadOptions::default()).unwrap_err().to_string();
+        return (!error.contains("--features parquet")).then_some(error);
+    }
     let load = |options: &LoadOptions| Embeddings::load(std::slice::from_ref(&path), options);
     let read = |options: &LoadOptions| match load(options) {
         Ok(data) => {

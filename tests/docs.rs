@@ -153,7 +153,7 @@ fn subcommands_and_flags_that_are_named_exist() {
     assert!(commands.contains(&"train"), "{commands:?}");
     let known: BTreeSet<String> = commands.iter().flat_map(|command| flags(&help(&[command]))).collect();
     // Of other programs: cargo, git, mdbook.
-    let foreign = ["--open", "--release", "--features", "--version", "--test"];
+    let foreign = ["--open", "--path", "--release", "--features", "--version", "--test"];
     for (path, page) in pages() {
         for flag in flags(&page) {
             assert!(known.contains(&flag) || foreign.contains(&flag.as_str()), "{}: {flag}", path.display());

@@ -6,7 +6,7 @@ use std::path::Path;
 /// Rooms from the ground up. A room may use those of the lines above it and its own, never one of its line's neighbours.
 const FLOORS: [&[&str]; 13] = [
     &["error", "spec"],
-    &["interrupt", "noise", "schedule", "text"],
+    &["interrupt", "memory", "noise", "schedule", "text"],
     &["console", "files", "rows"],
     &["data", "model"],
     &["config"],

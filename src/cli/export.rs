@@ -20,7 +20,7 @@ pub struct Args {
     /// Folder to make
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// HDF5 files of embeddings to count firing rates on, for saelens' sparsity.safetensors [default: none, and no
+    /// Files of embeddings to count firing rates on, for saelens' sparsity.safetensors [default: none, and no
     /// such file]
     #[arg(long, value_name = "DATA", num_args = 1..)]
     data: Vec<PathBuf>,

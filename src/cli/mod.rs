@@ -29,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 /// Starting many more threads than there are cores takes minutes and helps nobody.
 const MAX_THREADS: usize = 1024;
 
-/// Train sparse autoencoders on embeddings in HDF5.
+/// Train sparse autoencoders on embeddings.
 #[derive(Debug, Parser)]
 #[command(name = "sae", version, max_term_width = 110, propagate_version = true)]
 pub struct Cli {
@@ -58,7 +58,7 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a model from HDF5 embeddings into a run folder, or continue a run
+    /// Train a model from embeddings into a run folder, or continue a run
     Train(Box<train::Args>),
     /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
     Eval(eval::Args),
@@ -90,8 +90,8 @@ pub struct DataArgs {
     /// itself]
     #[arg(long, value_name = "PATTERN")]
     dataset: Option<String>,
-    /// Ids of the rows: a dataset beside the matrix, @ and an attribute, or `row` for row numbers [default: found by
-    /// itself]
+    /// Ids of the rows: a dataset beside the matrix, @ and an attribute, a .txt file with one on each line, a .npy array,
+    /// `row` for row numbers, or `file` for the file's name [default: found by itself]
     #[arg(long, value_name = "NAME")]
     ids: Option<String>,
     /// Take an axis at one index, as in 0=33 (both count from 0); several with commas
@@ -128,7 +128,7 @@ pub struct SourceArgs {
     /// Run folder, or a model.safetensors
     #[arg(value_name = "RUN|MODEL")]
     model: PathBuf,
-    /// HDF5 files of embeddings
+    /// Files or folders of embeddings (HDF5, .npy, .safetensors)
     #[arg(value_name = "DATA", required = true)]
     data: Vec<PathBuf>,
     #[command(flatten)]

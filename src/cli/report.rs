@@ -15,7 +15,7 @@ pub struct Args {
     /// Run folder
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// HDF5 files of embeddings [default: those that the run was trained on]
+    /// Files or folders of embeddings [default: those that the run was trained on]
     #[arg(value_name = "DATA")]
     data: Vec<PathBuf>,
     /// File that is made [default: report.html in the run folder]

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true, allow_negative_numbers = true)]
 pub struct Args {
-    /// HDF5 files of embeddings; several are one data set
+    /// Files or folders of embeddings (HDF5, .npy, .safetensors); several are one data set
     #[arg(value_name = "DATA", conflicts_with = "resume")]
     data: Vec<PathBuf>,
     /// Folder of the run [default: the first file's name with -sae]

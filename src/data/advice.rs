@@ -4,7 +4,8 @@ use std::ptr::null_mut;
 
 use hdf5_sys::{h5d, h5p, h5z};
 
-use super::h5::{Id, brief, open_object};
+use super::file::File;
+use super::h5::{Id, brief};
 
 /// The library's reason and the way out, for the end of an error message.
 pub(super) fn unreadable(error: &hdf5::Error) -> String {
@@ -19,7 +20,7 @@ pub(super) fn unreadable(error: &hdf5::Error) -> String {
 }
 
 /// What is wrong and what to do where a dataset was written through a filter that the library does not have.
-pub(super) fn missing_filter(file: &hdf5::File, path: &str) -> Option<String> {
+pub(super) fn missing_filter(file: &File, path: &str) -> Option<String> {
     let (id, name) = hdf5::sync::sync(|| find_missing(file, path))?;
     let known = match id {
         32000 => "lzf",
@@ -38,8 +39,8 @@ pub(super) fn missing_filter(file: &hdf5::File, path: &str) -> Option<String> {
 }
 
 /// Number and stored name of the first filter that is not available.
-fn find_missing(file: &hdf5::File, path: &str) -> Option<(i32, String)> {
-    let object = open_object(file, path).ok()?;
+fn find_missing(file: &File, path: &str) -> Option<(i32, String)> {
+    let object = file.open_object(path).ok()?;
     // SAFETY: a live id of a dataset; the library answers with a new id or a negative number.
     let list = Id::new(unsafe { h5d::H5Dget_create_plist(object.0) }).ok()?;
     // SAFETY: a live id of a property list.

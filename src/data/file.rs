@@ -7,6 +7,8 @@ use super::flat::Flat;
 use super::h5;
 use super::kind::Stored;
 use super::signature::{self, Format};
+#[cfg(feature = "parquet")]
+use super::table::Table;
 use super::view::View;
 use crate::error::{Error, Result};
 
@@ -16,8 +18,6 @@ pub(super) struct File {
     pub raw: std::fs::File,
     pub len: u64,
     pub store: Store,
-    /// Datasets are read piece by piece: they need not fit into memory.
-    pub in_parts: bool,
 }
 
 /// The format of a file, and what reads it.
@@ -26,8 +26,12 @@ pub(super) enum Store {
         hdf: hdf5::File,
         /// Offsets in headers are those of the file, eight bytes long.
         plain: bool,
+        /// The library's number of this file.
+        number: u64,
     },
     Flat(Flat),
+    #[cfg(feature = "parquet")]
+    Table(Table),
 }
 
 /// What a dataset holds.
@@ -71,16 +75,18 @@ impl File {
         let store = match signature::format(path, &raw, &meta)? {
             Format::Hdf5 => h5::open(path, &raw, len)?,
             Format::Npy => Store::Flat(Flat::npy(path, &raw, len)?),
+            #[cfg(feature = "parquet")]
+            Format::Parquet => Store::Table(Table::open(path, &raw)?),
             Format::Safetensors => Store::Flat(Flat::safetensors(path, &raw)?),
         };
-        Ok(Self { path: path.to_owned(), raw, len, store, in_parts: false })
+        Ok(Self { path: path.to_owned(), raw, len, store })
     }
 
     /// The file for its library, if it is HDF5.
     pub fn hdf(&self) -> Option<&hdf5::File> {
         match &self.store {
             Store::Hdf5 { hdf, .. } => Some(hdf),
-            Store::Flat(_) => None,
+            _ => None,
         }
     }
 
@@ -110,25 +116,41 @@ impl File {
         out: &mut [u8],
     ) -> Result<()> {
         match &self.store {
-            Store::Hdf5 { hdf, .. } => self.read_slab(hdf, dataset, view, rows, size, out),
+            Store::Hdf5 { .. } => self.read_slab(dataset, view, rows, size, out),
             Store::Flat(_) => self.read_strided(dataset, view, rows, size, out),
+            #[cfg(feature = "parquet")]
+            Store::Table(table) => self.read_lists(table, dataset, view, rows, out),
         }
     }
 
     /// Reads a dataset of integers.
     pub fn read_integers(&self, dataset: &Dataset) -> Result<Vec<i64>> {
         match &self.store {
-            Store::Hdf5 { hdf, .. } => self.read_integers_of(hdf, dataset),
+            Store::Hdf5 { .. } => self.read_integers_of(dataset),
             Store::Flat(flat) => self.read_flat_integers(flat, dataset),
+            #[cfg(feature = "parquet")]
+            Store::Table(table) => self.read_table_integers(table, dataset),
         }
     }
 
     /// Reads a dataset of texts as bytes.
     pub fn read_strings(&self, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
         match &self.store {
-            Store::Hdf5 { hdf, .. } => self.read_strings_of(hdf, dataset),
+            Store::Hdf5 { .. } => self.read_strings_of(dataset),
             // These formats have no texts.
             Store::Flat(_) => Ok(vec![]),
+            #[cfg(feature = "parquet")]
+            Store::Table(table) => self.read_table_strings(table, dataset),
+        }
+    }
+
+    /// The datasets, where the header lists them all; `None` for HDF5, whose groups are searched.
+    pub fn listed(&self) -> Option<&[Dataset]> {
+        match &self.store {
+            Store::Hdf5 { .. } => None,
+            Store::Flat(flat) => Some(&flat.datasets),
+            #[cfg(feature = "parquet")]
+            Store::Table(table) => Some(&table.datasets),
         }
     }
 
@@ -137,6 +159,8 @@ impl File {
         match &self.store {
             Store::Hdf5 { hdf, .. } => h5::storage(hdf, &dataset.path),
             Store::Flat(flat) => flat.name.to_owned(),
+            #[cfg(feature = "parquet")]
+            Store::Table(_) => "Parquet".to_owned(),
         }
     }
 }

@@ -35,7 +35,7 @@ impl Flat {
     pub fn npy(path: &Path, raw: &std::fs::File, len: u64) -> Result<Self> {
         let wrong = |what: String| Error::data(path, "", what);
         let damaged = |why: &dyn std::fmt::Display| {
-            wrong(format!("has a damaged .npy header ({why}); write or copy it again"))
+            wrong(format!("has a damaged .npy header ({}); write or copy it again", first_line(why)))
         };
         let start = read_at(path, raw, 0, len.min(LONGEST_NPY) as usize)?;
         // Bytes before the header's text, and those of the text; version 1 has two bytes for the latter.
@@ -127,6 +127,11 @@ impl Flat {
         datasets.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
         Ok(Self { name: ".safetensors", datasets, columns_first: false, unsigned })
     }
+}
+
+/// The first line of a library's answer, which may draw the place below it.
+pub(super) fn first_line(why: &dyn std::fmt::Display) -> String {
+    why.to_string().lines().next().unwrap_or_default().trim_end().to_owned()
 }
 
 fn read_at(path: &Path, raw: &std::fs::File, at: u64, n: usize) -> Result<Vec<u8>> {

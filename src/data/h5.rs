@@ -12,13 +12,14 @@ use std::ptr::null_mut;
 
 use hdf5::file::SizeofInfo;
 use hdf5::sync::sync;
-use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5s, h5t};
+use hdf5_sys::{h5d, h5f, h5g, h5i, h5l, h5o, h5p, h5s, h5t};
 
 use super::advice::{missing_filter, unreadable};
 use super::attributes::texts_of;
 use super::file::{Dataset, File, Kind, Place, Store};
 use super::kind::Stored;
 use super::view::View;
+use super::{header, heap};
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
 
@@ -88,7 +89,8 @@ pub(super) fn open(path: &Path, raw: &std::fs::File, len: u64) -> Result<Store> 
         // The default is eight bytes for both.
         list.userblock() == 0 && sizes == SizeofInfo::default()
     });
-    Ok(Store::Hdf5 { hdf, plain })
+    let number = identity(&hdf, "").map_or(0, |(number, _)| number);
+    Ok(Store::Hdf5 { hdf, plain, number })
 }
 
 impl File {
@@ -100,7 +102,7 @@ impl File {
     /// The error for a dataset whose values cannot be read.
     pub fn damaged_values(&self, dataset: &str, error: &hdf5::Error) -> Error {
         let place = format!("dataset \"/{dataset}\"");
-        match self.hdf().and_then(|hdf| missing_filter(hdf, dataset)) {
+        match missing_filter(self, dataset) {
             Some(what) => Error::data(&self.path, place, what),
             None => self.damaged(&place, error),
         }
@@ -143,12 +145,11 @@ impl File {
     /// Opens the object at `path`: a dataset, or `None` for a group and anything else.
     /// `own` says that it is known to lie in this very file, so that offsets are good.
     pub fn describe(&self, path: &str, own: bool) -> Result<Option<Dataset>> {
-        let Some(hdf) = self.hdf() else { return Ok(None) };
         let described = sync(|| {
-            let object = open_object(hdf, path)?;
+            let object = self.open_object(path)?;
             // SAFETY: a live id.
             match unsafe { h5i::H5Iget_type(object.0) } {
-                h5i::H5I_type_t::H5I_DATASET => describe_open(hdf, &object, path, own),
+                h5i::H5I_type_t::H5I_DATASET => describe_open(&object, path, own),
                 _ => Ok(None),
             }
         });
@@ -158,7 +159,6 @@ impl File {
     /// [`File::read_rows`] through the library.
     pub(super) fn read_slab(
         &self,
-        hdf: &hdf5::File,
         dataset: &Dataset,
         view: &View,
         rows: Range<u64>,
@@ -172,7 +172,7 @@ impl File {
             (start[axis], count[axis]) = (rows.start, rows.end - rows.start);
         }
         let read = sync(|| {
-            let object = open_object(hdf, &dataset.path)?;
+            let object = self.open_object(&dataset.path)?;
             // SAFETY: live ids; the slab has as many axes as the dataset, which is checked; `out` is as long as the
             // values selected, which is checked just before.
             unsafe {
@@ -216,14 +216,23 @@ impl File {
 
     /// File and address of the object at `path`, by which two names of one object are known; `None` where nothing is there.
     pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
-        let (hdf, name) = (self.hdf()?, c_path(path).ok()?);
-        let mut info = h5o::H5O_info1_t::default();
-        #[allow(deprecated)] // The newer call is not in HDF5 1.10.
-        // SAFETY: a live file id, a string that ends in NUL, and a record to fill.
-        let code = sync(|| unsafe {
-            h5o::H5Oget_info_by_name1(hdf.id(), name.as_ptr(), &mut info, hdf5_sys::h5p::H5P_DEFAULT)
-        });
-        (code >= 0).then_some((info.fileno, info.addr))
+        identity(self.hdf()?, path)
+    }
+
+    /// Opens the object at `path`; the library's lock is held. Refused is an object whose header refers to a damaged heap, on
+    /// which HDF5 1.10 does not return.
+    pub(super) fn open_object(&self, path: &str) -> hdf5::Result<Id> {
+        let Store::Hdf5 { hdf, plain, number } = &self.store else { return Err("it is no HDF5 file".into()) };
+        if *plain
+            && let Some((file, address)) = identity(hdf, path)
+            && file == *number
+            && !heap::are_sound(self, &header::references(self, address))
+        {
+            return Err("a heap of its texts or parts is damaged".into());
+        }
+        let name = c_path(path)?;
+        // SAFETY: a live file id and a string that ends in NUL.
+        Id::new(unsafe { h5o::H5Oopen(hdf.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
     }
 
     /// Whether `path` is a group.
@@ -272,10 +281,18 @@ fn c_path(path: &str) -> hdf5::Result<CString> {
     CString::new(format!("/{path}")).map_err(|_| hdf5::Error::from("its name holds a NUL"))
 }
 
-pub(super) fn open_object(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
-    let name = c_path(path)?;
-    // SAFETY: a live file id and a string that ends in NUL.
-    Id::new(unsafe { h5o::H5Oopen(file.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
+/// File and address of the object at `path`.
+fn identity(file: &hdf5::File, path: &str) -> Option<(u64, u64)> {
+    let name = c_path(path).ok()?;
+    let mut info = h5o::H5O_info1_t::default();
+    #[allow(deprecated)] // The newer call is not in HDF5 1.10.
+    // SAFETY: a live file id, a string that ends in NUL, and a record to fill. No more is asked for than the address: for
+    // sizes the library would read heaps.
+    let code = sync(|| unsafe {
+        let list = hdf5_sys::h5p::H5P_DEFAULT;
+        h5o::H5Oget_info_by_name2(file.id(), name.as_ptr(), &mut info, h5o::H5O_INFO_BASIC, list)
+    });
+    (code >= 0).then_some((info.fileno, info.addr))
 }
 
 fn open_group(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
@@ -284,7 +301,7 @@ fn open_group(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {
     Id::new(unsafe { h5g::H5Gopen2(file.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
 }
 
-fn describe_open(file: &hdf5::File, object: &Id, path: &str, own: bool) -> hdf5::Result<Option<Dataset>> {
+fn describe_open(object: &Id, path: &str, own: bool) -> hdf5::Result<Option<Dataset>> {
     // SAFETY: live ids; `shape` has room for the rank that the library just gave.
     unsafe {
         let space = Id::new(h5d::H5Dget_space(object.0))?;
@@ -293,16 +310,25 @@ fn describe_open(file: &hdf5::File, object: &Id, path: &str, own: bool) -> hdf5:
         hdf5::h5check(h5s::H5Sget_simple_extent_dims(space.0, shape.as_mut_ptr(), null_mut()))?;
         let kind = Id::new(h5d::H5Dget_type(object.0))?;
         let offset = h5d::H5Dget_offset(object.0);
+        let list = Id::new(h5d::H5Dget_create_plist(object.0))?;
+        let needed = shape.iter().try_fold(h5t::H5Tget_size(kind.0) as u64, |n, &len| n.checked_mul(len));
+        // Values that lie in the header are copied from there without a look at how many there are.
+        if h5p::H5Pget_layout(list.0) == h5d::H5D_layout_t::H5D_COMPACT
+            && needed.is_none_or(|needed| needed > h5d::H5Dget_storage_size(object.0))
+        {
+            return Err("its values are cut short".into());
+        }
         Ok(Some(Dataset {
             path: path.to_owned(),
             shape,
-            kind: kind_of(file, &kind, path),
+            kind: kind_of(object, &kind),
             place: if own && offset != UNDEFINED { Place::At(offset) } else { Place::Library },
         }))
     }
 }
 
-fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
+/// What the open dataset `object` of type `id` holds.
+fn kind_of(object: &Id, id: &Id) -> Kind {
     // SAFETY: a live id of a datatype.
     let (class, size, order) = unsafe {
         let class = h5t::H5Tget_class(id.0);
@@ -316,7 +342,7 @@ fn kind_of(file: &hdf5::File, id: &Id, path: &str) -> Kind {
             _ => Kind::OddFloat(format!("floats of {size} bytes in an unusual format")),
         },
         h5t::H5T_class_t::H5T_STRING => Kind::Text,
-        h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(file, path) => stored(Dtype::Bf16),
+        h5t::H5T_class_t::H5T_INTEGER if size == 2 && says_bfloat16(object) => stored(Dtype::Bf16),
         h5t::H5T_class_t::H5T_INTEGER => Kind::Integer { size },
         h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
         h5t::H5T_class_t::H5T_OPAQUE if size == 2 && tag_of(id).contains("bfloat16") => stored(Dtype::Bf16),
@@ -360,10 +386,9 @@ fn tag_of(id: &Id) -> String {
 }
 
 /// HDF5 files made by numpy have no bfloat16; its bits go into uint16 and an attribute says so.
-fn says_bfloat16(file: &hdf5::File, path: &str) -> bool {
-    let Ok(object) = open_object(file, path) else { return false };
+fn says_bfloat16(object: &Id) -> bool {
     let names = [c"dtype", c"original_dtype", c"torch_dtype", c"stored_dtype", c"type"];
-    let texts = names.iter().filter_map(|name| texts_of(&object, name)).flatten();
+    let texts = names.iter().filter_map(|name| texts_of(object, name).ok()?).flatten();
     texts.into_iter().any(|text| text.ends_with(b"bfloat16") || text.ends_with(b"bf16"))
 }
 

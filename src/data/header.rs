@@ -5,7 +5,11 @@
 //! version 1 by default, version 2 with `libver="latest"`) are plain: this parser knows those and
 //! answers `None` to everything else, which is then opened by the library. The caller checks the
 //! first header of each datatype against the library, so the datatype's bytes need no decoding.
+//! [`references`] finds what is not plain.
 //! Layout: HDF5 File Format Specification 3.0, sections IV.A.1 (prefixes) and IV.A.2 (messages).
+
+use super::file::File;
+use super::heap::{self, Reference};
 
 /// Longest header that is looked at; those of plain datasets take about 270 bytes.
 pub(super) const HEADER_BYTES: usize = 512;
@@ -17,6 +21,12 @@ const LAYOUT: u16 = 0x08;
 /// reference counts.
 const HARMLESS: [u16; 8] = [0x00, 0x04, 0x05, 0x0c, 0x0e, 0x12, 0x15, 0x16];
 const CLASS_FLOAT: u8 = 1;
+const CLASS_VARIABLE: u8 = 9;
+const ATTRIBUTE: u16 = 0x0c;
+const CONTINUATION: u16 = 0x10;
+/// Most bytes of a header that is searched for heaps, and most parts.
+const MOST_BYTES: usize = 1 << 20;
+const MOST_PARTS: usize = 1 << 10;
 
 /// A contiguous float dataset, as its header describes it.
 #[derive(Debug, PartialEq)]
@@ -40,19 +50,8 @@ struct Messages<'a> {
 pub(super) fn parse(bytes: &[u8]) -> Option<Contiguous> {
     let messages = version_1(bytes).or_else(|| version_2(bytes))?;
     let (mut shape, mut datatype, mut layout) = (None, None, None);
-    let mut rest = messages.body;
-    // What is shorter than a message's prefix is padding.
-    while rest.len() >= messages.prefix {
-        let (kind, len, flags) = if messages.version_2 {
-            (u16::from(rest[0]), u16_at(rest, 1)?, rest[3])
-        } else {
-            (u16_at(rest, 0)?, u16_at(rest, 2)?, rest[4])
-        };
-        let data = rest.get(messages.prefix..messages.prefix + usize::from(len))?;
-        // Bit 1: the message lies elsewhere.
-        if flags & 2 != 0 {
-            return None;
-        }
+    for message in messages {
+        let (kind, data) = message?;
         match kind {
             DATASPACE => shape = Some(dataspace(data)?),
             DATATYPE if data.first()? & 0x0f == CLASS_FLOAT => datatype = Some(data.to_vec()),
@@ -60,10 +59,104 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Contiguous> {
             other if HARMLESS.contains(&other) => {}
             _ => return None,
         }
-        rest = &rest[messages.prefix + data.len()..];
     }
     let (offset, bytes) = layout?;
     Some(Contiguous { shape: shape?, datatype: datatype?, offset, bytes })
+}
+
+impl<'a> Iterator for Messages<'a> {
+    /// A message's kind and data; `None` if it is damaged or lies elsewhere.
+    type Item = Option<(u16, &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // What is shorter than a message's prefix is padding.
+        if self.body.len() < self.prefix {
+            return None;
+        }
+        let rest = std::mem::take(&mut self.body);
+        let (kind, len, flags) = if self.version_2 {
+            (u16::from(rest[0]), u16::from_le_bytes([rest[1], rest[2]]), rest[3])
+        } else {
+            (u16::from_le_bytes([rest[0], rest[1]]), u16::from_le_bytes([rest[2], rest[3]]), rest[4])
+        };
+        let Some(data) = rest.get(self.prefix..self.prefix + usize::from(len)) else { return Some(None) };
+        self.body = &rest[self.prefix + data.len()..];
+        // Bit 1: the message lies elsewhere.
+        Some((flags & 2 == 0).then_some((kind, data)))
+    }
+}
+
+/// What the header at `address` refers to in heaps: the parts of a virtual dataset, and texts of attributes. A part of the
+/// header that cannot be read gives none.
+pub(super) fn references(file: &File, address: u64) -> Vec<Reference> {
+    let mut found = vec![];
+    let mut parts = vec![];
+    let first = |size: usize| {
+        let left = usize::try_from(file.len.saturating_sub(address)).unwrap_or(usize::MAX);
+        heap::read(file, address, size.min(left)).unwrap_or_default()
+    };
+    let mut bytes = first(HEADER_BYTES);
+    if version_1(&bytes).or_else(|| version_2(&bytes)).is_none() {
+        bytes = first(MOST_BYTES);
+    }
+    let Some(messages) = version_1(&bytes).or_else(|| version_2(&bytes)) else { return found };
+    let (prefix, version_2) = (messages.prefix, messages.version_2);
+    collect(messages, &mut found, &mut parts);
+    let mut next = 0;
+    while let Some(&(at, len)) = parts.get(next)
+        && next < MOST_PARTS
+    {
+        next += 1;
+        let Some(bytes) =
+            usize::try_from(len).ok().filter(|&n| n <= MOST_BYTES).and_then(|n| heap::read(file, at, n))
+        else {
+            continue;
+        };
+        // A part of version 2 has a signature before and a checksum after.
+        let body =
+            if version_2 { bytes.get(4..bytes.len().saturating_sub(4)).unwrap_or_default() } else { &bytes };
+        collect(Messages { body, prefix, version_2 }, &mut found, &mut parts);
+    }
+    found
+}
+
+/// Adds the heaps that `messages` refer to, and where the header goes on.
+fn collect(messages: Messages<'_>, found: &mut Vec<Reference>, parts: &mut Vec<(u64, u64)>) {
+    const VIRTUAL: u8 = 3;
+    for (kind, data) in messages.flatten() {
+        match kind {
+            CONTINUATION => parts.extend(u64_at(data, 0).zip(u64_at(data, 8))),
+            LAYOUT if data.first() == Some(&4) && data.get(1) == Some(&VIRTUAL) => {
+                let whole = u64_at(data, 2).zip(u32_at(data, 10));
+                found.extend(whole.map(|(address, index)| Reference { address, index, size: None }));
+            }
+            ATTRIBUTE => {
+                let text = |bytes: &[u8]| {
+                    let (size, address, index) = (u32_at(bytes, 0)?, u64_at(bytes, 4)?, u32_at(bytes, 12)?);
+                    Some(Reference { address, index, size: Some(u64::from(size)) })
+                };
+                found.extend(texts_of(data).unwrap_or_default().chunks_exact(16).filter_map(text));
+            }
+            _ => {}
+        }
+    }
+    // Nothing was written there.
+    found.retain(|r| r.address != 0 && r.address != u64::MAX && r.size != Some(0));
+}
+
+/// The references of an attribute of texts of variable length: a length (u32), the heap's address (u64), an index (u32) each.
+fn texts_of(data: &[u8]) -> Option<&[u8]> {
+    let version = *data.first()?;
+    let sizes = [u16_at(data, 2)?, u16_at(data, 4)?, u16_at(data, 6)?].map(usize::from);
+    let (start, [name, datatype, space]) = match version {
+        1 => (8, sizes.map(|size| size.next_multiple_of(8))),
+        2 => (8, sizes),
+        3 => (9, sizes),
+        _ => return None,
+    };
+    let (class, kind) = (data.get(start + name)? & 0x0f, data.get(start + name + 1)? & 0x0f);
+    // Kind 0 are sequences, which are not read.
+    (class == CLASS_VARIABLE && kind == 1).then(|| data.get(start + name + datatype + space..))?
 }
 
 fn version_1(bytes: &[u8]) -> Option<Messages<'_>> {

@@ -53,6 +53,26 @@ pub(super) fn strings(file: &File, offset: u64, n: usize) -> Option<Vec<Vec<u8>>
     Some(texts)
 }
 
+/// An object of a heap that something refers to.
+pub(super) struct Reference {
+    pub address: u64,
+    pub index: u32,
+    /// Its size in bytes, where that is said as well.
+    pub size: Option<u64>,
+}
+
+/// Whether all that is referred to is there. Where it is not, the library must not look for it: HDF5 1.10 does not return from
+/// a free part without a size, reads what is not there, and writes an object that is larger than said behind its place.
+pub(super) fn are_sound(file: &File, references: &[Reference]) -> bool {
+    let mut heaps: HashMap<u64, Option<Heap>> = HashMap::new();
+    references.iter().all(|reference| {
+        let heap = heaps.entry(reference.address).or_insert_with(|| open(file, reference.address));
+        let object = heap.as_ref().zip(u16::try_from(reference.index).ok());
+        let object = object.and_then(|(heap, index)| heap.objects.get(&index));
+        object.is_some_and(|&(_, size)| reference.size.is_none_or(|needed| needed == size as u64))
+    })
+}
+
 fn open(file: &File, address: u64) -> Option<Heap> {
     let prefix = read(file, address, PREFIX)?;
     if !prefix.starts_with(b"GCOL\x01") {
@@ -64,14 +84,16 @@ fn open(file: &File, address: u64) -> Option<Heap> {
     // What is shorter than an object's prefix is free.
     while at + PREFIX <= bytes.len() {
         let index = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-        if index == 0 {
-            break;
-        }
         let size = size_at(&bytes, at + 8)?;
+        if index == 0 {
+            // The free part, of at least its own prefix.
+            at = at.checked_add(size).filter(|&end| size >= PREFIX && end <= bytes.len())?;
+            continue;
+        }
         let start = at + PREFIX;
-        let end = start.checked_add(size).filter(|&end| end <= bytes.len())?;
+        let end = start.checked_add(size.checked_next_multiple_of(8)?).filter(|&end| end <= bytes.len())?;
         objects.insert(index, (start, size));
-        at = end.next_multiple_of(8);
+        at = end;
     }
     Some(Heap { bytes, objects })
 }
@@ -82,7 +104,7 @@ fn size_at(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// `len` bytes at `offset`, which must lie inside the file.
-fn read(file: &File, offset: u64, len: usize) -> Option<Vec<u8>> {
+pub(super) fn read(file: &File, offset: u64, len: usize) -> Option<Vec<u8>> {
     let end = offset.checked_add(len as u64)?;
     if end > file.len {
         return None;

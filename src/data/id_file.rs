@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use npyz::{DType, NpyFile, TypeChar};
 
 use super::file::File;
+use super::flat::first_line;
 use super::ids::Found;
 use crate::error::{Error, Result};
 use crate::text::tsv;
@@ -75,7 +76,7 @@ fn read_array(path: &Path) -> Result<Vec<String>> {
     let wrong = |what: String| Error::data(path, "", what);
     let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
     let damaged = |why: std::io::Error| {
-        wrong(format!("is no .npy file of ids ({why}); write it again with numpy.save"))
+        wrong(format!("is no .npy file of ids ({}); write it again with numpy.save", first_line(&why)))
     };
     // The parser goes one call deeper for each bracket, and headers of plain arrays have few.
     if bytes.iter().take(1 << 12).filter(|byte| b"([{".contains(byte)).count() > 512 {

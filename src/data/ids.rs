@@ -177,7 +177,7 @@ pub(super) fn find(file: &File, matrix: &Dataset, n: u64, all: &[Dataset]) -> Re
         }
         passed_over.extend(unique.into_iter().map(|found| found.from));
     }
-    let attribute = file.texts_of_attribute(&matrix.path, "ids").filter(|ids| ids.len() as u64 == n);
+    let attribute = file.texts_of_attribute(&matrix.path, "ids")?.filter(|ids| ids.len() as u64 == n);
     Ok(match attribute {
         Some(ids) => Beside::Ids(Found { ids, from: "the attribute ids".to_owned() }),
         None => Beside::None { passed_over },

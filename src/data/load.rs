@@ -1,7 +1,8 @@
 //! Reads files into [`Embeddings`] and checks every row.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,9 +13,10 @@ use super::read::{Stretch, read_all};
 use super::reading::{Ids, Layout, Piece, Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
 use crate::error::{Error, Result};
+use crate::memory::available;
 use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
-use crate::text::thousands;
 use crate::text::tsv::quoted_path;
+use crate::text::{bytes, thousands};
 
 /// Ends the messages on rows that are not finite.
 const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
@@ -123,13 +125,20 @@ impl Located<'_> {
     }
 
     /// Calls `f` with each id of the piece and its rows within the piece.
-    fn each_id<'s>(&'s self, mut f: impl FnMut(&'s str, Range<usize>) -> Result<()>) -> Result<()> {
+    fn each_id<'s>(&'s self, mut f: impl FnMut(Cow<'s, str>, Range<usize>) -> Result<()>) -> Result<()> {
         match &self.piece.ids {
-            Ids::One(id) | Ids::Residues(id) => f(id, 0..self.piece.n_rows),
-            Ids::Rows(ids) => ids.iter().enumerate().try_for_each(|(row, id)| f(id, row..row + 1)),
+            Ids::One(id) | Ids::Residues(id) => f(Cow::Borrowed(id), 0..self.piece.n_rows),
+            Ids::Rows(ids) => {
+                ids.iter().enumerate().try_for_each(|(row, id)| f(Cow::Borrowed(id), row..row + 1))
+            }
+            Ids::Numbered(prefix) => {
+                (0..self.piece.n_rows).try_for_each(|row| f(Cow::Owned(numbered(prefix, row)), row..row + 1))
+            }
             Ids::Runs(ids, ends) => {
                 let mut start = 0;
-                ids.iter().zip(ends).try_for_each(|(id, &end)| f(id, std::mem::replace(&mut start, end)..end))
+                ids.iter()
+                    .zip(ends)
+                    .try_for_each(|(id, &end)| f(Cow::Borrowed(id), std::mem::replace(&mut start, end)..end))
             }
         }
     }
@@ -140,6 +149,11 @@ impl Located<'_> {
     }
 }
 
+/// The id of a row that has none.
+fn numbered(prefix: &str, row: usize) -> String {
+    format!("{prefix}:{row}")
+}
+
 /// Reads all pieces, drops what must go, and numbers what stays.
 pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
     let mut judge = Judge::new(rows);
@@ -147,6 +161,7 @@ pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
     let pieces = locate(&plans, width)?;
     let n_rows = n_rows(&pieces)?;
     let d_in = width as usize;
+    check_memory(&pieces, d_in.saturating_mul(dtype(&pieces).size()))?;
     let mut keep = vec![true; n_rows];
     check_ids(&pieces, &mut keep, &mut judge)?;
 
@@ -190,6 +205,35 @@ pub(super) fn n_rows(pieces: &[Located<'_>]) -> Result<usize> {
         )));
     }
     Ok(n_rows)
+}
+
+/// Fails where the rows, of which each takes `row_bytes`, need more memory than there is: an allocation that fails later
+/// ends the process without a word on what to do.
+pub(super) fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
+    let of = |located: &Located<'_>| {
+        let id = match &located.piece.ids {
+            // No allocator has texts in less than 32 bytes.
+            Ids::Numbered(prefix) => size_of::<String>() + prefix.len().max(32),
+            // These are there already.
+            _ => 0,
+        };
+        // One more for the mark of those that stay.
+        (row_bytes as u64 + id as u64 + 1).saturating_mul(located.piece.n_rows as u64)
+    };
+    let needed = pieces.iter().map(of).fold(0, u64::saturating_add);
+    match (available(), pieces.iter().max_by_key(|located| of(located))) {
+        (Some(there), Some(most)) if needed > there => Err(Error::data(
+            &most.file.path,
+            place(&most.piece.dataset),
+            format!(
+                "has {} rows, and all rows to be read need {} of memory where there are {}; give fewer files, or a part of the rows",
+                thousands(most.piece.n_rows as u64),
+                bytes(needed),
+                bytes(there)
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The narrowest type that holds all pieces.
@@ -258,13 +302,18 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
 
 /// Ids must be usable in tables and occur once.
 pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
-    let mut seen: HashMap<&str, (usize, usize)> = HashMap::with_capacity(keep.len().min(1 << 24));
+    if all_numbered(pieces) {
+        return Ok(());
+    }
+    // Row numbers and pieces are below 2^32.
+    let n_ids: usize = pieces.iter().map(|located| located.piece.n_ids()).sum();
+    let mut seen: HashMap<Cow<'_, str>, (u32, u32)> = HashMap::with_capacity(n_ids.min(1 << 24));
     for (index, located) in pieces.iter().enumerate() {
         located.each_id(|id, part| {
             let (row, rows_each) = (part.start, part.len());
             let rows = located.start + part.start..located.start + part.end;
-            if id.is_empty() || first_control(id).is_some() {
-                let what = match first_control(id) {
+            if id.is_empty() || first_control(&id).is_some() {
+                let what = match first_control(&id) {
                     Some(found) => format!("the id {id:?} holds {found}, which no table can keep"),
                     None => "the id is empty".to_owned(),
                 };
@@ -274,13 +323,14 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
             }
             match seen.entry(id) {
                 Entry::Vacant(free) => {
-                    free.insert((index, row));
+                    free.insert((index as u32, row as u32));
                 }
                 Entry::Occupied(taken) => {
                     let (other, other_row) = *taken.get();
-                    let other = &pieces[other];
+                    let other = &pieces[other as usize];
                     let what = format!(
-                        "the id \"{id}\" was seen before, in {}: {}, row {other_row}",
+                        "the id \"{}\" was seen before, in {}: {}, row {other_row}",
+                        taken.key(),
                         other.file.path.display(),
                         place(&other.piece.dataset)
                     );
@@ -292,6 +342,15 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
         })?;
     }
     Ok(())
+}
+
+/// Whether all ids are row numbers after prefixes that differ: such ids differ too.
+fn all_numbered(pieces: &[Located<'_>]) -> bool {
+    let mut prefixes = HashSet::new();
+    pieces.iter().all(|located| match &located.piece.ids {
+        Ids::Numbered(prefix) => first_control(prefix).is_none() && prefixes.insert(prefix),
+        _ => false,
+    })
 }
 
 /// `values` are rows from row `first` on; so is `keep`.
@@ -339,21 +398,29 @@ fn overlaps<'a, 'b>(
 /// Numbers the groups of those of `rows` that stay; `keep` has a mark for each of them.
 pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) -> RowIndex {
     let mut groups = RowIndex::default();
+    if pieces.iter().all(|p| matches!(p.piece.ids, Ids::Rows(_) | Ids::Numbered(_))) {
+        groups.ids.reserve_exact(keep.iter().filter(|&&keep| keep).count());
+    }
     let residues = pieces.iter().any(|p| matches!(p.piece.ids, Ids::Residues(_) | Ids::Runs(..)));
     for (located, part) in overlaps(pieces, rows.clone()) {
         let at = located.start + part.start - rows.start;
         let kept = &keep[at..at + part.len()];
-        let add = |groups: &mut RowIndex, id: &String, at: usize| {
-            groups.ids.push(id.clone());
+        let add = |groups: &mut RowIndex, id: String, at: usize| {
+            groups.ids.push(id);
             if let Some(clusters) = &located.piece.clusters {
                 groups.clusters.get_or_insert_default().push(clusters[at].clone());
             }
             groups.ids.len() as u32 - 1
         };
         match &located.piece.ids {
-            Ids::Rows(ids) => {
+            Ids::Rows(_) | Ids::Numbered(_) => {
                 for (at, _) in part.zip(kept).filter(|(_, keep)| **keep) {
-                    let group = add(&mut groups, &ids[at], at);
+                    let id = match &located.piece.ids {
+                        Ids::Rows(ids) => ids[at].clone(),
+                        Ids::Numbered(prefix) => numbered(prefix, at),
+                        _ => continue,
+                    };
+                    let group = add(&mut groups, id, at);
                     if residues {
                         groups.of_row.push((group, 0));
                     }
@@ -369,13 +436,13 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
                     if !kept[row - part.start] {
                         continue;
                     }
-                    let group = *group.get_or_insert_with(|| add(&mut groups, &ids[run], run));
+                    let group = *group.get_or_insert_with(|| add(&mut groups, ids[run].clone(), run));
                     let first = if run == 0 { 0 } else { ends[run - 1] };
                     groups.of_row.push((group, (row - first) as u32 + 1));
                 }
             }
             Ids::One(id) | Ids::Residues(id) if kept.contains(&true) => {
-                let group = add(&mut groups, id, 0);
+                let group = add(&mut groups, id.clone(), 0);
                 let numbered = matches!(located.piece.ids, Ids::Residues(_));
                 for row in (0..kept.len()).filter(|&row| residues && kept[row]) {
                     let residue = if numbered { (part.start + row) as u32 + 1 } else { 0 };

@@ -30,6 +30,8 @@ mod records;
 mod scan;
 mod signature;
 mod stream;
+#[cfg(feature = "parquet")]
+mod table;
 mod text;
 mod view;
 mod writers;
@@ -150,7 +152,8 @@ pub struct LoadOptions {
     /// The datasets that hold the rows, where the file alone does not decide: a dataset, a group, or either with `*` for
     /// one component of its path.
     pub dataset: Option<String>,
-    /// What the ids are: a dataset beside a matrix, `@` and an attribute, or `row` for row numbers.
+    /// What the ids are: a dataset beside a matrix, `@` and an attribute, a file (`.txt`, `.npy`), `row` for row numbers, or
+    /// `file` for the file's name.
     pub ids: Option<String>,
     /// Axes to take at one index.
     pub index: AxisPicks,

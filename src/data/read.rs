@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::file::{Dataset, File, Place};
+use super::file::{Dataset, File, Place, place};
 use super::kind::Stored;
 use super::view::View;
 use crate::error::{Error, Result};
@@ -66,6 +66,9 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
     jobs.into_par_iter().with_min_len(together).try_for_each(|job| run(job, target))
 }
 
+/// Most bytes of rows that are in memory twice, to turn or widen them.
+const COPIED: usize = 1 << 26;
+
 fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Result<()> {
     interrupt::check()?;
     let Stretch { file, dataset, stored, .. } = *part;
@@ -73,30 +76,44 @@ fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Re
         return Ok(());
     }
     let size = stored.dtype.size();
-    let read = |out: &mut [u8]| -> Result<()> {
-        if !part.view.is_transposed() {
-            return file.read_rows(dataset, part.view, part.rows.clone(), size, out);
-        }
-        let mut columns = vec![0; out.len()];
-        file.read_rows(dataset, part.view, part.rows.clone(), size, &mut columns)?;
-        let n = out.len() / (size * part.width);
-        for (row, out) in out.chunks_exact_mut(size * part.width).enumerate() {
-            for (column, out) in out.chunks_exact_mut(size).enumerate() {
-                let at = (column * n + row) * size;
-                out.copy_from_slice(&columns[at..at + size]);
-            }
-        }
-        Ok(())
-    };
-    if stored.dtype == target {
-        read(out)?;
+    let turned = part.view.is_transposed();
+    if !turned && stored.dtype == target {
+        file.read_rows(dataset, part.view, part.rows.clone(), size, out)?;
         to_native(stored, out);
         return Ok(());
     }
-    let mut raw = vec![0; out.len() / target.size() * size];
-    read(&mut raw)?;
-    to_native(stored, &mut raw);
-    promote(stored.dtype, &raw, target, out);
+    // Some rows at a time: these are in memory twice.
+    let block = (COPIED / (part.width * target.size()).max(1)).max(1);
+    let mut first = part.rows.start;
+    for out in out.chunks_mut(block * part.width * target.size()) {
+        interrupt::check()?;
+        let n = out.len() / (part.width * target.size());
+        let mut raw = vec![];
+        raw.try_reserve_exact(n * part.width * size).map_err(|_| {
+            let what =
+                format!("a row of {} values does not fit the memory twice, as it must here", part.width);
+            Error::data(&file.path, place(dataset), what)
+        })?;
+        raw.resize(n * part.width * size, 0);
+        file.read_rows(dataset, part.view, first..first + n as u64, size, &mut raw)?;
+        first += n as u64;
+        let mut rows = vec![];
+        if turned {
+            rows = raw.clone();
+            for (row, values) in rows.chunks_exact_mut(size * part.width).enumerate() {
+                for (column, value) in values.chunks_exact_mut(size).enumerate() {
+                    value.copy_from_slice(&raw[(column * n + row) * size..][..size]);
+                }
+            }
+        }
+        let raw = if turned { &mut rows } else { &mut raw };
+        to_native(stored, raw);
+        if stored.dtype == target {
+            out.copy_from_slice(raw)
+        } else {
+            promote(stored.dtype, raw, target, out)
+        }
+    }
     Ok(())
 }
 

@@ -57,8 +57,21 @@ pub(super) enum Ids {
     Residues(String),
     /// An id for each row.
     Rows(Vec<String>),
+    /// An id for each row: this, a colon and the row's number.
+    Numbered(String),
     /// Consecutive rows belong to one id: the ids, and the row after the last of each.
     Runs(Vec<String>, Vec<usize>),
+}
+
+impl Ids {
+    /// How many ids `n_rows` rows have.
+    fn len(&self, n_rows: usize) -> usize {
+        match self {
+            Self::One(_) | Self::Residues(_) => 1,
+            Self::Rows(ids) | Self::Runs(ids, _) => ids.len(),
+            Self::Numbered(_) => n_rows,
+        }
+    }
 }
 
 /// One dataset whose rows are used.
@@ -71,6 +84,12 @@ pub(super) struct Piece {
     pub ids: Ids,
     /// What each id belongs to, where that was asked for.
     pub clusters: Option<Vec<String>>,
+}
+
+impl Piece {
+    pub fn n_ids(&self) -> usize {
+        self.ids.len(self.n_rows)
+    }
 }
 
 /// A file and what is to be read from it.
@@ -88,11 +107,7 @@ pub(super) struct Plan {
 
 /// Opens `path` and decides what its rows are.
 pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
-    plan_of(File::open(path)?, options)
-}
-
-/// Decides what the rows of `file` are.
-pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
+    let file = File::open(path)?;
     let mut survey = survey(&file)?;
     if options.bfloat16 {
         for dataset in &mut survey.datasets {
@@ -101,7 +116,7 @@ pub(super) fn plan_of(file: File, options: &LoadOptions) -> Result<Plan> {
             }
         }
     }
-    let reader = Reader { writer: Writer::of(&file, &survey), file: &file, survey: &survey, options };
+    let reader = Reader { writer: Writer::of(&file, &survey)?, file: &file, survey: &survey, options };
     let mut reading = reader.read()?;
     reader.group(&mut reading)?;
     let Reading { layout, pieces, dataset_text, reason, mut warnings } = reading;
@@ -362,7 +377,7 @@ impl<'a> Reader<'a> {
         }
         found.retain(|c| {
             c.is_matrix()
-                || self.file.text_of_attribute(&c.dataset.path, "CLASS").as_deref() != Some("DIMENSION_SCALE")
+                || !matches!(self.file.text_of_attribute(&c.dataset.path, "CLASS"), Ok(Some(class)) if class == "DIMENSION_SCALE")
         });
     }
 
@@ -380,9 +395,8 @@ impl<'a> Reader<'a> {
                     Kind::Other(what) => what,
                     Kind::Float(_) => "floats",
                 };
-                format!(
-                    "holds {holds}; float16, bfloat16, float32 or float64 is needed: convert it, or name another with --dataset"
-                )
+                let other = if self.survey.datasets.len() > 1 { ", or name another with --dataset" } else { "" };
+                format!("holds {holds}; float16, bfloat16, float32 or float64 is needed: convert it{other}")
             }
         };
         Error::data(&self.file.path, place(dataset), what)
@@ -410,6 +424,11 @@ impl<'a> Reader<'a> {
         let bits = |d: &&&Dataset| d.kind == (Kind::Integer { size: 2 }) && size(&d.shape) >= 8;
         if let Some(dataset) = chosen.datasets.iter().find(bits) {
             return self.unread(dataset);
+        }
+        if let [only] = chosen.datasets[..]
+            && !matches!(only.kind, Kind::Float(_))
+        {
+            return self.unread(only);
         }
         self.error(if chosen.datasets.is_empty() {
             "holds no datasets; give a file of embeddings".to_owned()
@@ -515,7 +534,7 @@ impl<'a> Reader<'a> {
             return of_file(Path::new(name), n);
         }
         let found = if let Some(attribute) = name.strip_prefix('@') {
-            let texts = self.file.texts_of_attribute(&matrix.path, attribute);
+            let texts = self.file.texts_of_attribute(&matrix.path, attribute)?;
             texts.map(|ids| Found { ids, from: format!("attribute \"{attribute}\"") })
         } else {
             self.column(name, group_of(&matrix.path))?
@@ -577,13 +596,10 @@ impl<'a> Reader<'a> {
     fn group(&self, reading: &mut Reading<'_>) -> Result<()> {
         let Some(name) = self.options.group_by.as_deref() else { return Ok(()) };
         for draft in &mut reading.pieces {
-            let n = match &draft.ids {
-                Ids::One(_) | Ids::Residues(_) => 1,
-                Ids::Rows(ids) | Ids::Runs(ids, _) => ids.len(),
-            };
+            let n = draft.ids.len(draft.n_rows);
             let group = group_of(&draft.dataset.path);
             let found = match name.strip_prefix('@') {
-                Some(attribute) => self.file.texts_of_attribute(&draft.dataset.path, attribute),
+                Some(attribute) => self.file.texts_of_attribute(&draft.dataset.path, attribute)?,
                 None if n > 1 => self.column(name, group)?.map(|found| found.ids),
                 None => None,
             };
@@ -633,13 +649,13 @@ impl<'a> Reader<'a> {
             },
         };
         let (ids, from) = match found {
-            Some(found) => (found.ids, format!("ids in {}", quoted_place(&found.from))),
+            Some(found) => (Ids::Rows(found.ids), format!("ids in {}", quoted_place(&found.from))),
             None => {
                 // Row numbers alone would collide and change when files are added; those of one of several matrices of
                 // a file need its name as well.
                 let nested = self.options.dataset.is_some() && matrix.dataset.path.contains('/');
                 let prefix = if nested { matrix.dataset.path.clone() } else { self.stem() };
-                ((0..n).map(|row| format!("{prefix}:{row}")).collect(), "no ids".to_owned())
+                (Ids::Numbered(prefix), "no ids".to_owned())
             }
         };
         let reason = match self.writer {
@@ -653,7 +669,7 @@ impl<'a> Reader<'a> {
         Ok(Reading {
             layout: Layout::Matrix,
             dataset_text: format!("{at}, {from}"),
-            pieces: vec![piece(matrix, n, Ids::Rows(ids))],
+            pieces: vec![piece(matrix, n, ids)],
             reason,
             warnings,
         })
@@ -712,7 +728,7 @@ impl<'a> Reader<'a> {
     /// One id per dataset.
     fn per_id(&self, candidates: Vec<Candidate<'a>>, chosen: &Chosen<'_>) -> Result<Reading<'a>> {
         let all: Vec<(&Dataset, u64)> = candidates.iter().map(|c| (c.dataset, c.n_rows())).collect();
-        let named = self.names_of_attribute(&candidates, "original_id", chosen);
+        let named = self.names_of_attribute(&candidates, "original_id", chosen)?;
         let ids = records::ids(&all, &chosen.within, named.is_some())
             .map_err(|several| self.several_of(several, &candidates))?;
         match named {
@@ -730,9 +746,9 @@ impl<'a> Reader<'a> {
         all: &[Candidate<'_>],
         name: &str,
         chosen: &Chosen<'_>,
-    ) -> Option<Vec<String>> {
+    ) -> Result<Option<Vec<String>>> {
         if chosen.exact {
-            return None;
+            return Ok(None);
         }
         all.iter().map(|c| self.file.text_of_attribute(&c.dataset.path, name)).collect()
     }
@@ -752,7 +768,7 @@ impl<'a> Reader<'a> {
                 let attribute = name.strip_prefix('@');
                 let texts = attribute.map(|attribute| {
                     let text = |c: &Candidate<'_>| {
-                        self.file.text_of_attribute(&c.dataset.path, attribute).ok_or_else(|| {
+                        self.file.text_of_attribute(&c.dataset.path, attribute)?.ok_or_else(|| {
                             let what =
                                 format!("has no attribute \"{attribute}\" of text; leave out --ids {name}");
                             Error::data(&self.file.path, place(c.dataset), what)

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
-use super::file::{Dataset, File, Kind, Place, Store};
+use super::file::{Dataset, File, Kind, Place};
 use super::h5::Link;
 use super::header::{self, Contiguous, HEADER_BYTES};
 use super::kind::Stored;
@@ -35,8 +35,8 @@ struct Alias {
 /// several groups counts once if all but one of its links are soft or external; within one group each link is a name of
 /// its own, as for proteins of one sequence.
 pub(super) fn survey(file: &File) -> Result<Survey> {
-    if let Store::Flat(flat) = &file.store {
-        return Ok(Survey { datasets: flat.datasets.clone(), dangling: vec![] });
+    if let Some(datasets) = file.listed() {
+        return Ok(Survey { datasets: datasets.to_vec(), dangling: vec![] });
     }
     let mut known = KnownTypes::new();
     let mut found = Survey { datasets: vec![], dangling: vec![] };
@@ -179,7 +179,7 @@ fn byte_len(shape: &[u64], size: usize) -> Option<u64> {
     shape.iter().try_fold(size as u64, |product, &n| product.checked_mul(n))
 }
 
-/// A float dataset must lie inside the file and fit an address.
+/// A float dataset must lie inside the file.
 pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
     let Kind::Float(stored) = dataset.kind else {
         return Ok(());
@@ -195,7 +195,6 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
             ),
         ));
     };
-    // First what the file can be asked: a damaged shape may claim any amount of memory.
     if let Place::At(offset) = dataset.place
         && offset.checked_add(bytes).is_none_or(|end| end > file.len)
     {
@@ -206,15 +205,6 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
                 "its values end past the file's {} bytes; the file is cut short: download or copy it again",
                 file.len
             ),
-        ));
-    }
-    let room =
-        file.in_parts || usize::try_from(bytes).is_ok_and(|b| Vec::<u8>::new().try_reserve_exact(b).is_ok());
-    if !room {
-        return Err(Error::data(
-            &file.path,
-            place,
-            format!("needs {bytes} bytes of memory, more than there is; use a part of it"),
         ));
     }
     Ok(())

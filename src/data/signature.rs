@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub(super) enum Format {
     Hdf5,
     Npy,
+    #[cfg(feature = "parquet")]
+    Parquet,
     Safetensors,
 }
 
@@ -22,7 +24,7 @@ const OTHERS: [(&[u8], &str); 11] = [
     (b"PK\x03\x04", "a zip file; unpack it with `unzip {in}`"),
     (
         b"PAR1",
-        "a Parquet table; write its vectors to HDF5: `python3 -c 'import h5py, numpy, pandas; t = pandas.read_parquet(\"{in}\"); h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.stack(t[\"COLUMN\"])'`",
+        "a Parquet table; read it with a `sae` that was built with `cargo install --path . --features parquet`, or write its vectors to HDF5: `python3 -c 'import h5py, numpy, pandas; t = pandas.read_parquet(\"{in}\"); h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.stack(t[\"COLUMN\"])'`",
     ),
     (
         b"\x80",
@@ -99,6 +101,10 @@ pub(super) fn format(path: &Path, file: &std::fs::File, meta: &Metadata) -> Resu
     }
     let n = file.read_at(&mut start, 0).map_err(Error::io(path, "read"))?;
     let head = start[..n].trim_ascii_start();
+    #[cfg(feature = "parquet")]
+    if start.starts_with(b"PAR1") {
+        return Ok(Format::Parquet);
+    }
     if start.starts_with(b"\x93NUMPY") {
         return Ok(Format::Npy);
     }

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use super::embeddings::{Embeddings, Skipped};
-use super::file::File;
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
 };
-use super::reading::{Plan, plan_of};
+use super::reading::{Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, Values};
@@ -26,13 +25,8 @@ impl DataFiles {
     /// # Errors
     /// As [`Embeddings::load`], but for those about values.
     pub fn open(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
-        let open = |path: &PathBuf| {
-            let mut file = File::open(path)?;
-            file.in_parts = true;
-            plan_of(file, options)
-        };
         let found = data_files(paths)?;
-        let plans = found.paths.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let plans = found.paths.iter().map(|path| plan(path, options)).collect::<Result<Vec<_>>>()?;
         if plans.is_empty() {
             return Err(Error::Usage("no data files given; name at least one".into()));
         }
@@ -58,7 +52,11 @@ impl DataFiles {
             let what = "holds no rows; give a file with embeddings";
             return Err(Error::data(&self.plans[0].file.path, "", what));
         }
-        let mut keep = vec![true; n_rows];
+        let mut keep = vec![];
+        keep.try_reserve_exact(n_rows).map_err(|_| {
+            Error::Failed(format!("{n_rows} rows are too many for the memory; give fewer files"))
+        })?;
+        keep.resize(n_rows, true);
         check_ids(&pieces, &mut keep, &mut judge)?;
         let (d_in, dtype) = (width as usize, dtype(&pieces));
         let rows = (bytes / d_in.saturating_mul(dtype.size()).max(1)).max(1);

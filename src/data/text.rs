@@ -7,7 +7,7 @@ use hdf5::sync::sync;
 use hdf5_sys::{h5d, h5s, h5t};
 
 use super::file::{Dataset, File, Place};
-use super::h5::{Id, open_object};
+use super::h5::Id;
 use super::heap;
 use crate::error::Result;
 
@@ -15,13 +15,13 @@ const TOO_LARGE: &str = "it claims more than the memory holds";
 
 impl File {
     /// [`File::read_integers`] through the library.
-    pub(super) fn read_integers_of(&self, hdf: &hdf5::File, dataset: &Dataset) -> Result<Vec<i64>> {
+    pub(super) fn read_integers_of(&self, dataset: &Dataset) -> Result<Vec<i64>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
         let mut values = Vec::<i64>::new();
         let read = sync(|| {
             values.try_reserve_exact(n).map_err(|_| TOO_LARGE)?;
             values.resize(n, 0);
-            let object = open_object(hdf, &dataset.path)?;
+            let object = self.open_object(&dataset.path)?;
             // SAFETY: a type of the library that is never closed.
             let kind = unsafe { Id::new(h5t::H5Tcopy(*h5t::H5T_NATIVE_INT64))? };
             read_all(&object, &kind, n, values.as_mut_ptr().cast())
@@ -34,9 +34,9 @@ impl File {
     /// of texts or integers.
     pub fn read_field(&self, dataset: &Dataset, field: &str) -> Result<Option<Vec<Vec<u8>>>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
-        let (Some(hdf), Ok(name)) = (self.hdf(), std::ffi::CString::new(field)) else { return Ok(None) };
+        let (Some(_), Ok(name)) = (self.hdf(), std::ffi::CString::new(field)) else { return Ok(None) };
         let read = sync(|| {
-            let object = open_object(hdf, &dataset.path)?;
+            let object = self.open_object(&dataset.path)?;
             // SAFETY: live ids and a string that ends in NUL; the memory type has the one field, at its start.
             let (member, record) = unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;
@@ -78,10 +78,10 @@ impl File {
     }
 
     /// [`File::read_strings`] through the library: of fixed or of variable length.
-    pub(super) fn read_strings_of(&self, hdf: &hdf5::File, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
+    pub(super) fn read_strings_of(&self, dataset: &Dataset) -> Result<Vec<Vec<u8>>> {
         let n = dataset.shape.iter().product::<u64>() as usize;
         let read = sync(|| {
-            let object = open_object(hdf, &dataset.path)?;
+            let object = self.open_object(&dataset.path)?;
             // SAFETY: live ids.
             let (kind, variable, size) = unsafe {
                 let kind = Id::new(h5d::H5Dget_type(object.0))?;

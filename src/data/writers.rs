@@ -30,10 +30,15 @@ pub(super) enum CellNames {
 
 impl Writer {
     /// What wrote the file.
-    pub fn of(file: &File, survey: &Survey) -> Self {
+    ///
+    /// # Errors
+    /// Attributes that say so are damaged.
+    pub fn of(file: &File, survey: &Survey) -> Result<Self> {
         let has = |path: &str| survey.datasets.iter().any(|d| d.path == path);
-        let index = file.text_of_attribute("obs", "_index");
-        if index.is_some() || file.text_of_attribute("", "encoding-type").as_deref() == Some("anndata") {
+        let obs =
+            survey.datasets.iter().any(|d| d.path.strip_prefix("obs").is_some_and(|rest| !rest.is_empty()));
+        let index = if obs { file.text_of_attribute("obs", "_index")? } else { None };
+        if index.is_some() || file.text_of_attribute("", "encoding-type")?.as_deref() == Some("anndata") {
             let path = format!("obs/{}", index.as_deref().unwrap_or("_index"));
             let inner = format!("{path}/values");
             let names = if has(&path) {
@@ -43,7 +48,7 @@ impl Writer {
             } else {
                 CellNames::Nowhere
             };
-            return Self::AnnData(names);
+            return Ok(Self::AnnData(names));
         }
         let compound = |d: &Dataset| d.path == "obs" && d.kind == Kind::Other("compound records");
         if let Some(obs) = survey.datasets.iter().find(|d| compound(d))
@@ -51,13 +56,13 @@ impl Writer {
         {
             let field =
                 ["index", "_index"].into_iter().find(|f| matches!(file.read_field(obs, f), Ok(Some(_))));
-            return Self::AnnData(field.map_or(CellNames::Nowhere, CellNames::Field));
+            return Ok(Self::AnnData(field.map_or(CellNames::Nowhere, CellNames::Field)));
         }
         let some = survey.datasets.iter().filter(|d| !is_matlab_inner(&d.path)).take(8);
         if some.into_iter().any(|d| file.has_attribute(&d.path, "MATLAB_class")) {
-            return Self::Matlab;
+            return Ok(Self::Matlab);
         }
-        Self::Other
+        Ok(Self::Other)
     }
 
     /// Whether a dataset of floats can hold the rows, where nobody chose it.
@@ -112,7 +117,7 @@ pub(super) fn refuse(file: &File, survey: &Survey) -> Result<()> {
             group_of(&table.path)
         ));
     }
-    if file.text_of_attribute("", "version").is_some_and(|v| v.starts_with("sae "))
+    if file.text_of_attribute("", "version")?.is_some_and(|v| v.starts_with("sae "))
         && file.has_attribute("", "inference")
     {
         return wrong(
