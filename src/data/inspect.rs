@@ -88,7 +88,8 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         return Err(Error::data(path, "", "holds no data files; name one"));
     };
     let (layout, reason) = (first.layout.name(), first.reason.clone());
-    let storage = first.pieces.first().map_or_else(String::new, |piece| first.file.storage(&piece.dataset));
+    let storage =
+        first.pieces.first().map_or_else(String::new, |piece| first.file.storage(&first.datasets[piece.at]));
     let datasets = match &plans[..] {
         [one] => one.dataset_text.clone(),
         all => format!("{} files, the first with {}", all.len(), first.dataset_text),

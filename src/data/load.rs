@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::embeddings::{Embeddings, Skipped};
-use super::file::place;
+use super::file::{Dataset, place};
 use super::ids::first_control;
 use super::read::{Stretch, read_all};
 use super::reading::{Ids, Layout, Piece, Plan, plan};
@@ -115,6 +115,7 @@ impl Judge {
 pub(super) struct Located<'a> {
     plan: usize,
     file: &'a super::file::File,
+    dataset: &'a Dataset,
     piece: &'a Piece,
     start: usize,
 }
@@ -134,7 +135,8 @@ impl Located<'_> {
             Ids::Numbered(prefix) => {
                 (0..self.piece.n_rows).try_for_each(|row| f(Cow::Owned(numbered(prefix, row)), row..row + 1))
             }
-            Ids::Runs(ids, ends) => {
+            Ids::Runs(runs) => {
+                let (ids, ends) = &**runs;
                 let mut start = 0;
                 ids.iter()
                     .zip(ends)
@@ -144,7 +146,7 @@ impl Located<'_> {
     }
 
     fn error(&self, row: usize, what: String, hint: &str) -> Error {
-        let place = format!("{}, row {row}", place(&self.piece.dataset));
+        let place = format!("{}, row {row}", place(self.dataset));
         Error::data(&self.file.path, place, format!("{what}; {hint}"))
     }
 }
@@ -224,7 +226,7 @@ pub(super) fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<(
     match (available(), pieces.iter().max_by_key(|located| of(located))) {
         (Some(there), Some(most)) if needed > there => Err(Error::data(
             &most.file.path,
-            place(&most.piece.dataset),
+            place(most.dataset),
             format!(
                 "has {} rows, and all rows to be read need {} of memory where there are {}; give fewer files, or a part of the rows",
                 thousands(most.piece.n_rows as u64),
@@ -247,7 +249,7 @@ pub(super) fn read_range(pieces: &[Located<'_>], rows: Range<usize>, values: &mu
     for (p, rows) in overlaps(pieces, rows) {
         parts.push(Stretch {
             file: p.file,
-            dataset: &p.piece.dataset,
+            dataset: p.dataset,
             stored: p.piece.stored,
             view: &p.piece.view,
             rows: rows.start as u64..rows.end as u64,
@@ -277,7 +279,8 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
     let mut start = 0;
     for (index, plan) in plans.iter().enumerate() {
         for piece in &plan.pieces {
-            let located = Located { plan: index, file: &plan.file, piece, start };
+            let dataset = &plan.datasets[piece.at];
+            let located = Located { plan: index, file: &plan.file, dataset, piece, start };
             // An id without residues has nothing to give, whatever its width.
             if piece.n_rows == 0 {
                 continue;
@@ -291,7 +294,7 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
                         piece.width
                     )
                 };
-                return Err(Error::data(&plan.file.path, place(&piece.dataset), what));
+                return Err(Error::data(&plan.file.path, place(dataset), what));
             }
             start += piece.n_rows;
             pieces.push(located);
@@ -332,7 +335,7 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
                         "the id \"{}\" was seen before, in {}: {}, row {other_row}",
                         taken.key(),
                         other.file.path.display(),
-                        place(&other.piece.dataset)
+                        place(other.dataset)
                     );
                     judge.bad(Reason::Duplicate, rows_each, || located.error(row, what, ID_HINT))?;
                     keep[rows].fill(false);
@@ -426,7 +429,8 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
                     }
                 }
             }
-            Ids::Runs(ids, ends) => {
+            Ids::Runs(runs) => {
+                let (ids, ends) = &**runs;
                 let mut run = ends.partition_point(|&end| end <= part.start);
                 let mut group = None;
                 for row in part.clone() {

@@ -60,7 +60,7 @@ pub(super) enum Ids {
     /// An id for each row: this, a colon and the row's number.
     Numbered(String),
     /// Consecutive rows belong to one id: the ids, and the row after the last of each.
-    Runs(Vec<String>, Vec<usize>),
+    Runs(Box<(Vec<String>, Vec<usize>)>),
 }
 
 impl Ids {
@@ -68,7 +68,8 @@ impl Ids {
     fn len(&self, n_rows: usize) -> usize {
         match self {
             Self::One(_) | Self::Residues(_) => 1,
-            Self::Rows(ids) | Self::Runs(ids, _) => ids.len(),
+            Self::Rows(ids) => ids.len(),
+            Self::Runs(runs) => runs.0.len(),
             Self::Numbered(_) => n_rows,
         }
     }
@@ -76,14 +77,15 @@ impl Ids {
 
 /// One dataset whose rows are used.
 pub(super) struct Piece {
-    pub dataset: Dataset,
+    /// The dataset's place among those of the plan: files of 100,000 come here, and to move each takes its time.
+    pub at: usize,
     pub view: View,
     pub stored: Stored,
     pub n_rows: usize,
     pub width: u64,
     pub ids: Ids,
     /// What each id belongs to, where that was asked for.
-    pub clusters: Option<Vec<String>>,
+    pub clusters: Option<Box<[String]>>,
 }
 
 impl Piece {
@@ -95,6 +97,8 @@ impl Piece {
 /// A file and what is to be read from it.
 pub(super) struct Plan {
     pub file: File,
+    /// All that the file holds.
+    pub datasets: Vec<Dataset>,
     pub layout: Layout,
     pub pieces: Vec<Piece>,
     /// The dataset, or how many there are, for people.
@@ -124,16 +128,11 @@ pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
         check_extent(&file, piece.dataset)?;
     }
     let places = places_of(&survey.datasets, &pieces);
-    let whole: Vec<_> = pieces
-        .into_iter()
-        .map(|d| {
-            let Draft { view, stored, n_rows, width, ids, clusters, .. } = d;
-            move |dataset| Piece { dataset, view, stored, n_rows, width, ids, clusters }
-        })
-        .collect();
-    let mut places = places.into_iter().peekable();
-    let used = survey.datasets.into_iter().enumerate().filter(|(at, _)| places.next_if_eq(at).is_some());
-    let pieces = used.zip(whole).map(|((_, dataset), piece)| piece(dataset)).collect();
+    let placed = |(at, d): (usize, Draft<'_>)| {
+        let Draft { view, stored, n_rows, width, ids, clusters, .. } = d;
+        Piece { at, view, stored, n_rows, width, ids, clusters }
+    };
+    let pieces = places.into_iter().zip(pieces).map(placed).collect();
     if let Some(first) = survey.dangling.first() {
         let n = survey.dangling.len();
         warnings.push(format!(
@@ -142,7 +141,7 @@ pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
             if n == 1 { "is" } else { "are" }
         ));
     }
-    Ok(Plan { layout, pieces, dataset_text, reason, warnings, file })
+    Ok(Plan { datasets: survey.datasets, layout, pieces, dataset_text, reason, warnings, file })
 }
 
 /// Where the datasets of `drafts` are in `all`; both are in the same order.
@@ -154,7 +153,7 @@ fn places_of(all: &[Dataset], drafts: &[Draft<'_>]) -> Vec<usize> {
         .collect()
 }
 
-/// A piece whose dataset is still the survey's: files of 100,000 ids come here, and a copy of each takes its time.
+/// A piece that is being decided.
 struct Draft<'a> {
     dataset: &'a Dataset,
     view: View,
@@ -162,7 +161,7 @@ struct Draft<'a> {
     n_rows: usize,
     width: u64,
     ids: Ids,
-    clusters: Option<Vec<String>>,
+    clusters: Option<Box<[String]>>,
 }
 
 /// What was decided.
@@ -308,7 +307,7 @@ impl<'a> Reader<'a> {
         let transposed =
             (self.options.transpose || self.writer == Writer::Matlab) != self.file.columns_first();
         let by_name = chosen.exact || chosen.pattern.is_some();
-        let (mut found, mut deep) = (vec![], vec![]);
+        let (mut found, mut deep) = (Vec::with_capacity(chosen.datasets.len()), vec![]);
         for &dataset in &chosen.datasets {
             let stored = match &dataset.kind {
                 Kind::Float(stored) => *stored,
@@ -603,7 +602,7 @@ impl<'a> Reader<'a> {
                 None if n > 1 => self.column(name, group)?.map(|found| found.ids),
                 None => None,
             };
-            draft.clusters = found.filter(|clusters| clusters.len() == n);
+            draft.clusters = found.filter(|clusters| clusters.len() == n).map(Vec::into_boxed_slice);
             if draft.clusters.is_none() {
                 let what = format!(
                     "has nothing called \"{name}\" with a text or integer for each of its {n} ids; name a dataset beside it, or @ and an attribute, with --group-by, or give a table with --groups"
@@ -868,7 +867,7 @@ impl<'a> Reader<'a> {
         Ok(Some(Reading {
             layout: Layout::ResiduesPerId,
             dataset_text: format!("{}, {from}", place(matrix.dataset)),
-            pieces: vec![piece(matrix, total, Ids::Runs(ids, ends))],
+            pieces: vec![piece(matrix, total, Ids::Runs(Box::new((ids, ends))))],
             reason: format!("rows of a protein follow one another, as \"/{}\" says; {from}", dataset.path),
             warnings,
         }))

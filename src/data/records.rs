@@ -149,7 +149,8 @@ pub(super) fn is_field(name: &str) -> bool {
     };
     name.as_bytes().split(|c| c.is_ascii() && !c.is_ascii_alphanumeric()).any(|part| {
         let digits = part.iter().rev().take_while(|c| c.is_ascii_digit()).count();
-        is_word(part) || is_word(&part[..part.len() - digits])
+        // No word ends in two digits.
+        (digits < 2 && is_word(part)) || (digits > 0 && is_word(&part[..part.len() - digits]))
     })
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
-use super::file::{Dataset, File, Kind, Place};
+use super::file::{Dataset, File, Kind, Place, place};
 use super::h5::Link;
 use super::header::{self, Contiguous, HEADER_BYTES};
 use super::kind::Stored;
@@ -63,6 +63,7 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
         let links = file.links(&group)?;
         let headers = if own && file.is_plain() { read_headers(file, &links) } else { Vec::new() };
         let mut headers = headers.into_iter();
+        found.datasets.reserve(links.len());
         for link in links {
             interrupt::check()?;
             let path = join(&group, &link.name);
@@ -184,11 +185,10 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
     let Kind::Float(stored) = dataset.kind else {
         return Ok(());
     };
-    let place = format!("dataset \"/{}\"", dataset.path);
     let Some(bytes) = byte_len(&dataset.shape, stored.dtype.size()).filter(|&b| b < 1 << 62) else {
         return Err(Error::data(
             &file.path,
-            place,
+            place(dataset),
             format!(
                 "claims the impossible shape {:?}; the file is damaged: download or copy it again",
                 dataset.shape
@@ -200,7 +200,7 @@ pub(super) fn check_extent(file: &File, dataset: &Dataset) -> Result<()> {
     {
         return Err(Error::data(
             &file.path,
-            place,
+            place(dataset),
             format!(
                 "its values end past the file's {} bytes; the file is cut short: download or copy it again",
                 file.len
