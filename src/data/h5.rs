@@ -89,7 +89,7 @@ pub(super) fn open(path: &Path, raw: &std::fs::File, len: u64) -> Result<Store> 
         // The default is eight bytes for both.
         list.userblock() == 0 && sizes == SizeofInfo::default()
     });
-    let number = identity(&hdf, "").map_or(0, |(number, _)| number);
+    let number = object(&hdf, "").map_or(0, |((number, _), _)| number);
     Ok(Store::Hdf5 { hdf, plain, number })
 }
 
@@ -216,7 +216,12 @@ impl File {
 
     /// File and address of the object at `path`, by which two names of one object are known; `None` where nothing is there.
     pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
-        identity(self.hdf()?, path)
+        self.object(path).map(|(identity, _)| identity)
+    }
+
+    /// [`File::identity`] of the object at `path`, and whether it is a group.
+    pub fn object(&self, path: &str) -> Option<((u64, u64), bool)> {
+        object(self.hdf()?, path)
     }
 
     /// Opens the object at `path`; the library's lock is held. Refused is an object whose header refers to a damaged heap, on
@@ -224,7 +229,7 @@ impl File {
     pub(super) fn open_object(&self, path: &str) -> hdf5::Result<Id> {
         let Store::Hdf5 { hdf, plain, number } = &self.store else { return Err("it is no HDF5 file".into()) };
         if *plain
-            && let Some((file, address)) = identity(hdf, path)
+            && let Some(((file, address), _)) = object(hdf, path)
             && file == *number
             && !heap::are_sound(self, &header::references(self, address))
         {
@@ -233,11 +238,6 @@ impl File {
         let name = c_path(path)?;
         // SAFETY: a live file id and a string that ends in NUL.
         Id::new(unsafe { h5o::H5Oopen(hdf.id(), name.as_ptr(), hdf5_sys::h5p::H5P_DEFAULT) })
-    }
-
-    /// Whether `path` is a group.
-    pub fn is_group(&self, path: &str) -> bool {
-        self.hdf().is_some_and(|hdf| sync(|| open_group(hdf, path).is_ok()))
     }
 
     /// Whether the group at `path` lies in this very file, not in one that an external link names.
@@ -281,8 +281,8 @@ fn c_path(path: &str) -> hdf5::Result<CString> {
     CString::new(format!("/{path}")).map_err(|_| hdf5::Error::from("its name holds a NUL"))
 }
 
-/// File and address of the object at `path`.
-fn identity(file: &hdf5::File, path: &str) -> Option<(u64, u64)> {
+/// File and address of the object at `path`, and whether it is a group.
+fn object(file: &hdf5::File, path: &str) -> Option<((u64, u64), bool)> {
     let name = c_path(path).ok()?;
     let mut info = h5o::H5O_info1_t::default();
     #[allow(deprecated)] // The newer call is not in HDF5 1.10.
@@ -292,7 +292,7 @@ fn identity(file: &hdf5::File, path: &str) -> Option<(u64, u64)> {
         let list = hdf5_sys::h5p::H5P_DEFAULT;
         h5o::H5Oget_info_by_name2(file.id(), name.as_ptr(), &mut info, h5o::H5O_INFO_BASIC, list)
     });
-    (code >= 0).then_some((info.fileno, info.addr))
+    (code >= 0).then_some(((info.fileno, info.addr), info.type_ == h5o::H5O_type_t::H5O_TYPE_GROUP))
 }
 
 fn open_group(file: &hdf5::File, path: &str) -> hdf5::Result<Id> {

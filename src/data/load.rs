@@ -12,6 +12,9 @@ use super::ids::first_control;
 use super::read::{Stretch, read_all};
 use super::reading::{Ids, Layout, Piece, Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
+use rayon::prelude::*;
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::error::{Error, Result};
 use crate::memory::available;
 use crate::rows::{Dtype, Resident, RowIndex, SourceFile, Values};
@@ -305,11 +308,11 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
 
 /// Ids must be usable in tables and occur once.
 pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut Judge) -> Result<()> {
-    if all_numbered(pieces) {
+    let n_ids: usize = pieces.iter().map(|located| located.piece.n_ids()).sum();
+    if all_numbered(pieces) || all_differ(pieces, n_ids) {
         return Ok(());
     }
     // Row numbers and pieces are below 2^32.
-    let n_ids: usize = pieces.iter().map(|located| located.piece.n_ids()).sum();
     let mut seen: HashMap<Cow<'_, str>, (u32, u32)> = HashMap::with_capacity(n_ids.min(1 << 24));
     for (index, located) in pieces.iter().enumerate() {
         located.each_id(|id, part| {
@@ -345,6 +348,24 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
         })?;
     }
     Ok(())
+}
+
+/// Whether all ids are usable and their hashes differ, as in nearly every file: sorted hashes take a third of the time of a
+/// map of ids.
+fn all_differ(pieces: &[Located<'_>], n_ids: usize) -> bool {
+    let (mut hashes, mut usable) = (Vec::with_capacity(n_ids.min(1 << 24)), true);
+    for located in pieces {
+        let each = located.each_id(|id, _| {
+            usable &= !id.is_empty() && first_control(&id).is_none();
+            hashes.push(xxh3_64(id.as_bytes()));
+            Ok(())
+        });
+        if each.is_err() || !usable {
+            return false;
+        }
+    }
+    hashes.par_sort_unstable();
+    hashes.windows(2).all(|two| two[0] != two[1])
 }
 
 /// Whether all ids are row numbers after prefixes that differ: such ids differ too.

@@ -127,12 +127,14 @@ pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
     for piece in &pieces {
         check_extent(&file, piece.dataset)?;
     }
-    let places = places_of(&survey.datasets, &pieces);
-    let placed = |(at, d): (usize, Draft<'_>)| {
+    // Pieces are in the order of the survey.
+    let mut all = survey.datasets.iter().enumerate();
+    let placed = |d: Draft<'_>| {
+        let (at, _) = all.find(|(_, dataset)| std::ptr::eq(*dataset, d.dataset))?;
         let Draft { view, stored, n_rows, width, ids, clusters, .. } = d;
-        Piece { at, view, stored, n_rows, width, ids, clusters }
+        Some(Piece { at, view, stored, n_rows, width, ids, clusters })
     };
-    let pieces = places.into_iter().zip(pieces).map(placed).collect();
+    let pieces = pieces.into_iter().filter_map(placed).collect();
     if let Some(first) = survey.dangling.first() {
         let n = survey.dangling.len();
         warnings.push(format!(
@@ -142,15 +144,6 @@ pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
         ));
     }
     Ok(Plan { datasets: survey.datasets, layout, pieces, dataset_text, reason, warnings, file })
-}
-
-/// Where the datasets of `drafts` are in `all`; both are in the same order.
-fn places_of(all: &[Dataset], drafts: &[Draft<'_>]) -> Vec<usize> {
-    let mut all = all.iter().enumerate();
-    drafts
-        .iter()
-        .filter_map(|draft| all.find(|(_, d)| std::ptr::eq(*d, draft.dataset)).map(|(at, _)| at))
-        .collect()
 }
 
 /// A piece that is being decided.

@@ -27,6 +27,7 @@ pub(super) struct Survey {
 struct Alias {
     path: String,
     identity: (u64, u64),
+    is_group: bool,
 }
 
 /// The datasets of a file, with their types, shapes and places. No values are read.
@@ -50,7 +51,7 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
             // Shortest paths first, so that the name of what has several does not depend on the order in the file.
             aliases.sort_by(|a, b| (b.path.len(), &b.path).cmp(&(a.path.len(), &a.path)));
             let Some(alias) = aliases.pop() else { break };
-            if file.is_group(&alias.path) {
+            if alias.is_group {
                 if seen.insert(alias.identity) {
                     let own = file.is_own(&alias.path);
                     waiting.push((alias.path, own));
@@ -69,8 +70,8 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
             let path = join(&group, &link.name);
             let header = headers.next().flatten();
             if link.address.is_none() {
-                match file.identity(&path) {
-                    Some(identity) => aliases.push(Alias { path, identity }),
+                match file.object(&path) {
+                    Some((identity, is_group)) => aliases.push(Alias { path, identity, is_group }),
                     None => found.dangling.push(path),
                 }
                 continue;
@@ -79,20 +80,14 @@ pub(super) fn survey(file: &File) -> Result<Survey> {
                 found.datasets.push(dataset);
                 continue;
             }
-            match file.describe(&path, own)? {
-                Some(dataset) => found.datasets.push(dataset),
-                // Committed types are no groups.
-                None => {
-                    // A hard link has its target's address; the rest of the identity is the file.
-                    let identity = match (root, link.address) {
-                        (Some((number, _)), Some(address)) if own => Some((number, address)),
-                        _ => file.identity(&path),
-                    };
-                    if identity.is_some_and(|id| !seen.contains(&id)) && file.is_group(&path) {
-                        seen.extend(identity);
+            match file.object(&path) {
+                Some((identity, true)) => {
+                    if seen.insert(identity) {
                         waiting.push((path, own));
                     }
                 }
+                // Committed types are no datasets.
+                _ => found.datasets.extend(file.describe(&path, own)?),
             }
         }
     }
