@@ -68,6 +68,8 @@ pub struct Config {
     pub checkpoint_every: u64,
     /// Checkpoints kept.
     pub keep_checkpoints: usize,
+    /// Events for TensorBoard are written.
+    pub tensorboard: bool,
     /// Arithmetic.
     pub precision: Precision,
 }
@@ -190,6 +192,7 @@ impl Config {
             eval_rows: o.eval_rows.unwrap_or(DEFAULTS.eval_rows),
             checkpoint_every: o.checkpoint_every.unwrap_or(eval_every),
             keep_checkpoints: o.keep_checkpoints.unwrap_or(DEFAULTS.keep_checkpoints),
+            tensorboard: o.tensorboard.unwrap_or(DEFAULTS.tensorboard),
             precision: o.precision.unwrap_or(DEFAULTS.precision),
         };
         config.check()?;
@@ -304,6 +307,7 @@ impl Config {
             eval_rows: Some(self.eval_rows),
             checkpoint_every: Some(self.checkpoint_every),
             keep_checkpoints: Some(self.keep_checkpoints),
+            tensorboard: self.tensorboard.then_some(true),
             precision: Some(self.precision),
         }
     }

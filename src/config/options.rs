@@ -195,6 +195,8 @@ options! {
         checkpoint_every: u64, "STEPS", depends [("", "as --eval-every")];
         /// Checkpoints kept beside the best one
         keep_checkpoints: usize, "COUNT", default 2;
+        /// Write the figures of metrics.csv as events for TensorBoard too: `tensorboard --logdir RUN`
+        tensorboard: bool, default false, switch "";
         /// Arithmetic of the dense products; tf32 and bf16 on a GPU only. Weights and moments are float32 always
         precision: Precision, "TYPE", default Precision::F32;
     }

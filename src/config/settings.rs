@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Options that decide no weight: where data lie and how bad rows are treated (the data have a fingerprint of their own),
 /// the preset (what it sets is there), and how often a run is looked at and kept.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "group-by",
     "groups",
     "groups-reversed",
@@ -24,6 +24,7 @@ const FREE: [&str; 17] = [
     "early-stop",
     "checkpoint-every",
     "keep-checkpoints",
+    "tensorboard",
 ];
 
 /// Names and values of all settings that decide the weights of a run, resolved, as a person writes them.

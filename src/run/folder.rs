@@ -16,6 +16,8 @@ pub mod names {
     pub const SPLITS: &str = "splits.tsv";
     /// One line per evaluation.
     pub const METRICS: &str = "metrics.csv";
+    /// The same for TensorBoard, which reads files of such names.
+    pub const EVENTS: &str = "events.out.tfevents.topk-sae";
     /// The trained model.
     pub const MODEL: &str = "model.safetensors";
     /// Final figures; written last, so its presence says that the run is done.
@@ -41,11 +43,12 @@ pub mod names {
 }
 
 /// What may lie in a run folder itself.
-const ALL: [&str; 14] = [
+const ALL: [&str; 15] = [
     lock::NAME,
     names::CONFIG,
     names::SPLITS,
     names::METRICS,
+    names::EVENTS,
     names::MODEL,
     names::SUMMARY,
     names::MSE_PNG,

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod checkpoint;
+mod events;
 pub mod folder;
 mod lock;
 mod memory;
@@ -29,6 +30,7 @@ use crate::rows::Split;
 use crate::train::metrics::{self, MetricRow};
 use crate::train::{Progress, Trainer, resolve, start_state, unit_warning};
 use checkpoint::RunId;
+use events::EventFile;
 use folder::{RunFolder, names};
 use outputs::Summary;
 use std::path::{Path, PathBuf};
@@ -292,10 +294,15 @@ fn finish(
     store.tidy(&progress)?;
     let mut terminal = Terminal::new(config.schedule.steps, progress.step, session.quiet);
     let mut file = MetricsFile(folder.path(names::METRICS));
+    let events = config.tensorboard.then(|| EventFile::open(&folder.path(names::EVENTS)));
+    let mut events = events.transpose()?;
     let mut trainer = Trainer::go_on(config.training(), data, split, backend, progress)?
         .observe(&mut file)
         .observe(&mut terminal)
         .keep_in(store);
+    if let Some(events) = &mut events {
+        trainer = trainer.observe(events);
+    }
     let trained = trainer.run(session.stop).map_err(|error| match error {
         Error::Interrupted(what) => Error::Interrupted(format!(
             "{what}; a checkpoint is on disk: continue with `sae train --resume {}`",

@@ -258,6 +258,29 @@ const HEADER: [&str; 27] = [
     "dead_fraction",
 ];
 
+impl MetricRow {
+    /// The figures beside the step, in the order of `metrics.csv`, with their names there; `None` is one that does not exist,
+    /// as those of a split without rows.
+    pub fn figures(&self) -> [(&'static str, Option<f64>); HEADER.len() - 1] {
+        let LossParts { recon, l1, aux, grad_norm } = self.parts;
+        let quality = |q: &Option<Quality>| match q {
+            Some(q) => [q.mse, q.mae, q.fvu, q.l0, q.cosine].map(Some),
+            None => [None; 5],
+        };
+        let steps = [self.epoch, self.tau, self.alpha, self.lr, self.rows_per_second].map(Some);
+        let values = [
+            &steps[..],
+            &[self.train_loss, recon, l1, aux, grad_norm],
+            &quality(&self.train),
+            &quality(&self.val),
+            &quality(&self.test),
+            &[Some(self.dead_fraction)],
+        ]
+        .concat();
+        std::array::from_fn(|at| (HEADER[at + 1], values[at]))
+    }
+}
+
 /// The whole of `metrics.csv`. A value that does not exist (a split without rows) is an empty field.
 ///
 /// # Errors
@@ -266,18 +289,9 @@ pub fn to_csv(rows: &[MetricRow]) -> Result<Vec<u8>> {
     let failed = |e: csv::Error| Error::Failed(format!("metrics.csv cannot be formatted: {e}"));
     let mut writer = csv::Writer::from_writer(vec![]);
     writer.write_record(HEADER).map_err(failed)?;
-    let text = |v: Option<f64>| v.map_or(String::new(), |v| v.to_string());
     for row in rows {
-        let mut fields = vec![row.step.to_string()];
-        let numbers = [row.epoch, row.tau, row.alpha, row.lr, row.rows_per_second];
-        fields.extend(numbers.map(|v| v.to_string()));
-        let LossParts { recon, l1, aux, grad_norm } = row.parts;
-        fields.extend([row.train_loss, recon, l1, aux, grad_norm].map(text));
-        for q in [&row.train, &row.val, &row.test] {
-            let get = |f: fn(&Quality) -> f64| text(q.as_ref().map(f));
-            fields.extend([get(|q| q.mse), get(|q| q.mae), get(|q| q.fvu), get(|q| q.l0), get(|q| q.cosine)]);
-        }
-        fields.push(row.dead_fraction.to_string());
+        let figures = row.figures().map(|(_, value)| value.map_or(String::new(), |value| value.to_string()));
+        let fields: Vec<String> = [row.step.to_string()].into_iter().chain(figures).collect();
         writer.write_record(&fields).map_err(failed)?;
     }
     writer.into_inner().map_err(|e| Error::Failed(format!("metrics.csv cannot be formatted: {e}")))

@@ -7,10 +7,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Files of a run, as `sae train` and `sae report` name them.
-const RUN_FILES: [&str; 12] = [
+const RUN_FILES: [&str; 13] = [
     "config.toml",
     "splits.tsv",
     "metrics.csv",
+    "events.out.tfevents.topk-sae",
     "model.safetensors",
     "summary.json",
     "relaxed_topk_sae_mse.png",
@@ -26,7 +27,7 @@ const RUN_FILES: [&str; 12] = [
 pub fn place() -> Place {
     let place = Place::with_data(300, 16);
     for run in ["run", "other"] {
-        place.train(run, &[]);
+        place.train(run, &["--tensorboard"]);
         sae_ok(["report", &place.name(run), "--quiet"]);
     }
     let line = |n: usize| format!("id{n:04}\t{}\n", if n.is_multiple_of(2) { "even" } else { "odd" });
