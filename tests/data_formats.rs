@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use data_fixtures::*;
 use half::{bf16, f16};
-use topk_sae::data::{LoadOptions, data_files, files_behind, inspect};
+use topk_sae::data::{Embeddings, LoadOptions, data_files, files_behind, inspect};
 use topk_sae::rows::Dtype;
 
 const N: usize = 37;
@@ -189,6 +189,28 @@ fn a_folder_and_a_pattern_stand_for_their_files() {
     message(load(&[&folder.path("")]), &folder.path(""), &["holds no data files", "shards"]);
     let none: PathBuf = shards.join("*.parquet");
     message(load(&[&none]), &none, &["is neither a file nor a pattern that matches one"]);
+}
+
+#[test]
+fn files_that_look_like_a_protein_each_are_warned_of() {
+    let folder = Folder::new();
+    let rows = bytes(0..N, Dtype::F32);
+    let paths: Vec<PathBuf> = (1..=3)
+        .map(|n| {
+            let path = folder.path(&format!("P{n}.npy"));
+            npy(&path, "<f4", false, &format!("{n}, {D}"), &rows[..n * D * 4]);
+            path
+        })
+        .collect();
+    let all: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+    let told = |data: &Embeddings| data.warnings().iter().any(|warning| warning.contains("add --ids file"));
+    assert!(told(&load(&all).unwrap()));
+    // Shards have one length, but for the last.
+    assert!(!told(&load(&all[..2]).unwrap()));
+    let options = LoadOptions { ids: Some("file".into()), ..LoadOptions::default() };
+    let data = load_with(&all, &options).unwrap();
+    assert!(!told(&data));
+    assert_eq!(data.index().n_groups(), 3);
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl Embeddings {
         };
         let path = first.file.path.clone();
         let warnings = plans.iter().flat_map(|plan| plan.warnings.clone());
-        let warnings = found.warnings.into_iter().chain(warnings).collect();
+        let warnings = found.warnings.into_iter().chain(warnings).chain(records_in_files(&plans)).collect();
         let mut embeddings = assemble(plans, options.bad_rows)?;
         embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
@@ -54,6 +54,20 @@ impl Embeddings {
         }
         Ok(embeddings)
     }
+}
+
+/// A warning where files of one matrix each, whose rows are numbered, have many lengths: shards of one data set have one,
+/// but for the last, and files of a protein each do not.
+pub(super) fn records_in_files(plans: &[Plan]) -> Option<String> {
+    let mut lengths = HashSet::new();
+    for plan in plans {
+        let [Piece { ids: Ids::Numbered(_), n_rows, .. }] = plan.pieces[..] else { return None };
+        lengths.insert(n_rows);
+    }
+    (lengths.len() > 2).then(|| {
+        let n = plans.len();
+        format!("rows of {n} files are numbered; if each file holds the residues of one protein, add --ids file, so that they stay in one split")
+    })
 }
 
 /// Counts a bad row, or makes it the error that stops the loading.

@@ -28,16 +28,17 @@ const OTHERS: [(&[u8], &str); 11] = [
     ),
     (
         b"\x80",
-        "a Python pickle, as old .pt files are; write its arrays to HDF5 with h5py where you trust the file",
+        "a Python pickle; where you trust the file and it is a dict of arrays, write them to HDF5: `python3 -c 'import h5py, pickle; f = h5py.File(\"{out}\", \"w\"); [f.create_dataset(str(i), data=x) for i, x in pickle.load(open(\"{in}\", \"rb\")).items()]'`",
     ),
     (b"version https://git-lfs", "a Git LFS pointer; get the data with `git lfs pull`"),
     (b"<", "a web page or XML; the download went wrong, get the file again"),
     (b">", "FASTA text; embeddings are needed, not sequences"),
     (b"CDF", "a classic NetCDF file; convert it with `nccopy -k nc4 {in} {out}`"),
     (b"SIMPLE", "a FITS file; write its arrays to HDF5 with h5py"),
-    (b"{", "JSON text; write its arrays to HDF5 with h5py"),
-    (b"[", "JSON text; write its arrays to HDF5 with h5py"),
+    (b"{", JSON),
+    (b"[", JSON),
 ];
+const JSON: &str = "JSON text; write a column of lists as an array: `python3 -c 'import numpy, pandas; numpy.save(\"rows.npy\", numpy.stack(pandas.read_json(\"{in}\", lines=True)[\"COLUMN\"]))'` (without lines=True where the whole file is one value)";
 const NPZ: &str = "a .npz archive of NumPy arrays; write one to HDF5: `python3 -c 'import h5py, numpy; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = numpy.load(\"{in}\")[\"NAME\"]'`";
 const TORCH: &str = "a PyTorch file (.pt); write its tensor to HDF5: `python3 -c 'import h5py, torch; h5py.File(\"{out}\", \"w\")[\"embeddings\"] = torch.load(\"{in}\", map_location=\"cpu\").float().numpy()'`";
 const TABLE: &str = "a table of text; write its columns of numbers to HDF5: `python3 -c 'import pandas; pandas.read_csv(\"{in}\", index_col=0, sep=None, engine=\"python\").to_hdf(\"{out}\", key=\"df\", format=\"fixed\")'`";
@@ -57,6 +58,11 @@ fn other_kind(start: &[u8], path: &Path) -> Option<&'static str> {
     let holds = |text: &[u8]| start.windows(text.len()).any(|bytes| bytes == text);
     if start.starts_with(b"PK\x03\x04") && holds(b".npy") {
         return Some(NPZ);
+    }
+    let torch =
+        path.extension().is_some_and(|e| ["pt", "pth", "bin"].iter().any(|t| e.eq_ignore_ascii_case(t)));
+    if torch && start.starts_with(b"\x80") {
+        return Some(TORCH);
     }
     if start.starts_with(b"PK\x03\x04") && (holds(b"data.pkl") || holds(b"/byteorder") || holds(b"/version"))
     {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::embeddings::{Embeddings, Skipped};
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
+    records_in_files,
 };
 use super::reading::{Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
@@ -30,7 +31,8 @@ impl DataFiles {
         if plans.is_empty() {
             return Err(Error::Usage("no data files given; name at least one".into()));
         }
-        Ok(Self { plans, warnings: found.warnings, bad_rows: options.bad_rows })
+        let warnings = found.warnings.into_iter().chain(records_in_files(&plans)).collect();
+        Ok(Self { plans, warnings, bad_rows: options.bad_rows })
     }
 
     /// What a person should know of the files.
