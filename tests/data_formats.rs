@@ -253,3 +253,26 @@ fn damaged_and_foreign_headers_are_refused() {
     safetensors(&path, &[("a.weight", safetensors::Dtype::F32, &[N, D], &rows)]);
     message(load(&[&path]), &path, &["weights of a network"]);
 }
+
+#[test]
+fn more_files_than_may_be_open_by_default_are_read() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("vectors")).unwrap();
+    let rows = bytes(0..1, Dtype::F32);
+    for n in 0..1100 {
+        npy(&folder.path(&format!("vectors/P{n:04}.npy")), "<f4", false, &format!("{D},"), &rows);
+    }
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a structure that outlives both calls.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        limit.rlim_cur = 1024.min(limit.rlim_max);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+    }
+    let data = Embeddings::load(&[folder.path("vectors")], &LoadOptions::default());
+    if limit.rlim_max < 2300 {
+        assert!(data.unwrap_err().to_string().contains("`ulimit -n "));
+    } else {
+        assert_eq!(data.unwrap().n_rows(), 1100);
+    }
+}

@@ -3,8 +3,8 @@
 //! small, and one that claims such a shape must be met with an error, where a failed allocation would end the process. The
 //! files come in a fixed order, so that a longer run begins with those of a shorter one.
 //!
-//! The library of HDF5 itself does not stand all damage: where a process ends within it the file's number is printed, and the
-//! test fails only if there are many.
+//! HDF5's own library does not survive all damage: where it ends the process the file's number is printed, and the test
+//! fails only if there are many.
 #![allow(clippy::unwrap_used)] // Tests stop at what they do not expect.
 
 mod data_fixtures;
@@ -116,8 +116,7 @@ fn try_file(n: u64, seeds: &[(PathBuf, Vec<u8>)], folder: &Folder) {
         Ok(rows) => {
             let shown = inspect(&paths[0], &options);
             let alike = match &shown {
-                // The library reads memory that was never written: values of a damaged file, and what it says of one, change
-                // from time to time.
+                // On damaged files the library reads memory that was never written, so what it gives and says can vary.
                 Ok(shown) => shown.n_rows + shown.non_finite_rows == *rows,
                 Err(error) => error.to_string().contains("HDF5 cannot read it"),
             };
@@ -197,7 +196,7 @@ fn damaged_files_are_read_or_refused_in_one_line() {
             continue;
         }
         let errors = String::from_utf8_lossy(&run.stderr);
-        // What Rust stops has a code or says that an allocation failed. Other signals on a file of HDF5 come from its library.
+        // A Rust panic exits with a code, and a failed allocation says so. Other signals on an HDF5 file come from its library.
         let foreign = run.status.signal().is_some() && !errors.contains("memory allocation of");
         let seed = &seeds[last as usize % seeds.len()].0;
         if foreign
@@ -217,8 +216,8 @@ fn damaged_files_are_read_or_refused_in_one_line() {
         failed.is_empty(),
         "{failed:?} ended the process; see one with SAE_FUZZ_FROM=N SAE_FUZZ_SECONDS=1"
     );
-    // HDF5 1.10.8, of 2021, has about one such fault in a thousand of these files: were there many more, `sae` would have begun
-    // to lead the library where it does not look before it leaps.
+    // HDF5 1.10.8 fails on about one in a thousand of these files. Many more would mean that a check that `sae` makes before it
+    // asks the library is gone.
     assert!(
         200 * in_library.len() as u64 <= next.max(1000),
         "too many faults in HDF5's library: {in_library:?}"

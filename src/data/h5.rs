@@ -224,8 +224,8 @@ impl File {
         object(self.hdf()?, path)
     }
 
-    /// Opens the object at `path`; the library's lock is held. Refused is an object whose header refers to a damaged heap, on
-    /// which HDF5 1.10 does not return.
+    /// Opens the object at `path`; the library's lock is held. An object whose header refers to a damaged heap is refused,
+    /// because HDF5 1.10 hangs on one.
     pub(super) fn open_object(&self, path: &str) -> hdf5::Result<Id> {
         let Store::Hdf5 { hdf, plain, number } = &self.store else { return Err("it is no HDF5 file".into()) };
         if *plain
@@ -312,7 +312,7 @@ fn describe_open(object: &Id, path: &str, own: bool) -> hdf5::Result<Option<Data
         let offset = h5d::H5Dget_offset(object.0);
         let list = Id::new(h5d::H5Dget_create_plist(object.0))?;
         let needed = shape.iter().try_fold(h5t::H5Tget_size(kind.0) as u64, |n, &len| n.checked_mul(len));
-        // Values that lie in the header are copied from there without a look at how many there are.
+        // The library copies values out of the header without checking that they are all there.
         if h5p::H5Pget_layout(list.0) == h5d::H5D_layout_t::H5D_COMPACT
             && needed.is_none_or(|needed| needed > h5d::H5Dget_storage_size(object.0))
         {

@@ -61,8 +61,8 @@ pub(super) struct Reference {
     pub size: Option<u64>,
 }
 
-/// Whether all that is referred to is there. Where it is not, the library must not look for it: HDF5 1.10 does not return from
-/// a free part without a size, reads what is not there, and writes an object that is larger than said behind its place.
+/// Whether every reference leads to an object of the stated size. If not, the library must not be asked: HDF5 1.10 loops
+/// forever on a free part of size 0, reads objects that do not exist, and copies too long an object past its buffer.
 pub(super) fn are_sound(file: &File, references: &[Reference]) -> bool {
     let mut heaps: HashMap<u64, Option<Heap>> = HashMap::new();
     references.iter().all(|reference| {

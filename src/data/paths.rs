@@ -57,7 +57,35 @@ pub fn data_files(given: &[PathBuf]) -> Result<FoundFiles> {
             )));
         }
     }
+    allow_open(found.paths.len())?;
     Ok(found)
+}
+
+/// Sees to it that `n` data files can be open at once, each by itself and by the library of HDF5: the usual limit is 1024, which
+/// a process may raise to the system's own.
+///
+/// # Errors
+/// The system does not allow so many.
+fn allow_open(n: usize) -> Result<()> {
+    /// What else is open: standard streams, outputs, libraries.
+    const OTHERS: u64 = 64;
+    let needed = (2 * n as u64).saturating_add(OTHERS) as libc::rlim_t;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a structure to fill that outlives the call.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
+    if !known || limit.rlim_cur >= needed {
+        return Ok(());
+    }
+    let most = limit.rlim_max;
+    limit.rlim_cur = needed.min(most);
+    // SAFETY: `limit` is a filled structure that outlives the call.
+    let raised = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0;
+    if raised && needed <= most {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "{n} data files need {needed} files open at once and the system allows {most}; put them into fewer files, or raise the limit: `ulimit -n {needed}`"
+    )))
 }
 
 /// The format that the name of a file promises.

@@ -1,8 +1,8 @@
 //! The figures of `metrics.csv` as events for TensorBoard.
 //!
-//! A file is records: the length of the data (u64), a checksum of that, the data, a checksum of these, little-endian.
-//! Data are messages of protocol buffers; the checksum is CRC-32C, turned and moved so that one over data that hold one is
-//! no weak one. Layout: TensorFlow, `core/lib/io/record_writer.cc` and `core/util/event.proto`.
+//! A file is a sequence of records: the length of the data (u64), its checksum, the data, their checksum, little-endian.
+//! The data are protocol buffers. The checksum is CRC-32C, rotated and offset, because a plain CRC of data that contain CRCs
+//! is weak. Layout: TensorFlow, `core/lib/io/record_writer.cc` and `core/util/event.proto`.
 
 use crate::error::{Error, Result};
 use crate::train::Observer;
@@ -50,7 +50,7 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Opens or makes the file at `path`, behind its last whole event: that of a process that was killed may be cut.
+    /// Opens or makes the file at `path`, to go on after its last whole event: a killed process may have left half of one.
     ///
     /// # Errors
     /// What the file system cannot do.
@@ -88,7 +88,7 @@ impl Observer for EventFile {
     fn evaluated(&mut self, rows: &[MetricRow]) -> Result<()> {
         for row in rows {
             let step = row.step as i64;
-            // A run that was continued comes by evaluations that are there already, with the same figures.
+            // A resumed run repeats evaluations since its checkpoint, with the same figures.
             if self.last.is_some_and(|last| last >= step) {
                 continue;
             }
