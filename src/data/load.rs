@@ -24,7 +24,7 @@ use crate::text::{bytes, thousands};
 /// Ends the messages on rows that are not finite.
 const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
 /// Ends the messages on ids.
-const ID_HINT: &str = "write each id once, name other ids with --ids, or number the rows with --ids row";
+const ID_HINT: &str = "write each id once, or name other ids: --ids NAME, --ids file for the files' names, --ids row for row numbers";
 
 impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
