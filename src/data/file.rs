@@ -45,7 +45,16 @@ pub(super) enum Kind {
         /// Bytes of a value.
         size: usize,
     },
+    /// Values of 16 bits whose type nobody says, as h5py writes bfloat16.
+    Opaque16,
     Other(&'static str),
+}
+
+impl Kind {
+    /// Whether values may be the bits of bfloat16 numbers.
+    pub fn may_be_bfloat16(&self) -> bool {
+        matches!(self, Self::Integer { size: 2 } | Self::Opaque16)
+    }
 }
 
 /// Where the values are.

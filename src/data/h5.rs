@@ -346,6 +346,8 @@ fn kind_of(object: &Id, id: &Id) -> Kind {
         h5t::H5T_class_t::H5T_INTEGER => Kind::Integer { size },
         h5t::H5T_class_t::H5T_COMPOUND => Kind::Other("compound records"),
         h5t::H5T_class_t::H5T_OPAQUE if size == 2 && tag_of(id).contains("bfloat16") => stored(Dtype::Bf16),
+        h5t::H5T_class_t::H5T_OPAQUE if size == 2 && says_bfloat16(object) => stored(Dtype::Bf16),
+        h5t::H5T_class_t::H5T_OPAQUE if size == 2 => Kind::Opaque16,
         h5t::H5T_class_t::H5T_VLEN => Kind::Other("lists of different lengths"),
         _ => Kind::Other("values that are not numbers"),
     }

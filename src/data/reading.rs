@@ -115,7 +115,7 @@ pub(super) fn plan(path: &Path, options: &LoadOptions) -> Result<Plan> {
     let mut survey = survey(&file)?;
     if options.bfloat16 {
         for dataset in &mut survey.datasets {
-            if dataset.kind == (Kind::Integer { size: 2 }) {
+            if dataset.kind.may_be_bfloat16() {
                 dataset.kind = Kind::Float(Stored { dtype: Dtype::Bf16, big_endian: false });
             }
         }
@@ -376,14 +376,14 @@ impl<'a> Reader<'a> {
     /// The error for a dataset of another kind.
     fn unread(&self, dataset: &Dataset) -> Error {
         let what = match &dataset.kind {
-            Kind::Integer { size: 2 } => {
+            Kind::Integer { size: 2 } | Kind::Opaque16 => {
                 "holds values of 16 bits that are no floats: if they are the bits of bfloat16 numbers, add --stored-as bfloat16; else convert it to floats".to_owned()
             }
             kind => {
                 let holds = match kind {
                     Kind::Text => "text",
                     Kind::OddFloat(what) => what.as_str(),
-                    Kind::Integer { .. } => "integers",
+                    Kind::Integer { .. } | Kind::Opaque16 => "integers",
                     Kind::Other(what) => what,
                     Kind::Float(_) => "floats",
                 };
@@ -413,9 +413,17 @@ impl<'a> Reader<'a> {
         if let Some(error) = self.writer.no_rows(self.file, self.survey) {
             return error;
         }
-        let bits = |d: &&&Dataset| d.kind == (Kind::Integer { size: 2 }) && size(&d.shape) >= 8;
+        let bits = |d: &&&Dataset| d.kind.may_be_bfloat16() && size(&d.shape) >= 8;
         if let Some(dataset) = chosen.datasets.iter().find(bits) {
             return self.unread(dataset);
+        }
+        let bytes = |d: &&&Dataset| d.kind == (Kind::Integer { size: 1 }) && !d.shape.is_empty();
+        if let Some(codes) = chosen.datasets.iter().find(bytes) {
+            return Error::data(
+                &self.file.path,
+                place(codes),
+                "holds integers of 8 bits; if they are quantised, write floats, in Python `f[name][:].astype(\"f4\") * scale`",
+            );
         }
         if let [only] = chosen.datasets[..]
             && !matches!(only.kind, Kind::Float(_))
