@@ -48,7 +48,7 @@ struct Messages<'a> {
 
 /// Reads the header at the start of `bytes`; `None` if it is of any but the plainest kind.
 pub(super) fn parse(bytes: &[u8]) -> Option<Contiguous> {
-    let messages = version_1(bytes).or_else(|| version_2(bytes))?;
+    let messages = first_block(bytes)?;
     let (mut shape, mut datatype, mut layout) = (None, None, None);
     for message in messages {
         let (kind, data) = message?;
@@ -96,10 +96,10 @@ pub(super) fn references(file: &File, address: u64) -> Vec<Reference> {
         heap::read(file, address, size.min(left)).unwrap_or_default()
     };
     let mut bytes = first(HEADER_BYTES);
-    if version_1(&bytes).or_else(|| version_2(&bytes)).is_none() {
+    if first_block(&bytes).is_none() {
         bytes = first(MOST_BYTES);
     }
-    let Some(messages) = version_1(&bytes).or_else(|| version_2(&bytes)) else { return found };
+    let Some(messages) = first_block(&bytes) else { return found };
     let (prefix, version_2) = (messages.prefix, messages.version_2);
     collect(messages, &mut found, &mut parts);
     let mut next = 0;
@@ -157,6 +157,11 @@ fn texts_of(data: &[u8]) -> Option<&[u8]> {
     let (class, kind) = (data.get(start + name)? & 0x0f, data.get(start + name + 1)? & 0x0f);
     // Kind 0 are sequences, which are not read.
     (class == CLASS_VARIABLE && kind == 1).then(|| data.get(start + name + datatype + space..))?
+}
+
+/// The messages of the block that a header begins with, of either version.
+fn first_block(bytes: &[u8]) -> Option<Messages<'_>> {
+    version_1(bytes).or_else(|| version_2(bytes))
 }
 
 fn version_1(bytes: &[u8]) -> Option<Messages<'_>> {

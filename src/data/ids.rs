@@ -193,7 +193,11 @@ fn are_ids(texts: &[String]) -> bool {
 
 /// How many of `texts` came before. Sorted hashes take a third of the time of a set of texts.
 fn n_repeated(texts: &[String]) -> usize {
-    let mut hashes: Vec<u64> = texts.iter().map(|text| xxh3_64(text.as_bytes())).collect();
+    n_equal(texts.iter().map(|text| xxh3_64(text.as_bytes())).collect())
+}
+
+/// How many of `hashes` are there already.
+pub(super) fn n_equal(mut hashes: Vec<u64>) -> usize {
     hashes.par_sort_unstable();
     hashes.windows(2).filter(|two| two[0] == two[1]).count()
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::load::{assemble, records_in_files};
+use super::load::{assemble, warnings};
 use super::reading::plan;
 use super::{BadRows, Embeddings, LoadOptions, data_files};
 use crate::error::{Error, Result};
@@ -97,8 +97,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let n_files = plans.len();
     let n_datasets = plans.iter().map(|plan| plan.pieces.len()).sum();
     let file_bytes = plans.iter().map(|plan| plan.file.len).sum();
-    let warnings = plans.iter().flat_map(|plan| plan.warnings.clone());
-    let warnings = found.warnings.into_iter().chain(warnings).chain(records_in_files(&plans)).collect();
+    let warnings = warnings(found.warnings, &plans);
     let mut data = assemble(plans, BadRows::SkipAll)?;
     data.warn_of(warnings);
     let values = Moments::of(&data)?;

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::embeddings::{Embeddings, Skipped};
 use super::file::{Dataset, place};
-use super::ids::first_control;
+use super::ids::{first_control, n_equal};
 use super::read::{Stretch, read_all};
 use super::reading::{Ids, Layout, Piece, Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
-use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
@@ -39,8 +38,7 @@ impl Embeddings {
             return Err(Error::Usage("no data files given; name at least one".into()));
         };
         let path = first.file.path.clone();
-        let warnings = plans.iter().flat_map(|plan| plan.warnings.clone());
-        let warnings = found.warnings.into_iter().chain(warnings).chain(records_in_files(&plans)).collect();
+        let warnings = warnings(found.warnings, &plans);
         let mut embeddings = assemble(plans, options.bad_rows)?;
         embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
@@ -56,9 +54,16 @@ impl Embeddings {
     }
 }
 
+/// What a person should know of files: of the search for them, of each, and of all together.
+pub(super) fn warnings(mut found: Vec<String>, plans: &[Plan]) -> Vec<String> {
+    found.extend(plans.iter().flat_map(|plan| plan.warnings.iter().cloned()));
+    found.extend(records_in_files(plans));
+    found
+}
+
 /// A warning where files of one matrix each, whose rows are numbered, have many lengths: shards of one data set have one,
 /// but for the last, and files of a protein each do not.
-pub(super) fn records_in_files(plans: &[Plan]) -> Option<String> {
+fn records_in_files(plans: &[Plan]) -> Option<String> {
     let mut lengths = HashSet::new();
     for plan in plans {
         let [Piece { ids: Ids::Numbered(_), n_rows, .. }] = plan.pieces[..] else { return None };
@@ -228,7 +233,7 @@ pub(super) fn n_rows(pieces: &[Located<'_>]) -> Result<usize> {
 
 /// Fails where the rows, of which each takes `row_bytes`, need more memory than there is: an allocation that fails later
 /// ends the process without a word on what to do.
-pub(super) fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
+fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
     let of = |located: &Located<'_>| {
         let id = match &located.piece.ids {
             // No allocator has texts in less than 32 bytes.
@@ -378,8 +383,7 @@ fn all_differ(pieces: &[Located<'_>], n_ids: usize) -> bool {
             return false;
         }
     }
-    hashes.par_sort_unstable();
-    hashes.windows(2).all(|two| two[0] != two[1])
+    n_equal(hashes) == 0
 }
 
 /// Whether all ids are row numbers after prefixes that differ: such ids differ too.

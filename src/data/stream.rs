@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::embeddings::{Embeddings, Skipped};
 use super::load::{
     Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
-    records_in_files,
+    warnings,
 };
 use super::reading::{Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
@@ -15,7 +15,7 @@ use crate::rows::{Dtype, Resident, Values};
 /// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
 pub struct DataFiles {
     plans: Vec<Plan>,
-    /// Of the search for them.
+    /// What a person should know of them.
     warnings: Vec<String>,
     bad_rows: BadRows,
 }
@@ -31,14 +31,13 @@ impl DataFiles {
         if plans.is_empty() {
             return Err(Error::Usage("no data files given; name at least one".into()));
         }
-        let warnings = found.warnings.into_iter().chain(records_in_files(&plans)).collect();
+        let warnings = warnings(found.warnings, &plans);
         Ok(Self { plans, warnings, bad_rows: options.bad_rows })
     }
 
     /// What a person should know of the files.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
-        let of_plans = self.plans.iter().flat_map(|plan| &plan.warnings);
-        self.warnings.iter().chain(of_plans).map(String::as_str)
+        self.warnings.iter().map(String::as_str)
     }
 
     /// The rows in blocks of about `bytes` of values, at least one row each. Checks the ids of all rows.

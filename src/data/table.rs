@@ -110,10 +110,9 @@ impl Table {
             columns.insert(name.clone(), at);
             datasets.push(Dataset { path: name, shape, kind, place: Place::Library });
         }
+        let has_lists = datasets.iter().any(|d| matches!(d.kind, Kind::Float(_)));
         let nested = datasets.iter().find(|d| d.kind == Kind::Other(NESTED));
-        if let Some(nested) = nested
-            && !datasets.iter().any(|d| matches!(d.kind, Kind::Float(_)))
-        {
+        if let Some(nested) = nested.filter(|_| !has_lists) {
             let what = format!(
                 "has lists of lists in column \"{0}\"; if they are residues, write one dataset for each protein to HDF5: `python3 -c 'import h5py, numpy, pandas; f = h5py.File(\"new.h5\", \"w\"); [f.create_dataset(str(i), data=numpy.stack(x)) for i, x in pandas.read_parquet({1:?})[[\"ID\", {0:?}]].to_numpy()]'`",
                 nested.path.split('/').next().unwrap_or_default(),
@@ -121,7 +120,7 @@ impl Table {
             );
             return Err(Error::data(path, "", what));
         }
-        if single > 1 && !datasets.iter().any(|d| matches!(d.kind, Kind::Float(_))) {
+        if single > 1 && !has_lists {
             let what = format!(
                 "is a table with a column for each of {single} values, not one column of lists; write them as one array: `python3 -c 'import numpy, pandas; numpy.save(\"rows.npy\", pandas.read_parquet({:?}).select_dtypes(\"float\").to_numpy())'`",
                 path.display().to_string()
