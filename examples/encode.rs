@@ -13,8 +13,8 @@ fn main() -> Result<()> {
     let (params, meta) = file::load(&path)?;
     let d = meta.architecture.d_in;
     // Two rows of D values: here a wave and its half.
-    let wave = (0..2 * d).map(|i| (i as f32 * 0.7).sin() / (1 + i / d) as f32).collect();
-    let rows = Arc::new(Resident::new(Values::F32(wave), d)?);
+    let wave: Vec<f32> = (0..2 * d).map(|i| (i as f32 * 0.7).sin() / (1 + i / d) as f32).collect();
+    let rows = Arc::new(Resident::new(Values::F32(wave.into()), d)?);
 
     let spec = ModelSpec::to_run(meta.architecture.forward);
     let mut backend = open(Selected::Cpu, rows, spec, Precision::F32, TrainState::start(params, false))?;

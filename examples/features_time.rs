@@ -35,6 +35,7 @@ fn main() -> Result<()> {
     let options = LabelOptions { columns: None, min_rows: 10, max_values: 500, unknown: vec![] };
     let request = FeaturesRequest {
         source: Source {
+            given: None,
             model: at("model.safetensors"),
             data: vec![at("data.h5")],
             reading: Default::default(),

@@ -29,7 +29,7 @@ impl Observer for Print {
 
 fn main() -> Result<()> {
     let path = std::env::args_os().nth(1).map_or_else(|| PathBuf::from("model.safetensors"), PathBuf::from);
-    let rows = Arc::new(Resident::new(Values::F32(sums_of_directions()), WIDTH)?);
+    let rows = Arc::new(Resident::new(Values::F32(sums_of_directions().into()), WIDTH)?);
     // The split goes by ids, as the command's does.
     let index = RowIndex::of_ids((0..ROWS).map(|row| format!("row{row}")).collect());
     let split = Split::new(&index, 0);

@@ -5,7 +5,9 @@
 use crate::error::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::cell::RefCell;
 use std::ffi::c_int;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,10 @@ use std::time::{Duration, Instant};
 const SAME: Duration = Duration::from_secs(2);
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static OF_THREAD: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
 
 /// Heeds signals from here on, on a thread of its own; gives the flag that a request sets.
 ///
@@ -42,12 +48,41 @@ fn ends(first: &mut Option<Instant>, now: Instant) -> bool {
     now.duration_since(*first.get_or_insert(now)) > SAME
 }
 
+/// Runs `work`, which `stop` asks to stop as a signal would: for a program that has signals of its own and may do such
+/// work on several threads.
+pub fn with_flag<T>(stop: &Arc<AtomicBool>, work: impl FnOnce() -> T) -> T {
+    let before = OF_THREAD.replace(Some(stop.clone()));
+    let result = work();
+    OF_THREAD.set(before);
+    result
+}
+
+/// What may ask this thread's work to stop, for the threads that help with it.
+#[derive(Clone)]
+pub struct Requests(Option<Arc<AtomicBool>>);
+
+impl Requests {
+    /// Those of this thread.
+    pub fn here() -> Self {
+        Self(OF_THREAD.with_borrow(Clone::clone))
+    }
+
+    /// As [`check`].
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check(&self) -> Result<()> {
+        check_flag(&REQUESTED)?;
+        self.0.as_deref().map_or(Ok(()), check_flag)
+    }
+}
+
 /// Fails once a signal has asked to stop: for work that leaves nothing behind.
 ///
 /// # Errors
 /// [`Error::Interrupted`].
 pub fn check() -> Result<()> {
-    check_flag(&REQUESTED)
+    Requests::here().check()
 }
 
 /// As [`check`], of a flag that was handed over.
@@ -73,6 +108,8 @@ fn is_ignored(signal: c_int) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -85,6 +122,20 @@ mod tests {
         }
         // Counted from the first: whoever keeps sending is heard.
         assert!(ends(&mut first, at(2001)) && ends(&mut first, at(9000)));
+    }
+
+    #[test]
+    fn a_flag_stops_the_work_of_its_thread_alone() {
+        let stop = Arc::new(AtomicBool::new(true));
+        let (here, helper, elsewhere) = with_flag(&stop, || {
+            let requests = Requests::here();
+            std::thread::scope(|scope| {
+                let helper = scope.spawn(move || requests.check());
+                let elsewhere = scope.spawn(check);
+                (check(), helper.join().unwrap(), elsewhere.join().unwrap())
+            })
+        });
+        assert!(here.is_err() && helper.is_err() && elsewhere.is_ok() && check().is_ok());
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! # let path = std::env::temp_dir().join(format!("topk-sae-doc-{}.safetensors", std::process::id()));
 //! let (n, d) = (500, 16);
 //! let values: Vec<f32> = (0..n * d).map(|i| (i as f32 * 0.37).sin() * (i / d % 7) as f32).collect();
-//! let rows = Arc::new(Resident::new(Values::F32(values), d)?);
+//! let rows = Arc::new(Resident::new(Values::F32(values.into()), d)?);
 //! let ids = (0..n).map(|row| format!("row{row}")).collect();
 //! let split = Split::new(&RowIndex::of_ids(ids), 0);
 //!

@@ -88,8 +88,8 @@ fn a_training_in_memory_gives_the_model_of_the_command_and_prints_nothing() {
 
 #[test]
 fn a_training_is_stopped_by_its_flag_and_refuses_what_does_not_fit() {
-    let values = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
-    let rows: Arc<dyn RowSource> = Arc::new(Resident::new(Values::F32(values), 8).unwrap());
+    let values: Vec<f32> = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
+    let rows: Arc<dyn RowSource> = Arc::new(Resident::new(Values::F32(values.into()), 8).unwrap());
     let split = Split { train: (0..160).collect(), val: (160..180).collect(), test: (180..200).collect() };
     let config = resolve(&options(0), rows.as_ref(), &split).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -142,8 +142,8 @@ impl RowSource for Broken {
 
 #[test]
 fn what_a_source_cannot_read_is_the_error_and_no_panic() {
-    let values = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
-    let rows = Resident::new(Values::F32(values), 8).unwrap();
+    let values: Vec<f32> = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
+    let rows = Resident::new(Values::F32(values.into()), 8).unwrap();
     let split = Split { train: (0..160).collect(), val: (160..200).collect(), test: vec![] };
     let config = resolve(&options(0), &rows, &split).unwrap();
     // The mean row is read first, then the batches, then the validation rows.
@@ -157,8 +157,8 @@ fn what_a_source_cannot_read_is_the_error_and_no_panic() {
 
 #[test]
 fn a_backend_moves_between_threads() {
-    let values = (0..64 * 8).map(|i| (i as f32 * 0.61).sin()).collect();
-    let rows = Arc::new(Resident::new(Values::F32(values), 8).unwrap());
+    let values: Vec<f32> = (0..64 * 8).map(|i| (i as f32 * 0.61).sin()).collect();
+    let rows = Arc::new(Resident::new(Values::F32(values.into()), 8).unwrap());
     let split = Split { train: (0..64).collect(), ..Split::default() };
     let config = resolve(&Options { early_stop: Some(0), ..options(0) }, rows.as_ref(), &split).unwrap();
     let start = TrainState::zeros(8, 64, false, true);

@@ -47,17 +47,23 @@ fn peak<R>(run: impl FnOnce() -> R) -> (f64, R) {
 /// Fails unless a run, and its end once more, take what is told: no more, and the run no less.
 fn check(name: &str, options: &Options, place: &Place) {
     let stop = AtomicBool::new(false);
-    let session = Session { device: DeviceChoice::Cpu, quiet: true, stop: &stop, draw: Some(write_plots) };
+    let session = Session {
+        device: DeviceChoice::Cpu,
+        quiet: true,
+        stop: &stop,
+        draw: Some(write_plots),
+        observer: None,
+    };
     let Memory { data, training } = Memory::new(&run::prepare(options, &session).unwrap());
     let told = (data + training) as f64;
     let out = place.path(name);
-    let (whole, summary) = peak(|| run::start(options, &out, false, &session).unwrap());
+    let (whole, summary) = peak(|| run::start(options, None, &out, false, &session).unwrap());
     // The test is void unless the best checkpoint was taken up.
     assert!(summary.best_step.is_some_and(|best| best == summary.steps), "{name}: {summary:?}");
     let metrics = runs::metrics(&out);
     assert!(metrics.last().unwrap()[0] != summary.steps.to_string(), "{name}: the last step was the best");
     std::fs::remove_file(out.join("summary.json")).unwrap();
-    let (resumed, again) = peak(|| run::resume(&out, &session).unwrap());
+    let (resumed, again) = peak(|| run::resume(&out, None, &session).unwrap());
     assert_eq!((again.val, again.steps), (summary.val, summary.steps));
     let [whole, resumed] = [whole / told, resumed / told].map(|share| 100.0 * (share - 1.0));
     println!("{name}: {told} bytes told, {whole:+.1} %, resumed {resumed:+.1} %");

@@ -2,18 +2,20 @@
 
 use super::splits::RunSplits;
 use super::{Source, check_width};
-use crate::backend::{self, Backend, Codes};
+use crate::backend::{self, Backend, Codes, DeviceChoice};
 use crate::console;
 use crate::console::progress::Spinner;
-use crate::data::DataFiles;
+use crate::data::{self, DataFiles, Embeddings, Skipped};
 use crate::error::{Error, Result};
+use crate::interrupt::check_flag;
 use crate::model::file::ModelMeta;
 use crate::model::{Params, TrainState, Weights};
-use crate::rows::Part;
+use crate::rows::{Part, RowSource};
+use crate::run::warn_of;
 use crate::spec::{ModelSpec, Precision};
 use crate::text::thousands;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Bytes of values read at a time.
 const BLOCK_BYTES: usize = 64 << 20;
@@ -58,12 +60,20 @@ pub fn walk(
     mut take: impl FnMut(&RowNames<'_>, &Codes) -> Result<()>,
 ) -> Result<Walked> {
     let device = source.device.select(source.quiet)?;
-    let files = DataFiles::open(&source.data, &source.reading)?;
+    let files = match &source.given {
+        Some(_) => None,
+        None => Some(DataFiles::open(&source.data, &source.reading)?),
+    };
     if !source.quiet {
-        files.warnings().for_each(console::warn);
+        files.iter().flat_map(DataFiles::warnings).for_each(console::warn);
+        source.given.iter().for_each(|rows| warn_of(rows));
     }
-    let mut blocks = files.blocks(BLOCK_BYTES)?;
-    check_width(&source.data[0], blocks.d_in(), &source.model, meta.architecture.d_in)?;
+    let mut blocks = match (&source.given, &files) {
+        (None, Some(files)) => Blocks::Files(files.blocks(BLOCK_BYTES)?),
+        (Some(rows), _) => Blocks::Given { rows, done: false },
+        (None, None) => return Err(Error::Usage("no data: name one or more files of embeddings".into())),
+    };
+    check_width(source.place(), blocks.d_in(), &source.model, meta.architecture.d_in)?;
     let spec = ModelSpec::to_run(meta.architecture.forward);
     let spinner = Spinner::new("encoding", source.quiet);
     let mut state = Some(TrainState::start(params, false));
@@ -71,8 +81,7 @@ pub fn walk(
     let splits =
         split.map(|part| RunSplits::of(&source.model, meta).map(|splits| (part, splits))).transpose()?;
     let (mut n_rows, mut hashed_rows) = (0, 0);
-    while let Some(block) = blocks.next_block()? {
-        let data = Arc::new(block);
+    while let Some(data) = blocks.next_block()? {
         let mut rows: Vec<u32> = (0..data.n_rows() as u32).collect();
         if let Some((part, splits)) = &splits {
             rows.retain(|&row| {
@@ -93,11 +102,8 @@ pub fn walk(
                 return Err(Error::Failed("a second backend was asked for; please report this".into()));
             }
         };
-        for rows in rows.chunks(CALL_ROWS) {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted("interrupted; nothing was written".into()));
-            }
-            let codes = backend.encode(rows, Weights::Last)?;
+        let describe = |row: u32| format!("the row \"{}\"", data.index().row_id(row as usize));
+        encode_rows(backend.as_mut(), &rows, describe, stop, |rows, codes| {
             let names = RowNames {
                 ids: rows.iter().map(|&row| data.index().row_id(row as usize)).collect(),
                 groups: rows
@@ -105,16 +111,10 @@ pub fn walk(
                     .map(|&row| data.index().group_id(data.index().group_of(row as usize)))
                     .collect(),
             };
-            if let Some(bad) = codes.bad {
-                return Err(Error::Failed(format!(
-                    "a score of the row \"{}\" is not finite: its values are too large for this model; look at them with `sae inspect`",
-                    names.ids[bad]
-                )));
-            }
             n_rows += rows.len() as u64;
-            take(&names, &codes)?;
-        }
-        let (done, all) = (blocks.rows_done() as u64, blocks.n_rows() as u64);
+            take(&names, codes)
+        })?;
+        let (done, all) = blocks.progress();
         spinner.update(&format!("{} of {} rows", thousands(done), thousands(all)));
     }
     if n_rows == 0 {
@@ -122,18 +122,119 @@ pub fn walk(
             (_, Some(_)) => Error::Usage("that split has no rows in these data; use --split all".into()),
             (Some(example), None) => {
                 let what = format!("no usable row is left: all were skipped, first {example}");
-                Error::data(&source.data[0], "", what)
+                Error::data(source.place(), "", what)
             }
-            (None, None) => Error::data(&source.data[0], "", "holds no rows; give a file with embeddings"),
+            (None, None) => Error::data(source.place(), "", "holds no rows; give a file with embeddings"),
         });
     }
     spinner.finish(&format!("{} rows", thousands(n_rows)));
     if !source.quiet {
-        blocks.skipped().warn();
+        if let Blocks::Files(files) = &blocks {
+            files.skipped().warn();
+        }
         let told = splits.and_then(|(part, splits)| splits.warning(part, n_rows, hashed_rows));
         told.into_iter().for_each(console::warn);
     }
     Ok(Walked { rows: n_rows, skipped_rows: blocks.skipped().total(), hashed_rows })
+}
+
+/// Rows of files, block by block, or those in memory as one block.
+enum Blocks<'a> {
+    Files(data::Blocks<'a>),
+    Given { rows: &'a Arc<Embeddings>, done: bool },
+}
+
+impl Blocks<'_> {
+    fn d_in(&self) -> usize {
+        match self {
+            Self::Files(files) => files.d_in(),
+            Self::Given { rows, .. } => rows.d_in(),
+        }
+    }
+
+    fn next_block(&mut self) -> Result<Option<Arc<Embeddings>>> {
+        match self {
+            Self::Files(files) => Ok(files.next_block()?.map(Arc::new)),
+            Self::Given { rows, done } => Ok((!std::mem::replace(done, true)).then(|| rows.clone())),
+        }
+    }
+
+    /// Rows that were given out or dropped, and all there are.
+    fn progress(&self) -> (u64, u64) {
+        match self {
+            Self::Files(files) => (files.rows_done() as u64, files.n_rows() as u64),
+            Self::Given { rows, done } => {
+                (if *done { rows.n_rows() as u64 } else { 0 }, rows.n_rows() as u64)
+            }
+        }
+    }
+
+    fn skipped(&self) -> &Skipped {
+        match self {
+            Self::Files(files) => files.skipped(),
+            Self::Given { rows, .. } => rows.skipped(),
+        }
+    }
+}
+
+/// The inference codes of `rows`, `CALL_ROWS` at a time, to `take` with the numbers of their rows.
+///
+/// # Errors
+/// Scores that are not finite; [`Error::Interrupted`] once `stop` is set; what the device refuses; what `take` refuses.
+pub fn encode_rows(
+    backend: &mut dyn Backend,
+    rows: &[u32],
+    describe: impl Fn(u32) -> String,
+    stop: &AtomicBool,
+    mut take: impl FnMut(&[u32], &Codes) -> Result<()>,
+) -> Result<()> {
+    for rows in rows.chunks(CALL_ROWS) {
+        check_flag(stop)?;
+        let codes = backend.encode(rows, Weights::Last)?;
+        if let Some(bad) = codes.bad {
+            return Err(Error::Failed(format!(
+                "a score of {} is not finite: its values are too large for this model; look at them with `sae inspect`",
+                describe(rows[bad])
+            )));
+        }
+        take(rows, &codes)?;
+    }
+    Ok(())
+}
+
+/// The inference codes of all of `rows`, in memory; their entries are in the order of the latents.
+///
+/// # Errors
+/// Rows of another width than the model's; as [`encode_rows`].
+pub fn encode_all(
+    (params, meta): (&Params, &ModelMeta),
+    rows: Arc<dyn RowSource>,
+    device: DeviceChoice,
+    stop: &AtomicBool,
+) -> Result<Codes> {
+    let (d_in, width) = (meta.architecture.d_in, rows.d_in());
+    if width != d_in {
+        return Err(Error::Usage(format!("the rows have {width} values and the model takes {d_in}")));
+    }
+    let spec = ModelSpec::to_run(meta.architecture.forward);
+    let state = TrainState::start(params.clone(), false);
+    let mut backend = backend::open(device.select(true)?, rows.clone(), spec, Precision::F32, state)?;
+    let all: Vec<u32> = (0..rows.n_rows() as u32).collect();
+    let mut codes = Codes::default();
+    encode_rows(
+        backend.as_mut(),
+        &all,
+        |row| rows.describe(row),
+        stop,
+        |_, part| {
+            for row in 0..part.n_rows() {
+                let (latents, values) = part.row(row);
+                codes.push_row(latents.iter().copied().zip(values.iter().copied()), true);
+            }
+            Ok(())
+        },
+    )?;
+    Ok(codes)
 }
 
 /// Share of all rows that activate each latent (M).

@@ -12,7 +12,7 @@ pub mod statistics;
 
 use crate::backend::{self, DeviceChoice};
 use crate::console;
-use crate::data::{Embeddings, LoadOptions, data_files};
+use crate::data::{self, Embeddings, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::ModelMeta;
@@ -70,6 +70,8 @@ pub struct Source {
     pub model: PathBuf,
     /// Data files.
     pub data: Vec<PathBuf>,
+    /// Rows in memory, in place of files.
+    pub given: Option<Arc<Embeddings>>,
     /// How they are read.
     pub reading: LoadOptions,
     /// Where to compute.
@@ -79,6 +81,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// What messages on the rows as a whole name: the first file.
+    fn place(&self) -> &Path {
+        self.data.first().map_or(Path::new(data::GIVEN), PathBuf::as_path)
+    }
+
     /// The files that are read, so that no output takes the place of one.
     pub fn inputs(&self) -> Vec<PathBuf> {
         let model = if self.model.is_dir() { files_of(&self.model) } else { vec![self.model.clone()] };
@@ -131,8 +138,16 @@ pub struct EvalResult {
 pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result<Vec<EvalResult>> {
     let (params, meta) = load_model(&request.model)?;
     let device = request.device.select(request.quiet)?;
-    let data = Arc::new(run::load(&request.data, &request.reading, request.quiet)?);
-    check_width(&request.data[0], data.d_in(), &request.model, meta.architecture.d_in)?;
+    let data = match &request.given {
+        Some(rows) => {
+            if !request.quiet {
+                run::warn_of(rows);
+            }
+            rows.clone()
+        }
+        None => Arc::new(run::load(&request.data, &request.reading, request.quiet)?),
+    };
+    check_width(request.place(), data.d_in(), &request.model, meta.architecture.d_in)?;
     let (d, m) = (meta.architecture.d_in, meta.architecture.n_latents);
     let all: Vec<u32> = (0..data.n_rows() as u32).collect();
     let sets = sets(request, &data, &RunSplits::of(&request.model, &meta)?, wanted);

@@ -136,7 +136,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     Outputs { files: &files, inputs: &inputs, overwrite, ..Default::default() }.check()?;
     let mut found = features(&request, stop)?;
     if !global.quiet {
-        warn(&found);
+        found.warnings().iter().for_each(console::warn);
     }
     if let (Some(path), Some(labels)) = (&associations, &found.labels) {
         write(path, |file| write_associations(file, &labels.associations, &labels.labels))?;
@@ -169,31 +169,6 @@ fn write(
         let mut file = BufWriter::new(file);
         fill(&mut file).and_then(|()| file.flush()).map_err(Error::io(path, "write"))
     })
-}
-
-/// Tells on standard error what was left out.
-pub fn warn(found: &Features) {
-    let Some(labels) = &found.labels else { return };
-    for unknown in &labels.told.unknown_cells {
-        console::warn(format_args!("{}: {}", labels.path, unknown.text()));
-    }
-    for passed in &labels.told.passed_over {
-        let (path, column, why) = (&labels.path, &passed.column, &passed.why);
-        console::warn(format_args!("{path}: the column {column} is skipped: {why}"));
-    }
-    if let Some(first) = &labels.told.first_unknown_id {
-        let n = thousands(labels.told.unknown_ids);
-        console::warn(format_args!("{}: {n} ids are not among the rows, the first: {first}", labels.path));
-    }
-    if labels.told.ids_without_labels > 0 {
-        let (n, all) = (thousands(labels.told.ids_without_labels), thousands(found.ids));
-        console::warn(format_args!("{n} of {all} ids have no line in {}", labels.path));
-    }
-    if found.ids < found.rows {
-        console::warn(
-            "an id has several rows, which tests take for independent: p and q are too small; test ids with --pool",
-        );
-    }
 }
 
 fn summary(found: &Features) -> String {

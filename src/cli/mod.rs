@@ -20,10 +20,14 @@ use crate::backend::DeviceChoice;
 use crate::console::{self, print};
 use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::rows::Part;
 use crate::text::thousands;
 use clap::{Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Starting many more threads than there are cores takes minutes and helps nobody.
@@ -166,7 +170,7 @@ impl Global {
     }
 
     fn source(&self, model: PathBuf, data: Vec<PathBuf>, how: DataArgs) -> Source {
-        Source { model, data, reading: how.reading(), device: self.device, quiet: self.quiet }
+        Source { model, data, given: None, reading: how.reading(), device: self.device, quiet: self.quiet }
     }
 }
 
@@ -196,6 +200,48 @@ impl Cli {
             // The reader of an output has gone away (`-o /dev/stdout | head`), so nothing is left to do.
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
+        }
+    }
+}
+
+/// Runs the command line `args`, the program's name first: parses, runs, prints one error at most. Gives the documented
+/// exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    match Cli::try_parse_from(args) {
+        Ok(cli) => finish(run_with_signals(cli)),
+        Err(error) => {
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            match error.exit_code() {
+                // Help or version, on standard output.
+                0 => finish(console::written(printed)),
+                // It is lost where standard error cannot be written; the status is not.
+                status => status as u8,
+            }
+        }
+    }
+}
+
+fn run_with_signals(cli: Cli) -> Result<()> {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    let stop = interrupt::watch().unwrap_or_else(|e| {
+        console::warn(format_args!("signals will end sae at once, without a checkpoint: {e}"));
+        &NEVER
+    });
+    // Where files may not grow (`ulimit -f`) the write is to fail, which gives an error of one line, and not the process.
+    // The handler does nothing; that there is one is enough.
+    if let Err(e) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        console::warn(format_args!("a limit on the size of files will end sae without a message: {e}"));
+    }
+    cli.run(stop)
+}
+
+/// The status of a command that is done, whose error is told.
+fn finish(result: Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            console::tell(format_args!("error: {error}"));
+            error.exit_status()
         }
     }
 }

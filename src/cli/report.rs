@@ -1,8 +1,9 @@
 //! `sae report`.
 
-use super::features::{LabelArgs, warn};
+use super::features::LabelArgs;
 use super::{DataArgs, Global, SplitArg, json, print_apart};
 use crate::analysis::features::FeaturesRequest;
+use crate::console;
 use crate::error::Result;
 use crate::report::request::{ReportRequest, report};
 use crate::text::{bytes, thousands};
@@ -59,7 +60,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     };
     let done = report(&request, stop)?;
     if !global.quiet {
-        warn(&done.features);
+        done.features.warnings().iter().for_each(console::warn);
     }
     let text = if global.json {
         json(&done)?

@@ -57,6 +57,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         quiet: global.quiet,
         stop,
         draw: cfg!(feature = "plots").then_some(write_plots as Draw),
+        observer: None,
     };
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.flags.0 != Options::default() {
@@ -64,7 +65,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
                 "--resume takes the run's own config.toml and no other training options; leave them out, or start a new run with --config".into(),
             ));
         }
-        (run::resume(run, &session)?, run.clone())
+        (run::resume(run, None, &session)?, run.clone())
     } else {
         let options = args.options()?;
         let data = options.data.clone().unwrap_or_default();
@@ -77,7 +78,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
         let out = args.out.unwrap_or_else(|| run::default_out(&data));
-        (run::start(&options, &out, args.overwrite, &session)?, out)
+        (run::start(&options, None, &out, args.overwrite, &session)?, out)
     };
     if global.json {
         return print_json(&summary);

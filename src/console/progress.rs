@@ -21,7 +21,7 @@ enum Stream {
 
 impl Stream {
     fn for_stderr(quiet: bool, bar: impl FnOnce() -> ProgressBar) -> Self {
-        if quiet {
+        if quiet || !super::shows() {
             Self::Quiet
         } else if std::io::stderr().is_terminal() {
             Self::Bar(bar())

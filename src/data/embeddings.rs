@@ -106,7 +106,7 @@ impl Embeddings {
                 rows.len()
             )));
         }
-        let rows = Resident::new(Values::F32(rows), d_in)?;
+        let rows = Resident::new(Values::F32(rows.into()), d_in)?;
         Ok(Self::new(rows, RowIndex::of_ids(ids), Skipped::default()))
     }
 

@@ -22,6 +22,11 @@ use crate::text::{bytes, thousands};
 
 /// Ends the messages on rows that are not finite.
 const SKIP_HINT: &str = "fix the file, or drop such rows with --skip-bad-rows";
+/// The same of rows that are in no file.
+pub(super) const GIVEN_SKIP_HINT: &str = "fix it, or drop such rows with skip-bad-rows";
+/// Ends the messages on ids of such rows.
+pub(super) const GIVEN_ID_HINT: &str =
+    "give each row an id of its own (what rows belong to are their groups)";
 /// Ends the messages on ids.
 const ID_HINT: &str = "write each id once, or name other ids: --ids NAME, --ids file for the files' names, --ids row for row numbers";
 
@@ -82,7 +87,7 @@ pub(super) struct Judge {
 }
 
 #[derive(Clone, Copy)]
-enum Reason {
+pub(super) enum Reason {
     NonFinite,
     Duplicate,
     BadId,
@@ -94,7 +99,9 @@ impl Judge {
     }
 
     /// Stops where more rows were dropped than a person who did not ask for all of them expects.
-    pub fn check_share(&self, path: &Path, n_rows: usize) -> Result<()> {
+    ///
+    /// `look` says how to look at them.
+    pub fn check_share(&self, path: &Path, n_rows: usize, look: &str) -> Result<()> {
         let dropped = self.skipped.total();
         if self.rows != BadRows::Skip || dropped.saturating_mul(10) <= n_rows {
             return Ok(());
@@ -104,16 +111,15 @@ impl Judge {
             path,
             "",
             format!(
-                "{} of {} rows would be dropped ({}), the first: {example}; see `sae inspect {}`, or drop them all with --skip-bad-rows=all",
+                "{} of {} rows would be dropped ({}), the first: {example}; {look}, or drop them all with --skip-bad-rows=all",
                 thousands(dropped as u64),
                 thousands(n_rows as u64),
                 self.skipped.kinds(),
-                quoted_path(path)
             ),
         ))
     }
 
-    fn bad(&mut self, reason: Reason, n: usize, error: impl FnOnce() -> Error) -> Result<()> {
+    pub fn bad(&mut self, reason: Reason, n: usize, error: impl FnOnce() -> Error) -> Result<()> {
         if self.rows == BadRows::Stop {
             return Err(error());
         }
@@ -124,7 +130,7 @@ impl Judge {
         };
         if *count == 0 {
             let text = error().to_string();
-            let hints = [SKIP_HINT, ID_HINT].map(|hint| format!("; {hint}"));
+            let hints = [SKIP_HINT, ID_HINT, GIVEN_SKIP_HINT, GIVEN_ID_HINT].map(|hint| format!("; {hint}"));
             let text = hints.iter().find_map(|hint| text.strip_suffix(hint.as_str())).unwrap_or(&text);
             self.skipped.examples.push(text.to_owned());
         }
@@ -199,14 +205,20 @@ pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
     check_values(&pieces, &values, d_in, 0, &mut keep, &mut judge)?;
 
     if let Some(first) = plans.first() {
-        judge.check_share(&first.file.path, n_rows)?;
+        let path = &first.file.path;
+        judge.check_share(path, n_rows, &see(path))?;
     }
     if keep.contains(&false) {
         values.retain_rows(d_in, &keep);
     }
     let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..n_rows, &keep) };
+    loaded(values, d_in, index, judge.skipped)
+}
+
+/// Checked rows as a data set, with a warning of those that hold only zeros.
+pub(super) fn loaded(values: Values, d_in: usize, index: RowIndex, skipped: Skipped) -> Result<Embeddings> {
     let zeros = values.zero_rows(d_in);
-    let mut embeddings = Embeddings::new(Resident::new(values, d_in)?, index, judge.skipped);
+    let mut embeddings = Embeddings::new(Resident::new(values, d_in)?, index, skipped);
     if let Some(&first) = zeros.first() {
         let id = embeddings.index().row_id(first);
         embeddings.warn_of(vec![format!(
@@ -412,16 +424,25 @@ pub(super) fn check_values(
             continue;
         }
         let located = &pieces[pieces.partition_point(|p| p.start <= first + row) - 1];
-        let value = values.get(row * d_in + column);
-        let what = if value.is_finite() {
-            format!("column {column} is {value:e}, too large for float32")
-        } else {
-            format!("column {column} is {value}")
-        };
+        let what = non_finite(column, values.get(row * d_in + column));
         judge.bad(Reason::NonFinite, 1, || located.error(first + row - located.start, what, SKIP_HINT))?;
         keep[row] = false;
     }
     Ok(())
+}
+
+/// What is wrong with a row whose first bad value is `value`.
+pub(super) fn non_finite(column: usize, value: f64) -> String {
+    if value.is_finite() {
+        format!("column {column} is {value:e}, too large for float32")
+    } else {
+        format!("column {column} is {value}")
+    }
+}
+
+/// How to look at what a file holds.
+pub(super) fn see(path: &Path) -> String {
+    format!("see `sae inspect {}`", quoted_path(path))
 }
 
 /// The pieces that have rows in `rows`, each with those rows counted within the piece.

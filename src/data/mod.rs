@@ -13,6 +13,7 @@ mod behind;
 mod embeddings;
 mod file;
 mod flat;
+mod given;
 mod groups;
 mod h5;
 mod header;
@@ -38,6 +39,8 @@ mod writers;
 
 pub use behind::files_behind;
 pub use embeddings::{Embeddings, Skipped};
+pub(crate) use given::GIVEN;
+pub use given::Given;
 pub(crate) use h5::{brief, library_name};
 pub(crate) use id_file::is_file as is_id_file;
 pub(crate) use ids::first_control;

@@ -63,7 +63,11 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
         }
     }
     let together = (jobs.len() / 256).max(1);
-    jobs.into_par_iter().with_min_len(together).try_for_each(|job| run(job, target))
+    let requests = interrupt::Requests::here();
+    jobs.into_par_iter().with_min_len(together).try_for_each(|job| {
+        requests.check()?;
+        run(job, target)
+    })
 }
 
 /// Most bytes of rows that are in memory twice, to turn or widen them.
@@ -118,7 +122,6 @@ fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Re
 }
 
 fn run(job: Job<'_>, target: Dtype) -> Result<()> {
-    interrupt::check()?;
     let read = |out: &mut [u8]| {
         // The length was checked against the file's, so this fails only if the file changes.
         job.file.raw.read_exact_at(out, job.offset).map_err(|error| {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::embeddings::{Embeddings, Skipped};
 use super::load::{
-    Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range,
+    Judge, Located, check_ids, check_values, common_width, dtype, groups, locate, n_rows, read_range, see,
     warnings,
 };
 use super::reading::{Plan, plan};
@@ -125,7 +125,7 @@ impl Blocks<'_> {
             return Ok(Some(Embeddings::new(Resident::new(values, self.d_in)?, index, Skipped::default())));
         }
         if let Some(first) = self.pieces.first() {
-            self.judge.check_share(first.path(), self.keep.len())?;
+            self.judge.check_share(first.path(), self.keep.len(), &see(first.path()))?;
         }
         Ok(None)
     }

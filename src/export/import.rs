@@ -5,7 +5,8 @@ use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::model::file as model_file;
+use crate::model::Params;
+use crate::model::file::{self as model_file, ModelMeta};
 use crate::run::{Kind, Output, Outputs};
 use crate::spec::{Activation, Inference};
 use safetensors::SafeTensors;
@@ -65,7 +66,18 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
     let file = Output { flag: "--out", path: out, kind: Kind::Safetensors };
     Outputs { files: &[file], inputs: &inputs, overwrite: request.overwrite, ..Default::default() }
         .check()?;
-    let (format, place) = find(from, request.format)?;
+    let (params, meta, imported) = read(request)?;
+    interrupt::check()?;
+    model_file::save(out, &params, &meta)?;
+    Ok(imported)
+}
+
+/// Reads a foreign model, and writes nothing.
+///
+/// # Errors
+/// As [`import`], but for those about the output.
+pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
+    let (format, place) = find(&request.from, request.format)?;
     let ignored = &request.ignore;
     let mut foreign = match format {
         Format::Saelens => saelens::read(&place, ignored),
@@ -101,18 +113,17 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
         }
     };
     meta.architecture.tied = params.tied();
-    interrupt::check()?;
-    model_file::save(out, &params, &meta)?;
-    Ok(Imported {
+    let imported = Imported {
         format,
-        model: out.clone(),
+        model: request.out.clone(),
         d_in: params.d_in,
         n_latents: m,
         k: meta.architecture.forward.k,
         inference: meta.architecture.forward.inference,
         normalize: meta.architecture.forward.normalize,
         own: own.is_some(),
-    })
+    };
+    Ok((params, meta, imported))
 }
 
 /// What may be read where a model is at `from`, a folder or a file with others beside it.
@@ -122,7 +133,7 @@ fn inputs(from: &Path) -> Vec<PathBuf> {
 }
 
 /// What our own export kept beside the weights, if it is of this model: the same format, sizes, and k.
-fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<model_file::ModelMeta> {
+fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<ModelMeta> {
     let folder = if place.is_dir() { place } else { place.parent()? };
     let kept: Sidecar = serde_json::from_slice(&std::fs::read(folder.join(SIDECAR)).ok()?).ok()?;
     let meta = kept.model;

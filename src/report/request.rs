@@ -126,7 +126,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
 /// What the run itself says of its data, where the request does not.
 fn with_defaults(request: &FeaturesRequest, options: &Options) -> Result<FeaturesRequest> {
     let mut wanted = request.clone();
-    if wanted.source.data.is_empty() {
+    if wanted.source.data.is_empty() && wanted.source.given.is_none() {
         let run = request.source.model.display();
         let data = options.data.clone().filter(|data| !data.is_empty()).ok_or_else(|| {
             Error::Usage(format!(
@@ -265,7 +265,7 @@ fn rows_in_words(features: &Features, wanted: &FeaturesRequest, hashed: u64) -> 
     };
     let what = if wanted.pool { "ids" } else { "rows" };
     let paths: Vec<String> = wanted.source.data.iter().map(|p| p.display().to_string()).collect();
-    let paths = paths.join(", ");
+    let paths = if paths.is_empty() { "an array in memory".into() } else { paths.join(", ") };
     let seen = match hashed {
         0 => String::new(),
         n => {

@@ -57,6 +57,11 @@ impl RowIndex {
         &self.ids[group]
     }
 
+    /// Whether ids belong to groups that a split keeps together.
+    pub fn has_clusters(&self) -> bool {
+        self.clusters.is_some()
+    }
+
     /// What an id's split is decided by: its group where there are groups, else itself.
     pub fn cluster_of(&self, group: usize) -> &str {
         self.clusters.as_ref().map_or(&self.ids[group], |clusters| &clusters[group])

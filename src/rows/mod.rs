@@ -6,6 +6,7 @@ mod dtype;
 mod index;
 mod resident;
 mod split;
+mod store;
 mod values;
 
 pub use batches::BatchOrder;
@@ -13,6 +14,7 @@ pub use dtype::Dtype;
 pub use index::{RowIndex, SourceFile};
 pub use resident::Resident;
 pub use split::{Part, Split, part_of_id, read_parts};
+pub use store::Store;
 pub use values::Values;
 
 use crate::error::Result;

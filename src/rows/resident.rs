@@ -42,14 +42,14 @@ impl Resident {
             Dtype::F16 => {
                 let mut out = vec![half::f16::ZERO; wide.len()];
                 out.convert_from_f32_slice(&wide);
-                Values::F16(out)
+                Values::F16(out.into())
             }
             Dtype::Bf16 => {
                 let mut out = vec![half::bf16::ZERO; wide.len()];
                 out.convert_from_f32_slice(&wide);
-                Values::Bf16(out)
+                Values::Bf16(out.into())
             }
-            Dtype::F32 => Values::F32(wide),
+            Dtype::F32 => Values::F32(wide.into()),
             Dtype::F64 => Values::F64(wide.into_iter().map(f64::from).collect()),
         };
         Self { values, ..self }

@@ -31,6 +31,19 @@ impl Part {
     }
 }
 
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        match name {
+            "train" => Ok(Self::Train),
+            "val" | "valid" | "validation" => Ok(Self::Val),
+            "test" => Ok(Self::Test),
+            _ => Err(format!("`{name}` is not train, val or test")),
+        }
+    }
+}
+
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -200,21 +213,12 @@ fn plain_parts(text: &str) -> Option<HashMap<String, Part>> {
     let mut parts = HashMap::new();
     for line in text.strip_prefix("id\tsplit\n")?.lines() {
         let (id, part) = line.split_once('\t')?;
-        let part = part_of_name(part)?;
+        let part = part.parse().ok()?;
         if parts.insert(id.to_owned(), part).is_some_and(|old| old != part) {
             return None;
         }
     }
     Some(parts)
-}
-
-fn part_of_name(name: &str) -> Option<Part> {
-    match name {
-        "train" => Some(Part::Train),
-        "val" | "valid" | "validation" => Some(Part::Val),
-        "test" => Some(Part::Test),
-        _ => None,
-    }
 }
 
 fn quoted_parts(path: &Path, text: &str) -> Result<HashMap<String, Part>> {
@@ -233,7 +237,7 @@ fn quoted_parts(path: &Path, text: &str) -> Result<HashMap<String, Part>> {
         }
         let fields: Vec<&str> = record.iter().collect();
         let (id, part) = match fields.as_slice() {
-            [id, part] | [id, part, _] => (*id, part_of_name(part)),
+            [id, part] | [id, part, _] => (*id, part.parse().ok()),
             _ => ("", None),
         };
         let Some(part) = part else {

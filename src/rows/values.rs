@@ -1,6 +1,6 @@
 //! Values in memory, in the type they are stored in.
 
-use super::Dtype;
+use super::{Dtype, Store};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -8,13 +8,13 @@ use rayon::prelude::*;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
     /// IEEE half precision.
-    F16(Vec<f16>),
+    F16(Store<f16>),
     /// The upper half of a float32.
-    Bf16(Vec<bf16>),
+    Bf16(Store<bf16>),
     /// IEEE single precision.
-    F32(Vec<f32>),
+    F32(Store<f32>),
     /// IEEE double precision.
-    F64(Vec<f64>),
+    F64(Store<f64>),
 }
 
 macro_rules! each {
@@ -36,10 +36,10 @@ impl Values {
         let bytes = n.checked_mul(dtype.size())?;
         Vec::<u8>::new().try_reserve_exact(bytes).ok()?;
         Some(match dtype {
-            Dtype::F16 => Self::F16(vec![0u16; n].reinterpret_into()),
-            Dtype::Bf16 => Self::Bf16(vec![0u16; n].reinterpret_into()),
-            Dtype::F32 => Self::F32(vec![0.0; n]),
-            Dtype::F64 => Self::F64(vec![0.0; n]),
+            Dtype::F16 => Self::F16(Store::Own(vec![0u16; n].reinterpret_into())),
+            Dtype::Bf16 => Self::Bf16(Store::Own(vec![0u16; n].reinterpret_into())),
+            Dtype::F32 => Self::F32(vec![0.0; n].into()),
+            Dtype::F64 => Self::F64(vec![0.0; n].into()),
         })
     }
 
@@ -55,12 +55,12 @@ impl Values {
 
     /// All of them as bytes, in this machine's order.
     pub fn bytes(&self) -> &[u8] {
-        each!(self, v => bytemuck::cast_slice(v))
+        each!(self, v => bytemuck::cast_slice(&v[..]))
     }
 
-    /// The bytes to write into.
+    /// The bytes to write into; lent values are copied first.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        each!(self, v => bytemuck::cast_slice_mut(v))
+        each!(self, v => bytemuck::cast_slice_mut(v.own()))
     }
 
     /// Writes row `row` of `width` values to `out` as float32.
@@ -118,6 +118,13 @@ impl Values {
     /// Keeps the rows of `width` values that `keep` marks, in order.
     pub fn retain_rows(&mut self, width: usize, keep: &[bool]) {
         each!(self, v => {
+            // Lent values are not copied whole to keep a part of them.
+            if let Store::Lent(_) = v {
+                let rows = v.chunks_exact(width.max(1)).zip(keep).filter(|(_, keep)| **keep);
+                *v = rows.flat_map(|(row, _)| row).copied().collect();
+                return;
+            }
+            let v = v.own();
             let mut kept = 0;
             for (row, _) in keep.iter().enumerate().filter(|(_, keep)| **keep) {
                 v.copy_within(row * width..(row + 1) * width, kept * width);

@@ -28,14 +28,14 @@ use crate::model::file as model_file;
 use crate::model::{TrainState, make_unit_rows};
 use crate::rows::Split;
 use crate::train::metrics::{self, MetricRow};
-use crate::train::{Progress, Trainer, resolve, start_state, unit_warning};
+use crate::train::{Observer, Progress, StepReport, Trainer, Warning, resolve, start_state, unit_warning};
 use checkpoint::RunId;
 use events::EventFile;
 use folder::{RunFolder, names};
 use outputs::Summary;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::FolderStore;
 use terminal::{MetricsFile, Terminal};
 
@@ -52,6 +52,36 @@ pub struct Session<'a> {
     pub stop: &'a AtomicBool,
     /// Draws the curves once the model is there; without it there are none.
     pub draw: Option<Draw>,
+    /// Hears of steps and evaluations too.
+    pub observer: Option<&'a Mutex<dyn Observer + Send>>,
+}
+
+/// An observer that its owner keeps.
+struct Lent<'a>(&'a Mutex<dyn Observer + Send>);
+
+impl Lent<'_> {
+    /// One that panicked earlier goes on to hear.
+    fn get(&self) -> MutexGuard<'_, dyn Observer + Send + 'static> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Lent<'_> {
+    fn stepped(&mut self, report: &StepReport) {
+        self.get().stepped(report);
+    }
+
+    fn evaluated(&mut self, rows: &[MetricRow]) -> Result<()> {
+        self.get().evaluated(rows)
+    }
+
+    fn warned(&mut self, warning: &Warning) {
+        self.get().warned(warning);
+    }
+
+    fn steps_ended(&mut self) {
+        self.get().steps_ended();
+    }
 }
 
 /// Data with a settled configuration: what `--dry-run` shows and what training starts from.
@@ -82,10 +112,15 @@ fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
     interrupt::check()?;
     spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
-        data.warnings().iter().for_each(console::warn);
-        data.skipped().warn();
+        warn_of(data);
     }
     Ok(())
+}
+
+/// Tells what a person should know of rows.
+pub(crate) fn warn_of(data: &Embeddings) {
+    data.warnings().iter().for_each(console::warn);
+    data.skipped().warn();
 }
 
 /// The tables of groups and of a split that `options` name. These and a file of ids are made absolute there: a run is
@@ -135,7 +170,7 @@ fn given_split(path: &Path, data: &Embeddings, quiet: bool) -> Result<Split> {
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, session)?.settle()
+    Loaded::new(options, None, session)?.settle()
 }
 
 /// Data whose configuration is not settled yet.
@@ -147,41 +182,28 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(options: &Options, session: &Session<'_>) -> Result<Self> {
+    fn new(options: &Options, given: Option<Embeddings>, session: &Session<'_>) -> Result<Self> {
         // Before minutes of loading.
         options.check_ranges()?;
         let mut options = options.clone();
-        let paths = options.data.clone().unwrap_or_default();
-        if paths.is_empty() {
-            return Err(Error::Usage(
-                "no data: name one or more files of embeddings, or a folder of them".into(),
-            ));
-        }
-        let FoundFiles { paths, warnings } = data_files(&paths)?;
-        // Absolute, so that the run can be resumed from anywhere.
-        let absolute = paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
-        let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
-        if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
-            return Err(Error::Usage(format!(
-                "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
-                path.display()
-            )));
-        }
+        let found = if given.is_none() { Self::find(&mut options)? } else { FoundFiles::default() };
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
         let spinner = Spinner::new("loading", session.quiet);
-        let mut data = Embeddings::load(&paths, &options.reading())?;
-        data.warn_of(warnings);
+        let mut data = match given {
+            Some(data) => data,
+            None => Embeddings::load(&found.paths, &options.reading())?,
+        };
+        data.warn_of(found.warnings);
         if let Some(path) = &groups {
             data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
         }
         loaded(spinner, &data, session.quiet)?;
-        options.data = Some(absolute);
         let split = match &splits {
             Some(path) => given_split(path, &data, session.quiet)?,
             None => Split::new(data.index(), options.seed_of_split()),
         };
-        if (options.group_by.is_some() || groups.is_some()) && !session.quiet {
+        if data.index().has_clusters() && !session.quiet {
             let share = |rows: &[u32]| format!("{:.1} %", 100.0 * rows.len() as f64 / data.n_rows() as f64);
             let (train, val, test) = (share(&split.train), share(&split.val), share(&split.test));
             console::tell(format_args!("split by groups: {train} of the rows train, {val} val, {test} test"));
@@ -191,6 +213,27 @@ impl Loaded {
             options.early_stop.get_or_insert(0);
         }
         Ok(Self { options, data, split, device })
+    }
+
+    /// The files that `options` name, whose paths are made absolute there: a run is resumed from anywhere.
+    fn find(options: &mut Options) -> Result<FoundFiles> {
+        let paths = options.data.clone().unwrap_or_default();
+        if paths.is_empty() {
+            return Err(Error::Usage(
+                "no data: name one or more files of embeddings, or a folder of them".into(),
+            ));
+        }
+        let found = data_files(&paths)?;
+        let absolute = found.paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
+        let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
+        if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
+            return Err(Error::Usage(format!(
+                "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
+                path.display()
+            )));
+        }
+        options.data = Some(absolute);
+        Ok(found)
     }
 
     fn settle(self) -> Result<Prepared> {
@@ -206,14 +249,21 @@ impl Loaded {
     }
 }
 
-/// Trains from the start into the folder `out`.
+/// Trains from the start into the folder `out`: from the files that `options` name, or from `given` rows in memory, which
+/// must be given again to resume.
 ///
 /// # Errors
 /// Everything that can go wrong with data, options, disk and loss; [`Error::Interrupted`] after a checkpoint.
-pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'_>) -> Result<Summary> {
+pub fn start(
+    options: &Options,
+    given: Option<Embeddings>,
+    out: &Path,
+    overwrite: bool,
+    session: &Session<'_>,
+) -> Result<Summary> {
     let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
-    let prepared = prepare(options, session)?;
+    let prepared = Loaded::new(options, given, session)?.settle()?;
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
@@ -231,16 +281,28 @@ pub fn start(options: &Options, out: &Path, overwrite: bool, session: &Session<'
     finish(prepared, &folder, id, backend, Progress::default(), session).map_err(|e| e.in_run(folder.root()))
 }
 
-/// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet.
+/// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet. A run of rows in
+/// memory needs them `given` again.
 ///
 /// # Errors
 /// As [`start`]; also data or options that are no longer those of the run.
-pub fn resume(root: &Path, session: &Session<'_>) -> Result<Summary> {
+pub fn resume(root: &Path, given: Option<Embeddings>, session: &Session<'_>) -> Result<Summary> {
     let folder = RunFolder::open(root)?;
     warn_if_unlocked(&folder, session);
     let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
     options.settle_as_0_1_0();
-    let loaded = Loaded::new(&options, session)?;
+    let of_files = options.data.as_ref().is_some_and(|data| !data.is_empty());
+    if of_files == given.is_some() {
+        let root = root.display();
+        return Err(Error::Usage(if of_files {
+            format!("{root} was trained from files, which it reads again; leave the rows out")
+        } else {
+            format!(
+                "{root} was trained from an array, which no file holds; go on in Python with `topk_sae.resume(\"{root}\", x)`"
+            )
+        }));
+    }
+    let loaded = Loaded::new(&options, given, session)?;
     let data = loaded.data.fingerprint();
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;
@@ -296,6 +358,7 @@ fn finish(
     let mut file = MetricsFile(folder.path(names::METRICS));
     let events = config.tensorboard.then(|| EventFile::open(&folder.path(names::EVENTS)));
     let mut events = events.transpose()?;
+    let mut lent = session.observer.map(Lent);
     let mut trainer = Trainer::go_on(config.training(), data, split, backend, progress)?
         .observe(&mut file)
         .observe(&mut terminal)
@@ -303,11 +366,19 @@ fn finish(
     if let Some(events) = &mut events {
         trainer = trainer.observe(events);
     }
+    if let Some(lent) = &mut lent {
+        trainer = trainer.observe(lent);
+    }
     let trained = trainer.run(session.stop).map_err(|error| match error {
-        Error::Interrupted(what) => Error::Interrupted(format!(
-            "{what}; a checkpoint is on disk: continue with `sae train --resume {}`",
-            folder.root().display()
-        )),
+        Error::Interrupted(what) => {
+            let root = folder.root().display();
+            let how = if config.data.is_empty() {
+                format!("topk_sae.resume(\"{root}\", x)")
+            } else {
+                format!("sae train --resume {root}")
+            };
+            Error::Interrupted(format!("{what}; a checkpoint is on disk: continue with `{how}`"))
+        }
         other => other,
     })?;
     let meta = config.model_meta(trained.steps, &trained.train_mean);

@@ -32,9 +32,10 @@ impl Observer for Terminal {
 
     fn warned(&mut self, warning: &Warning) {
         match &mut self.display {
-            Some(display) => display.message(&format!("warning: {warning}")),
-            None if !self.quiet => console::warn(warning),
-            None => {}
+            _ if self.quiet => {}
+            // Over the bar.
+            Some(display) if !console::is_heard() => display.message(&format!("warning: {warning}")),
+            _ => console::warn(warning),
         }
     }
 

@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn fvu_of_the_training_mean_is_one_and_of_the_data_zero() {
         let rows = vec![1.0f32, 2.0, 3.0, 4.0, 5.0, 9.0];
-        let data = Resident::new(Values::F32(rows), 2).unwrap();
+        let data = Resident::new(Values::F32(rows.into()), 2).unwrap();
         let mean = mean_row(&data, &[0, 1, 2]).unwrap();
         assert_eq!(mean, [3.0, 5.0]);
         let variance = variance_about(&data, &[0, 1, 2], &mean).unwrap();

@@ -10,6 +10,7 @@ use super::labels::choose::{Label, LabelOptions, Labelled, Told};
 use super::labels::{LabelTable, UnknownCells};
 use crate::error::{Error, Result};
 use crate::rows::Part;
+use crate::text::thousands;
 use associate::{Association, associate};
 use gather::{ByLatent, Gathered, Names, gather};
 use neighbours::{Neighbour, neighbours};
@@ -141,6 +142,33 @@ pub struct Features {
     pub labels: Option<LabelResult>,
     /// All latents by number.
     pub latents: Vec<Feature>,
+}
+
+impl Features {
+    /// What was left out, and what to know of the figures.
+    pub fn warnings(&self) -> Vec<String> {
+        let Some(labels) = &self.labels else { return vec![] };
+        let (path, told) = (&labels.path, &labels.told);
+        let mut all: Vec<String> =
+            told.unknown_cells.iter().map(|unknown| format!("{path}: {}", unknown.text())).collect();
+        let passed = told.passed_over.iter();
+        all.extend(passed.map(|p| format!("{path}: the column {} is skipped: {}", p.column, p.why)));
+        if let Some(first) = &told.first_unknown_id {
+            let n = thousands(told.unknown_ids);
+            all.push(format!("{path}: {n} ids are not among the rows, the first: {first}"));
+        }
+        if told.ids_without_labels > 0 {
+            let (n, ids) = (thousands(told.ids_without_labels), thousands(self.ids));
+            all.push(format!("{n} of {ids} ids have no line in {path}"));
+        }
+        if self.ids < self.rows {
+            all.push(
+                "an id has several rows, which tests take for independent: p and q are too small; test ids with --pool"
+                    .into(),
+            );
+        }
+        all
+    }
 }
 
 /// Works out what each latent does on the rows of a split, or on all.
