@@ -209,3 +209,60 @@ fn the_chapter_of_options_is_their_table() {
         "docs/src/options.md is not what `SAE_WRITE_DOCS=1 cargo test --test docs` writes"
     );
 }
+
+/// The options of `topk_sae.train` with their types, made from the same table. `SAE_WRITE_DOCS=1` writes them.
+#[test]
+fn the_options_of_python_are_their_table() {
+    let mut text = String::from(
+        "\"\"\"The options of a training, as a type checker sees them.\n\nMade from the table of options: SAE_WRITE_DOCS=1 cargo test --test docs\n\"\"\"\n\nfrom __future__ import annotations\n\nfrom typing import Literal, TypedDict\n\n\nclass Options(TypedDict, total=False):\n    \"\"\"The options of `sae train`, with `_` in place of `-`; None is the default.\"\"\"\n",
+    );
+    let mut heading = "";
+    for row in topk_sae::config::Options::table() {
+        // Arguments of their own there.
+        if ["ids", "groups"].contains(&row.key.as_str()) {
+            continue;
+        }
+        if row.heading != heading {
+            heading = row.heading;
+            text.push_str(&format!("\n    # {heading}\n"));
+        }
+        let takes = |text: &str| (row.check)(text).is_ok();
+        let words: Vec<String> = row.words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let mut types = vec![];
+        if !words.is_empty() {
+            types.push(format!("Literal[{}]", words.join(", ")));
+        } else if takes("no such word") {
+            types.push("str".into());
+        } else {
+            let kinds = [("true", "bool"), ("1.5", "float"), ("7", "int")];
+            types.extend(kinds.iter().find(|(text, _)| takes(text)).map(|(_, name)| (*name).to_owned()));
+            let special = ["auto", "full", "all"].into_iter().filter(|word| takes(word));
+            types.extend(special.map(|word| format!("Literal[\"{word}\"]")));
+            if takes("0=33") {
+                types.push("str".into());
+            }
+        }
+        types.push("None".into());
+        let default = row.defaults().map_or(String::new(), |default| format!(" [default: {default}]"));
+        let help = format!("{}{default}", row.help);
+        let mut lines = vec![String::from("#")];
+        for word in help.split_whitespace() {
+            let line = lines.last_mut().unwrap();
+            if line.len() + word.len() > 110 {
+                lines.push(format!("# {word}"));
+            } else {
+                line.push_str(&format!(" {word}"));
+            }
+        }
+        for line in lines {
+            text.push_str(&format!("    {line}\n"));
+        }
+        text.push_str(&format!("    {}: {}\n", row.key.replace('-', "_"), types.join(" | ")));
+    }
+    let path = root().join("python/package/topk_sae/_options.py");
+    if std::env::var_os("SAE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(there == text, "{} is not what `SAE_WRITE_DOCS=1 cargo test --test docs` writes", path.display());
+}
