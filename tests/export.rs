@@ -141,6 +141,24 @@ fn relu_inference_is_saelens_standard_and_raw_rows_are_declared() {
 }
 
 #[test]
+fn a_file_of_weights_stands_for_its_folder() {
+    let place = Place::trained(&[]);
+    let want = place.eval(&place.path("run"));
+    for format in ["saelens", "sparsify", "dictionary-learning", "interprot", "openai"] {
+        let (folder, _) = place.export(format);
+        let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let weights: Vec<PathBuf> =
+            files.filter(|path| path.extension().is_some_and(|e| e == "safetensors" || e == "pt")).collect();
+        assert_eq!(weights.len(), 1, "{format}: {weights:?}");
+        assert_eq!(
+            place.eval(&place.import(&weights[0], &format!("{format}.safetensors"))),
+            want,
+            "{format}"
+        );
+    }
+}
+
+#[test]
 fn libraries_that_normalise_with_another_epsilon_than_the_model_are_warned_of() {
     let place = Place::trained(&["--norm-eps=1e-7"]);
     let want = place.eval(&place.path("run"));

@@ -4,15 +4,14 @@ use super::foreign::{Foreign, ForeignActivation, fresh_meta};
 use super::tensors::wrong;
 use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::interrupt;
 use crate::model::Params;
 use crate::model::file::{self as model_file, ModelMeta};
 use crate::run::{Kind, Output, Outputs};
 use crate::spec::{Activation, Inference};
-use safetensors::SafeTensors;
 use serde::Serialize;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What to import.
@@ -195,14 +194,7 @@ fn by_names(file: &Path) -> Option<Format> {
         let openai = found.tensors.contains_key("latent_bias");
         return Some(if openai { Format::Openai } else { Format::DictionaryLearning });
     }
-    let mut opened = File::open(file).ok()?;
-    let mut length = [0; 8];
-    opened.read_exact(&mut length).ok()?;
-    // The header alone; its length comes first. 100 MB is the format's own limit.
-    let length = usize::try_from(u64::from_le_bytes(length)).ok().filter(|&n| n <= 100_000_000)?;
-    let mut bytes = (length as u64).to_le_bytes().to_vec();
-    opened.take(length as u64).read_to_end(&mut bytes).ok()?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
+    let (header, _) = files::safetensors_header(file, &File::open(file).ok()?).ok()?;
     let has = |name: &str| header.tensors().contains_key(name);
     [
         ("W_enc", Format::Saelens),
