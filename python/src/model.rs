@@ -23,6 +23,9 @@ type Csr<'py> = (Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<i32>>, Bound<'py
 pub struct Model {
     params: Params,
     meta: ModelMeta,
+    /// It was read from a file of ours.
+    #[pyo3(get)]
+    own: bool,
 }
 
 #[pymethods]
@@ -44,16 +47,16 @@ impl Model {
         let request =
             ImportRequest { from: path, format, k, normalize, ignore, out: PathBuf::new(), overwrite: false };
         worker::run(py, false, None, |_, _| {
-            let import = || import::read(&request).map(|(params, meta, _)| (params, meta));
-            let read = if foreign { import() } else { analysis::load_model(&request.from) };
-            let (params, meta) = match read {
+            let import = || import::read(&request).map(|(params, meta, _)| (params, meta, false));
+            let own = || analysis::load_model(&request.from).map(|(params, meta)| (params, meta, true));
+            let (params, meta, own) = match if foreign { import() } else { own() } {
                 // No model of ours: one of another library, if it is one that is known.
                 Err(error @ (Error::Model { .. } | Error::Io { .. })) if request.from.exists() => {
                     import().map_err(|_| error)
                 }
                 read => read,
             }?;
-            Ok(Self { params, meta })
+            Ok(Self { params, meta, own })
         })
     }
 

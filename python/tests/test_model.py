@@ -73,6 +73,10 @@ def test_codes_of_other_types_are_nearly_the_same(sae, proteins):
         assert np.abs(sae.encode(x.astype(dtype)).toarray() - codes).max() < 1e-5
     with pytest.raises(topk_sae.DataError, match="ascontiguousarray"):
         sae.encode(np.asfortranarray(x))
+    x = x.copy()
+    x[5, 7] = np.nan
+    with pytest.raises(RuntimeError, match="a score of row 5 is not finite"):
+        sae.encode(x)
     with pytest.raises(topk_sae.UsageError, match="512 values and the model takes 1024"):
         sae.encode(np.ascontiguousarray(x[:, :512]))
 
@@ -168,17 +172,16 @@ def test_models_are_pickled_copied_and_saved(sae, proteins, tmp_path, monkeypatc
 
 def test_models_of_other_libraries_are_loaded(run, sae, proteins, tmp_path):
     x = proteins[1]
-    for format in ("saelens", "sparsify", "dictionary_learning", "interprot", "openai"):
+    for format in ("saelens", "sparsify", "dictionary-learning", "interprot", "openai"):
         out = tmp_path / format
-        done = subprocess.run(["sae", "export", run.path, "--format", format, "-o", out], capture_output=True, text=True)
-        if done.returncode != 0:
-            print(format, done.stderr)
-            continue
+        args = ["sae", "--quiet", "export", run.path, "--format", format, "-o", out]
+        subprocess.run(args, check=True, stdout=subprocess.DEVNULL)
         other = topk_sae.load(out)
         assert np.abs(other.encode(x).toarray() - sae.encode(x).toarray()).max() < 2e-3, format
         assert other.evaluate(x)["fvu"] == pytest.approx(sae.evaluate(x)["fvu"], rel=1e-3)
-        if format == "saelens":
-            assert len(other.features(x)) == 256
+        assert other.path is None and len(other.features(x)) == 256
+        for file in out.glob("*.safetensors"):
+            assert len(topk_sae.load(file).features(x)) == 256
     with pytest.raises(topk_sae.ModelError, match="is not a model of sae"):
         topk_sae.load(LABELS)
     with pytest.raises(FileNotFoundError, match="nowhere"):

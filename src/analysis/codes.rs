@@ -102,8 +102,13 @@ pub fn walk(
                 return Err(Error::Failed("a second backend was asked for; please report this".into()));
             }
         };
-        let describe = |row: u32| format!("the row \"{}\"", data.index().row_id(row as usize));
-        encode_rows(backend.as_mut(), &rows, describe, stop, |rows, codes| {
+        let why = |row: u32| {
+            let id = data.index().row_id(row as usize);
+            format!(
+                "a score of the row \"{id}\" is not finite: its values are too large for this model; look at them with `sae inspect`"
+            )
+        };
+        encode_rows(backend.as_mut(), &rows, why, stop, |rows, codes| {
             let names = RowNames {
                 ids: rows.iter().map(|&row| data.index().row_id(row as usize)).collect(),
                 groups: rows
@@ -177,14 +182,15 @@ impl Blocks<'_> {
     }
 }
 
-/// The inference codes of `rows`, `CALL_ROWS` at a time, to `take` with the numbers of their rows.
+/// The inference codes of `rows`, `CALL_ROWS` at a time, to `take` with the numbers of their rows. `why` is the error for a
+/// row with a score that is not finite.
 ///
 /// # Errors
 /// Scores that are not finite; [`Error::Interrupted`] once `stop` is set; what the device refuses; what `take` refuses.
 pub fn encode_rows(
     backend: &mut dyn Backend,
     rows: &[u32],
-    describe: impl Fn(u32) -> String,
+    why: impl Fn(u32) -> String,
     stop: &AtomicBool,
     mut take: impl FnMut(&[u32], &Codes) -> Result<()>,
 ) -> Result<()> {
@@ -192,10 +198,7 @@ pub fn encode_rows(
         check_flag(stop)?;
         let codes = backend.encode(rows, Weights::Last)?;
         if let Some(bad) = codes.bad {
-            return Err(Error::Failed(format!(
-                "a score of {} is not finite: its values are too large for this model; look at them with `sae inspect`",
-                describe(rows[bad])
-            )));
+            return Err(Error::Failed(why(rows[bad])));
         }
         take(rows, &codes)?;
     }
@@ -224,7 +227,12 @@ pub fn encode_all(
     encode_rows(
         backend.as_mut(),
         &all,
-        |row| rows.describe(row),
+        |row| {
+            let row = rows.describe(row);
+            format!(
+                "a score of {row} is not finite: the row has values that are not finite or too large for this model"
+            )
+        },
         stop,
         |_, part| {
             for row in 0..part.n_rows() {

@@ -1,4 +1,4 @@
-"""Loads a run's model as the README shows (NumPy in place of PyTorch) and checks the figures in summary.json.
+"""Loads a run's model as the book shows (NumPy in place of PyTorch) and checks the figures in summary.json.
 
 usage: load_model.py RUN DATA.h5
 """

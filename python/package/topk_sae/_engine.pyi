@@ -24,6 +24,7 @@ class Rows:
 
 class Model:
     def __new__(cls, path: Path, format: str | None, k: int | None, normalize: bool, ignore: list[str]) -> Model: ...
+    own: bool
     @property
     def architecture(self) -> str: ...
     @property

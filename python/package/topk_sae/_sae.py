@@ -17,7 +17,7 @@ from ._engine import UsageError
 from ._features import Features, Labels, features_of
 
 if TYPE_CHECKING:
-    import torch
+    from ._torch import TorchSae
 
 #: Rows that are decoded at a time.
 _BLOCK = 4096
@@ -124,8 +124,9 @@ class Sae:
         for start in range(0, len(x), _BLOCK):
             part = slice(start, start + _BLOCK)
             rows = x[part].astype(np.float32, copy=False)
-            mean[part] = rows.mean(axis=1, dtype=np.float64)
-            std[part] = rows.std(axis=1, dtype=np.float64, ddof=1) if rows.shape[1] > 1 else 0.0
+            mean[part] = rows.mean(axis=1)
+            rows = rows - mean[part, None]
+            std[part] = np.sqrt(np.einsum("ij,ij->i", rows, rows) / max(rows.shape[1] - 1, 1))
         return mean, std
 
     def decode(self, codes: Any, like: Any = None) -> np.ndarray:
@@ -146,11 +147,23 @@ class Sae:
             )
         if mean is not None and len(mean) != codes.shape[0]:
             raise UsageError(f"{codes.shape[0]} codes and {len(mean)} rows; give as many rows as codes")
-        out = np.asarray(codes @ self.w_dec, dtype=np.float32)
+        out = self._weighted(codes)
         out += self.b_pre
         if self.normalize and mean is not None and std is not None:
             out *= std[:, None]
             out += mean[:, None]
+        return out
+
+    def _weighted(self, codes: Any) -> np.ndarray:
+        """Codes times decoder, as float32."""
+        sparse = getattr(codes, "nnz", codes.shape[0] * codes.shape[1]) * 8 < codes.shape[0] * codes.shape[1]
+        if sparse:
+            return np.asarray(codes @ self.w_dec, dtype=np.float32)
+        out = np.empty((codes.shape[0], self.d_in), np.float32)
+        for start in range(0, len(out), _BLOCK):
+            part = codes[start : start + _BLOCK]
+            dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+            np.matmul(dense.astype(np.float32, copy=False), self.w_dec, out=out[start : start + _BLOCK])
         return out
 
     def evaluate(
@@ -212,14 +225,18 @@ class Sae:
         """Writes the model as a file, usually named `model.safetensors`."""
         self._model.save(Path(path), overwrite)
 
-    def to_torch(self) -> torch.nn.Module:
-        """The model as a `torch.nn.Module` with `encode`, `decode` and `forward`, and the attributes that SAEBench asks.
+    def to_torch(
+        self, *, unit_norm: bool = False, model_name: str = "", hook_layer: int = 0, hook_name: str = ""
+    ) -> TorchSae:
+        """The model as a `torch.nn.Module` with `encode`, `decode` and `forward`; its parameters are copies.
 
-        Its parameters are copies. torch must be installed.
+        It has the attributes that SAEBench asks for. With `unit_norm`, which SAEBench recommends, decoder rows have length
+        1 and the codes are longer instead; reconstructions stay the same. `model_name`, `hook_layer` and `hook_name` say
+        which activations of a language model it is for. torch must be installed.
         """
-        from ._torch import module_of
+        from ._torch import TorchSae
 
-        return module_of(self)
+        return TorchSae(self, unit_norm, model_name, hook_layer, hook_name)
 
     def _file(self) -> Path:
         """Where the engine finds the model: what it was loaded from, or a file made for it."""
@@ -279,5 +296,4 @@ def load(
     # Absolute, for the working folder may change.
     place = Path(path).absolute()
     model = _engine.Model(Path(path), format, k, normalize, list(ignore))
-    ours = place if place.suffix == ".safetensors" or (place / "model.safetensors").is_file() else None
-    return Sae(model, None if format is not None else ours)
+    return Sae(model, place if model.own else None)

@@ -56,7 +56,8 @@ class Run:
     def __repr__(self) -> str:
         val = self.summary.get("val") or {}
         fvu = f" fvu={val['fvu']:.4f}" if val.get("fvu") is not None else ""
-        return f"<Run {self.path} steps={self.summary['steps']}{fvu}>"
+        place = "" if self._keep else f" {self.path}"
+        return f"<Run{place} steps={self.summary['steps']}{fvu}>"
 
 
 def train(
