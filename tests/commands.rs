@@ -18,6 +18,8 @@ mod refusals;
 mod report;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "commands/sampled.rs"]
+mod sampled;
 #[path = "commands/splits.rs"]
 mod splits;
 #[path = "commands/streams.rs"]

@@ -236,7 +236,9 @@ fn the_options_of_python_are_their_table() {
         } else {
             let kinds = [("true", "bool"), ("1.5", "float"), ("7", "int")];
             types.extend(kinds.iter().find(|(text, _)| takes(text)).map(|(_, name)| (*name).to_owned()));
-            let special = ["auto", "full", "all"].into_iter().filter(|word| takes(word));
+            // All are words of the type; those of this option are in its help.
+            let words = ["auto", "full", "all"].into_iter();
+            let special = words.filter(|word| takes(word) && row.help.contains(&format!("`{word}`")));
             types.extend(special.map(|word| format!("Literal[\"{word}\"]")));
             if takes("0=33") {
                 types.push("str".into());

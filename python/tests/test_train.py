@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import scipy.sparse
 import topk_sae
 from conftest import FILE, SMALL
 from safetensors.numpy import load_file
@@ -256,6 +257,7 @@ def test_bad_rows_are_named_or_skipped_with_a_warning(proteins):
         ({"data": np.ones((4, 4), ">f4")}, topk_sae.DataError, r"astype\(numpy.float32\)"),
         ({"data": np.ones((8, 4), np.float32)[::2]}, topk_sae.DataError, "ascontiguousarray"),
         ({"data": np.ones((8, 4), np.float32, order="F")}, topk_sae.DataError, "ascontiguousarray"),
+        ({"data": scipy.sparse.eye(4, format="csr")}, topk_sae.UsageError, "toarray"),
         ({"data": "no/such/file.h5"}, FileNotFoundError, "no/such/file.h5"),
         ({"data": __file__}, topk_sae.DataError, "test_train.py"),
         ({"data": [FILE], "ids": ["a"]}, topk_sae.UsageError, "ids of files"),

@@ -38,7 +38,7 @@ choices! {
 pub enum NumberOr<T> {
     /// The number.
     Number(T),
-    /// `auto` or `full`: settled from the data.
+    /// `auto`, `full` or `all`: settled from the data.
     Word(Word),
 }
 
@@ -49,6 +49,8 @@ choices! {
         Auto = "auto",
         /// All training rows
         Full = "full",
+        /// All rows of each split
+        All = "all",
     }
 }
 
@@ -58,6 +60,7 @@ impl<T: FromStr> FromStr for NumberOr<T> {
         match text {
             "auto" => Ok(Self::Word(Word::Auto)),
             "full" => Ok(Self::Word(Word::Full)),
+            "all" => Ok(Self::Word(Word::All)),
             _ => text
                 .parse()
                 .map(Self::Number)
@@ -189,8 +192,11 @@ options! {
         seed: u64, "SEED", default 0;
         /// Steps between evaluations
         eval_every: u64, "STEPS", depends [("", "a twentieth of the steps")];
-        /// Most rows of each split in an evaluation on the way; the final one takes all
-        eval_rows: usize, "ROWS", default 20_000;
+        /// Most rows of each split in an evaluation on the way, or `all`
+        eval_rows: NumberOr<usize>, "ROWS",
+            depends [("", "2.7 % of the rows trained since the last one, 200 to 20,000")];
+        /// Most rows of each split in the figures at the end, or `all`
+        final_rows: NumberOr<usize>, "ROWS", depends [("", "4 % of the rows trained, at least 1000")];
         /// Steps between checkpoints
         checkpoint_every: u64, "STEPS", depends [("", "as --eval-every")];
         /// Checkpoints kept beside the best one
@@ -271,10 +277,11 @@ impl Options {
         Ok(options)
     }
 
-    /// Gives the settings that version 0.1.0 did not have the values of its arithmetic. For options that are resolved:
+    /// Gives the settings that version 0.1.0 did not have the values of its arithmetic and of its final figures. For options that are resolved:
     /// a file that leaves these out was written by 0.1.0, or has these values.
     pub fn settle_as_0_1_0(&mut self) {
         self.loss_scale.get_or_insert(1.0);
         self.norm_eps.get_or_insert(NORM_EPS);
+        self.final_rows.get_or_insert(NumberOr::Word(Word::All));
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Options that decide no weight: where data lie and how bad rows are treated (the data have a fingerprint of their own),
 /// the preset (what it sets is there), and how often a run is looked at and kept.
-const FREE: [&str; 18] = [
+const FREE: [&str; 19] = [
     "group-by",
     "groups",
     "groups-reversed",
@@ -21,6 +21,7 @@ const FREE: [&str; 18] = [
     "epochs",
     "eval-every",
     "eval-rows",
+    "final-rows",
     "early-stop",
     "checkpoint-every",
     "keep-checkpoints",

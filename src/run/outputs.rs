@@ -13,13 +13,17 @@ use std::path::Path;
 /// `summary.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// All rows of the training split.
+    /// The training split: at most `--final-rows` of its rows.
     pub train: Option<Quality>,
-    /// All rows of the validation split.
+    /// The validation split, likewise.
     pub val: Option<Quality>,
-    /// All rows of the test split.
+    /// The test split, likewise.
     pub test: Option<Quality>,
-    /// Share of latents active on no row of the training split.
+    /// Rows that each split has, some of which may not have been measured; `None` in a run of version 0.1.0, which measured
+    /// all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_rows: Option<SplitRows>,
+    /// Share of latents active on none of the training rows that were measured.
     #[serde(deserialize_with = "null_is_nan")]
     pub dead_fraction: f64,
     /// Training rows per second in steps alone, without start-up and evaluation.
@@ -43,6 +47,23 @@ pub struct Summary {
     pub best_step: Option<u64>,
 }
 
+/// Rows of the splits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitRows {
+    /// Training rows.
+    pub train: usize,
+    /// Validation rows.
+    pub val: usize,
+    /// Test rows.
+    pub test: usize,
+}
+
+impl SplitRows {
+    fn new([train, val, test]: [usize; 3]) -> Self {
+        Self { train, val, test }
+    }
+}
+
 impl Summary {
     /// Of a run that is done.
     pub fn new(config: &Config, trained: &Trained) -> Self {
@@ -50,6 +71,7 @@ impl Summary {
             train: trained.train,
             val: trained.val,
             test: trained.test,
+            split_rows: Some(SplitRows::new(trained.split_rows)),
             dead_fraction: trained.dead_fraction,
             rows_per_second: trained.rows_per_second,
             steps: trained.steps,
@@ -66,12 +88,19 @@ impl Summary {
     /// The table of final metrics.
     pub fn table(&self) -> String {
         let header = ["split", "rows", "MSE", "MAE", "FVU", "L0", "cosine"];
+        let all = self.split_rows.map(|SplitRows { train, val, test }| [train, val, test]);
         let splits = [("train", &self.train), ("val", &self.val), ("test", &self.test)];
-        let rows = splits.iter().filter_map(|(name, q)| q.as_ref().map(|q| quality_row(name, q)));
+        let rows = splits.iter().enumerate().filter_map(|(i, (name, q))| {
+            let mut row = quality_row(name, q.as_ref()?);
+            if let Some(all) = all.map(|all| all[i]).filter(|&all| all as u64 > q.map_or(0, |q| q.rows)) {
+                row[1] = format!("{} of {all}", row[1]);
+            }
+            Some(row)
+        });
         let rows: Vec<Vec<String>> = rows.collect();
         let dead = 100.0 * self.dead_fraction;
         format!(
-            "{}\ndead latents: {} % of {} on the training split; {} training rows/s on {} ({})\n",
+            "{}\ndead latents: {} % of {} on these training rows; {} training rows/s on {} ({})\n",
             table(&header, &rows).trim_end(),
             number(dead),
             self.n_latents,

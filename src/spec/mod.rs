@@ -319,6 +319,8 @@ pub struct Training {
     pub eval_every: u64,
     /// Most rows of a split in an evaluation on the way.
     pub eval_rows: usize,
+    /// Most rows of a split in the figures at the end.
+    pub final_rows: usize,
     /// Evaluations without a better validation FVU before stopping; 0 is never.
     pub early_stop: u64,
     /// Steps between checkpoints.

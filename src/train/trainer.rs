@@ -40,13 +40,15 @@ pub struct Trainer<'a> {
 /// What came of a training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trained {
-    /// All rows of the training split.
+    /// Rows of the training split, at most the final rows.
     pub train: Option<Quality>,
-    /// All rows of the validation split.
+    /// The same of the validation split.
     pub val: Option<Quality>,
-    /// All rows of the test split.
+    /// The same of the test split.
     pub test: Option<Quality>,
-    /// Share of latents active on no row of the training split.
+    /// Rows that the splits have: train, val, test.
+    pub split_rows: [usize; 3],
+    /// Share of latents active on none of the training rows that were measured.
     pub dead_fraction: f64,
     /// Training rows per second in steps alone, without start and evaluations.
     pub rows_per_second: f64,
@@ -363,7 +365,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The best state, where training stopped early, and the figures on all rows.
+    /// The best state, where training stopped early, and the final figures.
     fn finish(&mut self, stop: &AtomicBool) -> Result<Trained> {
         let mut steps = self.progress.step;
         let best_step = self.progress.best.map(|(step, _)| step);
@@ -371,7 +373,7 @@ impl<'a> Trainer<'a> {
             steps = self.store.restore_best(self.backend.as_mut())?;
         }
         let mut fired = vec![0u64; self.training.n_latents];
-        let sets = self.eval_sets(usize::MAX)?;
+        let sets = self.eval_sets(self.training.final_rows)?;
         // The last state is kept already.
         let check = &mut || match stop.load(Ordering::Relaxed) {
             false => Ok(()),
@@ -383,6 +385,7 @@ impl<'a> Trainer<'a> {
             train,
             val,
             test,
+            split_rows: [&self.split.train, &self.split.val, &self.split.test].map(Vec::len),
             dead_fraction: dead_fraction(&fired),
             rows_per_second: done / self.progress.seconds.1.max(1e-9),
             steps,

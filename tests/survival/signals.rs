@@ -228,6 +228,7 @@ fn a_signal_in_the_final_evaluation_ends_it_and_the_run_finishes_later_with_the_
         "--steps=3",
         "--anneal-steps=0",
         "--eval-rows=16",
+        "--final-rows=all",
         "--init=linear",
         "--quiet",
     ];

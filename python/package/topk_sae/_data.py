@@ -122,6 +122,8 @@ def engine_data(
             ids = array.index
         # Frames mostly have columns one after another.
         array = np.ascontiguousarray(array.to_numpy())
+    if hasattr(array, "toarray"):
+        raise UsageError("the rows are a sparse matrix; give them dense: x.toarray()")
     rows = np.asarray(array)
     mine = {"skip_bad_rows": options.pop("skip_bad_rows", None)}
     reading = [name for name in _OF_FILES if options.get(name) is not None]

@@ -86,7 +86,7 @@ class Options(TypedDict, total=False):
     # Optimiser
     # Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.003; relaxed-topk: 0.001; topk: auto;
     # sparse-l1: 0.0005]
-    lr: float | Literal["auto"] | Literal["full"] | None
+    lr: float | Literal["auto"] | None
     # Learning rate after its warm-up [default: constant; sparse-l1: cosine]
     lr_schedule: Literal["constant", "cosine", "linear"] | None
     # Steps over which the learning rate rises from 0 [default: 0]
@@ -117,7 +117,7 @@ class Options(TypedDict, total=False):
     # Passes over the training rows, instead of --steps
     epochs: float | None
     # Rows per step, N, or `full` for all training rows [default: 512, or all rows if fewer; sparse-l1: full]
-    batch_size: int | Literal["auto"] | Literal["full"] | None
+    batch_size: int | Literal["full"] | None
     # Stop after this many evaluations without a better validation FVU and keep the best; 0 is never [default: 5;
     # other presets: 0]
     early_stop: int | None
@@ -127,8 +127,11 @@ class Options(TypedDict, total=False):
     seed: int | None
     # Steps between evaluations [default: a twentieth of the steps]
     eval_every: int | None
-    # Most rows of each split in an evaluation on the way; the final one takes all [default: 20000]
-    eval_rows: int | None
+    # Most rows of each split in an evaluation on the way, or `all` [default: 2.7 % of the rows trained since the
+    # last one, 200 to 20,000]
+    eval_rows: int | Literal["all"] | None
+    # Most rows of each split in the figures at the end, or `all` [default: 4 % of the rows trained, at least 1000]
+    final_rows: int | Literal["all"] | None
     # Steps between checkpoints [default: as --eval-every]
     checkpoint_every: int | None
     # Checkpoints kept beside the best one [default: 2]

@@ -166,7 +166,7 @@ fn metrics(page: &Page) -> String {
          <th>rows</th><th>MSE</th><th>MAE</th><th>FVU</th><th>L0</th><th>cosine</th></tr></thead>\
          <tbody>{rows}</tbody></table></div>\n<p class=\"note\">MSE and MAE are means over rows and values in the \
          data's units; FVU is the squared error over the squared distance to the mean of the training split; L0 is \
-         the mean number of active latents. Dead on the training split: {dead} %. {} training rows per second on {} \
+         the mean number of active latents. Dead on training rows: {dead} %. {} training rows per second on {} \
          ({}).</p></section>\n",
         number(summary.rows_per_second),
         escape(&summary.device),
