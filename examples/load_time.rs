@@ -26,7 +26,7 @@ fn main() -> topk_sae::error::Result<()> {
             "d_in": data.d_in(),
             "dtype": data.dtype(),
             "layout": data.index().pieces()[0].layout,
-            "fingerprint": format!("{:016x}", data.fingerprint()),
+            "fingerprint": format!("{:016x}", data.fingerprint()?),
             "first_id": data.index().row_id(0),
             "sum": sum,
             "skipped": data.skipped().total(),

@@ -24,6 +24,8 @@ mod sampled;
 mod splits;
 #[path = "commands/streams.rs"]
 mod streams;
+#[path = "commands/windows.rs"]
+mod windows;
 
 use runs::{Place, sae, sae_fails, sae_ok, same_run, write_data};
 use serde_json::Value;

@@ -2,6 +2,9 @@
 //! with a command that reads it.
 #![allow(clippy::unwrap_used)] // Tests stop at what they do not expect.
 
+#[path = "data_fixtures/streamed.rs"]
+mod streamed;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -130,6 +133,7 @@ fn problem(case: &Case) -> Option<String> {
     let load = |options: &LoadOptions| Embeddings::load(std::slice::from_ref(&path), options);
     let read = |options: &LoadOptions| match load(options) {
         Ok(data) => {
+            streamed::stays_in_files_too(std::slice::from_ref(&path), options, Ok(&data));
             let same = !differs_in_blocks(&path, options, &data) && inspect(&path, options).is_ok();
             differs(&data, &case.name)
                 .or_else(|| (!same).then(|| "inspect, train and encode differ".into()))

@@ -369,7 +369,7 @@ fn the_fingerprint_tells_values_ids_and_order_apart() {
             vector(file, id, row, 4, |v| v);
         })
     };
-    let print = |path: &std::path::Path| load(&[path]).unwrap().fingerprint();
+    let print = |path: &std::path::Path| load(&[path]).unwrap().fingerprint().unwrap();
     let first = print(&make("a.h5", "P2", 1));
     assert_eq!(first, print(&make("b.h5", "P2", 1)));
     assert_ne!(first, print(&make("c.h5", "P3", 1)));

@@ -38,6 +38,16 @@ const RELAXED: &[&str] = &[
 ];
 const DEFAULT: &[&str] =
     &["--latents=96", "--k=5", "--steps=240", "--batch-size=48", "--checkpoint-every=7", "--early-stop=20"];
+/// Rows of 38 KB that stay in their file, in ten windows an epoch.
+const STREAMED: &[&str] = &[
+    "--latents=96",
+    "--k=5",
+    "--steps=240",
+    "--batch-size=48",
+    "--checkpoint-every=7",
+    "--early-stop=20",
+    "--memory=8000",
+];
 const SPARSE: &[&str] =
     &["--preset=sparse-l1", "--latents=80", "--k=6", "--epochs=150", "--checkpoint-every=9"];
 
@@ -112,6 +122,11 @@ fn a_default_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() 
 #[test]
 fn a_sparse_l1_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
     killed_runs_equal_whole_ones(SPARSE, 3);
+}
+
+#[test]
+fn a_run_of_rows_in_their_file_killed_at_random_moments_and_resumed_ends_with_the_same_bits() {
+    killed_runs_equal_whole_ones(STREAMED, 4);
 }
 
 #[test]

@@ -114,7 +114,7 @@ struct Rows {
 
 impl Plan {
     fn new(prepared: &Prepared) -> Self {
-        let Prepared { data, split, config: c, device } = prepared;
+        let Prepared { data, split, config: c, device, .. } = prepared;
         Self {
             config: c.to_options(),
             device: device.to_string(),

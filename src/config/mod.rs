@@ -8,7 +8,7 @@ mod settings;
 mod table;
 
 use options::DEFAULTS;
-pub use options::{InitKind, NumberOr, Options, StoredAs, Word};
+pub use options::{InitKind, NumberOr, Options, RowMemory, StoredAs, Word};
 pub use preset::Preset;
 pub use settings::Settings;
 pub use table::{OptionRow, OptionValue, options_chapter};
@@ -54,6 +54,9 @@ pub struct Config {
     pub schedule: Schedule,
     /// Training rows.
     pub n_train: usize,
+    /// Memory for rows that stay in their files: the order in which they are seen depends on it. `None` where all are in
+    /// memory.
+    pub memory: Option<RowMemory>,
     /// Evaluations without improvement before stopping; 0 is never.
     pub early_stop: u64,
     /// Seed of start, order and noise.
@@ -216,6 +219,7 @@ impl Config {
                 l1_warmup: o.l1_warmup.unwrap_or(DEFAULTS.l1_warmup),
             },
             n_train,
+            memory: o.memory.filter(|&memory| memory != RowMemory::All),
             early_stop: o.early_stop.unwrap_or(DEFAULTS.early_stop),
             seed: o.seed.unwrap_or(DEFAULTS.seed),
             split_seed: o.seed_of_split(),
@@ -300,6 +304,7 @@ impl Config {
             groups_reversed: self.groups_reversed.then_some(true),
             splits: self.splits.clone(),
             skip_bad_rows: Some(self.reading.bad_rows),
+            memory: self.memory,
             preset: Some(self.preset),
             latents: Some(self.n_latents),
             k: Some(forward.k),

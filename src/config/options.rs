@@ -32,6 +32,79 @@ choices! {
     }
 }
 
+/// How much memory rows may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "SizeText")]
+pub enum RowMemory {
+    /// As much as they need.
+    All,
+    /// At most this many bytes.
+    Bytes(u64),
+}
+
+/// As a configuration file has it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for RowMemory {
+    type Error = String;
+    fn try_from(text: SizeText) -> std::result::Result<Self, String> {
+        match text {
+            SizeText::Bytes(bytes) => Ok(Self::Bytes(bytes)),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl From<RowMemory> for String {
+    fn from(memory: RowMemory) -> Self {
+        memory.to_string()
+    }
+}
+
+impl FromStr for RowMemory {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let wrong = || format!("`{text}` is not a size such as 8G or 500M, nor `all`");
+        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let (letter, rest) = unit.split_at(unit.len().min(1));
+        let power = match letter.to_ascii_uppercase().as_str() {
+            "" | "B" => 0,
+            "K" => 1,
+            "M" => 2,
+            "G" => 3,
+            "T" => 4,
+            _ => return Err(wrong()),
+        };
+        // Decimal where it is written so: GB.
+        let base: f64 = match rest {
+            "" | "iB" => 1024.0,
+            "B" => 1000.0,
+            _ => return Err(wrong()),
+        };
+        let bytes = number * base.powi(power);
+        if bytes < 1.0 || bytes >= u64::MAX as f64 { Err(wrong()) } else { Ok(Self::Bytes(bytes as u64)) }
+    }
+}
+
+impl std::fmt::Display for RowMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Bytes(bytes) => write!(f, "{bytes}"),
+        }
+    }
+}
+
 /// A number or a word that stands for one found later.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -97,6 +170,8 @@ options! {
         splits: String, "FILE", depends [("", "by hash")];
         /// Drop and count rows that are not finite or have an id seen before: up to a tenth of all, or `all` that there are
         skip_bad_rows: BadRows, "[=all]", default BadRows::Stop;
+        /// Memory for rows, such as 8G, or `all`; rows that need more stay in their files and are read in windows
+        memory: RowMemory, "SIZE", depends [("", "half of what is free")];
         /// Seed of the split alone, for runs of several seeds on the same split
         split_seed: u64, "SEED", depends [("", "as --seed")];
     }
@@ -283,5 +358,7 @@ impl Options {
         self.loss_scale.get_or_insert(1.0);
         self.norm_eps.get_or_insert(NORM_EPS);
         self.final_rows.get_or_insert(NumberOr::Word(Word::All));
+        // Written down where rows stayed in their files.
+        self.memory.get_or_insert(RowMemory::All);
     }
 }

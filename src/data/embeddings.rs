@@ -4,20 +4,28 @@ use std::fmt;
 use std::path::Path;
 
 use super::groups;
+use super::streamed::Streamed;
 use crate::console;
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
 
-/// Embeddings in memory, in the type they are stored in, with their ids.
+/// Embeddings in the type they are stored in, with their ids: in memory, or in files that are read as training asks.
 ///
 /// Several files of different types take the narrowest type that holds them all.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
-    rows: Resident,
+    rows: Rows,
     index: RowIndex,
     skipped: Skipped,
     warnings: Vec<String>,
     pub(super) zero_rows: usize,
+}
+
+/// Where the rows are.
+#[derive(Clone, Debug)]
+enum Rows {
+    Resident(Resident),
+    Streamed(Streamed),
 }
 
 /// Rows that were dropped because they cannot be used.
@@ -75,7 +83,17 @@ impl fmt::Display for Skipped {
 impl Embeddings {
     /// Rows with their index; `skipped` were dropped.
     pub(super) fn new(rows: Resident, index: RowIndex, skipped: Skipped) -> Self {
-        Self { rows, index, skipped, warnings: vec![], zero_rows: 0 }
+        Self { rows: Rows::Resident(rows), index, skipped, warnings: vec![], zero_rows: 0 }
+    }
+
+    /// Rows that stay in their files.
+    pub(super) fn of_files(rows: Streamed, index: RowIndex, skipped: Skipped) -> Self {
+        Self { rows: Rows::Streamed(rows), index, skipped, warnings: vec![], zero_rows: 0 }
+    }
+
+    /// Whether rows stay in their files.
+    pub fn is_streamed(&self) -> bool {
+        matches!(self.rows, Rows::Streamed(_))
     }
 
     /// Adds what a person should know of the files.
@@ -110,10 +128,21 @@ impl Embeddings {
         Ok(Self::new(rows, RowIndex::of_ids(ids), Skipped::default()))
     }
 
-    /// The same rows kept in another type, rounded to the nearest.
+    /// The same rows kept in another type, rounded to the nearest, where they are in memory.
     #[must_use]
     pub fn kept_as(self, dtype: Dtype) -> Self {
-        Self { rows: self.rows.kept_as(dtype), ..self }
+        let rows = match self.rows {
+            Rows::Resident(rows) => Rows::Resident(rows.kept_as(dtype)),
+            streamed @ Rows::Streamed(_) => streamed,
+        };
+        Self { rows, ..self }
+    }
+
+    fn source(&self) -> &dyn RowSource {
+        match &self.rows {
+            Rows::Resident(rows) => rows,
+            Rows::Streamed(rows) => rows,
+        }
     }
 
     /// Gives the ids the groups of a table of two columns, id and group, that a split keeps together; MMseqs2's tables of
@@ -132,29 +161,27 @@ impl Embeddings {
         &self.index
     }
 
-    /// Their values.
-    pub fn rows(&self) -> &Resident {
-        &self.rows
-    }
-
     /// Number of rows, N.
     pub fn n_rows(&self) -> usize {
-        self.rows.n_rows()
+        self.source().n_rows()
     }
 
     /// Width of a row, D.
     pub fn d_in(&self) -> usize {
-        self.rows.d_in()
+        self.source().d_in()
     }
 
     /// The type the rows are kept in.
     pub fn dtype(&self) -> Dtype {
-        self.rows.dtype()
+        self.source().dtype()
     }
 
     /// Memory that the values take.
     pub fn bytes(&self) -> usize {
-        self.rows.values().bytes().len()
+        match &self.rows {
+            Rows::Resident(rows) => rows.values().bytes().len(),
+            Rows::Streamed(rows) => rows.bytes(),
+        }
     }
 
     /// Memory that values and ids take.
@@ -165,9 +192,12 @@ impl Embeddings {
     /// Writes row `row` to `out` as float32.
     ///
     /// # Panics
-    /// If `row` is not a row or `out` is not D long.
+    /// If `row` is not a row, `out` is not D long, or the rows are not in memory: [`RowSource::read`] has errors.
     pub fn row_into(&self, row: usize, out: &mut [f32]) {
-        self.rows.values().row_into(row, self.rows.d_in(), out);
+        match &self.rows {
+            Rows::Resident(rows) => rows.values().row_into(row, rows.d_in(), out),
+            Rows::Streamed(_) => panic!("row {row} is in a file"),
+        }
     }
 
     /// Rows that were dropped.
@@ -175,35 +205,58 @@ impl Embeddings {
         &self.skipped
     }
 
-    /// A hash of ids, width, type and values: equal means that a resumed run sees the same data.
-    pub fn fingerprint(&self) -> u64 {
+    /// A hash of ids, width, type and values: equal means that a resumed run sees the same data. Of rows that stay in their
+    /// files the values of a thousand.
+    ///
+    /// # Errors
+    /// As [`RowSource::read`].
+    pub fn fingerprint(&self) -> Result<u64> {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(format!("{} {} {}\n", self.n_rows(), self.d_in(), self.dtype()).as_bytes());
         self.index.hash(&mut hash);
-        hash.update(self.rows.values().bytes());
-        hash.digest()
+        match &self.rows {
+            Rows::Resident(rows) => hash.update(rows.values().bytes()),
+            Rows::Streamed(rows) => rows.hash(&mut hash)?,
+        }
+        Ok(hash.digest())
     }
 }
 
 impl RowSource for Embeddings {
     fn n_rows(&self) -> usize {
-        self.rows.n_rows()
+        self.source().n_rows()
     }
 
     fn d_in(&self) -> usize {
-        self.rows.d_in()
+        self.source().d_in()
     }
 
     fn dtype(&self) -> Dtype {
-        self.rows.dtype()
+        self.source().dtype()
     }
 
     fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        self.rows.read(rows, out)
+        self.source().read(rows, out)
     }
 
     fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
-        self.rows.read_stored(row, out)
+        self.source().read_stored(row, out)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.source().window()
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        self.source().block_of(row)
+    }
+
+    fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
+        self.source().hold(now, next)
+    }
+
+    fn keep(&self, rows: &[u32]) -> Result<()> {
+        self.source().keep(rows)
     }
 
     fn describe(&self, row: u32) -> String {

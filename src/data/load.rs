@@ -7,11 +7,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::embeddings::{Embeddings, Skipped};
-use super::file::{Dataset, place};
+use super::file::{Dataset, Place, place};
 use super::ids::{first_control, n_equal};
 use super::read::{Stretch, read_all};
-use super::reading::{Ids, Layout, Piece, Plan, plan};
-use super::{BadRows, LoadOptions, data_files};
+use super::reading::{Ids, Layout, Piece, Plan};
+use super::{BadRows, LoadOptions};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Result};
@@ -34,29 +34,17 @@ impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
     /// of the datasets' names (by bytes) or of the matrix. A path may be that of a file, or one of [`data_files`].
     pub fn load(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
-        let found = data_files(paths)?;
-        let mut plans = Vec::with_capacity(found.paths.len());
-        for path in &found.paths {
-            plans.push(plan(path, options)?);
-        }
-        let Some(first) = plans.first() else {
-            return Err(Error::Usage("no data files given; name at least one".into()));
-        };
-        let path = first.file.path.clone();
-        let warnings = warnings(found.warnings, &plans);
-        let mut embeddings = assemble(plans, options.bad_rows)?;
-        embeddings.warn_of(warnings);
-        if embeddings.n_rows() == 0 {
-            let what = match embeddings.skipped().examples.first() {
-                Some(example) => {
-                    format!("no usable row is left: all were skipped, first {example}")
-                }
-                None => "holds no rows; give a file with embeddings".to_owned(),
-            };
-            return Err(Error::data(&path, "", what));
-        }
-        Ok(embeddings)
+        Self::load_within(paths, options, u64::MAX)
     }
+}
+
+/// The error for files of which no row is left.
+pub(super) fn holds_no_rows(path: &Path, skipped: &Skipped) -> Error {
+    let what = match skipped.examples.first() {
+        Some(example) => format!("no usable row is left: all were skipped, first {example}"),
+        None => "holds no rows; give a file with embeddings".to_owned(),
+    };
+    Error::data(path, "", what)
 }
 
 /// What a person should know of files: of the search for them, of each, and of all together.
@@ -145,10 +133,31 @@ pub(super) struct Located<'a> {
     file: &'a super::file::File,
     dataset: &'a Dataset,
     piece: &'a Piece,
+    /// Place of the piece in its plan.
+    number: usize,
     start: usize,
 }
 
+impl<'a> Located<'a> {
+    /// A piece of a plan whose first row is `start`.
+    pub fn new(plan: &'a Plan, plan_number: usize, number: usize, start: usize) -> Self {
+        let piece = &plan.pieces[number];
+        let dataset = &plan.datasets[piece.at];
+        Self { plan: plan_number, file: &plan.file, dataset, piece, number, start }
+    }
+
+    /// Whether its rows can be read one by one, without values of others.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.dataset.place, Place::At(_)) && self.piece.view.start(&self.dataset.shape).is_some()
+    }
+}
+
 impl Located<'_> {
+    /// Plan, piece of the plan, and first row.
+    pub fn place_in_plans(&self) -> (usize, usize, usize) {
+        (self.plan, self.number, self.start)
+    }
+
     pub fn path(&self) -> &Path {
         &self.file.path
     }
@@ -219,16 +228,20 @@ pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
 pub(super) fn loaded(values: Values, d_in: usize, index: RowIndex, skipped: Skipped) -> Result<Embeddings> {
     let zeros = values.zero_rows(d_in);
     let mut embeddings = Embeddings::new(Resident::new(values, d_in)?, index, skipped);
-    if let Some(&first) = zeros.first() {
-        let id = embeddings.index().row_id(first);
-        embeddings.warn_of(vec![format!(
-            "{} of {} rows hold only zeros, the first is \"{id}\": such rows were often never written, or their file is missing",
-            thousands(zeros.len() as u64),
-            thousands(embeddings.n_rows() as u64),
-        )]);
-        embeddings.zero_rows = zeros.len();
-    }
+    warn_of_zeros(&mut embeddings, zeros.first().copied(), zeros.len());
     Ok(embeddings)
+}
+
+/// Adds a warning of `count` rows that hold only zeros.
+pub(super) fn warn_of_zeros(embeddings: &mut Embeddings, first: Option<usize>, count: usize) {
+    let Some(first) = first else { return };
+    let id = embeddings.index().row_id(first);
+    embeddings.warn_of(vec![format!(
+        "{} of {} rows hold only zeros, the first is \"{id}\": such rows were often never written, or their file is missing",
+        thousands(count as u64),
+        thousands(embeddings.n_rows() as u64),
+    )]);
+    embeddings.zero_rows = count;
 }
 
 /// Rows of all pieces, if they can be numbered.
@@ -312,9 +325,9 @@ pub(super) fn locate(plans: &[Plan], width: u64) -> Result<Vec<Located<'_>>> {
     let mut pieces = Vec::new();
     let mut start = 0;
     for (index, plan) in plans.iter().enumerate() {
-        for piece in &plan.pieces {
+        for (number, piece) in plan.pieces.iter().enumerate() {
             let dataset = &plan.datasets[piece.at];
-            let located = Located { plan: index, file: &plan.file, dataset, piece, start };
+            let located = Located { plan: index, file: &plan.file, dataset, piece, number, start };
             // An id without residues has nothing to give, whatever its width.
             if piece.n_rows == 0 {
                 continue;
@@ -519,7 +532,7 @@ pub(super) fn groups(pieces: &[Located<'_>], rows: Range<usize>, keep: &[bool]) 
     groups
 }
 
-fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<SourceFile> {
+pub(super) fn sources(plans: &[Plan], pieces: &[Located<'_>], keep: &[bool]) -> Vec<SourceFile> {
     let mut n_rows = vec![0; plans.len()];
     for p in pieces {
         let kept = &keep[p.start..p.start + p.piece.n_rows];

@@ -5,7 +5,7 @@
 //! (damaged strings); `advice` is for what it cannot read; `flat` reads the other formats; `scan` surveys
 //! the datasets, `reading` decides what the rows are (with `records` where there is a dataset per id,
 //! `writers` for files of known programs, `ids`), `read` brings the bytes, `load` checks every
-//! row, `stream` does so block by block.
+//! row, `stream` does so block by block, `streamed` leaves rows in the files for a training that asks for them.
 
 mod advice;
 mod attributes;
@@ -31,6 +31,7 @@ mod records;
 mod scan;
 mod signature;
 mod stream;
+mod streamed;
 #[cfg(feature = "parquet")]
 mod table;
 mod text;
@@ -47,6 +48,7 @@ pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
 pub use paths::{FoundFiles, data_files};
 pub use stream::{Blocks, DataFiles};
+pub use streamed::Streamed;
 
 /// Axes of datasets that are taken at one index, as (axis, index), both from 0; `0=33` or `0=33,1=2` as a person writes
 /// them.

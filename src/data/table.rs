@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use parquet::basic::{LogicalType, Type};
 use parquet::column::reader::get_typed_column_reader;
@@ -31,6 +31,8 @@ const NESTED: &str = "lists of lists";
 /// An open table.
 pub(super) struct Table {
     reader: SerializedFileReader<std::fs::File>,
+    /// Held while values are read: all readers of the file share its place in it.
+    turn: Mutex<()>,
     /// Columns, in the order of their names' bytes.
     pub datasets: Vec<Dataset>,
     /// Number of each column among those that Parquet stores.
@@ -128,7 +130,7 @@ impl Table {
             return Err(Error::data(path, "", what));
         }
         datasets.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
-        Ok(Self { reader, datasets, columns })
+        Ok(Self { reader, turn: Mutex::default(), datasets, columns })
     }
 
     /// Decodes the rows `rows` of the column `name` and gives them to `take` in stretches: the number of the first row, how
@@ -143,6 +145,7 @@ impl Table {
         let Some(&column) = self.columns.get(name) else { return Ok(()) };
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let highest = schema.column(column).max_def_level();
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         guarded(path, || self.decode::<T>(path, column, rows, highest, &mut take))
     }
 

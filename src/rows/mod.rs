@@ -48,6 +48,33 @@ pub trait RowSource: Send + Sync {
     /// As [`RowSource::read`].
     fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()>;
 
+    /// Rows that may be in memory at the same time, where not all are: training then takes them block by block, in the
+    /// order of [`BatchOrder::in_windows`].
+    fn window(&self) -> Option<usize> {
+        None
+    }
+
+    /// The block of neighbours that a row is in; it rises with the row.
+    fn block_of(&self, _row: u32) -> u32 {
+        0
+    }
+
+    /// Brings the blocks `now` into memory before it returns, and `next` meanwhile; others may leave it.
+    ///
+    /// # Errors
+    /// As [`RowSource::read`], also of blocks that were `next` the last time.
+    fn hold(&self, _now: &[u32], _next: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Keeps rows in memory that are read again and again, in place of those kept before.
+    ///
+    /// # Errors
+    /// As [`RowSource::read`].
+    fn keep(&self, _rows: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
     /// What a message calls a row.
     fn describe(&self, row: u32) -> String {
         format!("row {row}")

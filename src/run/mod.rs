@@ -18,17 +18,21 @@ pub use check::{Kind, Output, Outputs, check_folder};
 pub use memory::{Memory, PLOTS};
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
-use crate::config::{Config, Options};
+use crate::config::{Config, Options, RowMemory};
 use crate::console::{self, progress::Spinner};
 use crate::data::{Embeddings, FoundFiles, LoadOptions, data_files, is_id_file};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
+use crate::memory::free;
 use crate::model::file as model_file;
 use crate::model::{TrainState, make_unit_rows};
 use crate::rows::Split;
+use crate::text::bytes;
 use crate::train::metrics::{self, MetricRow};
-use crate::train::{Observer, Progress, StepReport, Trainer, Warning, resolve, start_state, unit_warning};
+use crate::train::{
+    Observer, Progress, StepReport, TrainRows, Trainer, Warning, resolve_known, start_state, unit_warning,
+};
 use checkpoint::RunId;
 use events::EventFile;
 use folder::{RunFolder, names};
@@ -94,6 +98,10 @@ pub struct Prepared {
     pub config: Config,
     /// What will compute.
     pub device: Selected,
+    /// The mean training row, if something that was settled depends on it.
+    mean: Option<Vec<f64>>,
+    /// The data's unit does not go with the options.
+    warning: Option<String>,
 }
 
 /// Loads data files, telling progress and skipped rows unless `quiet`.
@@ -110,7 +118,12 @@ pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Emb
 /// Reports what was loaded.
 fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
     interrupt::check()?;
-    spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
+    let place = if data.is_streamed() {
+        format!(", in their files, {} at a time in memory", bytes(data.bytes() as u64))
+    } else {
+        String::new()
+    };
+    spinner.finish(&format!("{} rows of {} {}{place}", data.n_rows(), data.d_in(), data.dtype()));
     if !quiet {
         warn_of(data);
     }
@@ -121,6 +134,15 @@ fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
 pub(crate) fn warn_of(data: &Embeddings) {
     data.warnings().iter().for_each(console::warn);
     data.skipped().warn();
+}
+
+/// Bytes of memory that rows may take.
+fn memory_of(options: &Options) -> u64 {
+    match options.memory {
+        Some(RowMemory::Bytes(bytes)) => bytes,
+        Some(RowMemory::All) => u64::MAX,
+        None => free().map_or(u64::MAX, |free| free / 2),
+    }
 }
 
 /// The tables of groups and of a split that `options` name. These and a file of ids are made absolute there: a run is
@@ -170,7 +192,7 @@ fn given_split(path: &Path, data: &Embeddings, quiet: bool) -> Result<Split> {
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, None, session)?.settle()
+    Loaded::new(options, None, session)?.settle(session, false)
 }
 
 /// Data whose configuration is not settled yet.
@@ -190,11 +212,13 @@ impl Loaded {
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
         let spinner = Spinner::new("loading", session.quiet);
+        let memory = memory_of(&options);
         let mut data = match given {
             Some(data) => data,
-            None => Embeddings::load(&found.paths, &options.reading())?,
+            None => Embeddings::load_within(&found.paths, &options.reading(), memory)?,
         };
         data.warn_of(found.warnings);
+        options.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
         if let Some(path) = &groups {
             data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
         }
@@ -236,16 +260,20 @@ impl Loaded {
         Ok(found)
     }
 
-    fn settle(self) -> Result<Prepared> {
+    /// `resumes`: the run was warned of its unit when it began.
+    fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
         let Self { options, data, split, device } = self;
-        let config = resolve(&options, &data, &split)?;
+        let train = TrainRows::new(&data, &split);
+        let config = resolve_known(&options, &train)?;
+        let warning = if session.quiet || resumes { None } else { unit_warning(&config, &train)? };
+        let mean = train.into_mean();
         device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
             return Err(Error::Usage(
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
             ));
         }
-        Ok(Prepared { data: Arc::new(data), split, config, device })
+        Ok(Prepared { data: Arc::new(data), split, config, device, mean, warning })
     }
 }
 
@@ -263,21 +291,17 @@ pub fn start(
 ) -> Result<Summary> {
     let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
-    let prepared = Loaded::new(options, given, session)?.settle()?;
+    let prepared = Loaded::new(options, given, session)?.settle(session, false)?;
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
     let backend = open_backend(&prepared, state)?;
     interrupt::check_flag(session.stop)?;
-    if !session.quiet
-        && let Some(warning) = unit_warning(&prepared.config, prepared.data.as_ref(), &prepared.split)?
-    {
-        console::warn(format_args!("{warning}"));
-    }
+    prepared.warning.iter().for_each(console::warn);
     let splits = prepared.split.to_tsv(prepared.data.index());
     let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
     warn_if_unlocked(&folder, session);
-    let id = RunId::of(&prepared.config, prepared.data.fingerprint());
+    let id = RunId::of(&prepared.config, prepared.data.fingerprint()?);
     finish(prepared, &folder, id, backend, Progress::default(), session).map_err(|e| e.in_run(folder.root()))
 }
 
@@ -303,10 +327,10 @@ pub fn resume(root: &Path, given: Option<Embeddings>, session: &Session<'_>) -> 
         }));
     }
     let loaded = Loaded::new(&options, given, session)?;
-    let data = loaded.data.fingerprint();
+    let data = loaded.data.fingerprint()?;
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;
-    let prepared = loaded.settle()?;
+    let prepared = loaded.settle(session, true)?;
     memory::check(&prepared)?;
     let c = &prepared.config;
     let id = RunId::of(c, data);
@@ -351,7 +375,7 @@ fn finish(
     progress: Progress,
     session: &Session<'_>,
 ) -> Result<Summary> {
-    let Prepared { data, split, config, .. } = prepared;
+    let Prepared { data, split, config, mean, .. } = prepared;
     let store = FolderStore::new(folder, &config, id);
     store.tidy(&progress)?;
     let mut terminal = Terminal::new(config.schedule.steps, progress.step, session.quiet);
@@ -360,6 +384,7 @@ fn finish(
     let mut events = events.transpose()?;
     let mut lent = session.observer.map(Lent);
     let mut trainer = Trainer::go_on(config.training(), data, split, backend, progress)?
+        .with_mean(mean)
         .observe(&mut file)
         .observe(&mut terminal)
         .keep_in(store);

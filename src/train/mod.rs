@@ -17,4 +17,4 @@ pub(crate) use start::{start_bytes, start_state};
 pub use store::{BestInMemory, Store};
 pub use trainer::{Trained, Trainer};
 pub use unit::resolve;
-pub(crate) use unit::unit_warning;
+pub(crate) use unit::{TrainRows, resolve_known, unit_warning};

@@ -27,7 +27,10 @@ pub struct Trainer<'a> {
     split: Split,
     backend: Box<dyn Backend>,
     order: BatchOrder,
-    mean: Vec<f64>,
+    /// Blocks of rows that are in memory, and those on their way, where not all rows are.
+    held: (Vec<u32>, Vec<u32>),
+    /// Mean training row (D); `None` until it is needed.
+    mean: Option<Vec<f64>>,
     /// Where the training is, without the steps that are queued.
     progress: Progress,
     queue: Queue,
@@ -101,8 +104,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         progress.device = backend.device();
         Ok(Self {
-            order: BatchOrder::new(split.train.clone(), training.schedule.batch_size, training.seed),
-            mean: mean_row(rows.as_ref(), &split.train)?,
+            order: order_of(rows.as_ref(), &split, &training),
+            held: Default::default(),
+            mean: None,
             training,
             rows,
             split,
@@ -113,6 +117,13 @@ impl<'a> Trainer<'a> {
             store: Box::new(BestInMemory::default()),
             explained: [false; 3],
         })
+    }
+
+    /// The mean training row, where it is known already: finding it takes a pass over all of them.
+    #[must_use]
+    pub(crate) fn with_mean(mut self, mean: Option<Vec<f64>>) -> Self {
+        self.mean = mean;
+        self
     }
 
     /// Adds an observer; they are called in the order in which they were added.
@@ -135,7 +146,14 @@ impl<'a> Trainer<'a> {
     /// [`Error::NonFinite`] where the loss is not finite; [`Error::Interrupted`] once `stop` is set, after the state was
     /// kept; what the device, the rows, an observer or the store give.
     pub fn run(&mut self, stop: &AtomicBool) -> Result<Trained> {
+        if self.mean.is_none() {
+            self.mean = Some(mean_row(self.rows.as_ref(), &self.split.train)?);
+        }
         let sets = self.eval_sets(self.training.eval_rows)?;
+        if self.rows.window().is_some() {
+            let again: Vec<u32> = sets.iter().flat_map(|set| set.rows.iter().copied()).collect();
+            self.rows.keep(&again)?;
+        }
         let done = self.steps(&sets, stop);
         if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
             self.observers.iter_mut().for_each(|observer| observer.steps_ended());
@@ -226,7 +244,8 @@ impl<'a> Trainer<'a> {
 
     /// At most `rows` rows of each split.
     fn eval_sets(&self, rows: usize) -> Result<[EvalSet; 3]> {
-        let set = |part: &[u32]| EvalSet::new(self.rows.as_ref(), part, rows, &self.mean);
+        let mean = self.mean.as_deref().unwrap_or_default();
+        let set = |part: &[u32]| EvalSet::new(self.rows.as_ref(), part, rows, mean);
         Ok([set(&self.split.train)?, set(&self.split.val)?, set(&self.split.test)?])
     }
 
@@ -249,10 +268,24 @@ impl<'a> Trainer<'a> {
     fn queue_step(&mut self) -> Result<u64> {
         self.queue.begin();
         let step = self.progress.step + self.queue.waiting();
+        self.hold_rows(step)?;
         let plan = self.plan(step);
         self.backend.step(self.order.batch(step), &plan)?;
         self.queue.add();
         Ok(step + 1)
+    }
+
+    /// Sees to it that the rows of a step are in memory, and that those after them come.
+    fn hold_rows(&mut self, step: u64) -> Result<()> {
+        if self.rows.window().is_none() {
+            return Ok(());
+        }
+        let blocks = self.order.blocks(step, self.training.schedule.steps);
+        if blocks != self.held {
+            self.rows.hold(&blocks.0, &blocks.1)?;
+            self.held = blocks;
+        }
+        Ok(())
     }
 
     /// Waits for the queued steps and takes their losses up, one by one in their order, so that no bit of the
@@ -391,9 +424,18 @@ impl<'a> Trainer<'a> {
             steps,
             best_step,
             device: self.progress.device.clone(),
-            train_mean: self.mean.clone(),
+            train_mean: self.mean.clone().unwrap_or_default(),
             metrics: self.progress.metrics.clone(),
         })
+    }
+}
+
+/// The order of the training rows: in windows, where they do not all fit into memory.
+fn order_of(rows: &dyn RowSource, split: &Split, training: &Training) -> BatchOrder {
+    let (train, batch_size, seed) = (split.train.clone(), training.schedule.batch_size, training.seed);
+    match rows.window() {
+        Some(window) => BatchOrder::in_windows(train, batch_size, seed, window, |row| rows.block_of(row)),
+        None => BatchOrder::new(train, batch_size, seed),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::config::{Config, Options, Preset};
 use crate::error::Result;
 use crate::rows::{RowSource, Split};
 use crate::spec::NORM_EPS;
+use std::cell::OnceCell;
 
 /// Rows whose deviation is looked at.
 const ROWS: usize = 8192;
@@ -20,25 +21,70 @@ const USUAL: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
 /// # Errors
 /// [`Error::Usage`](crate::error::Error::Usage) for options that do not fit; what the source of the rows gives.
 pub fn resolve(options: &Options, rows: &dyn RowSource, split: &Split) -> Result<Config> {
+    resolve_known(options, &TrainRows::new(rows, split))
+}
+
+/// As [`resolve`], of training rows about which something may be known.
+pub(crate) fn resolve_known(options: &Options, train: &TrainRows<'_>) -> Result<Config> {
     let mut options = options.clone();
-    settle(&mut options, rows, &split.train)?;
-    Config::resolve(&options, rows.d_in(), split.train.len())
+    settle(&mut options, train)?;
+    Config::resolve(&options, train.source.d_in(), train.rows.len())
+}
+
+/// The training rows, whose moments are found once: each takes a pass over all of them.
+pub(crate) struct TrainRows<'a> {
+    source: &'a dyn RowSource,
+    rows: &'a [u32],
+    mean: OnceCell<Vec<f64>>,
+    variance: OnceCell<f64>,
+}
+
+impl<'a> TrainRows<'a> {
+    pub(crate) fn new(source: &'a dyn RowSource, split: &'a Split) -> Self {
+        Self { source, rows: &split.train, mean: OnceCell::new(), variance: OnceCell::new() }
+    }
+
+    /// Their mean (D).
+    pub(crate) fn mean(&self) -> Result<&[f64]> {
+        match self.mean.get() {
+            Some(mean) => Ok(mean),
+            None => {
+                let mean = mean_row(self.source, self.rows)?;
+                Ok(self.mean.get_or_init(|| mean))
+            }
+        }
+    }
+
+    /// The mean, where it was asked for before.
+    pub(crate) fn into_mean(self) -> Option<Vec<f64>> {
+        self.mean.into_inner()
+    }
+
+    /// Mean squared distance of a value to the mean row.
+    fn variance(&self) -> Result<f64> {
+        if let Some(&variance) = self.variance.get() {
+            return Ok(variance);
+        }
+        let sum = variance_about(self.source, self.rows, self.mean()?)?;
+        let variance = sum / (self.rows.len() * self.source.d_in()).max(1) as f64;
+        Ok(*self.variance.get_or_init(|| variance))
+    }
 }
 
 /// Settles what follows the data's unit, where it was left open and the preset is not a literal one: the loss is divided
 /// by the variance of the training rows, and what is added to a row's deviation is small beside it.
-fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32]) -> Result<()> {
+fn settle(options: &mut Options, train: &TrainRows<'_>) -> Result<()> {
     if options.preset.unwrap_or(Preset::DEFAULT).is_literal() {
         return Ok(());
     }
     if options.loss_scale.is_none() {
-        let variance = variance(data, train)?;
+        let variance = train.variance()?;
         // Rows that are all alike have no scale; float32 holds no factor beyond its own range.
         let scale = (1.0 / variance).clamp(f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX));
         options.loss_scale = Some(if variance > 0.0 && scale.is_finite() { scale } else { 1.0 });
     }
     if options.norm_eps.is_none() {
-        let usual = usual_deviation(data, train)?;
+        let usual = usual_deviation(train.source, train.rows)?;
         let small = usual > 0.0 && NORM_EPS > MOST * usual;
         // A row of zeros is divided by this alone.
         let share = (SHARE * usual).max(f64::from(f32::MIN_POSITIVE));
@@ -49,8 +95,8 @@ fn settle(options: &mut Options, data: &dyn RowSource, train: &[u32]) -> Result<
 
 /// A warning where constants meet data of a scale that they are not meant for: a literal preset, or a loss scale that was
 /// given, or found for other data.
-pub(crate) fn unit_warning(config: &Config, data: &dyn RowSource, split: &Split) -> Result<Option<String>> {
-    let variance = variance(data, &split.train)?;
+pub(crate) fn unit_warning(config: &Config, train: &TrainRows<'_>) -> Result<Option<String>> {
+    let variance = train.variance()?;
     let scaled = variance * config.spec.objective.loss_scale;
     if USUAL.contains(&scaled) || !(variance > 0.0 && variance.is_finite()) {
         return Ok(None);
@@ -58,7 +104,7 @@ pub(crate) fn unit_warning(config: &Config, data: &dyn RowSource, split: &Split)
     let deviation = variance.sqrt();
     if !config.preset.is_literal() {
         let mut best = Options::default();
-        settle(&mut best, data, &split.train)?;
+        settle(&mut best, train)?;
         let (scale, eps) = (best.loss_scale.unwrap_or(1.0), best.norm_eps.unwrap_or(NORM_EPS));
         return Ok(Some(format!(
             "--loss-scale {:e} does not go with these data, whose values have a standard deviation of {deviation:.1e}: \
@@ -74,19 +120,14 @@ pub(crate) fn unit_warning(config: &Config, data: &dyn RowSource, split: &Split)
     )))
 }
 
-/// Mean squared distance of a value of the training rows to their mean row.
-fn variance(data: &dyn RowSource, train: &[u32]) -> Result<f64> {
-    let mean = mean_row(data, train)?;
-    Ok(variance_about(data, train, &mean)? / (train.len() * data.d_in()).max(1) as f64)
-}
-
 /// Median of the standard deviations of training rows, some thousand of them, that have one; 0 where none has.
 fn usual_deviation(data: &dyn RowSource, train: &[u32]) -> Result<f64> {
     let n = train.len().min(ROWS);
-    let mut row = vec![0.0f32; data.d_in()];
+    let rows: Vec<u32> = (0..n).map(|i| train[i * train.len() / n]).collect();
+    let mut values = vec![0.0f32; n * data.d_in()];
+    data.read(&rows, &mut values)?;
     let mut deviations = vec![];
-    for i in 0..n {
-        data.read(&[train[i * train.len() / n]], &mut row)?;
+    for row in values.chunks_exact(data.d_in()) {
         let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
         let squares: f64 = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
         let deviation = (squares / (row.len() as f64 - 1.0).max(1.0)).sqrt();

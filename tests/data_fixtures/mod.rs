@@ -1,6 +1,9 @@
 //! Small HDF5 files for the data tests.
 #![allow(dead_code)] // Each test file uses a part.
 
+#[path = "../data_fixtures/streamed.rs"]
+mod streamed;
+
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
@@ -166,6 +169,7 @@ pub fn load_with(paths: &[&Path], options: &LoadOptions) -> Result<Embeddings, E
     let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
     let whole = Embeddings::load(&paths, options);
     comes_in_blocks_too(&paths, options, whole.as_ref().ok());
+    streamed::stays_in_files_too(&paths, options, whole.as_ref());
     whole
 }
 

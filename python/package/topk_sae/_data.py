@@ -31,7 +31,7 @@ Texts: TypeAlias = "Iterable[Any]"
 
 
 #: Options that say how files are read.
-_OF_FILES = ("dataset", "index", "transpose", "stored_as", "group_by")
+_OF_FILES = ("dataset", "index", "transpose", "stored_as", "group_by", "memory")
 
 
 class Folder:

@@ -31,6 +31,9 @@ class Options(TypedDict, total=False):
     # Drop and count rows that are not finite or have an id seen before: up to a tenth of all, or `all` that there
     # are [default: false]
     skip_bad_rows: bool | Literal["all"] | None
+    # Memory for rows, such as 8G, or `all`; rows that need more stay in their files and are read in windows
+    # [default: half of what is free]
+    memory: float | Literal["all"] | None
     # Seed of the split alone, for runs of several seeds on the same split [default: as --seed]
     split_seed: int | None
 

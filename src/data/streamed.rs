@@ -1,0 +1,450 @@
+//! Rows of files that do not fit into memory: read in place, and block by block into memory where training asks for it.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+
+use rayon::prelude::*;
+
+use super::embeddings::Embeddings;
+use super::load::{
+    Judge, Located, assemble, check_ids, check_values, common_width, dtype, groups, holds_no_rows, locate,
+    n_rows, read_range, see, sources, warn_of_zeros, warnings,
+};
+use super::reading::{Plan, plan};
+use super::{LoadOptions, data_files};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
+
+/// Most bytes of a block: enough for one read of a disk.
+const MOST_BLOCK: usize = 4 << 20;
+/// Fewest.
+const LEAST_BLOCK: usize = 64 << 10;
+/// Blocks that a window should have, so that it is a sample of the whole file.
+const BLOCKS: usize = 64;
+/// Bytes that are checked at a time at the start.
+const SCAN_BYTES: usize = 64 << 20;
+/// Rows whose values are part of the fingerprint.
+const FINGERPRINT_ROWS: usize = 1024;
+
+/// Rows of files, of which blocks are in memory.
+#[derive(Clone)]
+pub struct Streamed(Arc<Shared>);
+
+struct Shared {
+    files: Arc<Files>,
+    held: RwLock<HashMap<u32, Arc<Resident>>>,
+    /// Single rows that stay in memory, ascending, and their values.
+    kept: RwLock<Option<(Vec<u32>, Resident)>>,
+    /// Blocks that are on their way into memory.
+    coming: Mutex<Option<Coming>>,
+    /// Rows that may be in memory together.
+    window: usize,
+}
+
+/// Blocks that another thread reads.
+type Coming = JoinHandle<Result<Vec<(u32, Resident)>>>;
+
+/// Open files and where their rows are.
+struct Files {
+    plans: Vec<Plan>,
+    pieces: Vec<At>,
+    /// Modification time and length of each file at the start.
+    stamps: Vec<(i64, i64, u64)>,
+    d_in: usize,
+    dtype: Dtype,
+    /// Rows of the files, those included that were dropped.
+    all: usize,
+    /// Rows of the files in a block.
+    block: usize,
+    /// First row of each block, counted without those that were dropped, and the number of rows.
+    starts: Vec<u32>,
+    /// Which rows of the files are rows; all where this is empty.
+    keep: Vec<bool>,
+}
+
+/// A piece of a plan, and the number of its first row.
+#[derive(Clone, Copy)]
+struct At {
+    plan: u32,
+    piece: u32,
+    start: usize,
+}
+
+/// The guarded value, also after a thread panicked with it: it is replaced whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn look<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Streamed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Files { all, d_in, dtype, .. } = &*self.0.files;
+        write!(f, "Streamed({all} rows of {d_in} {dtype})")
+    }
+}
+
+impl Embeddings {
+    /// As [`Embeddings::load`], with rows in memory where they take at most `memory` bytes. Others stay in their files: they
+    /// are read once to be checked, and then block by block as training asks for them, in at most that much memory.
+    ///
+    /// # Errors
+    /// As [`Embeddings::load`].
+    pub fn load_within(paths: &[PathBuf], options: &LoadOptions, memory: u64) -> Result<Self> {
+        let found = data_files(paths)?;
+        let plans = found.paths.iter().map(|path| plan(path, options)).collect::<Result<Vec<_>>>()?;
+        let Some(first) = plans.first().map(|plan| plan.file.path.clone()) else {
+            return Err(Error::Usage("no data files given; name at least one".into()));
+        };
+        let told = warnings(found.warnings, &plans);
+        let bytes = {
+            let pieces = locate(&plans, common_width(&plans))?;
+            let row = common_width(&plans).saturating_mul(dtype(&pieces).size() as u64);
+            row.saturating_mul(n_rows(&pieces)? as u64)
+        };
+        let mut embeddings = if bytes <= memory {
+            assemble(plans, options.bad_rows)?
+        } else {
+            streamed(plans, options, memory)?
+        };
+        embeddings.warn_of(told);
+        if embeddings.n_rows() == 0 {
+            return Err(holds_no_rows(&first, embeddings.skipped()));
+        }
+        Ok(embeddings)
+    }
+}
+
+/// Checks all rows, and keeps none of them.
+fn streamed(plans: Vec<Plan>, options: &LoadOptions, memory: u64) -> Result<Embeddings> {
+    let mut judge = Judge::new(options.bad_rows);
+    let width = common_width(&plans);
+    let pieces = locate(&plans, width)?;
+    let (all, d_in, dtype) = (n_rows(&pieces)?, width as usize, dtype(&pieces));
+    let row_bytes = d_in.saturating_mul(dtype.size()).max(1);
+    let mut keep = vec![true; all];
+    check_ids(&pieces, &mut keep, &mut judge)?;
+    let scan = (SCAN_BYTES / row_bytes).max(1);
+    let mut zeros = vec![];
+    for first in (0..all).step_by(scan) {
+        interrupt::check()?;
+        let rows = first..all.min(first + scan);
+        let mut values = Values::zeros(dtype, rows.len() * d_in).ok_or_else(|| no_room(rows.len(), d_in))?;
+        read_range(&pieces, rows.clone(), &mut values)?;
+        check_values(&pieces, &values, d_in, first, &mut keep[rows.clone()], &mut judge)?;
+        zeros.extend(values.zero_rows(d_in).into_iter().map(|row| first + row).filter(|&row| keep[row]));
+    }
+    if let Some(first) = pieces.first() {
+        judge.check_share(first.path(), all, &see(first.path()))?;
+    }
+    let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..all, &keep) };
+    let at = pieces.iter().map(Located::place_in_plans);
+    let at = at.map(|(plan, piece, start)| At { plan: plan as u32, piece: piece as u32, start }).collect();
+    drop(pieces);
+
+    let window_bytes = usize::try_from(memory / 2).unwrap_or(usize::MAX);
+    // A window has some blocks, however small it is.
+    let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
+    let block = (block_bytes / row_bytes).max(1);
+    let mut starts = vec![0];
+    let mut kept = 0u32;
+    for rows in keep.chunks(block) {
+        kept += rows.iter().filter(|&&keep| keep).count() as u32;
+        starts.push(kept);
+    }
+    // Numbers as they are without the rows that were dropped.
+    let first_zero = zeros.first().map(|&first| keep[..first].iter().filter(|&&keep| keep).count());
+    if !keep.contains(&false) {
+        keep = vec![];
+    }
+    let stamps = plans.iter().map(stamp).collect::<Result<_>>()?;
+    let files = Files { plans, pieces: at, stamps, d_in, dtype, all, block, starts, keep };
+    let shared = Shared {
+        files: Arc::new(files),
+        held: RwLock::default(),
+        kept: RwLock::default(),
+        coming: Mutex::default(),
+        window: (window_bytes / row_bytes).max(1),
+    };
+    let mut embeddings = Embeddings::of_files(Streamed(Arc::new(shared)), index, judge.skipped);
+    warn_of_zeros(&mut embeddings, first_zero, zeros.len());
+    Ok(embeddings)
+}
+
+fn no_room(rows: usize, d_in: usize) -> Error {
+    Error::Failed(format!("{rows} rows of {d_in} values do not fit the memory; give a smaller --memory"))
+}
+
+/// What changes when somebody writes to a file.
+fn stamp(plan: &Plan) -> Result<(i64, i64, u64)> {
+    let meta = plan.file.raw.metadata().map_err(Error::io(&plan.file.path, "read"))?;
+    Ok((meta.mtime(), meta.mtime_nsec(), meta.len()))
+}
+
+impl Files {
+    fn n_rows(&self) -> usize {
+        self.starts.last().map_or(0, |&n| n as usize)
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        // The last that begins there: those before it have no rows.
+        self.starts.partition_point(|&start| start <= row).saturating_sub(1) as u32
+    }
+
+    /// Rows of the files in a block.
+    fn rows_of(&self, block: u32) -> Range<usize> {
+        let first = block as usize * self.block;
+        first..self.all.min(first + self.block)
+    }
+
+    /// Reads rows of the files, those included that were dropped.
+    fn read(&self, rows: Range<usize>) -> Result<Values> {
+        let first = self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1);
+        let mut pieces = vec![];
+        for at in self.pieces[first..].iter().take_while(|at| at.start < rows.end) {
+            let plan = &self.plans[at.plan as usize];
+            if stamp(plan)? != self.stamps[at.plan as usize] {
+                let what = "was written to while it was read; put it back as it was and go on with `sae train --resume RUN`, or train anew";
+                return Err(Error::data(&plan.file.path, "", what));
+            }
+            pieces.push(Located::new(plan, at.plan as usize, at.piece as usize, at.start));
+        }
+        let n = rows.len();
+        let mut values = Values::zeros(self.dtype, n * self.d_in).ok_or_else(|| no_room(n, self.d_in))?;
+        read_range(&pieces, rows, &mut values)?;
+        Ok(values)
+    }
+
+    /// The rows of a block.
+    fn read_block(&self, block: u32) -> Result<Resident> {
+        let rows = self.rows_of(block);
+        let mut values = self.read(rows.clone())?;
+        if let Some(keep) = self.keep.get(rows).filter(|keep| keep.contains(&false)) {
+            values.retain_rows(self.d_in, keep);
+        }
+        Resident::new(values, self.d_in)
+    }
+
+    fn read_blocks(&self, blocks: &[u32]) -> Result<Vec<(u32, Resident)>> {
+        let requests = interrupt::Requests::here();
+        let read = |&block: &u32| {
+            requests.check()?;
+            Ok((block, self.read_block(block)?))
+        };
+        blocks.par_iter().map(read).collect()
+    }
+
+    /// Some rows of one block, ascending: the stretch that holds them, or each alone where they are far apart.
+    fn read_some(&self, rows: &[u32]) -> Result<Resident> {
+        let block = self.block_of(rows[0]);
+        let range = self.rows_of(block);
+        let start = self.starts[block as usize];
+        // Places in the files of the rows of the block.
+        let places: Vec<usize> = match self.keep.get(range.clone()) {
+            Some(keep) => range.clone().zip(keep).filter(|(_, keep)| **keep).map(|(row, _)| row).collect(),
+            None => range.clone().collect(),
+        };
+        let places: Vec<usize> = rows.iter().map(|&row| places[(row - start) as usize]).collect();
+        let span = places[0]..places[places.len() - 1] + 1;
+        let together = places.len() * 8 >= span.len() || !self.is_plain(&span);
+        let mut bytes = Values::zeros(self.dtype, rows.len() * self.d_in)
+            .ok_or_else(|| no_room(rows.len(), self.d_in))?;
+        let width = self.d_in * self.dtype.size();
+        let out = bytes.bytes_mut().chunks_exact_mut(width);
+        if together {
+            let values = self.read(span.clone())?;
+            for (place, out) in places.iter().zip(out) {
+                out.copy_from_slice(&values.bytes()[(place - span.start) * width..][..width]);
+            }
+        } else {
+            for (&place, out) in places.iter().zip(out) {
+                out.copy_from_slice(self.read(place..place + 1)?.bytes());
+            }
+        }
+        Resident::new(bytes, self.d_in)
+    }
+
+    /// Whether rows of the files can be read one by one: values of others need not be read for them.
+    fn is_plain(&self, rows: &Range<usize>) -> bool {
+        let first = self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1);
+        self.pieces[first..].iter().take_while(|at| at.start < rows.end).all(|at| {
+            let plan = &self.plans[at.plan as usize];
+            Located::new(plan, at.plan as usize, at.piece as usize, at.start).is_plain()
+        })
+    }
+}
+
+impl Streamed {
+    /// Bytes of values that may be in memory.
+    pub(super) fn bytes(&self) -> usize {
+        let Files { d_in, dtype, .. } = *self.0.files;
+        2 * self.0.window * d_in * dtype.size()
+    }
+
+    /// Feeds some rows, spread evenly, to a hash.
+    pub(super) fn hash(&self, hash: &mut xxhash_rust::xxh3::Xxh3) -> Result<()> {
+        let n = self.n_rows();
+        let rows: Vec<u32> =
+            (0..n.min(FINGERPRINT_ROWS)).map(|i| (i * n / n.min(FINGERPRINT_ROWS)) as u32).collect();
+        for (_, part) in self.read_missing(&rows.iter().copied().enumerate().collect::<Vec<_>>())? {
+            hash.update(part.values().bytes());
+        }
+        Ok(())
+    }
+
+    /// Rows that are not in memory, each with its place in a request: by block, in parallel.
+    fn read_missing(&self, missing: &[(usize, u32)]) -> Result<Vec<(Vec<usize>, Resident)>> {
+        let files = &self.0.files;
+        let mut sorted = missing.to_vec();
+        sorted.sort_by_key(|&(_, row)| row);
+        let parts: Vec<&[(usize, u32)]> =
+            sorted.chunk_by(|a, b| files.block_of(a.1) == files.block_of(b.1)).collect();
+        let read = |part: &&[(usize, u32)]| {
+            let (places, rows): (Vec<usize>, Vec<u32>) = part.iter().copied().unzip();
+            Ok((places, files.read_some(&rows)?))
+        };
+        parts.par_iter().map(read).collect()
+    }
+
+    /// Calls `found` with the place of each of `rows` that is in memory, and gives the others.
+    fn find<'a>(
+        &self,
+        rows: &[u32],
+        held: &'a HashMap<u32, Arc<Resident>>,
+        kept: &'a Option<(Vec<u32>, Resident)>,
+        mut found: impl FnMut(usize, &'a Resident, usize),
+    ) -> Vec<(usize, u32)> {
+        let files = &self.0.files;
+        let mut missing = vec![];
+        for (place, &row) in rows.iter().enumerate() {
+            let block = files.block_of(row);
+            if let Some(block_rows) = held.get(&block) {
+                found(place, block_rows, (row - files.starts[block as usize]) as usize);
+            } else if let Some((Ok(at), values)) =
+                kept.as_ref().map(|(rows, values)| (rows.binary_search(&row), values))
+            {
+                found(place, values, at);
+            } else {
+                missing.push((place, row));
+            }
+        }
+        missing
+    }
+
+    /// Waits for the blocks that are on their way.
+    fn arrive(&self) -> Result<()> {
+        let Some(coming) = lock(&self.0.coming).take() else { return Ok(()) };
+        let panicked =
+            |_| Error::Failed("a thread that read rows came to a bad end; please report this".into());
+        let blocks = coming.join().map_err(panicked)??;
+        self.add(blocks);
+        Ok(())
+    }
+
+    fn add(&self, blocks: Vec<(u32, Resident)>) {
+        let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
+        held.extend(blocks.into_iter().map(|(block, rows)| (block, Arc::new(rows))));
+    }
+}
+
+impl RowSource for Streamed {
+    fn n_rows(&self) -> usize {
+        self.0.files.n_rows()
+    }
+
+    fn d_in(&self) -> usize {
+        self.0.files.d_in
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.0.files.dtype
+    }
+
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
+        let d = self.d_in();
+        let missing = {
+            let (held, kept) = (look(&self.0.held), look(&self.0.kept));
+            self.find(rows, &held, &kept, |place, values, at| {
+                values.values().row_into(at, d, &mut out[place * d..][..d]);
+            })
+        };
+        for (places, part) in self.read_missing(&missing)? {
+            for (at, place) in places.into_iter().enumerate() {
+                part.values().row_into(at, d, &mut out[place * d..][..d]);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
+        let mut read = Ok(());
+        let missing = {
+            let (held, kept) = (look(&self.0.held), look(&self.0.kept));
+            self.find(&[row], &held, &kept, |_, values, at| read = values.read_stored(at as u32, out))
+        };
+        if missing.is_empty() {
+            return read;
+        }
+        self.0.files.read_some(&[row])?.read_stored(0, out)
+    }
+
+    fn window(&self) -> Option<usize> {
+        Some(self.0.window)
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        self.0.files.block_of(row)
+    }
+
+    fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
+        self.arrive()?;
+        let wanted: HashSet<u32> = now.iter().chain(next).copied().collect();
+        {
+            let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
+            held.retain(|block, _| wanted.contains(block));
+        }
+        let missing = |blocks: &[u32]| -> Vec<u32> {
+            let held = look(&self.0.held);
+            let mut blocks: Vec<u32> =
+                blocks.iter().copied().filter(|block| !held.contains_key(block)).collect();
+            blocks.sort_unstable();
+            blocks
+        };
+        self.add(self.0.files.read_blocks(&missing(now))?);
+        let next = missing(next);
+        if !next.is_empty() {
+            let files = self.0.files.clone();
+            let thread = std::thread::Builder::new().name("rows".into());
+            let thread = thread.spawn(move || files.read_blocks(&next));
+            let thread = thread.map_err(|e| Error::Failed(format!("no thread to read rows: {e}")))?;
+            *lock(&self.0.coming) = Some(thread);
+        }
+        Ok(())
+    }
+
+    fn keep(&self, rows: &[u32]) -> Result<()> {
+        let mut rows = rows.to_vec();
+        rows.sort_unstable();
+        rows.dedup();
+        let places: Vec<(usize, u32)> = rows.iter().copied().enumerate().collect();
+        let (d, size) = (self.d_in(), self.dtype().size());
+        let mut values = Values::zeros(self.dtype(), rows.len() * d).ok_or_else(|| no_room(rows.len(), d))?;
+        let bytes = values.bytes_mut();
+        for (places, part) in self.read_missing(&places)? {
+            for (place, row) in places.into_iter().zip(part.values().bytes().chunks_exact(d * size)) {
+                bytes[place * d * size..][..d * size].copy_from_slice(row);
+            }
+        }
+        let kept = Some((rows, Resident::new(values, d)?));
+        *self.0.kept.write().unwrap_or_else(PoisonError::into_inner) = kept;
+        Ok(())
+    }
+}
