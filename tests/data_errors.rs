@@ -341,3 +341,40 @@ fn a_name_with_a_line_break_does_not_break_the_line_of_an_error() {
     let path = folder.file("names.h5", |file| vector(file, "a\nb\u{1b}[31m", 0, 3, |v| v as i32));
     message(load(&[&path]), &path, &["a\\nb\\u{1b}[31m", "integers"]);
 }
+
+#[test]
+fn a_file_that_changes_while_rows_are_read_from_it_is_an_error_of_one_line() {
+    use topk_sae::rows::RowSource;
+    for cut in [false, true] {
+        let folder = Folder::new();
+        let path = folder.path("rows.npy");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (500, 4), }\n";
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.bytes());
+        bytes.extend((0..2000).flat_map(|n| (n as f32).to_le_bytes()));
+        std::fs::write(&path, &bytes).unwrap();
+        let data = Embeddings::load_within(&[path.clone()], &LoadOptions::default(), 800).unwrap();
+        let mut row = [0.0; 4];
+        data.read(&[499], &mut row).unwrap();
+        assert_eq!(row, [1996.0, 1997.0, 1998.0, 1999.0]);
+        data.hold(&[0], &[1, 2]).unwrap();
+        // Longer than the clock of a file system ticks.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        if cut {
+            std::fs::write(&path, &bytes[..4000]).unwrap();
+        } else {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let error = data.read(&[499], &mut row).unwrap_err().to_string();
+        assert!(
+            error.contains("rows.npy: was written to while it was read") && error.lines().count() == 1,
+            "{error}"
+        );
+        // What is in memory already stays.
+        data.read(&[0], &mut row).unwrap();
+        let error = data.hold(&[1], &[5]).and_then(|()| data.hold(&[5], &[])).unwrap_err().to_string();
+        assert!(error.contains("--resume"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}

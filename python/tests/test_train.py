@@ -196,9 +196,7 @@ def test_progress_is_told_and_its_exceptions_end_the_run(proteins, tmp_path):
 def test_two_trainings_in_two_threads(proteins, run):
     ids, x = proteins
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(topk_sae.train, data, ids=given, **SMALL) for data, given in ((x, ids), (FILE, None))
-                if data is x]
-        runs += [pool.submit(topk_sae.train, x.astype(np.float32), ids=ids, **SMALL)]
+        runs = [pool.submit(topk_sae.train, rows, ids=ids, **SMALL) for rows in (x, x.astype(np.float32))]
         assert all(same(run, other.result()) for other in runs)
 
 

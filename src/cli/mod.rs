@@ -207,6 +207,7 @@ impl Cli {
 /// Runs the command line `args`, the program's name first: parses, runs, prints one error at most. Gives the documented
 /// exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
+    keep_freed_memory();
     match Cli::try_parse_from(args) {
         Ok(cli) => finish(run_with_signals(cli)),
         Err(error) => {
@@ -233,6 +234,16 @@ fn run_with_signals(cli: Cli) -> Result<()> {
         console::warn(format_args!("a limit on the size of files will end sae without a message: {e}"));
     }
     cli.run(stop)
+}
+
+/// Has the allocator keep some freed memory: HDF5 frees a buffer for each chunk that it unpacks, and where that buffer is
+/// the last one glibc gives its pages back each time, which takes an eighth of the time of reading gzipped proteins.
+fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` takes two numbers and changes nothing but when memory is given back.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 << 20);
+    }
 }
 
 /// The status of a command that is done, whose error is told.

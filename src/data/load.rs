@@ -220,8 +220,23 @@ pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
     if keep.contains(&false) {
         values.retain_rows(d_in, &keep);
     }
-    let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..n_rows, &keep) };
-    loaded(values, d_in, index, judge.skipped)
+    let files = sources(&plans, &pieces, &keep);
+    let all_single = pieces
+        .iter()
+        .all(|p| p.piece.n_rows == 1 && p.piece.clusters.is_none() && matches!(p.piece.ids, Ids::One(_)));
+    let in_plans: usize = plans.iter().map(|plan| plan.pieces.len()).sum();
+    let index = if all_single && n_rows == in_plans && !keep.contains(&false) {
+        // The usual file of one vector per id, with 100,000 of them: their ids need not be copied.
+        drop(pieces);
+        let ids = plans.into_iter().flat_map(|plan| plan.pieces).filter_map(|piece| match piece.ids {
+            Ids::One(id) => Some(id),
+            _ => None,
+        });
+        RowIndex::of_ids(ids.collect())
+    } else {
+        groups(&pieces, 0..n_rows, &keep)
+    };
+    loaded(values, d_in, RowIndex { pieces: files, ..index }, judge.skipped)
 }
 
 /// Checked rows as a data set, with a warning of those that hold only zeros.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 
+use rayon::prelude::*;
+
 use super::file::Dataset;
 use super::scan::group_of;
 
@@ -187,13 +189,15 @@ pub(super) fn ids(datasets: &[(&Dataset, u64)], within: &str, named: bool) -> Re
     fn below<'p>(path: &'p str, within: &str) -> &'p str {
         path.strip_prefix(within).unwrap_or(path).trim_start_matches('/')
     }
-    let paths: Vec<&str> = datasets.iter().map(|(d, _)| below(&d.path, within)).collect();
+    // In parallel, for the texts of 100,000 datasets come from memory, not from a cache.
+    let paths: Vec<&str> =
+        datasets.par_iter().with_min_len(1024).map(|(d, _)| below(&d.path, within)).collect();
     if let [only] = paths[..] {
         return Ok(vec![only.rsplit('/').next().unwrap_or_default().to_owned()]);
     }
     // The usual file, and the longest: all names beside each other.
     if paths.iter().all(|path| !path.contains('/')) && not_records(datasets, &paths, named).is_none() {
-        return Ok(paths.into_iter().map(str::to_owned).collect());
+        return Ok(paths.into_par_iter().with_min_len(1024).map(str::to_owned).collect());
     }
     let parts: Vec<Vec<&str>> = paths.iter().map(|path| path.split('/').collect()).collect();
     let depth = parts[0].len();

@@ -29,6 +29,8 @@ const LEAST_BLOCK: usize = 64 << 10;
 const BLOCKS: usize = 64;
 /// Bytes that are checked at a time at the start.
 const SCAN_BYTES: usize = 64 << 20;
+/// Most threads that wait for the disk.
+const MOST_READERS: usize = 4;
 /// Rows whose values are part of the fingerprint.
 const FINGERPRINT_ROWS: usize = 1024;
 
@@ -45,6 +47,8 @@ struct Shared {
     coming: Mutex<Option<Coming>>,
     /// Rows that may be in memory together.
     window: usize,
+    /// Threads that wait for the disk, apart from those that compute; `None` where the system gives none.
+    readers: Option<Arc<rayon::ThreadPool>>,
 }
 
 /// Blocks that another thread reads.
@@ -173,10 +177,18 @@ fn streamed(plans: Vec<Plan>, options: &LoadOptions, memory: u64) -> Result<Embe
         kept: RwLock::default(),
         coming: Mutex::default(),
         window: (window_bytes / row_bytes).max(1),
+        readers: readers(),
     };
     let mut embeddings = Embeddings::of_files(Streamed(Arc::new(shared)), index, judge.skipped);
     warn_of_zeros(&mut embeddings, first_zero, zeros.len());
     Ok(embeddings)
+}
+
+/// Threads that read blocks.
+fn readers() -> Option<Arc<rayon::ThreadPool>> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_READERS));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("reader {n}"));
+    pool.build().ok().map(Arc::new)
 }
 
 fn no_room(rows: usize, d_in: usize) -> Error {
@@ -209,9 +221,10 @@ impl Files {
     fn read(&self, rows: Range<usize>) -> Result<Values> {
         let first = self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1);
         let mut pieces = vec![];
+        let mut looked_at = None;
         for at in self.pieces[first..].iter().take_while(|at| at.start < rows.end) {
             let plan = &self.plans[at.plan as usize];
-            if stamp(plan)? != self.stamps[at.plan as usize] {
+            if looked_at.replace(at.plan) != Some(at.plan) && stamp(plan)? != self.stamps[at.plan as usize] {
                 let what = "was written to while it was read; put it back as it was and go on with `sae train --resume RUN`, or train anew";
                 return Err(Error::data(&plan.file.path, "", what));
             }
@@ -423,7 +436,11 @@ impl RowSource for Streamed {
         if !next.is_empty() {
             let files = self.0.files.clone();
             let thread = std::thread::Builder::new().name("rows".into());
-            let thread = thread.spawn(move || files.read_blocks(&next));
+            let readers = self.0.readers.clone();
+            let thread = thread.spawn(move || match readers {
+                Some(readers) => readers.install(|| files.read_blocks(&next)),
+                None => files.read_blocks(&next),
+            });
             let thread = thread.map_err(|e| Error::Failed(format!("no thread to read rows: {e}")))?;
             *lock(&self.0.coming) = Some(thread);
         }

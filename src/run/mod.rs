@@ -104,13 +104,14 @@ pub struct Prepared {
     warning: Option<String>,
 }
 
-/// Loads data files, telling progress and skipped rows unless `quiet`.
+/// Loads data files, telling progress and skipped rows unless `quiet`. Rows that would take more than half of the memory
+/// that is free stay in their files.
 ///
 /// # Errors
 /// As [`Embeddings::load`].
 pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
     let spinner = Spinner::new("loading", quiet);
-    let data = Embeddings::load(paths, options)?;
+    let data = Embeddings::load_within(paths, options, free().map_or(u64::MAX, |free| free / 2))?;
     loaded(spinner, &data, quiet)?;
     Ok(data)
 }

@@ -222,11 +222,16 @@ impl Parts {
         let mut bytes = vec![0u8; run.min(n) * width];
         for first in (0..n).step_by(run) {
             let rows = run.min(n - first);
+            // Rows that are in files come by blocks, not one by one.
+            let (from, to) =
+                (self.data.block_of(first as u32), self.data.block_of((first + rows - 1) as u32));
+            self.data.hold(&(from..=to).collect::<Vec<u32>>(), &[])?;
             for (i, out) in bytes[..rows * width].chunks_exact_mut(width).enumerate() {
                 self.data.read_stored((first + i) as u32, out)?;
             }
             dev.write(&mut memory, first * width, &bytes[..rows * width])?;
         }
+        self.data.hold(&[], &[])?;
         self.resident = Some(memory);
         Ok(())
     }
