@@ -354,7 +354,8 @@ fn a_file_that_changes_while_rows_are_read_from_it_is_an_error_of_one_line() {
         bytes.extend(header.bytes());
         bytes.extend((0..2000).flat_map(|n| (n as f32).to_le_bytes()));
         std::fs::write(&path, &bytes).unwrap();
-        let data = Embeddings::load_within(&[path.clone()], &LoadOptions::default(), 800).unwrap();
+        let data =
+            Embeddings::load_within(std::slice::from_ref(&path), &LoadOptions::default(), 800).unwrap();
         let mut row = [0.0; 4];
         data.read(&[499], &mut row).unwrap();
         assert_eq!(row, [1996.0, 1997.0, 1998.0, 1999.0]);

@@ -26,7 +26,7 @@ const MOST_BLOCK: usize = 4 << 20;
 /// Fewest.
 const LEAST_BLOCK: usize = 64 << 10;
 /// Blocks that a window should have, so that it is a sample of the whole file.
-const BLOCKS: usize = 64;
+const BLOCKS: usize = 512;
 /// Bytes that are checked at a time at the start.
 const SCAN_BYTES: usize = 64 << 20;
 /// Most threads that wait for the disk.
