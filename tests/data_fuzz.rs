@@ -20,6 +20,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use topk_sae::data::{DataFiles, Embeddings, LoadOptions, inspect};
+use topk_sae::rows::RowSource;
 
 const MEMORY: u64 = 1 << 30;
 
@@ -124,6 +125,22 @@ fn try_file(n: u64, seeds: &[(PathBuf, Vec<u8>)], folder: &Folder) {
             assert!(alike, "file {n}, from {}: {rows} rows, inspect {shown:?}", seed.display());
         }
         Err(error) => line(error),
+    }
+    // In their file: read as training does it.
+    let streamed = Embeddings::load_within(&paths, &options, 256).and_then(|data| {
+        let n = data.n_rows().min(500) as u32;
+        let mut out = vec![0.0; n as usize * data.d_in()];
+        data.hold(&[0], &[data.block_of(n.saturating_sub(1))])?;
+        data.read(&(0..n).rev().collect::<Vec<u32>>(), &mut out)?;
+        Ok(data.n_rows())
+    });
+    match streamed {
+        Ok(rows) => assert!(
+            loaded.as_ref().map_or(true, |loaded| *loaded == rows),
+            "file {n}, from {}: {rows} rows in their file",
+            seed.display()
+        ),
+        Err(error) => line(&error),
     }
     let blocks = DataFiles::open(&paths, &options).and_then(|files| {
         let (mut blocks, mut rows) = (files.blocks(1 << 12)?, 0);

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::load::{assemble, warnings};
+use super::load::warnings;
 use super::reading::plan;
+use super::streamed::within;
 use super::{BadRows, Embeddings, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::rows::Dtype;
+use crate::memory::free;
+use crate::rows::{Dtype, RowSource};
 
 /// A summary of a data file, or of a folder of them. Values are over the usable rows, as float32.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -98,7 +100,8 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let n_datasets = plans.iter().map(|plan| plan.pieces.len()).sum();
     let file_bytes = plans.iter().map(|plan| plan.file.len).sum();
     let warnings = warnings(found.warnings, &plans);
-    let mut data = assemble(plans, BadRows::SkipAll)?;
+    // Rows that would take most of the memory stay in their files.
+    let mut data = within(plans, BadRows::SkipAll, free().map_or(u64::MAX, |free| free / 2))?;
     data.warn_of(warnings);
     let values = Moments::of(&data)?;
     let (outlier_severity, outlier_column) = values.outlier();
@@ -120,7 +123,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
             .map(|group| data.index().group_id(group).to_owned())
             .collect(),
         file_bytes,
-        value_bytes: data.bytes(),
+        value_bytes: data.n_rows() * data.d_in() * data.dtype().size(),
         min: values.min,
         max: values.max,
         mean: values.mean(),
@@ -138,6 +141,9 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
         examples: skipped.examples.clone(),
     })
 }
+
+/// Bytes of rows that are looked at together.
+const READ_BYTES: usize = 16 << 20;
 
 /// What one pass over the rows gives.
 struct Moments {
@@ -160,25 +166,29 @@ impl Moments {
         let mut first = vec![0.0; d_in];
         let mut constant_rows = 0;
         let mut seen = HashSet::new();
-        let mut row = vec![0.0f32; d_in];
-        for index in 0..data.n_rows() {
+        let step = (READ_BYTES / (4 * d_in).max(1)).max(1);
+        for start in (0..data.n_rows()).step_by(step) {
             interrupt::check()?;
-            data.row_into(index, &mut row);
-            if index == 0 {
-                first = row.iter().map(|&value| f64::from(value)).collect();
+            let rows: Vec<u32> = (start..data.n_rows().min(start + step)).map(|row| row as u32).collect();
+            let mut values = vec![0.0f32; rows.len() * d_in];
+            data.read(&rows, &mut values)?;
+            if start == 0 {
+                first = values[..d_in].iter().map(|&value| f64::from(value)).collect();
             }
-            let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-            for ((&value, sums), first) in row.iter().zip(&mut sums).zip(&first) {
-                low = low.min(value);
-                high = high.max(value);
-                let off = f64::from(value) - first;
-                sums.0 += off;
-                sums.1 += off * off;
+            for row in values.chunks_exact(d_in) {
+                let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+                for ((&value, sums), first) in row.iter().zip(&mut sums).zip(&first) {
+                    low = low.min(value);
+                    high = high.max(value);
+                    let off = f64::from(value) - first;
+                    sums.0 += off;
+                    sums.1 += off * off;
+                }
+                constant_rows += usize::from(low == high);
+                (min, max) = (min.min(low), max.max(high));
+                // 128 bits: no two rows of any data set fall together by chance.
+                seen.insert(xxhash_rust::xxh3::xxh3_128(bytemuck::cast_slice(row)));
             }
-            constant_rows += usize::from(low == high);
-            (min, max) = (min.min(low), max.max(high));
-            // 128 bits: no two rows of any data set fall together by chance.
-            seen.insert(xxhash_rust::xxh3::xxh3_128(bytemuck::cast_slice(&row)));
         }
         // JSON has no infinities: a file without usable rows has zeros here.
         if data.n_rows() == 0 {

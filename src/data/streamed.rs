@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ use super::load::{
     n_rows, read_range, see, sources, warn_of_zeros, warnings,
 };
 use super::reading::{Plan, plan};
-use super::{LoadOptions, data_files};
+use super::{BadRows, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
@@ -48,7 +48,7 @@ struct Shared {
     /// Rows that may be in memory together.
     window: usize,
     /// Threads that wait for the disk, apart from those that compute; `None` where the system gives none.
-    readers: Option<Arc<rayon::ThreadPool>>,
+    readers: OnceLock<Option<Arc<rayon::ThreadPool>>>,
 }
 
 /// Blocks that another thread reads.
@@ -109,16 +109,7 @@ impl Embeddings {
             return Err(Error::Usage("no data files given; name at least one".into()));
         };
         let told = warnings(found.warnings, &plans);
-        let bytes = {
-            let pieces = locate(&plans, common_width(&plans))?;
-            let row = common_width(&plans).saturating_mul(dtype(&pieces).size() as u64);
-            row.saturating_mul(n_rows(&pieces)? as u64)
-        };
-        let mut embeddings = if bytes <= memory {
-            assemble(plans, options.bad_rows)?
-        } else {
-            streamed(plans, options, memory)?
-        };
+        let mut embeddings = within(plans, options.bad_rows, memory)?;
         embeddings.warn_of(told);
         if embeddings.n_rows() == 0 {
             return Err(holds_no_rows(&first, embeddings.skipped()));
@@ -127,9 +118,19 @@ impl Embeddings {
     }
 }
 
+/// The rows of `plans`: in memory where they take at most `memory` bytes, else in their files.
+pub(super) fn within(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddings> {
+    let width = common_width(&plans);
+    let pieces = locate(&plans, width)?;
+    let row_bytes = width.saturating_mul(dtype(&pieces).size() as u64);
+    let bytes = row_bytes.saturating_mul(n_rows(&pieces)? as u64);
+    drop(pieces);
+    if bytes <= memory { assemble(plans, bad_rows) } else { streamed(plans, bad_rows, memory) }
+}
+
 /// Checks all rows, and keeps none of them.
-fn streamed(plans: Vec<Plan>, options: &LoadOptions, memory: u64) -> Result<Embeddings> {
-    let mut judge = Judge::new(options.bad_rows);
+fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddings> {
+    let mut judge = Judge::new(bad_rows);
     let width = common_width(&plans);
     let pieces = locate(&plans, width)?;
     let (all, d_in, dtype) = (n_rows(&pieces)?, width as usize, dtype(&pieces));
@@ -177,7 +178,7 @@ fn streamed(plans: Vec<Plan>, options: &LoadOptions, memory: u64) -> Result<Embe
         kept: RwLock::default(),
         coming: Mutex::default(),
         window: (window_bytes / row_bytes).max(1),
-        readers: readers(),
+        readers: OnceLock::new(),
     };
     let mut embeddings = Embeddings::of_files(Streamed(Arc::new(shared)), index, judge.skipped);
     warn_of_zeros(&mut embeddings, first_zero, zeros.len());
@@ -436,7 +437,7 @@ impl RowSource for Streamed {
         if !next.is_empty() {
             let files = self.0.files.clone();
             let thread = std::thread::Builder::new().name("rows".into());
-            let readers = self.0.readers.clone();
+            let readers = self.0.readers.get_or_init(readers).clone();
             let thread = thread.spawn(move || match readers {
                 Some(readers) => readers.install(|| files.read_blocks(&next)),
                 None => files.read_blocks(&next),

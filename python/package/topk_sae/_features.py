@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -81,6 +81,11 @@ class Features:
     def __repr__(self) -> str:
         alive, width = self.figures["alive"], self.figures["width"]
         return f"<Features of {width} latents, {alive} fire on {self.figures['rows']} rows>"
+
+
+def asked_of(columns: Sequence[str] | None, unknown: Sequence[str], **others: Any) -> dict[str, Any]:
+    """What is asked of latents, as the engine takes it."""
+    return {**others, "columns": None if columns is None else list(columns), "unknown": list(unknown)}
 
 
 def features_of(

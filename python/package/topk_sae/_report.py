@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from . import _engine
 from ._data import Data, PathLike, Texts, engine_data, folder_of, option_texts
-from ._features import Labels, labels_file
+from ._features import Labels, asked_of, labels_file
 
 if TYPE_CHECKING:
     from ._train import Run
@@ -63,16 +63,16 @@ def report(
     """
     folder = folder_of(run)
     rows = [] if data is None else engine_data(data, ids, None, reading)
-    asked = {
-        "split": split,
-        "pool": pool,
-        "top": top,
-        "neighbours": neighbours,
-        "columns": None if columns is None else list(columns),
-        "min_rows": min_rows,
-        "max_values": max_values,
-        "unknown": list(unknown),
-    }
+    asked = asked_of(
+        columns,
+        unknown,
+        split=split,
+        pool=pool,
+        top=top,
+        neighbours=neighbours,
+        min_rows=min_rows,
+        max_values=max_values,
+    )
     place = None if out is None else Path(out)
     with labels_file(labels) as file:
         path = _engine.report(

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from . import _engine
 from ._data import Data, Folder, PathLike, Texts, engine_data, option_texts
 from ._engine import UsageError
-from ._features import Features, Labels, features_of
+from ._features import Features, Labels, asked_of, features_of
 
 if TYPE_CHECKING:
     from ._torch import TorchSae
@@ -209,16 +209,16 @@ class Sae:
         `sae features --help` says more.
         """
         rows = engine_data(data, ids, None, reading)
-        asked = {
-            "split": split,
-            "pool": pool,
-            "top": top,
-            "neighbours": neighbours,
-            "columns": None if columns is None else list(columns),
-            "min_rows": min_rows,
-            "max_values": max_values,
-            "unknown": list(unknown),
-        }
+        asked = asked_of(
+            columns,
+            unknown,
+            split=split,
+            pool=pool,
+            top=top,
+            neighbours=neighbours,
+            min_rows=min_rows,
+            max_values=max_values,
+        )
         return features_of(self._file(), rows, labels, asked, option_texts(reading), device)
 
     def save(self, path: PathLike, overwrite: bool = False) -> None:
