@@ -24,6 +24,8 @@ mod sampled;
 mod splits;
 #[path = "commands/streams.rs"]
 mod streams;
+#[path = "commands/sweep.rs"]
+mod sweep;
 #[path = "commands/windows.rs"]
 mod windows;
 

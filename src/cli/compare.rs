@@ -34,23 +34,33 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
     }
     let rows = compare(&args.runs)?;
     if let Some(path) = &args.plot {
-        let point = |r: &RunRow| {
-            Some(Point { name: r.run.clone(), l0: r.val_l0?, fvu: r.val_fvu?, finished: r.finished })
-        };
-        let plot = Frontier { points: rows.iter().filter_map(point).collect() };
-        files::write_whole(path, &render_frontier(&plot)?)?;
+        draw(&rows, path)?;
     }
     let outputs: Vec<&Path> = args.plot.iter().map(PathBuf::as_path).collect();
     if global.json {
         return print_apart(&outputs, &json(&rows)?);
     }
+    print_apart(&outputs, &table_of(&rows))
+}
+
+/// Runs as a table.
+pub fn table_of(rows: &[RunRow]) -> String {
     let header = ["run", "preset", "tied", "M", "k", "steps", "val FVU", "val L0", "dead %", "rows/s"];
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
     let mut text = table(&header, &lines);
     if rows.iter().any(|r| !r.finished) {
         text.push_str("* not finished: the last evaluation in metrics.csv\n");
     }
-    print_apart(&outputs, &text)
+    text
+}
+
+/// Draws validation FVU against L0.
+pub fn draw(rows: &[RunRow], path: &Path) -> Result<()> {
+    let point = |r: &RunRow| {
+        Some(Point { name: r.run.clone(), l0: r.val_l0?, fvu: r.val_fvu?, finished: r.finished })
+    };
+    let plot = Frontier { points: rows.iter().filter_map(point).collect() };
+    files::write_whole(path, &render_frontier(&plot)?)
 }
 
 fn line(r: &RunRow) -> Vec<String> {

@@ -13,6 +13,7 @@ mod inspect;
 mod options;
 mod overlap;
 mod report;
+mod sweep;
 mod train;
 
 use crate::analysis::Source;
@@ -64,6 +65,8 @@ pub struct Global {
 enum Command {
     /// Train a model from embeddings into a run folder, or continue a run
     Train(Box<train::Args>),
+    /// Train every combination of some options on rows that are read once, and compare the runs
+    Sweep(Box<sweep::Args>),
     /// Measure a model: MSE, MAE, FVU, L0, cosine, dead latents
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
@@ -184,6 +187,7 @@ impl Cli {
         start_threads(global.threads)?;
         let done = match command {
             Command::Train(args) => train::run(*args, &global, stop),
+            Command::Sweep(args) => sweep::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global, stop),
             Command::Encode(args) => encode::run(args, &global, stop),
             Command::Features(args) => features::run(args, &global, stop),

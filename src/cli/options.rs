@@ -46,6 +46,74 @@ fn argument(row: &OptionRow) -> Arg {
     })
 }
 
+/// A flag of a grid: several values, separated by commas, where they are not of the data.
+fn grid_argument(row: &OptionRow) -> Arg {
+    let arg = argument(row);
+    if row.switch.is_some() || row.heading == DATA {
+        return arg;
+    }
+    let check = row.check;
+    arg.value_parser(ValueParser::new(move |text: &str| {
+        text.split(',').try_for_each(check).map(|()| text.to_owned())
+    }))
+}
+
+/// Heading of the options whose values may hold commas.
+const DATA: &str = "Data";
+
+/// Options of a sweep: those that all runs have in common, and those with several values.
+#[derive(Debug, Clone, Default)]
+pub struct Grid {
+    /// Common options.
+    pub common: Options,
+    /// Options with their values, in the order of the table.
+    pub several: Vec<(String, Vec<String>)>,
+}
+
+impl clap::Args for Grid {
+    fn augment_args(command: Command) -> Command {
+        let rows = Options::table().into_iter();
+        command.args(rows.flat_map(|row| [Some(grid_argument(&row)), opposite(&row)].into_iter().flatten()))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Grid {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut grid = Self::default();
+        grid.update_from_arg_matches(matches)?;
+        Ok(grid)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let wrong = |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, what);
+        for row in Options::table() {
+            let Some(text) = given(&row, matches) else { continue };
+            let several = row.switch.is_none() && row.heading != DATA && text.contains(',');
+            if several {
+                self.several.push((row.key, text.split(',').map(str::to_owned).collect()));
+            } else {
+                self.common.set(&row.key, text).map_err(wrong)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was given for an option.
+fn given<'a>(row: &OptionRow, matches: &'a ArgMatches) -> Option<&'a str> {
+    let key = row.key.as_str();
+    match row.switch {
+        Some(_) if matches.get_flag(key) => Some("true"),
+        Some(off) if !off.is_empty() && matches.get_flag(off) => Some("false"),
+        Some(_) => None,
+        None => matches.get_one::<String>(key).map(String::as_str),
+    }
+}
+
 fn words(words: &[(&'static str, &'static str)]) -> PossibleValuesParser {
     words.iter().map(|&(name, about)| PossibleValue::new(name).help(about)).collect::<Vec<_>>().into()
 }
@@ -86,15 +154,8 @@ impl clap::FromArgMatches for Flags {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         let wrong = |what: String| clap::Error::raw(clap::error::ErrorKind::InvalidValue, what);
         for row in Options::table() {
-            let key = row.key.as_str();
-            let text = match row.switch {
-                Some(_) if matches.get_flag(key) => Some("true"),
-                Some(off) if !off.is_empty() && matches.get_flag(off) => Some("false"),
-                Some(_) => None,
-                None => matches.get_one::<String>(key).map(String::as_str),
-            };
-            if let Some(text) = text {
-                self.0.set(key, text).map_err(wrong)?;
+            if let Some(text) = given(&row, matches) {
+                self.0.set(&row.key, text).map_err(wrong)?;
             }
         }
         Ok(())

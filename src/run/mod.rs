@@ -12,6 +12,7 @@ mod memory;
 pub mod outputs;
 mod recover;
 mod store;
+pub mod sweep;
 mod terminal;
 
 pub use check::{Kind, Output, Outputs, check_folder};
@@ -86,6 +87,14 @@ impl Observer for Lent<'_> {
     fn steps_ended(&mut self) {
         self.get().steps_ended();
     }
+}
+
+/// Rows that are there before a run asks for them.
+pub enum Rows {
+    /// Of no file: whoever resumes the run must bring them again.
+    Memory(Embeddings),
+    /// Of the files that the options name, read for several runs, with their groups.
+    Files(Arc<Embeddings>),
 }
 
 /// Data with a settled configuration: what `--dry-run` shows and what training starts from.
@@ -199,31 +208,40 @@ pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
 /// Data whose configuration is not settled yet.
 struct Loaded {
     options: Options,
-    data: Embeddings,
+    data: Arc<Embeddings>,
     split: Split,
     device: Selected,
 }
 
 impl Loaded {
-    fn new(options: &Options, given: Option<Embeddings>, session: &Session<'_>) -> Result<Self> {
+    fn new(options: &Options, given: Option<Rows>, session: &Session<'_>) -> Result<Self> {
         // Before minutes of loading.
         options.check_ranges()?;
         let mut options = options.clone();
-        let found = if given.is_none() { Self::find(&mut options)? } else { FoundFiles::default() };
+        let of_files = !matches!(given, Some(Rows::Memory(_)));
+        let found = if of_files { Self::find(&mut options)? } else { FoundFiles::default() };
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
-        let spinner = Spinner::new("loading", session.quiet);
         let memory = memory_of(&options);
-        let mut data = match given {
-            Some(data) => data,
-            None => Embeddings::load_within(&found.paths, &options.reading(), memory)?,
+        let read = |given: Option<Embeddings>| -> Result<Arc<Embeddings>> {
+            let spinner = Spinner::new("loading", session.quiet);
+            let mut data = match given {
+                Some(data) => data,
+                None => Embeddings::load_within(&found.paths, &options.reading(), memory)?,
+            };
+            data.warn_of(found.warnings);
+            if let Some(path) = &groups {
+                data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
+            }
+            loaded(spinner, &data, session.quiet)?;
+            Ok(Arc::new(data))
         };
-        data.warn_of(found.warnings);
+        let data = match given {
+            Some(Rows::Files(data)) => data,
+            Some(Rows::Memory(data)) => read(Some(data))?,
+            None => read(None)?,
+        };
         options.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
-        if let Some(path) = &groups {
-            data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
-        }
-        loaded(spinner, &data, session.quiet)?;
         let split = match &splits {
             Some(path) => given_split(path, &data, session.quiet)?,
             None => Split::new(data.index(), options.seed_of_split()),
@@ -264,7 +282,7 @@ impl Loaded {
     /// `resumes`: the run was warned of its unit when it began.
     fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
         let Self { options, data, split, device } = self;
-        let train = TrainRows::new(&data, &split);
+        let train = TrainRows::new(data.as_ref(), &split);
         let config = resolve_known(&options, &train)?;
         let warning = if session.quiet || resumes { None } else { unit_warning(&config, &train)? };
         let mean = train.into_mean();
@@ -274,18 +292,17 @@ impl Loaded {
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
             ));
         }
-        Ok(Prepared { data: Arc::new(data), split, config, device, mean, warning })
+        Ok(Prepared { data, split, config, device, mean, warning })
     }
 }
 
-/// Trains from the start into the folder `out`: from the files that `options` name, or from `given` rows in memory, which
-/// must be given again to resume.
+/// Trains from the start into the folder `out`: from the files that `options` name, or from `given` rows.
 ///
 /// # Errors
 /// Everything that can go wrong with data, options, disk and loss; [`Error::Interrupted`] after a checkpoint.
 pub fn start(
     options: &Options,
-    given: Option<Embeddings>,
+    given: Option<Rows>,
     out: &Path,
     overwrite: bool,
     session: &Session<'_>,
@@ -311,13 +328,13 @@ pub fn start(
 ///
 /// # Errors
 /// As [`start`]; also data or options that are no longer those of the run.
-pub fn resume(root: &Path, given: Option<Embeddings>, session: &Session<'_>) -> Result<Summary> {
+pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result<Summary> {
     let folder = RunFolder::open(root)?;
     warn_if_unlocked(&folder, session);
     let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
     options.settle_as_0_1_0();
     let of_files = options.data.as_ref().is_some_and(|data| !data.is_empty());
-    if of_files == given.is_some() {
+    if of_files == matches!(given, Some(Rows::Memory(_))) {
         let root = root.display();
         return Err(Error::Usage(if of_files {
             format!("{root} was trained from files, which it reads again; leave the rows out")
