@@ -262,6 +262,21 @@ fn rows_that_travel_with_each_batch_give_the_bits_of_rows_on_the_card() {
 }
 
 #[test]
+fn rows_in_their_file_reach_the_card_whole_or_batch_by_batch_with_the_same_bits() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    // 3,840 bytes of rows, in windows of 750.
+    let args = [&SIZES[..], &["--memory=1500", "--eval-every=3"]].concat();
+    let whole = place.trained(&[], "cuda", "whole", &args);
+    let little = [("MEMORY", "9000000"), ("CARD", "Stand-in=8.6")];
+    same_run(&whole, &place.trained(&little, "cuda", "travelling", &args));
+    let cpu = place.trained(&[], "cpu", "cpu", &args);
+    close("loss", &column(&whole, "train_loss"), &column(&cpu, "train_loss"), 1e-3);
+}
+
+#[test]
 fn a_run_that_stops_early_takes_its_best_weights_up_in_the_memory_that_the_card_gave() {
     if !compiler::nvrtc() {
         return;

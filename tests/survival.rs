@@ -130,6 +130,30 @@ fn a_run_of_rows_in_their_file_killed_at_random_moments_and_resumed_ends_with_th
 }
 
 #[test]
+fn a_file_that_is_written_to_under_a_run_ends_it_with_one_line_and_it_goes_on_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (data, out) = (path("data.h5"), path("cut"));
+    write_data(Path::new(&data), 400, 24);
+    let bytes = std::fs::read(&data).unwrap();
+    let options = [STREAMED, &["--steps=4000", "--latents=512", "--early-stop=0"]].concat();
+    sae_ok(train_args(&data, &path("whole"), &options));
+    let child = start(command(train_args(&data, &out, &options)).arg("--quiet").stderr(Stdio::piped()));
+    while !Path::new(&out).exists() || checkpoints(Path::new(&out)).is_empty() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::fs::write(&data, &bytes).unwrap();
+    let (status, text) = runs::told(&child.wait_with_output().unwrap());
+    assert_eq!(status, 1);
+    assert!(
+        text.contains("data.h5: was written to while it was read") && text.contains("--resume"),
+        "{text}"
+    );
+    sae_ok(["train", "--resume", &out]);
+    same_run(Path::new(&path("whole")), Path::new(&out));
+}
+
+#[test]
 fn a_run_killed_as_soon_as_its_folder_exists_resumes_from_the_first_step() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
