@@ -32,7 +32,7 @@ const ID_HINT: &str = "write each id once, or name other ids: --ids NAME, --ids 
 
 impl Embeddings {
     /// Reads `paths` as one data set, in the order given; within a file rows come in the order
-    /// of the datasets' names (by bytes) or of the matrix. A path may be that of a file, or one of [`data_files`].
+    /// of the datasets' names (by bytes) or of the matrix. A path may be that of a file, or one of [`super::data_files`].
     pub fn load(paths: &[PathBuf], options: &LoadOptions) -> Result<Self> {
         Self::load_within(paths, options, u64::MAX)
     }
