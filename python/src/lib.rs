@@ -109,7 +109,7 @@ fn train(
         let observer = Mutex::new(Ear(events));
         let session =
             Session { device, quiet: false, stop, draw: Some(write_plots), observer: Some(&observer) };
-        let given = given.map(|rows| run::Rows::Memory((*rows).clone()));
+        let given = given.map(|rows| run::Rows::Memory(Box::new((*rows).clone())));
         match resumes {
             true => run::resume(&out, given, &session)?,
             false => run::start(&options, given, &out, overwrite, &session)?,

@@ -92,7 +92,7 @@ impl Observer for Lent<'_> {
 /// Rows that are there before a run asks for them.
 pub enum Rows {
     /// Of no file: whoever resumes the run must bring them again.
-    Memory(Embeddings),
+    Memory(Box<Embeddings>),
     /// Of the files that the options name, read for several runs, with their groups.
     Files(Arc<Embeddings>),
 }
@@ -238,7 +238,7 @@ impl Loaded {
         };
         let data = match given {
             Some(Rows::Files(data)) => data,
-            Some(Rows::Memory(data)) => read(Some(data))?,
+            Some(Rows::Memory(data)) => read(Some(*data))?,
             None => read(None)?,
         };
         options.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
