@@ -305,8 +305,12 @@ fn rows_that_no_memory_holds_are_refused_before_any_is_taken() {
     let (data, options) = ([path.clone()], LoadOptions::default());
     let parts = ["\"/x\"", "has 4,000,000,000 rows", "of memory where there are"];
     message(Embeddings::load(&data, &options), &path, &parts);
+    // In their file they would still need ids.
     let shown = topk_sae::data::inspect(&path, &options).unwrap_err().to_string();
-    assert!(parts.iter().all(|part| shown.contains(part)), "{shown}");
+    assert!(
+        parts.iter().all(|part| shown.contains(part)) && shown.contains("the ids of all rows"),
+        "{shown}"
+    );
 }
 
 /// HDF5 1.10 goes round forever in a heap whose free part has no size.

@@ -126,21 +126,20 @@ fn try_file(n: u64, seeds: &[(PathBuf, Vec<u8>)], folder: &Folder) {
         }
         Err(error) => line(error),
     }
-    // In their file: read as training does it.
-    let streamed = Embeddings::load_within(&paths, &options, 256).and_then(|data| {
+    // In their file, read as training does it. A shape that no memory holds would be read for hours, unwritten as it is.
+    let streamed = || {
+        let data = Embeddings::load_within(&paths, &options, 256)?;
         let n = data.n_rows().min(500) as u32;
         let mut out = vec![0.0; n as usize * data.d_in()];
-        data.hold(&[0], &[data.block_of(n.saturating_sub(1))])?;
+        data.hold(&[data.block_of(n.saturating_sub(1))], &[])?;
         data.read(&(0..n).rev().collect::<Vec<u32>>(), &mut out)?;
         Ok(data.n_rows())
-    });
-    match streamed {
-        Ok(rows) => assert!(
-            loaded.as_ref().map_or(true, |loaded| *loaded == rows),
-            "file {n}, from {}: {rows} rows in their file",
-            seed.display()
-        ),
-        Err(error) => line(&error),
+    };
+    if let Ok(meant) = &loaded {
+        match streamed() {
+            Ok(rows) => assert_eq!(rows, *meant, "file {n}, from {}, in its file", seed.display()),
+            Err(error) => line(&error),
+        }
     }
     let blocks = DataFiles::open(&paths, &options).and_then(|files| {
         let (mut blocks, mut rows) = (files.blocks(1 << 12)?, 0);

@@ -271,9 +271,10 @@ pub(super) fn n_rows(pieces: &[Located<'_>]) -> Result<usize> {
     Ok(n_rows)
 }
 
-/// Fails where the rows, of which each takes `row_bytes`, need more memory than there is: an allocation that fails later
+/// Fails where the rows, of which each takes `row_bytes` (0 where they stay in their files), need more memory than there is: an allocation that fails later
 /// ends the process without a word on what to do.
-fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
+pub(super) fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
+    let what = if row_bytes == 0 { "the ids of all rows" } else { "all rows to be read" };
     let of = |located: &Located<'_>| {
         let id = match &located.piece.ids {
             // No allocator has texts in less than 32 bytes.
@@ -290,7 +291,7 @@ fn check_memory(pieces: &[Located<'_>], row_bytes: usize) -> Result<()> {
             &most.file.path,
             place(most.dataset),
             format!(
-                "has {} rows, and all rows to be read need {} of memory where there are {}; give fewer files, or a part of the rows",
+                "has {} rows, and {what} need {} of memory where there are {}; give fewer files, or a part of the rows",
                 thousands(most.piece.n_rows as u64),
                 bytes(needed),
                 bytes(there)

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::embeddings::Embeddings;
 use super::load::{
-    Judge, Located, assemble, check_ids, check_values, common_width, dtype, groups, holds_no_rows, locate,
-    n_rows, read_range, see, sources, warn_of_zeros, warnings,
+    Judge, Located, assemble, check_ids, check_memory, check_values, common_width, dtype, groups,
+    holds_no_rows, locate, n_rows, read_range, see, sources, warn_of_zeros, warnings,
 };
 use super::reading::{Plan, plan};
 use super::{BadRows, LoadOptions, data_files};
@@ -135,6 +135,7 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     let pieces = locate(&plans, width)?;
     let (all, d_in, dtype) = (n_rows(&pieces)?, width as usize, dtype(&pieces));
     let row_bytes = d_in.saturating_mul(dtype.size()).max(1);
+    check_memory(&pieces, 0)?;
     let mut keep = vec![true; all];
     check_ids(&pieces, &mut keep, &mut judge)?;
     let scan = (SCAN_BYTES / row_bytes).max(1);
