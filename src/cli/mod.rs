@@ -22,7 +22,9 @@ use crate::console::{self, print};
 use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::report::curves::write_plots;
 use crate::rows::Part;
+use crate::run::{Draw, Session};
 use crate::text::thousands;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -168,6 +170,12 @@ impl SplitArg {
 }
 
 impl Global {
+    /// A run's view of these: where it computes and how it talks.
+    fn session<'a>(&self, stop: &'a AtomicBool) -> Session<'a> {
+        let draw = cfg!(feature = "plots").then_some(write_plots as Draw);
+        Session { device: self.device, quiet: self.quiet, stop, draw, observer: None }
+    }
+
     fn source_of(&self, args: SourceArgs) -> Source {
         self.source(args.model, args.data, args.how)
     }

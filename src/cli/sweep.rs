@@ -5,9 +5,7 @@ use super::{Global, compare, json, print};
 use crate::analysis::compare::compare as rows_of;
 use crate::config::Options;
 use crate::error::{Error, Result};
-use crate::report::curves::write_plots;
 use crate::run::sweep::sweep;
-use crate::run::{Draw, Session};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -30,13 +28,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let session = Session {
-        device: global.device,
-        quiet: global.quiet,
-        stop,
-        draw: cfg!(feature = "plots").then_some(write_plots as Draw),
-        observer: None,
-    };
+    let session = global.session(stop);
     let mut base = args.grid.common.clone();
     base.data = Some(args.data);
     if let Some(path) = &args.config {

@@ -5,8 +5,7 @@ use super::{Global, print, print_json};
 use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::report::curves::write_plots;
-use crate::run::{self, Draw, Memory, Prepared, Session};
+use crate::run::{self, Memory, Prepared};
 use crate::text::{bytes, table, thousands};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -52,13 +51,7 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let session = Session {
-        device: global.device,
-        quiet: global.quiet,
-        stop,
-        draw: cfg!(feature = "plots").then_some(write_plots as Draw),
-        observer: None,
-    };
+    let session = global.session(stop);
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.flags.0 != Options::default() {
             return Err(Error::Usage(

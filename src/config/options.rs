@@ -352,7 +352,8 @@ impl Options {
         Ok(options)
     }
 
-    /// Gives the settings that version 0.1.0 did not have the values of its arithmetic and of its final figures. For options that are resolved:
+    /// Gives the settings that version 0.1.0 did not have the values of its arithmetic and of its final figures. For options
+    /// that are resolved:
     /// a file that leaves these out was written by 0.1.0, or has these values.
     pub fn settle_as_0_1_0(&mut self) {
         self.loss_scale.get_or_insert(1.0);

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::BadRows;
 use super::embeddings::Embeddings;
-use super::ids::first_control;
-use super::load::{GIVEN_ID_HINT, GIVEN_SKIP_HINT, Judge, Reason, loaded, non_finite};
+use super::load::{
+    GIVEN_ID_HINT, GIVEN_SKIP_HINT, Judge, Reason, holds_no_rows, loaded, non_finite, unusable,
+};
 use crate::error::{Error, Result};
 use crate::rows::{RowIndex, Values};
 
@@ -68,8 +69,7 @@ impl Embeddings {
         }
         let ids = ids.unwrap_or_else(|| (0..n_rows).map(|row| row.to_string()).collect());
         if ids.is_empty() {
-            let example = judge.skipped.examples.first().map_or("", String::as_str);
-            return Err(wrong("", format!("no usable row is left: all were skipped, first {example}")));
+            return Err(holds_no_rows(Path::new(GIVEN), &judge.skipped));
         }
         loaded(values, d_in, RowIndex { clusters: groups, ..RowIndex::of_ids(ids) }, judge.skipped)
     }
@@ -88,10 +88,8 @@ fn check_ids(ids: &[String], keep: &mut [bool], judge: &mut Judge) -> Result<()>
     let mut seen: HashMap<&str, usize> = HashMap::with_capacity(ids.len());
     for (row, id) in ids.iter().enumerate() {
         let place = format!("row {row}");
-        let (reason, what) = if id.is_empty() {
-            (Reason::BadId, "the id is empty".to_owned())
-        } else if let Some(found) = first_control(id) {
-            (Reason::BadId, format!("the id {id:?} holds {found}, which no table can keep"))
+        let (reason, what) = if let Some(what) = unusable(id) {
+            (Reason::BadId, what)
         } else if let Some(first) = seen.insert(id, row) {
             seen.insert(id, first);
             (Reason::Duplicate, format!("the id \"{id}\" was seen before, in row {first}"))

@@ -378,11 +378,7 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
         located.each_id(|id, part| {
             let (row, rows_each) = (part.start, part.len());
             let rows = located.start + part.start..located.start + part.end;
-            if id.is_empty() || first_control(&id).is_some() {
-                let what = match first_control(&id) {
-                    Some(found) => format!("the id {id:?} holds {found}, which no table can keep"),
-                    None => "the id is empty".to_owned(),
-                };
+            if let Some(what) = unusable(&id) {
                 judge.bad(Reason::BadId, rows_each, || located.error(row, what, ID_HINT))?;
                 keep[rows].fill(false);
                 return Ok(());
@@ -408,6 +404,14 @@ pub(super) fn check_ids(pieces: &[Located<'_>], keep: &mut [bool], judge: &mut J
         })?;
     }
     Ok(())
+}
+
+/// What is wrong with an id that no table can hold.
+pub(super) fn unusable(id: &str) -> Option<String> {
+    match first_control(id) {
+        Some(found) => Some(format!("the id {id:?} holds {found}, which no table can keep")),
+        None => id.is_empty().then(|| "the id is empty".to_owned()),
+    }
 }
 
 /// Whether all ids are usable and their hashes differ, as in nearly every file: sorted hashes take a third of the time of a

@@ -14,9 +14,9 @@ use crate::rows::{Dtype, Resident, Values};
 
 /// Open data files whose rows are read block by block, in the order of [`Embeddings::load`].
 pub struct DataFiles {
-    plans: Vec<Plan>,
+    pub(super) plans: Vec<Plan>,
     /// What a person should know of them.
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     bad_rows: BadRows,
 }
 

@@ -13,10 +13,11 @@ use rayon::prelude::*;
 use super::embeddings::Embeddings;
 use super::load::{
     Judge, Located, assemble, check_ids, check_memory, check_values, common_width, dtype, groups,
-    holds_no_rows, locate, n_rows, read_range, see, sources, warn_of_zeros, warnings,
+    holds_no_rows, locate, n_rows, read_range, see, sources, warn_of_zeros,
 };
-use super::reading::{Plan, plan};
-use super::{BadRows, LoadOptions, data_files};
+use super::reading::Plan;
+use super::stream::DataFiles;
+use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
@@ -103,14 +104,10 @@ impl Embeddings {
     /// # Errors
     /// As [`Embeddings::load`].
     pub fn load_within(paths: &[PathBuf], options: &LoadOptions, memory: u64) -> Result<Self> {
-        let found = data_files(paths)?;
-        let plans = found.paths.iter().map(|path| plan(path, options)).collect::<Result<Vec<_>>>()?;
-        let Some(first) = plans.first().map(|plan| plan.file.path.clone()) else {
-            return Err(Error::Usage("no data files given; name at least one".into()));
-        };
-        let told = warnings(found.warnings, &plans);
+        let DataFiles { plans, warnings, .. } = DataFiles::open(paths, options)?;
+        let first = plans[0].file.path.clone();
         let mut embeddings = within(plans, options.bad_rows, memory)?;
-        embeddings.warn_of(told);
+        embeddings.warn_of(warnings);
         if embeddings.n_rows() == 0 {
             return Err(holds_no_rows(&first, embeddings.skipped()));
         }
@@ -120,11 +117,11 @@ impl Embeddings {
 
 /// The rows of `plans`: in memory where they take at most `memory` bytes, else in their files.
 pub(super) fn within(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddings> {
-    let width = common_width(&plans);
-    let pieces = locate(&plans, width)?;
-    let row_bytes = width.saturating_mul(dtype(&pieces).size() as u64);
-    let bytes = row_bytes.saturating_mul(n_rows(&pieces)? as u64);
-    drop(pieces);
+    // Without their places, which 100,000 of them are given once.
+    let pieces = || plans.iter().flat_map(|plan| &plan.pieces).filter(|piece| piece.n_rows > 0);
+    let size = pieces().map(|piece| piece.stored.dtype).reduce(Dtype::widest).map_or(0, Dtype::size);
+    let n_rows = pieces().fold(0u64, |n, piece| n.saturating_add(piece.n_rows as u64));
+    let bytes = common_width(&plans).saturating_mul(size as u64).saturating_mul(n_rows);
     if bytes <= memory { assemble(plans, bad_rows) } else { streamed(plans, bad_rows, memory) }
 }
 
@@ -221,17 +218,14 @@ impl Files {
 
     /// Reads rows of the files, those included that were dropped.
     fn read(&self, rows: Range<usize>) -> Result<Values> {
-        let first = self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1);
-        let mut pieces = vec![];
         let mut looked_at = None;
-        for at in self.pieces[first..].iter().take_while(|at| at.start < rows.end) {
-            let plan = &self.plans[at.plan as usize];
-            if looked_at.replace(at.plan) != Some(at.plan) && stamp(plan)? != self.stamps[at.plan as usize] {
+        for (number, plan) in self.pieces_of(&rows).map(|at| (at.plan, &self.plans[at.plan as usize])) {
+            if looked_at.replace(number) != Some(number) && stamp(plan)? != self.stamps[number as usize] {
                 let what = "was written to while it was read; put it back as it was and go on with `sae train --resume RUN`, or train anew";
                 return Err(Error::data(&plan.file.path, "", what));
             }
-            pieces.push(Located::new(plan, at.plan as usize, at.piece as usize, at.start));
         }
+        let pieces: Vec<Located<'_>> = self.pieces_of(&rows).map(|at| self.located(at)).collect();
         let n = rows.len();
         let mut values = Values::zeros(self.dtype, n * self.d_in).ok_or_else(|| no_room(n, self.d_in))?;
         read_range(&pieces, rows, &mut values)?;
@@ -289,11 +283,18 @@ impl Files {
 
     /// Whether rows of the files can be read one by one: values of others need not be read for them.
     fn is_plain(&self, rows: &Range<usize>) -> bool {
-        let first = self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1);
-        self.pieces[first..].iter().take_while(|at| at.start < rows.end).all(|at| {
-            let plan = &self.plans[at.plan as usize];
-            Located::new(plan, at.plan as usize, at.piece as usize, at.start).is_plain()
-        })
+        self.pieces_of(rows).all(|at| self.located(at).is_plain())
+    }
+
+    /// The pieces that have some of these rows.
+    fn pieces_of(&self, rows: &Range<usize>) -> impl Iterator<Item = &At> {
+        let (first, end) =
+            (self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1), rows.end);
+        self.pieces[first..].iter().take_while(move |at| at.start < end)
+    }
+
+    fn located(&self, at: &At) -> Located<'_> {
+        Located::new(&self.plans[at.plan as usize], at.plan as usize, at.piece as usize, at.start)
     }
 }
 

@@ -146,6 +146,48 @@ pub(crate) fn warn_of(data: &Embeddings) {
     data.skipped().warn();
 }
 
+/// The files that `options` name, whose paths are made absolute there: a run is resumed from anywhere.
+fn find(options: &mut Options) -> Result<FoundFiles> {
+    let paths = options.data.clone().unwrap_or_default();
+    if paths.is_empty() {
+        return Err(Error::Usage(
+            "no data: name one or more files of embeddings, or a folder of them".into(),
+        ));
+    }
+    let found = data_files(&paths)?;
+    let absolute = found.paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
+    let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
+    if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
+        return Err(Error::Usage(format!(
+            "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
+            path.display()
+        )));
+    }
+    options.data = Some(absolute);
+    Ok(found)
+}
+
+/// Reads the files of a run, within `memory` bytes, with the groups of a table.
+fn read(
+    found: FoundFiles,
+    groups: Option<&Path>,
+    options: &Options,
+    memory: u64,
+    quiet: bool,
+) -> Result<Embeddings> {
+    let spinner = Spinner::new("loading", quiet);
+    let mut data = Embeddings::load_within(&found.paths, &options.reading(), memory)?;
+    data.warn_of(found.warnings);
+    grouped(&mut data, groups, options)?;
+    loaded(spinner, &data, quiet)?;
+    Ok(data)
+}
+
+/// Gives rows the groups of a table.
+fn grouped(data: &mut Embeddings, groups: Option<&Path>, options: &Options) -> Result<()> {
+    groups.map_or(Ok(()), |path| data.group_by_table(path, options.groups_reversed.unwrap_or(false)))
+}
+
 /// Bytes of memory that rows may take.
 fn memory_of(options: &Options) -> u64 {
     match options.memory {
@@ -219,27 +261,19 @@ impl Loaded {
         options.check_ranges()?;
         let mut options = options.clone();
         let of_files = !matches!(given, Some(Rows::Memory(_)));
-        let found = if of_files { Self::find(&mut options)? } else { FoundFiles::default() };
+        let found = if of_files { find(&mut options)? } else { FoundFiles::default() };
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
         let memory = memory_of(&options);
-        let read = |given: Option<Embeddings>| -> Result<Arc<Embeddings>> {
-            let spinner = Spinner::new("loading", session.quiet);
-            let mut data = match given {
-                Some(data) => data,
-                None => Embeddings::load_within(&found.paths, &options.reading(), memory)?,
-            };
-            data.warn_of(found.warnings);
-            if let Some(path) = &groups {
-                data.group_by_table(path, options.groups_reversed.unwrap_or(false))?;
-            }
-            loaded(spinner, &data, session.quiet)?;
-            Ok(Arc::new(data))
-        };
         let data = match given {
             Some(Rows::Files(data)) => data,
-            Some(Rows::Memory(data)) => read(Some(*data))?,
-            None => read(None)?,
+            Some(Rows::Memory(mut data)) => {
+                let spinner = Spinner::new("loading", session.quiet);
+                grouped(&mut data, groups.as_deref(), &options)?;
+                loaded(spinner, &data, session.quiet)?;
+                Arc::new(*data)
+            }
+            None => Arc::new(read(found, groups.as_deref(), &options, memory, session.quiet)?),
         };
         options.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
         let split = match &splits {
@@ -256,27 +290,6 @@ impl Loaded {
             options.early_stop.get_or_insert(0);
         }
         Ok(Self { options, data, split, device })
-    }
-
-    /// The files that `options` name, whose paths are made absolute there: a run is resumed from anywhere.
-    fn find(options: &mut Options) -> Result<FoundFiles> {
-        let paths = options.data.clone().unwrap_or_default();
-        if paths.is_empty() {
-            return Err(Error::Usage(
-                "no data: name one or more files of embeddings, or a folder of them".into(),
-            ));
-        }
-        let found = data_files(&paths)?;
-        let absolute = found.paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
-        let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
-        if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
-            return Err(Error::Usage(format!(
-                "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
-                path.display()
-            )));
-        }
-        options.data = Some(absolute);
-        Ok(found)
     }
 
     /// `resumes`: the run was warned of its unit when it began.

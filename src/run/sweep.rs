@@ -1,11 +1,10 @@
 //! Many runs on the same rows, which are read once: every combination of some options, one after the other.
 
 use super::folder::names;
-use super::{Rows, Session, memory_of, outputs, resume, start, tables_of_split, warn_of};
-use super::{check_folder, outputs::Summary};
+use super::outputs::{self, Summary};
+use super::{Rows, Session, check_folder, find, memory_of, read, resume, start, tables_of_split};
 use crate::config::{Options, RowMemory};
-use crate::console::{self, progress::Spinner};
-use crate::data::{Embeddings, data_files};
+use crate::console;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
@@ -66,25 +65,15 @@ pub fn sweep(
     session: &Session<'_>,
 ) -> Result<Vec<Member>> {
     let mut base = base.clone();
-    let paths = data_files(&base.data.clone().unwrap_or_default())?.paths;
-    let absolute = paths.iter().map(|path| std::path::absolute(path).map_err(Error::io(path, "find")));
-    base.data = Some(absolute.collect::<Result<_>>()?);
+    let found = find(&mut base)?;
     let (groups, _) = tables_of_split(&mut base)?;
     let all = members(&base, grid)?;
-    let out = check_folder("--out", out, &paths)?;
+    let out = check_folder("--out", out, &found.paths)?;
     let known = known(&out, &base)?;
     base.memory = base.memory.or(known);
 
-    let spinner = Spinner::new("loading", session.quiet);
     let memory = memory_of(&base);
-    let mut data = Embeddings::load_within(&paths, &base.reading(), memory)?;
-    if let Some(path) = &groups {
-        data.group_by_table(path, base.groups_reversed.unwrap_or(false))?;
-    }
-    spinner.finish(&format!("{} rows of {} {}", data.n_rows(), data.d_in(), data.dtype()));
-    if !session.quiet {
-        warn_of(&data);
-    }
+    let data = read(found, groups.as_deref(), &base, memory, session.quiet)?;
     check_flag(session.stop)?;
     base.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
     let data = Arc::new(data);

@@ -82,3 +82,17 @@ fn what_a_sweep_cannot_be_is_said_before_anything_is_written() {
     assert!(status == 2 && text.contains("adam-b1"), "{text}");
     assert!(!place.path("none").exists());
 }
+
+#[test]
+fn a_path_that_no_configuration_can_name_is_refused_before_loading() {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    let place = Place::with_data(300, 16);
+    let data = place.folder.path().join(OsString::from_vec(b"rows\xff.h5".to_vec()));
+    std::fs::rename(place.path("data.h5"), &data).unwrap();
+    let out = place.path("sweep").into_os_string();
+    let args: [OsString; 5] = ["sweep".into(), data.into(), "--out".into(), out, "--k=3,4".into()];
+    let (status, text) = sae_fails(args);
+    assert!(status == 2 && text.contains("this path is not UTF-8") && text.contains("ln -s"), "{text}");
+    assert!(!place.path("sweep").exists());
+}
