@@ -146,6 +146,8 @@ pub struct Spinner {
     sink: Stream,
     what: String,
     began: Instant,
+    /// When the last line was written.
+    reported: Instant,
 }
 
 impl Spinner {
@@ -164,7 +166,25 @@ impl Spinner {
         if let Stream::Lines(_) = sink {
             sink.line(&format!("{what} ..."));
         }
-        Self { sink, what: what.to_owned(), began: Instant::now() }
+        let began = Instant::now();
+        Self { sink, what: what.to_owned(), began, reported: began }
+    }
+
+    /// `done` of `total` `units` are done: shown with the time left. Call it as often as is known.
+    pub fn progress(&mut self, done: u64, total: u64, units: &str) {
+        let now = Instant::now();
+        let interval = if let Stream::Bar(_) = self.sink { BAR_INTERVAL } else { LINE_INTERVAL };
+        if matches!(self.sink, Stream::Quiet) || now - self.reported < interval {
+            return;
+        }
+        self.reported = now;
+        let left = time_left(now - self.began, done, total, done);
+        let percent = 100 * done / total.max(1);
+        let text = format!("{} ... {percent} % of {} {units}{left}", self.what, thousands(total));
+        match &mut self.sink {
+            Stream::Bar(bar) => bar.set_message(text),
+            sink => sink.line(&text),
+        }
     }
 
     /// Shows where the phase stands (on a terminal only), for instance a count. Cheap.
@@ -294,6 +314,19 @@ mod tests {
         phase.finish("2 rows");
         assert_eq!(log.lines()[0], "reading ...");
         assert!(log.lines()[1].starts_with("reading: 2 rows (0.0 s)"));
+    }
+
+    #[test]
+    fn a_phase_that_takes_long_tells_how_much_is_left() {
+        let log = Log::default();
+        let mut phase = Spinner::with_sink(log.sink(), "loading");
+        phase.progress(1, 1000, "rows");
+        assert_eq!(log.lines().len(), 1, "too early");
+        phase.began -= Duration::from_secs(60);
+        phase.reported -= Duration::from_secs(60);
+        phase.progress(2500, 10_000, "rows");
+        phase.progress(2600, 10_000, "rows");
+        assert_eq!(log.lines()[1..], ["loading ... 25 % of 10,000 rows  3:00 left"]);
     }
 
     #[test]

@@ -2,12 +2,16 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::first_pass::{FirstPass, Seen};
 use super::groups;
+use super::load::{holds_no_rows, warn_of_zeros};
 use super::streamed::Streamed;
 use crate::console;
 use crate::error::{Error, Result};
-use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
+use crate::rows::{Dtype, Moments, Resident, RowIndex, RowSource, Values, hash_rows};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Embeddings in the type they are stored in, with their ids: in memory, or in files that are read as training asks.
 ///
@@ -17,8 +21,13 @@ pub struct Embeddings {
     rows: Rows,
     index: RowIndex,
     skipped: Skipped,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     pub(super) zero_rows: usize,
+    /// Mean and variance of rows that were asked for; there are few splits of the same rows.
+    moments: Arc<Mutex<Vec<Moments>>>,
+    fingerprint: OnceLock<u64>,
+    /// What the first pass found over rows that stay in their files.
+    first_pass: Option<Arc<FirstPass>>,
 }
 
 /// Where the rows are.
@@ -83,12 +92,79 @@ impl fmt::Display for Skipped {
 impl Embeddings {
     /// Rows with their index; `skipped` were dropped.
     pub(super) fn new(rows: Resident, index: RowIndex, skipped: Skipped) -> Self {
-        Self { rows: Rows::Resident(rows), index, skipped, warnings: vec![], zero_rows: 0 }
+        Self::of(Rows::Resident(rows), index, skipped)
+    }
+
+    fn of(rows: Rows, index: RowIndex, skipped: Skipped) -> Self {
+        Self {
+            rows,
+            index,
+            skipped,
+            warnings: vec![],
+            zero_rows: 0,
+            moments: Arc::default(),
+            fingerprint: OnceLock::new(),
+            first_pass: None,
+        }
+    }
+
+    /// Looks at the values of all rows that stay in their files, unless `known` says what is found there: those that
+    /// cannot be used are dropped, and mean and variance of each of `sets` of rows (ascending) are known then. `seen` is
+    /// told how many rows of how many were looked at. Nothing is done where the rows are in memory.
+    ///
+    /// # Errors
+    /// As [`Embeddings::load`] for values.
+    pub(crate) fn look_through(
+        &mut self,
+        sets: &[&[u32]],
+        known: Option<FirstPass>,
+        seen: Seen<'_>,
+    ) -> Result<()> {
+        let Rows::Streamed(rows) = &self.rows else { return Ok(()) };
+        let before = self.hashed_index().digest();
+        let (found, fewer) = rows.look_through(before, sets, known, &mut self.skipped, seen)?;
+        if let Some((rows, keep, files)) = fewer {
+            self.index.retain(&keep, files);
+            self.rows = Rows::Streamed(rows);
+            self.fingerprint = OnceLock::new();
+        }
+        if self.n_rows() == 0
+            && let Some(file) = self.index.pieces().first()
+        {
+            return Err(holds_no_rows(&file.path, &self.skipped));
+        }
+        if let (Some((n, first)), Rows::Streamed(rows)) = (found.zeros(), &self.rows) {
+            let first = rows.row_of(first);
+            warn_of_zeros(self, Some(first), n);
+        }
+        found.moments().iter().cloned().for_each(|moments| self.know(moments));
+        self.first_pass = Some(Arc::new(found));
+        Ok(())
+    }
+
+    /// What the first pass found over rows that stay in their files.
+    pub(crate) fn found(&self) -> Option<&FirstPass> {
+        self.first_pass.as_deref()
+    }
+
+    /// Mean and variance of `rows`, where they are known.
+    pub(crate) fn moments(&self, rows: &[u32]) -> Option<Moments> {
+        let known = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = hash_rows(rows);
+        known.iter().find(|moments| moments.rows == rows).cloned()
+    }
+
+    /// Remembers mean and variance of some rows.
+    pub(crate) fn know(&self, moments: Moments) {
+        let mut known = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.iter().all(|other| other.rows != moments.rows) {
+            known.push(moments);
+        }
     }
 
     /// Rows that stay in their files.
     pub(super) fn of_files(rows: Streamed, index: RowIndex, skipped: Skipped) -> Self {
-        Self { rows: Rows::Streamed(rows), index, skipped, warnings: vec![], zero_rows: 0 }
+        Self::of(Rows::Streamed(rows), index, skipped)
     }
 
     /// Whether rows stay in their files.
@@ -135,7 +211,7 @@ impl Embeddings {
             Rows::Resident(rows) => Rows::Resident(rows.kept_as(dtype)),
             streamed @ Rows::Streamed(_) => streamed,
         };
-        Self { rows, ..self }
+        Self { rows, fingerprint: OnceLock::new(), moments: Arc::default(), ..self }
     }
 
     fn source(&self) -> &dyn RowSource {
@@ -205,20 +281,29 @@ impl Embeddings {
         &self.skipped
     }
 
+    /// A hash of ids, width and type, to go on with.
+    fn hashed_index(&self) -> Xxh3 {
+        let mut hash = Xxh3::new();
+        hash.update(format!("{} {} {}\n", self.n_rows(), self.d_in(), self.dtype()).as_bytes());
+        self.index.hash(&mut hash);
+        hash
+    }
+
     /// A hash of ids, width, type and values: equal means that a resumed run sees the same data. Of rows that stay in their
     /// files the values of a thousand.
     ///
     /// # Errors
     /// As [`RowSource::read`].
     pub fn fingerprint(&self) -> Result<u64> {
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        hash.update(format!("{} {} {}\n", self.n_rows(), self.d_in(), self.dtype()).as_bytes());
-        self.index.hash(&mut hash);
+        if let Some(&known) = self.fingerprint.get() {
+            return Ok(known);
+        }
+        let mut hash = self.hashed_index();
         match &self.rows {
             Rows::Resident(rows) => hash.update(rows.values().bytes()),
             Rows::Streamed(rows) => rows.hash(&mut hash)?,
         }
-        Ok(hash.digest())
+        Ok(*self.fingerprint.get_or_init(|| hash.digest()))
     }
 }
 

@@ -70,7 +70,7 @@ fn records_in_files(plans: &[Plan]) -> Option<String> {
 
 /// Counts a bad row, or makes it the error that stops the loading.
 pub(super) struct Judge {
-    rows: BadRows,
+    pub rows: BadRows,
     pub skipped: Skipped,
 }
 
@@ -251,11 +251,11 @@ pub(super) fn loaded(values: Values, d_in: usize, index: RowIndex, skipped: Skip
 pub(super) fn warn_of_zeros(embeddings: &mut Embeddings, first: Option<usize>, count: usize) {
     let Some(first) = first else { return };
     let id = embeddings.index().row_id(first);
-    embeddings.warn_of(vec![format!(
+    embeddings.warnings.push(format!(
         "{} of {} rows hold only zeros, the first is \"{id}\": such rows were often never written, or their file is missing",
         thousands(count as u64),
         thousands(embeddings.n_rows() as u64),
-    )]);
+    ));
     embeddings.zero_rows = count;
 }
 

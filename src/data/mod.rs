@@ -12,6 +12,7 @@ mod attributes;
 mod behind;
 mod embeddings;
 mod file;
+mod first_pass;
 mod flat;
 mod given;
 mod groups;
@@ -40,6 +41,7 @@ mod writers;
 
 pub use behind::files_behind;
 pub use embeddings::{Embeddings, Skipped};
+pub(crate) use first_pass::FirstPass;
 pub(crate) use given::GIVEN;
 pub use given::Given;
 pub(crate) use h5::{brief, library_name};

@@ -10,17 +10,18 @@ use std::thread::JoinHandle;
 
 use rayon::prelude::*;
 
-use super::embeddings::Embeddings;
+use super::embeddings::{Embeddings, Skipped};
+use super::first_pass::{self, FileStamp, FirstPass, Seen};
 use super::load::{
-    Judge, Located, assemble, check_ids, check_memory, check_values, common_width, dtype, groups,
-    holds_no_rows, locate, n_rows, read_range, see, sources, warn_of_zeros,
+    Judge, Located, assemble, check_ids, check_memory, common_width, dtype, groups, holds_no_rows, locate,
+    n_rows, read_range, see, sources,
 };
 use super::reading::Plan;
 use super::stream::DataFiles;
 use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::rows::{Dtype, Resident, RowIndex, RowSource, Values};
+use crate::rows::{Dtype, Resident, RowIndex, RowSource, SourceFile, Values};
 
 /// Most bytes of a block: enough for one read of a disk.
 const MOST_BLOCK: usize = 4 << 20;
@@ -28,8 +29,6 @@ const MOST_BLOCK: usize = 4 << 20;
 const LEAST_BLOCK: usize = 64 << 10;
 /// Blocks that a window should have, so that it is a sample of the whole file.
 const BLOCKS: usize = 512;
-/// Bytes that are checked at a time at the start.
-const SCAN_BYTES: usize = 64 << 20;
 /// Most threads that wait for the disk.
 const MOST_READERS: usize = 4;
 /// Rows whose values are part of the fingerprint.
@@ -55,22 +54,28 @@ struct Shared {
 /// Blocks that another thread reads.
 type Coming = JoinHandle<Result<Vec<(u32, Resident)>>>;
 
+/// Which rows of open files there are, and their blocks.
+pub(super) struct Files {
+    opened: Arc<Opened>,
+    /// First row of each block, counted without those that were dropped, and the number of rows.
+    starts: Vec<u32>,
+    /// Which rows of the files are rows; all where this is empty.
+    keep: Vec<bool>,
+}
+
 /// Open files and where their rows are.
-struct Files {
+struct Opened {
     plans: Vec<Plan>,
     pieces: Vec<At>,
-    /// Modification time and length of each file at the start.
-    stamps: Vec<(i64, i64, u64)>,
+    /// As they were at the start.
+    stamps: Vec<FileStamp>,
     d_in: usize,
     dtype: Dtype,
     /// Rows of the files, those included that were dropped.
     all: usize,
     /// Rows of the files in a block.
     block: usize,
-    /// First row of each block, counted without those that were dropped, and the number of rows.
-    starts: Vec<u32>,
-    /// Which rows of the files are rows; all where this is empty.
-    keep: Vec<bool>,
+    bad_rows: BadRows,
 }
 
 /// A piece of a plan, and the number of its first row.
@@ -92,7 +97,7 @@ fn look<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 impl fmt::Debug for Streamed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Files { all, d_in, dtype, .. } = &*self.0.files;
+        let Opened { all, d_in, dtype, .. } = &*self.0.files.opened;
         write!(f, "Streamed({all} rows of {d_in} {dtype})")
     }
 }
@@ -104,6 +109,17 @@ impl Embeddings {
     /// # Errors
     /// As [`Embeddings::load`].
     pub fn load_within(paths: &[PathBuf], options: &LoadOptions, memory: u64) -> Result<Self> {
+        let mut embeddings = Self::open_within(paths, options, memory)?;
+        embeddings.look_through(&[], None, &mut |_, _| {})?;
+        Ok(embeddings)
+    }
+
+    /// As [`Embeddings::load_within`], but the values of rows that stay in their files are not looked at before
+    /// [`Embeddings::look_through`]: there may be fewer rows then.
+    ///
+    /// # Errors
+    /// As [`Embeddings::load`].
+    pub(crate) fn open_within(paths: &[PathBuf], options: &LoadOptions, memory: u64) -> Result<Self> {
         let DataFiles { plans, warnings, .. } = DataFiles::open(paths, options)?;
         let first = plans[0].file.path.clone();
         let mut embeddings = within(plans, options.bad_rows, memory)?;
@@ -115,7 +131,7 @@ impl Embeddings {
     }
 }
 
-/// The rows of `plans`: in memory where they take at most `memory` bytes, else in their files.
+/// The rows of `plans`: in memory where they take at most `memory` bytes, else in their files, which nobody looked at.
 pub(super) fn within(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddings> {
     // Without their places, which 100,000 of them are given once.
     let pieces = || plans.iter().flat_map(|plan| &plan.pieces).filter(|piece| piece.n_rows > 0);
@@ -125,7 +141,7 @@ pub(super) fn within(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result
     if bytes <= memory { assemble(plans, bad_rows) } else { streamed(plans, bad_rows, memory) }
 }
 
-/// Checks all rows, and keeps none of them.
+/// Rows that stay in their files; their ids are checked, and their values are not.
 fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddings> {
     let mut judge = Judge::new(bad_rows);
     let width = common_width(&plans);
@@ -135,19 +151,6 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     check_memory(&pieces, 0)?;
     let mut keep = vec![true; all];
     check_ids(&pieces, &mut keep, &mut judge)?;
-    let scan = (SCAN_BYTES / row_bytes).max(1);
-    let mut zeros = vec![];
-    for first in (0..all).step_by(scan) {
-        interrupt::check()?;
-        let rows = first..all.min(first + scan);
-        let mut values = Values::zeros(dtype, rows.len() * d_in).ok_or_else(|| no_room(rows.len(), d_in))?;
-        read_range(&pieces, rows.clone(), &mut values)?;
-        check_values(&pieces, &values, d_in, first, &mut keep[rows.clone()], &mut judge)?;
-        zeros.extend(values.zero_rows(d_in).into_iter().map(|row| first + row).filter(|&row| keep[row]));
-    }
-    if let Some(first) = pieces.first() {
-        judge.check_share(first.path(), all, &see(first.path()))?;
-    }
     let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..all, &keep) };
     let at = pieces.iter().map(Located::place_in_plans);
     let at = at.map(|(plan, piece, start)| At { plan: plan as u32, piece: piece as u32, start }).collect();
@@ -157,52 +160,74 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     // A window has some blocks, however small it is.
     let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
     let block = (block_bytes / row_bytes).max(1);
-    let mut starts = vec![0];
-    let mut kept = 0u32;
-    for rows in keep.chunks(block) {
-        kept += rows.iter().filter(|&&keep| keep).count() as u32;
-        starts.push(kept);
-    }
-    // Numbers as they are without the rows that were dropped.
-    let first_zero = zeros.first().map(|&first| keep[..first].iter().filter(|&&keep| keep).count());
-    if !keep.contains(&false) {
-        keep = vec![];
-    }
     let stamps = plans.iter().map(stamp).collect::<Result<_>>()?;
-    let files = Files { plans, pieces: at, stamps, d_in, dtype, all, block, starts, keep };
-    let shared = Shared {
-        files: Arc::new(files),
-        held: RwLock::default(),
-        kept: RwLock::default(),
-        coming: Mutex::default(),
-        window: (window_bytes / row_bytes).max(1),
-        readers: OnceLock::new(),
-    };
-    let mut embeddings = Embeddings::of_files(Streamed(Arc::new(shared)), index, judge.skipped);
-    warn_of_zeros(&mut embeddings, first_zero, zeros.len());
-    Ok(embeddings)
+    let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, block, bad_rows };
+    let files = Files::new(Arc::new(opened), keep);
+    let window = (window_bytes / row_bytes).max(1);
+    Ok(Embeddings::of_files(Streamed::new(files, window), index, judge.skipped))
 }
 
 /// Threads that read blocks.
-fn readers() -> Option<Arc<rayon::ThreadPool>> {
+pub(super) fn readers() -> Option<Arc<rayon::ThreadPool>> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST_READERS));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("reader {n}"));
     pool.build().ok().map(Arc::new)
 }
 
-fn no_room(rows: usize, d_in: usize) -> Error {
+pub(super) fn no_room(rows: usize, d_in: usize) -> Error {
     Error::Failed(format!("{rows} rows of {d_in} values do not fit the memory; give a smaller --memory"))
 }
 
-/// What changes when somebody writes to a file.
-fn stamp(plan: &Plan) -> Result<(i64, i64, u64)> {
-    let meta = plan.file.raw.metadata().map_err(Error::io(&plan.file.path, "read"))?;
-    Ok((meta.mtime(), meta.mtime_nsec(), meta.len()))
+fn stamp(plan: &Plan) -> Result<FileStamp> {
+    let path = plan.file.path.clone();
+    let meta = plan.file.raw.metadata().map_err(Error::io(&path, "read"))?;
+    Ok(FileStamp { path, modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.len() })
 }
 
 impl Files {
+    fn new(opened: Arc<Opened>, mut keep: Vec<bool>) -> Self {
+        let mut starts = vec![0];
+        let mut kept = 0u32;
+        for rows in keep.chunks(opened.block) {
+            kept += rows.iter().filter(|&&keep| keep).count() as u32;
+            starts.push(kept);
+        }
+        if !keep.contains(&false) {
+            keep = vec![];
+        }
+        Self { opened, starts, keep }
+    }
+
     fn n_rows(&self) -> usize {
         self.starts.last().map_or(0, |&n| n as usize)
+    }
+
+    /// Rows of the files, those included that were dropped.
+    pub(super) fn all(&self) -> usize {
+        self.opened.all
+    }
+
+    pub(super) fn d_in(&self) -> usize {
+        self.opened.d_in
+    }
+
+    pub(super) fn dtype(&self) -> Dtype {
+        self.opened.dtype
+    }
+
+    /// What the files were like at the start.
+    pub(super) fn stamps(&self) -> impl Iterator<Item = &FileStamp> {
+        self.opened.stamps.iter()
+    }
+
+    /// Which of `rows` of the files are rows.
+    pub(super) fn keep(&self, rows: Range<usize>) -> Vec<bool> {
+        self.keep.get(rows.clone()).map_or_else(|| vec![true; rows.len()], <[bool]>::to_vec)
+    }
+
+    /// All pieces.
+    pub(super) fn pieces(&self) -> Vec<Located<'_>> {
+        self.opened.pieces.iter().map(|at| self.located(at)).collect()
     }
 
     fn block_of(&self, row: u32) -> u32 {
@@ -212,23 +237,30 @@ impl Files {
 
     /// Rows of the files in a block.
     fn rows_of(&self, block: u32) -> Range<usize> {
-        let first = block as usize * self.block;
-        first..self.all.min(first + self.block)
+        let Opened { block: rows, all, .. } = *self.opened;
+        let first = block as usize * rows;
+        first..all.min(first + rows)
     }
 
     /// Reads rows of the files, those included that were dropped.
     fn read(&self, rows: Range<usize>) -> Result<Values> {
         let mut looked_at = None;
-        for (number, plan) in self.pieces_of(&rows).map(|at| (at.plan, &self.plans[at.plan as usize])) {
-            if looked_at.replace(number) != Some(number) && stamp(plan)? != self.stamps[number as usize] {
+        let Opened { plans, stamps, .. } = &*self.opened;
+        for (number, plan) in self.pieces_of(&rows).map(|at| (at.plan, &plans[at.plan as usize])) {
+            if looked_at.replace(number) != Some(number) && stamp(plan)? != stamps[number as usize] {
                 let what = "was written to while it was read; put it back as it was and go on with `sae train --resume RUN`, or train anew";
                 return Err(Error::data(&plan.file.path, "", what));
             }
         }
         let pieces: Vec<Located<'_>> = self.pieces_of(&rows).map(|at| self.located(at)).collect();
-        let n = rows.len();
-        let mut values = Values::zeros(self.dtype, n * self.d_in).ok_or_else(|| no_room(n, self.d_in))?;
-        read_range(&pieces, rows, &mut values)?;
+        self.read_from(&pieces, rows)
+    }
+
+    /// The same without a look at whether the files changed; `pieces` are those that have the rows, or all.
+    pub(super) fn read_from(&self, pieces: &[Located<'_>], rows: Range<usize>) -> Result<Values> {
+        let (n, d) = (rows.len(), self.d_in());
+        let mut values = Values::zeros(self.dtype(), n * d).ok_or_else(|| no_room(n, d))?;
+        read_range(pieces, rows, &mut values)?;
         Ok(values)
     }
 
@@ -237,9 +269,9 @@ impl Files {
         let rows = self.rows_of(block);
         let mut values = self.read(rows.clone())?;
         if let Some(keep) = self.keep.get(rows).filter(|keep| keep.contains(&false)) {
-            values.retain_rows(self.d_in, keep);
+            values.retain_rows(self.d_in(), keep);
         }
-        Resident::new(values, self.d_in)
+        Resident::new(values, self.d_in())
     }
 
     fn read_blocks(&self, blocks: &[u32]) -> Result<Vec<(u32, Resident)>> {
@@ -264,9 +296,9 @@ impl Files {
         let places: Vec<usize> = rows.iter().map(|&row| places[(row - start) as usize]).collect();
         let span = places[0]..places[places.len() - 1] + 1;
         let together = places.len() * 8 >= span.len() || !self.is_plain(&span);
-        let mut bytes = Values::zeros(self.dtype, rows.len() * self.d_in)
-            .ok_or_else(|| no_room(rows.len(), self.d_in))?;
-        let width = self.d_in * self.dtype.size();
+        let d = self.d_in();
+        let mut bytes = Values::zeros(self.dtype(), rows.len() * d).ok_or_else(|| no_room(rows.len(), d))?;
+        let width = d * self.dtype().size();
         let out = bytes.bytes_mut().chunks_exact_mut(width);
         if together {
             let values = self.read(span.clone())?;
@@ -278,7 +310,7 @@ impl Files {
                 out.copy_from_slice(self.read(place..place + 1)?.bytes());
             }
         }
-        Resident::new(bytes, self.d_in)
+        Resident::new(bytes, d)
     }
 
     /// Whether rows of the files can be read one by one: values of others need not be read for them.
@@ -288,21 +320,78 @@ impl Files {
 
     /// The pieces that have some of these rows.
     fn pieces_of(&self, rows: &Range<usize>) -> impl Iterator<Item = &At> {
-        let (first, end) =
-            (self.pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1), rows.end);
-        self.pieces[first..].iter().take_while(move |at| at.start < end)
+        let Opened { pieces, .. } = &*self.opened;
+        let (first, end) = (pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1), rows.end);
+        pieces[first..].iter().take_while(move |at| at.start < end)
     }
 
     fn located(&self, at: &At) -> Located<'_> {
-        Located::new(&self.plans[at.plan as usize], at.plan as usize, at.piece as usize, at.start)
+        Located::new(&self.opened.plans[at.plan as usize], at.plan as usize, at.piece as usize, at.start)
     }
 }
 
 impl Streamed {
+    fn new(files: Files, window: usize) -> Self {
+        Self(Arc::new(Shared {
+            files: Arc::new(files),
+            held: RwLock::default(),
+            kept: RwLock::default(),
+            coming: Mutex::default(),
+            window,
+            readers: OnceLock::new(),
+        }))
+    }
+
     /// Bytes of values that may be in memory.
     pub(super) fn bytes(&self) -> usize {
-        let Files { d_in, dtype, .. } = *self.0.files;
+        let Opened { d_in, dtype, .. } = *self.0.files.opened;
         2 * self.0.window * d_in * dtype.size()
+    }
+
+    /// Looks at all values, unless `known` is what was found then, with the hash `rows` of the rows as they are before;
+    /// `skipped` counts what is dropped. Gives what was found, and the rows without those that are dropped where there
+    /// are any, with a mark for each row as it was before.
+    pub(super) fn look_through(
+        &self,
+        rows: u64,
+        sets: &[&[u32]],
+        known: Option<FirstPass>,
+        skipped: &mut Skipped,
+        seen: Seen<'_>,
+    ) -> Result<(FirstPass, Option<(Self, Vec<bool>, Vec<SourceFile>)>)> {
+        let files = &self.0.files;
+        let Opened { bad_rows, plans, all, .. } = &*files.opened;
+        let mut judge = Judge { rows: *bad_rows, skipped: std::mem::take(skipped) };
+        let found = match known.filter(|known| known.is_of(files, rows, *bad_rows)) {
+            Some(known) => {
+                judge.skipped.non_finite += known.bad().count();
+                judge.skipped.examples.extend(known.example().map(str::to_owned));
+                known
+            }
+            None => first_pass::pass(files, rows, sets, &mut judge, seen)?,
+        };
+        let pieces = files.pieces();
+        if let Some(first) = pieces.first() {
+            judge.check_share(first.path(), *all, &see(first.path()))?;
+        }
+        *skipped = judge.skipped;
+        let mut keep = files.keep(0..*all);
+        let before: Vec<usize> = found.bad().filter(|&row| keep[row]).collect();
+        if before.is_empty() {
+            return Ok((found, None));
+        }
+        let usable = keep.clone();
+        before.into_iter().for_each(|row| keep[row] = false);
+        let stay = keep.iter().zip(usable).filter(|(_, usable)| *usable).map(|(&keep, _)| keep).collect();
+        let sources = sources(plans, &pieces, &keep);
+        let rows = Self::new(Files::new(files.opened.clone(), keep), self.0.window);
+        Ok((found, Some((rows, stay, sources))))
+    }
+
+    /// The row that a row of the files is.
+    pub(super) fn row_of(&self, row: usize) -> usize {
+        let Files { keep, .. } = &*self.0.files;
+        keep.get(..row).map_or(row, |keep| keep.iter().filter(|&&keep| keep).count())
     }
 
     /// Feeds some rows, spread evenly, to a hash.
@@ -377,11 +466,11 @@ impl RowSource for Streamed {
     }
 
     fn d_in(&self) -> usize {
-        self.0.files.d_in
+        self.0.files.d_in()
     }
 
     fn dtype(&self) -> Dtype {
-        self.0.files.dtype
+        self.0.files.dtype()
     }
 
     fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {

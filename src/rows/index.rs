@@ -91,6 +91,24 @@ impl RowIndex {
         &self.pieces
     }
 
+    /// Drops the rows that `keep` does not mark, and ids of which none is left; `pieces` are the files then.
+    pub(crate) fn retain(&mut self, keep: &[bool], pieces: Vec<SourceFile>) {
+        let mut ids = vec![false; self.ids.len()];
+        for row in (0..self.n_rows()).filter(|&row| keep[row]) {
+            ids[self.group_of(row)] = true;
+        }
+        let mut rows = keep.iter();
+        self.of_row.retain(|_| rows.next() == Some(&true));
+        let numbers: Vec<u32> =
+            ids.iter().scan(0, |n, &stays| Some(std::mem::replace(n, *n + u32::from(stays)))).collect();
+        self.of_row.iter_mut().for_each(|(group, _)| *group = numbers[*group as usize]);
+        for texts in [Some(&mut self.ids), self.clusters.as_mut()].into_iter().flatten() {
+            let mut stays = ids.iter();
+            texts.retain(|_| stays.next() == Some(&true));
+        }
+        self.pieces = pieces;
+    }
+
     /// Bytes that the ids take in memory.
     pub fn memory(&self) -> usize {
         let text: usize = self.ids.iter().map(|id| id.capacity() + size_of::<String>()).sum();

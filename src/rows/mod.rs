@@ -4,6 +4,7 @@
 mod batches;
 mod dtype;
 mod index;
+mod moments;
 mod resident;
 mod split;
 mod store;
@@ -12,6 +13,8 @@ mod values;
 pub use batches::BatchOrder;
 pub use dtype::Dtype;
 pub use index::{RowIndex, SourceFile};
+pub use moments::{Moments, mean_row, variance_about};
+pub(crate) use moments::{add_rows, add_squares, hash_rows};
 pub use resident::Resident;
 pub use split::{Part, Split, part_of_id, read_parts};
 pub use store::Store;

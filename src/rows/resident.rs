@@ -2,6 +2,10 @@
 
 use super::{Dtype, RowSource, Values};
 use crate::error::{Error, Result};
+use rayon::prelude::*;
+
+/// Rows that a thread copies together.
+const TOGETHER: usize = 64;
 
 /// Rows of D values each, all in memory, in the type that they are stored in.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,8 +74,16 @@ impl RowSource for Resident {
     }
 
     fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.d_in)) {
-            self.values.row_into(row as usize, self.d_in, out);
+        let copy = |(rows, out): (&[u32], &mut [f32])| {
+            for (&row, out) in rows.iter().zip(out.chunks_exact_mut(self.d_in)) {
+                self.values.row_into(row as usize, self.d_in, out);
+            }
+        };
+        // Not worth a call to other threads.
+        if rows.len() <= TOGETHER {
+            copy((rows, out));
+        } else {
+            rows.par_chunks(TOGETHER).zip(out.par_chunks_mut(TOGETHER * self.d_in)).for_each(copy);
         }
         Ok(())
     }

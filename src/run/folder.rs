@@ -14,6 +14,8 @@ pub mod names {
     pub const CONFIG: &str = "config.toml";
     /// Id and split.
     pub const SPLITS: &str = "splits.tsv";
+    /// What the first pass over rows that stay in their files found.
+    pub const ROWS: &str = "rows.json";
     /// One line per evaluation.
     pub const METRICS: &str = "metrics.csv";
     /// The same for TensorBoard, which reads files of such names.
@@ -43,10 +45,11 @@ pub mod names {
 }
 
 /// What may lie in a run folder itself.
-const ALL: [&str; 15] = [
+const ALL: [&str; 16] = [
     lock::NAME,
     names::CONFIG,
     names::SPLITS,
+    names::ROWS,
     names::METRICS,
     names::EVENTS,
     names::MODEL,
@@ -261,7 +264,7 @@ fn check_contents(root: &Path, overwrite: bool) -> Result<()> {
 
 /// Whether `root` is as [`RunFolder::create`] makes it: a run that ended before its first checkpoint.
 fn has_nothing_to_keep(root: &Path) -> bool {
-    let beginning = [names::CONFIG, names::SPLITS, names::CHECKPOINTS, lock::NAME];
+    let beginning = [names::CONFIG, names::SPLITS, names::ROWS, names::CHECKPOINTS, lock::NAME];
     let only = |folder: &Path, known: &[&str]| {
         entries(folder).is_ok_and(|all| all.iter().all(|n| known.contains(&n.as_str()) || is_leftover(n)))
     };

@@ -11,33 +11,39 @@ mod lock;
 mod memory;
 pub mod outputs;
 mod recover;
+mod rows;
 mod store;
 pub mod sweep;
 mod terminal;
 
 pub use check::{Kind, Output, Outputs, check_folder};
 pub use memory::{Memory, PLOTS};
+pub use rows::load;
+pub(crate) use rows::warn_of;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options, RowMemory};
 use crate::console::{self, progress::Spinner};
-use crate::data::{Embeddings, FoundFiles, LoadOptions, data_files, is_id_file};
+use crate::data::{Embeddings, FirstPass, FoundFiles};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
-use crate::memory::free;
 use crate::model::file as model_file;
 use crate::model::{TrainState, make_unit_rows};
-use crate::rows::Split;
-use crate::text::bytes;
+use crate::rows::{RowSource, Split};
 use crate::train::metrics::{self, MetricRow};
 use crate::train::{
-    Observer, Progress, StepReport, TrainRows, Trainer, Warning, resolve_known, start_state, unit_warning,
+    Observer, Progress, StepReport, TrainRows, Trainer, Warning, resolve_known, start_rows, start_state,
+    unit_warning,
 };
 use checkpoint::RunId;
 use events::EventFile;
 use folder::{RunFolder, names};
 use outputs::Summary;
+use rows::{
+    Reading, find, given_split, grouped, keep_known_rows, known_rows, loaded, memory_of, tables_of_split,
+    training_rows,
+};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,138 +119,12 @@ pub struct Prepared {
     warning: Option<String>,
 }
 
-/// Loads data files, telling progress and skipped rows unless `quiet`. Rows that would take more than half of the memory
-/// that is free stay in their files.
-///
-/// # Errors
-/// As [`Embeddings::load`].
-pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
-    let spinner = Spinner::new("loading", quiet);
-    let data = Embeddings::load_within(paths, options, free().map_or(u64::MAX, |free| free / 2))?;
-    loaded(spinner, &data, quiet)?;
-    Ok(data)
-}
-
-/// Reports what was loaded.
-fn loaded(spinner: Spinner, data: &Embeddings, quiet: bool) -> Result<()> {
-    interrupt::check()?;
-    let place = if data.is_streamed() {
-        format!(", in their files, {} at a time in memory", bytes(data.bytes() as u64))
-    } else {
-        String::new()
-    };
-    spinner.finish(&format!("{} rows of {} {}{place}", data.n_rows(), data.d_in(), data.dtype()));
-    if !quiet {
-        warn_of(data);
-    }
-    Ok(())
-}
-
-/// Tells what a person should know of rows.
-pub(crate) fn warn_of(data: &Embeddings) {
-    data.warnings().iter().for_each(console::warn);
-    data.skipped().warn();
-}
-
-/// The files that `options` name, whose paths are made absolute there: a run is resumed from anywhere.
-fn find(options: &mut Options) -> Result<FoundFiles> {
-    let paths = options.data.clone().unwrap_or_default();
-    if paths.is_empty() {
-        return Err(Error::Usage(
-            "no data: name one or more files of embeddings, or a folder of them".into(),
-        ));
-    }
-    let found = data_files(&paths)?;
-    let absolute = found.paths.iter().map(|p| std::path::absolute(p).map_err(Error::io(p, "find")));
-    let absolute: Vec<PathBuf> = absolute.collect::<Result<_>>()?;
-    if let Some(path) = absolute.iter().find(|path| path.to_str().is_none()) {
-        return Err(Error::Usage(format!(
-            "{}: this path is not UTF-8, and the run's config.toml, which is, could not name its data; rename it, or train from a link to it (`ln -s`)",
-            path.display()
-        )));
-    }
-    options.data = Some(absolute);
-    Ok(found)
-}
-
-/// Reads the files of a run, within `memory` bytes, with the groups of a table.
-fn read(
-    found: FoundFiles,
-    groups: Option<&Path>,
-    options: &Options,
-    memory: u64,
-    quiet: bool,
-) -> Result<Embeddings> {
-    let spinner = Spinner::new("loading", quiet);
-    let mut data = Embeddings::load_within(&found.paths, &options.reading(), memory)?;
-    data.warn_of(found.warnings);
-    grouped(&mut data, groups, options)?;
-    loaded(spinner, &data, quiet)?;
-    Ok(data)
-}
-
-/// Gives rows the groups of a table.
-fn grouped(data: &mut Embeddings, groups: Option<&Path>, options: &Options) -> Result<()> {
-    groups.map_or(Ok(()), |path| data.group_by_table(path, options.groups_reversed.unwrap_or(false)))
-}
-
-/// Bytes of memory that rows may take.
-fn memory_of(options: &Options) -> u64 {
-    match options.memory {
-        Some(RowMemory::Bytes(bytes)) => bytes,
-        Some(RowMemory::All) => u64::MAX,
-        None => free().map_or(u64::MAX, |free| free / 2),
-    }
-}
-
-/// The tables of groups and of a split that `options` name. These and a file of ids are made absolute there: a run is
-/// resumed from anywhere.
-fn tables_of_split(options: &mut Options) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
-    if options.group_by.is_some() && options.groups.is_some() {
-        return Err(Error::Usage(
-            "--groups and --group-by are two ways to say the same; leave one out".into(),
-        ));
-    }
-    if options.splits.is_some() && (options.group_by.is_some() || options.groups.is_some()) {
-        return Err(Error::Usage(
-            "--splits says which ids are in which split; leave out --groups and --group-by".into(),
-        ));
-    }
-    let absolute = |name: &mut Option<String>| -> Result<Option<PathBuf>> {
-        let Some(text) = name else { return Ok(None) };
-        let path = std::path::absolute(&*text).map_err(Error::io(Path::new(&*text), "find"))?;
-        *text = path.display().to_string();
-        Ok(Some(path))
-    };
-    if options.ids.as_deref().is_some_and(is_id_file) {
-        absolute(&mut options.ids)?;
-    }
-    Ok((absolute(&mut options.groups)?, absolute(&mut options.splits)?))
-}
-
-/// The split of a table; rows of ids that it lacks are in no part, with a warning.
-fn given_split(path: &Path, data: &Embeddings, quiet: bool) -> Result<Split> {
-    let (split, missing) = Split::from_tsv(path, data.index())?;
-    if split.train.is_empty() {
-        let what = "puts no id of the data into train; give a table of these ids";
-        return Err(Error::data(path, "", what));
-    }
-    if missing > 0 && !quiet {
-        console::warn(format_args!(
-            "{missing} of {} ids are not in {} and are left out",
-            data.index().n_groups(),
-            path.display()
-        ));
-    }
-    Ok(split)
-}
-
 /// Settles the device, loads the data that `options` name and settles everything else.
 ///
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, None, session)?.settle(session, false)
+    Loaded::new(options, None, None, session)?.settle(session, false)
 }
 
 /// Data whose configuration is not settled yet.
@@ -256,7 +136,13 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(options: &Options, given: Option<Rows>, session: &Session<'_>) -> Result<Self> {
+    /// `known`: what a first pass over the rows found before.
+    fn new(
+        options: &Options,
+        given: Option<Rows>,
+        known: Option<FirstPass>,
+        session: &Session<'_>,
+    ) -> Result<Self> {
         // Before minutes of loading.
         options.check_ranges()?;
         let mut options = options.clone();
@@ -273,7 +159,14 @@ impl Loaded {
                 loaded(spinner, &data, session.quiet)?;
                 Arc::new(*data)
             }
-            None => Arc::new(read(found, groups.as_deref(), &options, memory, session.quiet)?),
+            None => {
+                let (groups, quiet) = (groups.as_deref(), session.quiet);
+                let reading = Reading { options: &options, groups, memory, known, quiet };
+                Arc::new(
+                    reading
+                        .read(found, |data| Ok(vec![training_rows(data, splits.as_deref(), &options)?]))?,
+                )
+            }
         };
         options.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
         let split = match &splits {
@@ -295,9 +188,14 @@ impl Loaded {
     /// `resumes`: the run was warned of its unit when it began.
     fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
         let Self { options, data, split, device } = self;
-        let train = TrainRows::new(data.as_ref(), &split);
+        if data.is_streamed() && !resumes {
+            // Read for the usual deviation of a row, and again for the start.
+            data.keep(&start_rows(&split.train))?;
+        }
+        let train = TrainRows::new(data.as_ref(), &split).knowing(data.moments(&split.train));
         let config = resolve_known(&options, &train)?;
         let warning = if session.quiet || resumes { None } else { unit_warning(&config, &train)? };
+        train.moments().into_iter().for_each(|moments| data.know(moments));
         let mean = train.into_mean();
         device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
@@ -322,7 +220,7 @@ pub fn start(
 ) -> Result<Summary> {
     let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
-    let prepared = Loaded::new(options, given, session)?.settle(session, false)?;
+    let prepared = Loaded::new(options, given, None, session)?.settle(session, false)?;
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
@@ -332,6 +230,7 @@ pub fn start(
     let splits = prepared.split.to_tsv(prepared.data.index());
     let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
     warn_if_unlocked(&folder, session);
+    keep_known_rows(&folder.path(names::ROWS), &prepared.data)?;
     let id = RunId::of(&prepared.config, prepared.data.fingerprint()?);
     finish(prepared, &folder, id, backend, Progress::default(), session).map_err(|e| e.in_run(folder.root()))
 }
@@ -357,7 +256,8 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
             )
         }));
     }
-    let loaded = Loaded::new(&options, given, session)?;
+    let known = known_rows(&folder.path(names::ROWS));
+    let loaded = Loaded::new(&options, given, known, session)?;
     let data = loaded.data.fingerprint()?;
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;

@@ -2,12 +2,15 @@
 
 use super::folder::names;
 use super::outputs::{self, Summary};
-use super::{Rows, Session, check_folder, find, memory_of, read, resume, start, tables_of_split};
+use super::rows::{Reading, find, keep_known_rows, known_rows, memory_of, tables_of_split, training_rows};
+use super::{Rows, Session, check_folder, resume, start};
 use crate::config::{Options, RowMemory};
 use crate::console;
+use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -66,19 +69,22 @@ pub fn sweep(
 ) -> Result<Vec<Member>> {
     let mut base = base.clone();
     let found = find(&mut base)?;
-    let (groups, _) = tables_of_split(&mut base)?;
+    let (groups, splits) = tables_of_split(&mut base)?;
     let all = members(&base, grid)?;
     let out = check_folder("--out", out, &found.paths)?;
     let known = known(&out, &base)?;
     base.memory = base.memory.or(known);
 
     let memory = memory_of(&base);
-    let data = read(found, groups.as_deref(), &base, memory, session.quiet)?;
+    let known = known_rows(&out.join(names::ROWS));
+    let reading = Reading { options: &base, groups: groups.as_deref(), memory, known, quiet: session.quiet };
+    let data = reading.read(found, |data| training_sets(data, splits.as_deref(), &all))?;
     check_flag(session.stop)?;
     base.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
     let data = Arc::new(data);
     std::fs::create_dir_all(&out).map_err(Error::io(&out, "create"))?;
     files::write_whole(&out.join(SWEEP), text(&base)?.as_bytes())?;
+    keep_known_rows(&out.join(names::ROWS), &data)?;
 
     let n = all.len();
     let mut done = vec![];
@@ -107,6 +113,19 @@ pub fn sweep(
         done.push(Member { name, folder, outcome });
     }
     Ok(done)
+}
+
+/// The training rows of each split that members have.
+fn training_sets(
+    data: &Embeddings,
+    splits: Option<&Path>,
+    members: &[(String, Options)],
+) -> Result<Vec<Vec<u32>>> {
+    let mut seeds = HashSet::new();
+    let differ = members.iter().filter(|(_, options)| seeds.insert(options.seed_of_split()));
+    // A table is one split for all.
+    let differ = differ.take(if splits.is_some() { 1 } else { usize::MAX });
+    differ.map(|(_, options)| training_rows(data, splits, options)).collect()
 }
 
 /// The common options as the folder keeps them.

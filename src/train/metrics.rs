@@ -6,7 +6,7 @@
 use crate::backend::{Backend, EvalSums, StepStats};
 use crate::error::{Error, Result};
 use crate::model::Weights;
-use crate::rows::RowSource;
+use crate::rows::{RowSource, variance_about};
 use serde::{Deserialize, Serialize};
 
 /// Quality on one split. A value that does not exist is NaN, and `null` in JSON.
@@ -53,51 +53,6 @@ pub(crate) fn null_is_nan<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
-}
-
-/// Bytes of rows that are read at a time.
-const READ_BYTES: usize = 16 << 20;
-
-/// Calls `take` with the values of `rows`, some rows at a time, in their order.
-fn each_block(data: &dyn RowSource, rows: &[u32], mut take: impl FnMut(&[f32])) -> Result<()> {
-    let d = data.d_in();
-    let n = (READ_BYTES / (4 * d).max(1)).max(1);
-    let mut values = vec![0.0f32; rows.len().min(n) * d];
-    for rows in rows.chunks(n) {
-        let values = &mut values[..rows.len() * d];
-        data.read(rows, values)?;
-        take(values);
-    }
-    Ok(())
-}
-
-/// Mean row of `rows` (D), summed in float64 in row order.
-///
-/// # Errors
-/// What the rows' source gives.
-pub fn mean_row(data: &dyn RowSource, rows: &[u32]) -> Result<Vec<f64>> {
-    let mut mean = vec![0.0f64; data.d_in()];
-    each_block(data, rows, |values| {
-        for row in values.chunks_exact(mean.len()) {
-            mean.iter_mut().zip(row).for_each(|(m, &x)| *m += f64::from(x));
-        }
-    })?;
-    mean.iter_mut().for_each(|m| *m /= rows.len().max(1) as f64);
-    Ok(mean)
-}
-
-/// `sum (x - mean)^2` over `rows`.
-///
-/// # Errors
-/// What the rows' source gives.
-pub fn variance_about(data: &dyn RowSource, rows: &[u32], mean: &[f64]) -> Result<f64> {
-    let mut sum = 0.0;
-    each_block(data, rows, |values| {
-        for row in values.chunks_exact(mean.len()) {
-            sum += row.iter().zip(mean).map(|(&x, m)| (f64::from(x) - m).powi(2)).sum::<f64>();
-        }
-    })?;
-    Ok(sum)
 }
 
 /// A set of rows to be measured again and again, with its variance about the training mean.

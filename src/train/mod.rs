@@ -13,7 +13,7 @@ mod unit;
 
 pub use observer::{Observer, StepReport, Warning};
 pub use progress::Progress;
-pub(crate) use start::{start_bytes, start_state};
+pub(crate) use start::{start_bytes, start_rows, start_state};
 pub use store::{BestInMemory, Store};
 pub use trainer::{Trained, Trainer};
 pub use unit::resolve;

@@ -32,14 +32,19 @@ pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
     4 * (t.n_params() + batch + scores)
 }
 
+/// Training rows from which a start is taken, spread evenly over all of them.
+pub(crate) fn start_rows(train: &[u32]) -> Vec<u32> {
+    let n = train.len().min(START_ROWS);
+    (0..n).map(|i| train[i * train.len() / n]).collect()
+}
+
 /// The state at step 0, from the training rows `train`.
 pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> Result<TrainState> {
     let eps = t.model.forward.row_eps();
     let mut params = Params::init(t.d_in, t.n_latents, t.tied, &t.init, t.seed);
     let from_rows = t.init == Init::Data;
     if from_rows || matches!(t.pre_bias, PreBias::Mean | PreBias::Median) {
-        let n = train.len().min(START_ROWS);
-        let rows: Vec<u32> = (0..n).map(|i| train[i * train.len() / n]).collect();
+        let rows = start_rows(train);
         let mut batch = Batch::default();
         batch.load(data, &rows, eps, &params.b_pre)?;
         params.b_pre = pre_bias_start(t.pre_bias, t.d_in, &batch.input);

@@ -1,6 +1,6 @@
 //! The training loop: it queues steps, and waits for them only where their results are needed.
 
-use super::metrics::{EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, mean_row};
+use super::metrics::{EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction};
 use super::observer::{Observer, StepReport, Warning};
 use super::progress::Progress;
 use super::queue::Queue;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::{Params, Weights};
 use crate::noise::Noise;
-use crate::rows::{BatchOrder, Part, RowSource, Split};
+use crate::rows::{BatchOrder, Part, RowSource, Split, mean_row};
 use crate::schedule::{anneal_fraction, l1_share, learning_rate, temperature};
 use crate::spec::Training;
 use std::borrow::Cow;

@@ -1,14 +1,12 @@
 //! The unit of the data: training does not depend on it, except in the presets that repeat published models.
 
-use super::metrics::{mean_row, variance_about};
+use super::start::start_rows;
 use crate::config::{Config, Options, Preset};
 use crate::error::Result;
-use crate::rows::{RowSource, Split};
+use crate::rows::{Moments, RowSource, Split, hash_rows, mean_row, variance_about};
 use crate::spec::NORM_EPS;
 use std::cell::OnceCell;
 
-/// Rows whose deviation is looked at.
-const ROWS: usize = 8192;
 /// What is added to a row's deviation is at most this share of the usual one; more of it would change rows.
 const MOST: f64 = 1e-3;
 /// The share where it would be more: what 1e-5 is of the deviation of most embeddings, 0.05.
@@ -42,6 +40,20 @@ pub(crate) struct TrainRows<'a> {
 impl<'a> TrainRows<'a> {
     pub(crate) fn new(source: &'a dyn RowSource, split: &'a Split) -> Self {
         Self { source, rows: &split.train, mean: OnceCell::new(), variance: OnceCell::new() }
+    }
+
+    /// Of rows about which this is known.
+    pub(crate) fn knowing(self, moments: Option<Moments>) -> Self {
+        if let Some(Moments { mean, variance, .. }) = moments {
+            let _ = (self.mean.set(mean), self.variance.set(variance));
+        }
+        self
+    }
+
+    /// What is known of them by now: mean and variance together.
+    pub(crate) fn moments(&self) -> Option<Moments> {
+        let (mean, &variance) = (self.mean.get()?.clone(), self.variance.get()?);
+        Some(Moments { rows: hash_rows(self.rows), mean, variance })
     }
 
     /// Their mean (D).
@@ -122,9 +134,8 @@ pub(crate) fn unit_warning(config: &Config, train: &TrainRows<'_>) -> Result<Opt
 
 /// Median of the standard deviations of training rows, some thousand of them, that have one; 0 where none has.
 fn usual_deviation(data: &dyn RowSource, train: &[u32]) -> Result<f64> {
-    let n = train.len().min(ROWS);
-    let rows: Vec<u32> = (0..n).map(|i| train[i * train.len() / n]).collect();
-    let mut values = vec![0.0f32; n * data.d_in()];
+    let rows = start_rows(train);
+    let mut values = vec![0.0f32; rows.len() * data.d_in()];
     data.read(&rows, &mut values)?;
     let mut deviations = vec![];
     for row in values.chunks_exact(data.d_in()) {

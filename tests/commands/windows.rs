@@ -52,10 +52,45 @@ fn a_run_goes_on_from_any_checkpoint_to_the_same_bits() {
         for name in ["summary.json", "model.safetensors", "checkpoints/best.safetensors"] {
             std::fs::remove_file(run.join(name)).unwrap();
         }
+        // What is known of the rows is found again where it was lost.
+        match last {
+            0 => assert!(run.join("rows.json").is_file()),
+            4 => std::fs::remove_file(run.join("rows.json")).unwrap(),
+            _ => std::fs::write(run.join("rows.json"), "{").unwrap(),
+        }
         sae_ok(["train", "--resume", &place.name(&out), "--quiet"]);
         let model = |run: &Path| tensors(&run.join("model.safetensors"));
         assert!(model(&run) == model(&place.path("whole")), "{last}");
     }
+}
+
+#[test]
+fn what_the_first_pass_found_is_taken_from_the_run_folder() {
+    let place = Place::with_data(2000, 16);
+    train(&place, "run", &["--memory=20K", "--checkpoint-every=30"]);
+    let run = place.path("run");
+    let fvu = || summary(&run)["val"]["fvu"].as_f64().unwrap();
+    let before = fvu();
+    let resume = || {
+        for name in ["summary.json", "model.safetensors"] {
+            std::fs::remove_file(run.join(name)).unwrap();
+        }
+        sae_ok(["train", "--resume", &place.name("run"), "--quiet"]);
+    };
+    resume();
+    assert_eq!(fvu(), before);
+    // Another mean, as no pass would find it: FVU is measured about it.
+    let path = run.join("rows.json");
+    let mut rows: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    rows["moments"][0]["mean"][0] = 100.0.into();
+    std::fs::write(&path, rows.to_string()).unwrap();
+    resume();
+    assert!(fvu() < before / 2.0, "{} {before}", fvu());
+    // The file was written to since: what was known holds no longer.
+    let data = std::fs::File::options().write(true).open(place.path("data.h5")).unwrap();
+    data.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
+    resume();
+    assert_eq!(fvu(), before);
 }
 
 #[test]
