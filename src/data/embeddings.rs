@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::first_pass::{FirstPass, Seen};
 use super::groups;
 use super::load::{holds_no_rows, warn_of_zeros};
-use super::streamed::Streamed;
+use super::streamed::{Fewer, Streamed};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Moments, Resident, RowIndex, RowSource, Values, hash_rows};
@@ -123,7 +123,7 @@ impl Embeddings {
         let Rows::Streamed(rows) = &self.rows else { return Ok(()) };
         let before = self.hashed_index().digest();
         let (found, fewer) = rows.look_through(before, sets, known, &mut self.skipped, seen)?;
-        if let Some((rows, keep, files)) = fewer {
+        if let Some(Fewer { rows, keep, files }) = fewer {
             self.index.retain(&keep, files);
             self.rows = Rows::Streamed(rows);
             self.fingerprint = OnceLock::new();

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::BadRows;
+use super::in_place::Files;
 use super::load::{Judge, Located, check_values};
-use super::streamed::{Files, readers};
+use super::streamed::readers;
 use crate::error::{Error, Result};
 use crate::interrupt::{self, Requests};
 use crate::rows::{Moments, Values, add_rows, add_squares};
@@ -101,7 +102,7 @@ pub(super) fn pass(
     let blocks = (0..all).step_by(step).map(|first| first..all.min(first + step));
     let before = judge.skipped.examples.len();
     ahead(files, &pieces, blocks.clone(), |rows, values| {
-        let mut keep = files.keep(rows.clone());
+        let mut keep = files.marks(rows.clone());
         let usable = keep.clone();
         check_values(&pieces, values, d, rows.start, &mut keep, judge)?;
         found.add(rows.clone(), &usable, &keep, values, d);

@@ -21,6 +21,7 @@ mod header;
 mod heap;
 mod id_file;
 mod ids;
+mod in_place;
 mod inspect;
 mod kind;
 mod load;

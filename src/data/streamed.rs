@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
@@ -11,16 +9,16 @@ use std::thread::JoinHandle;
 use rayon::prelude::*;
 
 use super::embeddings::{Embeddings, Skipped};
-use super::first_pass::{self, FileStamp, FirstPass, Seen};
+use super::first_pass::{self, FirstPass, Seen};
+use super::in_place::{At, Files, Opened, no_room, stamp};
 use super::load::{
     Judge, Located, assemble, check_ids, check_memory, common_width, dtype, groups, holds_no_rows, locate,
-    n_rows, read_range, see, sources,
+    n_rows, see, sources,
 };
 use super::reading::Plan;
 use super::stream::DataFiles;
 use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
-use crate::interrupt;
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, SourceFile, Values};
 
 /// Most bytes of a block: enough for one read of a disk.
@@ -51,40 +49,16 @@ struct Shared {
     readers: OnceLock<Option<Arc<rayon::ThreadPool>>>,
 }
 
+/// What is left of rows after some were dropped.
+pub(super) struct Fewer {
+    pub rows: Streamed,
+    /// A mark for each row as it was before.
+    pub keep: Vec<bool>,
+    pub files: Vec<SourceFile>,
+}
+
 /// Blocks that another thread reads.
 type Coming = JoinHandle<Result<Vec<(u32, Resident)>>>;
-
-/// Which rows of open files there are, and their blocks.
-pub(super) struct Files {
-    opened: Arc<Opened>,
-    /// First row of each block, counted without those that were dropped, and the number of rows.
-    starts: Vec<u32>,
-    /// Which rows of the files are rows; all where this is empty.
-    keep: Vec<bool>,
-}
-
-/// Open files and where their rows are.
-struct Opened {
-    plans: Vec<Plan>,
-    pieces: Vec<At>,
-    /// As they were at the start.
-    stamps: Vec<FileStamp>,
-    d_in: usize,
-    dtype: Dtype,
-    /// Rows of the files, those included that were dropped.
-    all: usize,
-    /// Rows of the files in a block.
-    block: usize,
-    bad_rows: BadRows,
-}
-
-/// A piece of a plan, and the number of its first row.
-#[derive(Clone, Copy)]
-struct At {
-    plan: u32,
-    piece: u32,
-    start: usize,
-}
 
 /// The guarded value, also after a thread panicked with it: it is replaced whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -174,162 +148,6 @@ pub(super) fn readers() -> Option<Arc<rayon::ThreadPool>> {
     pool.build().ok().map(Arc::new)
 }
 
-pub(super) fn no_room(rows: usize, d_in: usize) -> Error {
-    Error::Failed(format!("{rows} rows of {d_in} values do not fit the memory; give a smaller --memory"))
-}
-
-fn stamp(plan: &Plan) -> Result<FileStamp> {
-    let path = plan.file.path.clone();
-    let meta = plan.file.raw.metadata().map_err(Error::io(&path, "read"))?;
-    Ok(FileStamp { path, modified: (meta.mtime(), meta.mtime_nsec()), bytes: meta.len() })
-}
-
-impl Files {
-    fn new(opened: Arc<Opened>, mut keep: Vec<bool>) -> Self {
-        let mut starts = vec![0];
-        let mut kept = 0u32;
-        for rows in keep.chunks(opened.block) {
-            kept += rows.iter().filter(|&&keep| keep).count() as u32;
-            starts.push(kept);
-        }
-        if !keep.contains(&false) {
-            keep = vec![];
-        }
-        Self { opened, starts, keep }
-    }
-
-    fn n_rows(&self) -> usize {
-        self.starts.last().map_or(0, |&n| n as usize)
-    }
-
-    /// Rows of the files, those included that were dropped.
-    pub(super) fn all(&self) -> usize {
-        self.opened.all
-    }
-
-    pub(super) fn d_in(&self) -> usize {
-        self.opened.d_in
-    }
-
-    pub(super) fn dtype(&self) -> Dtype {
-        self.opened.dtype
-    }
-
-    /// What the files were like at the start.
-    pub(super) fn stamps(&self) -> impl Iterator<Item = &FileStamp> {
-        self.opened.stamps.iter()
-    }
-
-    /// Which of `rows` of the files are rows.
-    pub(super) fn keep(&self, rows: Range<usize>) -> Vec<bool> {
-        self.keep.get(rows.clone()).map_or_else(|| vec![true; rows.len()], <[bool]>::to_vec)
-    }
-
-    /// All pieces.
-    pub(super) fn pieces(&self) -> Vec<Located<'_>> {
-        self.opened.pieces.iter().map(|at| self.located(at)).collect()
-    }
-
-    fn block_of(&self, row: u32) -> u32 {
-        // The last that begins there: those before it have no rows.
-        self.starts.partition_point(|&start| start <= row).saturating_sub(1) as u32
-    }
-
-    /// Rows of the files in a block.
-    fn rows_of(&self, block: u32) -> Range<usize> {
-        let Opened { block: rows, all, .. } = *self.opened;
-        let first = block as usize * rows;
-        first..all.min(first + rows)
-    }
-
-    /// Reads rows of the files, those included that were dropped.
-    fn read(&self, rows: Range<usize>) -> Result<Values> {
-        let mut looked_at = None;
-        let Opened { plans, stamps, .. } = &*self.opened;
-        for (number, plan) in self.pieces_of(&rows).map(|at| (at.plan, &plans[at.plan as usize])) {
-            if looked_at.replace(number) != Some(number) && stamp(plan)? != stamps[number as usize] {
-                let what = "was written to while it was read; put it back as it was and go on with `sae train --resume RUN`, or train anew";
-                return Err(Error::data(&plan.file.path, "", what));
-            }
-        }
-        let pieces: Vec<Located<'_>> = self.pieces_of(&rows).map(|at| self.located(at)).collect();
-        self.read_from(&pieces, rows)
-    }
-
-    /// The same without a look at whether the files changed; `pieces` are those that have the rows, or all.
-    pub(super) fn read_from(&self, pieces: &[Located<'_>], rows: Range<usize>) -> Result<Values> {
-        let (n, d) = (rows.len(), self.d_in());
-        let mut values = Values::zeros(self.dtype(), n * d).ok_or_else(|| no_room(n, d))?;
-        read_range(pieces, rows, &mut values)?;
-        Ok(values)
-    }
-
-    /// The rows of a block.
-    fn read_block(&self, block: u32) -> Result<Resident> {
-        let rows = self.rows_of(block);
-        let mut values = self.read(rows.clone())?;
-        if let Some(keep) = self.keep.get(rows).filter(|keep| keep.contains(&false)) {
-            values.retain_rows(self.d_in(), keep);
-        }
-        Resident::new(values, self.d_in())
-    }
-
-    fn read_blocks(&self, blocks: &[u32]) -> Result<Vec<(u32, Resident)>> {
-        let requests = interrupt::Requests::here();
-        let read = |&block: &u32| {
-            requests.check()?;
-            Ok((block, self.read_block(block)?))
-        };
-        blocks.par_iter().map(read).collect()
-    }
-
-    /// Some rows of one block, ascending: the stretch that holds them, or each alone where they are far apart.
-    fn read_some(&self, rows: &[u32]) -> Result<Resident> {
-        let block = self.block_of(rows[0]);
-        let range = self.rows_of(block);
-        let start = self.starts[block as usize];
-        // Places in the files of the rows of the block.
-        let places: Vec<usize> = match self.keep.get(range.clone()) {
-            Some(keep) => range.clone().zip(keep).filter(|(_, keep)| **keep).map(|(row, _)| row).collect(),
-            None => range.clone().collect(),
-        };
-        let places: Vec<usize> = rows.iter().map(|&row| places[(row - start) as usize]).collect();
-        let span = places[0]..places[places.len() - 1] + 1;
-        let together = places.len() * 8 >= span.len() || !self.is_plain(&span);
-        let d = self.d_in();
-        let mut bytes = Values::zeros(self.dtype(), rows.len() * d).ok_or_else(|| no_room(rows.len(), d))?;
-        let width = d * self.dtype().size();
-        let out = bytes.bytes_mut().chunks_exact_mut(width);
-        if together {
-            let values = self.read(span.clone())?;
-            for (place, out) in places.iter().zip(out) {
-                out.copy_from_slice(&values.bytes()[(place - span.start) * width..][..width]);
-            }
-        } else {
-            for (&place, out) in places.iter().zip(out) {
-                out.copy_from_slice(self.read(place..place + 1)?.bytes());
-            }
-        }
-        Resident::new(bytes, d)
-    }
-
-    /// Whether rows of the files can be read one by one: values of others need not be read for them.
-    fn is_plain(&self, rows: &Range<usize>) -> bool {
-        self.pieces_of(rows).all(|at| self.located(at).is_plain())
-    }
-
-    /// The pieces that have some of these rows.
-    fn pieces_of(&self, rows: &Range<usize>) -> impl Iterator<Item = &At> {
-        let Opened { pieces, .. } = &*self.opened;
-        let (first, end) = (pieces.partition_point(|at| at.start <= rows.start).saturating_sub(1), rows.end);
-        pieces[first..].iter().take_while(move |at| at.start < end)
-    }
-
-    fn located(&self, at: &At) -> Located<'_> {
-        Located::new(&self.opened.plans[at.plan as usize], at.plan as usize, at.piece as usize, at.start)
-    }
-}
-
 impl Streamed {
     fn new(files: Files, window: usize) -> Self {
         Self(Arc::new(Shared {
@@ -349,8 +167,7 @@ impl Streamed {
     }
 
     /// Looks at all values, unless `known` is what was found then, with the hash `rows` of the rows as they are before;
-    /// `skipped` counts what is dropped. Gives what was found, and the rows without those that are dropped where there
-    /// are any, with a mark for each row as it was before.
+    /// `skipped` counts what is dropped. Gives what was found, and what is left where rows are dropped.
     pub(super) fn look_through(
         &self,
         rows: u64,
@@ -358,7 +175,7 @@ impl Streamed {
         known: Option<FirstPass>,
         skipped: &mut Skipped,
         seen: Seen<'_>,
-    ) -> Result<(FirstPass, Option<(Self, Vec<bool>, Vec<SourceFile>)>)> {
+    ) -> Result<(FirstPass, Option<Fewer>)> {
         let files = &self.0.files;
         let Opened { bad_rows, plans, all, .. } = &*files.opened;
         let mut judge = Judge { rows: *bad_rows, skipped: std::mem::take(skipped) };
@@ -375,17 +192,18 @@ impl Streamed {
             judge.check_share(first.path(), *all, &see(first.path()))?;
         }
         *skipped = judge.skipped;
-        let mut keep = files.keep(0..*all);
+        let mut keep = files.marks(0..*all);
         let before: Vec<usize> = found.bad().filter(|&row| keep[row]).collect();
         if before.is_empty() {
             return Ok((found, None));
         }
         let usable = keep.clone();
         before.into_iter().for_each(|row| keep[row] = false);
-        let stay = keep.iter().zip(usable).filter(|(_, usable)| *usable).map(|(&keep, _)| keep).collect();
+        let stay: Vec<bool> =
+            keep.iter().zip(usable).filter(|(_, usable)| *usable).map(|(&keep, _)| keep).collect();
         let sources = sources(plans, &pieces, &keep);
         let rows = Self::new(Files::new(files.opened.clone(), keep), self.0.window);
-        Ok((found, Some((rows, stay, sources))))
+        Ok((found, Some(Fewer { rows, keep: stay, files: sources })))
     }
 
     /// The row that a row of the files is.

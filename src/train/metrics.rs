@@ -272,7 +272,7 @@ pub fn to_csv(rows: &[MetricRow]) -> Result<Vec<u8>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::rows::{Resident, Values};
+    use crate::rows::{Resident, Values, mean_row};
 
     #[test]
     fn fvu_of_the_training_mean_is_one_and_of_the_data_zero() {
