@@ -125,7 +125,10 @@ impl File {
         out: &mut [u8],
     ) -> Result<()> {
         match &self.store {
-            Store::Hdf5 { .. } => self.read_slab(dataset, view, rows, size, out),
+            Store::Hdf5 { .. } => match self.read_chunks(dataset, view, rows.clone(), size, out)? {
+                Some(()) => Ok(()),
+                None => self.read_slab(dataset, view, rows, size, out),
+            },
             Store::Flat(_) => self.read_strided(dataset, view, rows, size, out),
             #[cfg(feature = "parquet")]
             Store::Table(table) => self.read_lists(table, dataset, view, rows, out),

@@ -362,7 +362,8 @@ mod tests {
             })
         );
         // Rows that were dropped are an error where a person no longer wants to drop any.
-        let mut strict = Embeddings::open_within(&[path.clone()], &LoadOptions::default(), 100_000).unwrap();
+        let mut strict =
+            Embeddings::open_within(std::slice::from_ref(&path), &LoadOptions::default(), 100_000).unwrap();
         assert!(strict.look_through(&[], Some(known.clone()), &mut |_, _| {}).is_err());
         write(&path, &[5, 6, 7]);
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);

@@ -33,9 +33,35 @@ pub(super) struct Opened {
     pub dtype: Dtype,
     /// Rows of the files, those included that were dropped.
     pub all: usize,
-    /// Rows of the files in a block.
-    pub block: usize,
+    /// First row of each block, of all rows of the files, and their number.
+    pub blocks: Vec<usize>,
     pub bad_rows: BadRows,
+}
+
+/// Where blocks of about `block` rows begin, and the number of rows. A block ends with its piece's chunk, which would
+/// otherwise be unpacked for two blocks, unless a chunk has more than `most` rows.
+pub(super) fn blocks(pieces: &[Located<'_>], block: usize, most: usize) -> Vec<usize> {
+    let (mut starts, mut first) = (vec![0], 0);
+    for piece in pieces {
+        let rows = piece.rows();
+        // Whole pieces that are no more than a block need no look at their chunks.
+        let chunk = if rows.len() > block { piece.chunk_rows().filter(|&rows| rows <= most) } else { None };
+        let chunk = chunk.unwrap_or(1);
+        while rows.end - first > block {
+            let wanted = (first + block).max(rows.start);
+            let within = (wanted - rows.start) / chunk * chunk;
+            let mut end = rows.start + within;
+            if end <= first {
+                end = rows.end.min(end + chunk);
+            }
+            starts.push(end);
+            first = end;
+        }
+    }
+    if let Some(end) = pieces.last().map(|piece| piece.rows().end).filter(|&end| end > first) {
+        starts.push(end);
+    }
+    starts
 }
 
 /// A piece of a plan, and the number of its first row.
@@ -60,7 +86,8 @@ impl Files {
     pub fn new(opened: Arc<Opened>, mut keep: Vec<bool>) -> Self {
         let mut starts = vec![0];
         let mut kept = 0u32;
-        for rows in keep.chunks(opened.block) {
+        for ends in opened.blocks.windows(2) {
+            let rows = &keep[ends[0]..ends[1]];
             kept += rows.iter().filter(|&&keep| keep).count() as u32;
             starts.push(kept);
         }
@@ -109,9 +136,8 @@ impl Files {
 
     /// Rows of the files in a block.
     fn rows_of(&self, block: u32) -> Range<usize> {
-        let Opened { block: rows, all, .. } = *self.opened;
-        let first = block as usize * rows;
-        first..all.min(first + rows)
+        let block = block as usize;
+        self.opened.blocks[block]..self.opened.blocks[block + 1]
     }
 
     /// Reads rows of the files, those included that were dropped.
@@ -199,5 +225,43 @@ impl Files {
 
     fn located(&self, at: &At) -> Located<'_> {
         Located::new(&self.opened.plans[at.plan as usize], at.plan as usize, at.piece as usize, at.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::data::LoadOptions;
+    use crate::data::load::locate;
+    use crate::data::reading::plan;
+
+    #[test]
+    fn a_block_ends_with_a_chunk_unless_chunks_are_too_large() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.h5");
+        let file = hdf5::File::create(&path).unwrap();
+        let add = |name: &str, rows: usize, chunk: Option<usize>| {
+            let set = file.new_dataset::<f32>().shape((rows, 4));
+            let set = if let Some(chunk) = chunk { set.chunk((chunk, 4)).deflate(1) } else { set };
+            let values = vec![1.0f32; rows * 4];
+            set.create(name).unwrap().as_writer().write_raw(&values).unwrap();
+        };
+        add("a", 7, None);
+        add("b", 100, Some(30));
+        add("c", 3, Some(3));
+        add("d", 40, None);
+        file.close().unwrap();
+        let plan = [plan(&path, &LoadOptions::default()).unwrap()];
+        let pieces = locate(&plan, 4).unwrap();
+        let of = |block, most| blocks(&pieces, block, most);
+        // The second piece has rows 7 to 107 and chunks from 7, 37, 67 and 97 on.
+        assert_eq!(of(50, 1000), [0, 37, 67, 117, 150]);
+        assert_eq!(of(10, 1000), [0, 7, 37, 67, 97, 107, 117, 127, 137, 147, 150]);
+        assert_eq!(of(70, 1000), [0, 67, 137, 150]);
+        assert_eq!(of(50, 29), [0, 50, 100, 150]);
+        assert_eq!(of(1000, 1000), [0, 150]);
+        assert_eq!(blocks(&[], 5, 5), [0]);
     }
 }

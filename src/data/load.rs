@@ -162,6 +162,17 @@ impl Located<'_> {
         &self.file.path
     }
 
+    /// Its rows, among those of all pieces.
+    pub fn rows(&self) -> Range<usize> {
+        self.start..self.start + self.piece.n_rows
+    }
+
+    /// Rows of a chunk, where they are in chunks that are read whole.
+    pub fn chunk_rows(&self) -> Option<usize> {
+        let Piece { view, stored, .. } = self.piece;
+        self.file.chunk_rows(self.dataset, view, stored.dtype.size())?.try_into().ok()
+    }
+
     /// Calls `f` with each id of the piece and its rows within the piece.
     fn each_id<'s>(&'s self, mut f: impl FnMut(Cow<'s, str>, Range<usize>) -> Result<()>) -> Result<()> {
         match &self.piece.ids {

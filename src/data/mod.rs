@@ -10,6 +10,7 @@
 mod advice;
 mod attributes;
 mod behind;
+mod chunks;
 mod embeddings;
 mod file;
 mod first_pass;

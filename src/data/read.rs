@@ -17,8 +17,18 @@ use crate::rows::Values;
 /// Bytes that one thread reads at a time: large enough for the disk, small enough to share out.
 const CHUNK: usize = 4 << 20;
 
-/// One stretch of a file and the bytes it goes to.
-struct Job<'a> {
+/// What one thread reads, and the bytes it goes to.
+enum Job<'a> {
+    Plain(Plain<'a>),
+    /// By the library of the format, as it is.
+    Library {
+        part: &'a Stretch<'a>,
+        out: &'a mut [u8],
+    },
+}
+
+/// Values that lie in the file one after another.
+struct Plain<'a> {
     file: &'a File,
     dataset: &'a Dataset,
     stored: Stored,
@@ -56,8 +66,11 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
                 let step = CHUNK / target.size();
                 for (i, out) in out.chunks_mut(step * target.size()).enumerate() {
                     let offset = offset + (i * step * stored.dtype.size()) as u64;
-                    jobs.push(Job { file, dataset, stored, offset, out });
+                    jobs.push(Job::Plain(Plain { file, dataset, stored, offset, out }));
                 }
+            }
+            _ if !part.view.is_transposed() && stored.dtype == target => {
+                jobs.push(Job::Library { part, out })
             }
             _ => read_through_library(part, target, out)?,
         }
@@ -66,7 +79,10 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
     let requests = interrupt::Requests::here();
     jobs.into_par_iter().with_min_len(together).try_for_each(|job| {
         requests.check()?;
-        run(job, target)
+        match job {
+            Job::Plain(job) => run(job, target),
+            Job::Library { part, out } => read_through_library(part, target, out),
+        }
     })
 }
 
@@ -121,7 +137,7 @@ fn read_through_library(part: &Stretch<'_>, target: Dtype, out: &mut [u8]) -> Re
     Ok(())
 }
 
-fn run(job: Job<'_>, target: Dtype) -> Result<()> {
+fn run(job: Plain<'_>, target: Dtype) -> Result<()> {
     let read = |out: &mut [u8]| {
         // The length was checked against the file's, so this fails only if the file changes.
         job.file.raw.read_exact_at(out, job.offset).map_err(|error| {

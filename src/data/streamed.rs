@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::embeddings::{Embeddings, Skipped};
 use super::first_pass::{self, FirstPass, Seen};
-use super::in_place::{At, Files, Opened, no_room, stamp};
+use super::in_place::{At, Files, Opened, blocks, no_room, stamp};
 use super::load::{
     Judge, Located, assemble, check_ids, check_memory, common_width, dtype, groups, holds_no_rows, locate,
     n_rows, see, sources,
@@ -126,18 +126,18 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     let mut keep = vec![true; all];
     check_ids(&pieces, &mut keep, &mut judge)?;
     let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..all, &keep) };
+    let window_bytes = usize::try_from(memory / 2).unwrap_or(usize::MAX);
+    // A window has some blocks, however small it is.
+    let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
+    let window = (window_bytes / row_bytes).max(1);
+    let blocks = blocks(&pieces, (block_bytes / row_bytes).max(1), window);
     let at = pieces.iter().map(Located::place_in_plans);
     let at = at.map(|(plan, piece, start)| At { plan: plan as u32, piece: piece as u32, start }).collect();
     drop(pieces);
 
-    let window_bytes = usize::try_from(memory / 2).unwrap_or(usize::MAX);
-    // A window has some blocks, however small it is.
-    let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
-    let block = (block_bytes / row_bytes).max(1);
     let stamps = plans.iter().map(stamp).collect::<Result<_>>()?;
-    let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, block, bad_rows };
+    let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, blocks, bad_rows };
     let files = Files::new(Arc::new(opened), keep);
-    let window = (window_bytes / row_bytes).max(1);
     Ok(Embeddings::of_files(Streamed::new(files, window), index, judge.skipped))
 }
 
