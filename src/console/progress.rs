@@ -125,6 +125,11 @@ impl StepBar {
         self.shown = true;
     }
 
+    /// False where nothing is written.
+    pub fn is_shown(&self) -> bool {
+        !matches!(self.sink, Stream::Quiet)
+    }
+
     /// Prints a line without breaking the bar; nothing if quiet.
     pub fn message(&mut self, text: &str) {
         self.sink.line(text);

@@ -41,8 +41,8 @@ struct Shared {
     held: RwLock<HashMap<u32, Arc<Resident>>>,
     /// Single rows that stay in memory, ascending, and their values.
     kept: RwLock<Option<(Vec<u32>, Resident)>>,
-    /// Blocks that are on their way into memory.
-    coming: Mutex<Option<Coming>>,
+    /// Blocks that are on their way into memory, and who brings them.
+    coming: Mutex<Option<(Vec<u32>, Coming)>>,
     /// Rows that may be in memory together.
     window: usize,
     /// Threads that wait for the disk, apart from those that compute; `None` where the system gives none.
@@ -264,12 +264,18 @@ impl Streamed {
 
     /// Waits for the blocks that are on their way.
     fn arrive(&self) -> Result<()> {
-        let Some(coming) = lock(&self.0.coming).take() else { return Ok(()) };
+        let Some((_, coming)) = lock(&self.0.coming).take() else { return Ok(()) };
         let panicked =
             |_| Error::Failed("a thread that read rows came to a bad end; please report this".into());
         let blocks = coming.join().map_err(panicked)??;
         self.add(blocks);
         Ok(())
+    }
+
+    /// Whether all these blocks are in memory.
+    fn holds(&self, blocks: &[u32]) -> bool {
+        let held = look(&self.0.held);
+        blocks.iter().all(|block| held.contains_key(block))
     }
 
     fn add(&self, blocks: Vec<(u32, Resident)>) {
@@ -328,7 +334,15 @@ impl RowSource for Streamed {
     }
 
     fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
-        self.arrive()?;
+        let coming = |wanted: &[u32]| {
+            let coming = lock(&self.0.coming);
+            coming.as_ref().is_some_and(|(blocks, _)| blocks.iter().all(|block| wanted.contains(block)))
+        };
+        // Others may have asked for the same before: what comes for later need not be waited for.
+        let later = self.holds(now) && coming(next);
+        if !later {
+            self.arrive()?;
+        }
         let wanted: HashSet<u32> = now.iter().chain(next).copied().collect();
         {
             let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
@@ -342,17 +356,18 @@ impl RowSource for Streamed {
             blocks
         };
         self.add(self.0.files.read_blocks(&missing(now))?);
-        let next = missing(next);
+        let next = if later { vec![] } else { missing(next) };
         if !next.is_empty() {
             let files = self.0.files.clone();
             let thread = std::thread::Builder::new().name("rows".into());
             let readers = self.0.readers.get_or_init(readers).clone();
+            let blocks = next.clone();
             let thread = thread.spawn(move || match readers {
                 Some(readers) => readers.install(|| files.read_blocks(&next)),
                 None => files.read_blocks(&next),
             });
             let thread = thread.map_err(|e| Error::Failed(format!("no thread to read rows: {e}")))?;
-            *lock(&self.0.coming) = Some(thread);
+            *lock(&self.0.coming) = Some((blocks, thread));
         }
         Ok(())
     }
@@ -361,6 +376,9 @@ impl RowSource for Streamed {
         let mut rows = rows.to_vec();
         rows.sort_unstable();
         rows.dedup();
+        if look(&self.0.kept).as_ref().is_some_and(|(kept, _)| *kept == rows) {
+            return Ok(());
+        }
         let places: Vec<(usize, u32)> = rows.iter().copied().enumerate().collect();
         let (d, size) = (self.d_in(), self.dtype().size());
         let mut values = Values::zeros(self.dtype(), rows.len() * d).ok_or_else(|| no_room(rows.len(), d))?;

@@ -15,11 +15,13 @@ mod rows;
 mod store;
 pub mod sweep;
 mod terminal;
+mod turns;
 
 pub use check::{Kind, Output, Outputs, check_folder};
 pub use memory::{Memory, PLOTS};
 pub use rows::load;
 pub(crate) use rows::warn_of;
+pub use turns::Turn;
 
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options, RowMemory};
@@ -49,6 +51,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::FolderStore;
 use terminal::{MetricsFile, Terminal};
+use turns::InTurn;
 
 /// Draws the curves of a run into its folder.
 pub type Draw = fn(&Path, &Config, &[MetricRow]) -> Result<()>;
@@ -64,15 +67,15 @@ pub struct Session<'a> {
     /// Draws the curves once the model is there; without it there are none.
     pub draw: Option<Draw>,
     /// Hears of steps and evaluations too.
-    pub observer: Option<&'a Mutex<dyn Observer + Send>>,
+    pub observer: Option<&'a Mutex<dyn Observer + Send + 'a>>,
 }
 
 /// An observer that its owner keeps.
-struct Lent<'a>(&'a Mutex<dyn Observer + Send>);
+struct Lent<'a>(&'a Mutex<dyn Observer + Send + 'a>);
 
-impl Lent<'_> {
+impl<'a> Lent<'a> {
     /// One that panicked earlier goes on to hear.
-    fn get(&self) -> MutexGuard<'_, dyn Observer + Send + 'static> {
+    fn get(&self) -> MutexGuard<'_, dyn Observer + Send + 'a> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -99,8 +102,9 @@ impl Observer for Lent<'_> {
 pub enum Rows {
     /// Of no file: whoever resumes the run must bring them again.
     Memory(Box<Embeddings>),
-    /// Of the files that the options name, read for several runs, with their groups.
-    Files(Arc<Embeddings>),
+    /// Of the files that the options name, read for several runs, with their groups; of runs that take turns on them, the
+    /// turn of this one.
+    Files(Arc<Embeddings>, Option<Turn>),
 }
 
 /// Data with a settled configuration: what `--dry-run` shows and what training starts from.
@@ -115,6 +119,8 @@ pub struct Prepared {
     pub device: Selected,
     /// The mean training row, if something that was settled depends on it.
     mean: Option<Vec<f64>>,
+    /// The run takes turns with others on the same rows.
+    turn: Option<Arc<Turn>>,
     /// The data's unit does not go with the options.
     warning: Option<String>,
 }
@@ -133,6 +139,7 @@ struct Loaded {
     data: Arc<Embeddings>,
     split: Split,
     device: Selected,
+    turn: Option<Arc<Turn>>,
 }
 
 impl Loaded {
@@ -151,8 +158,12 @@ impl Loaded {
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
         let memory = memory_of(&options);
+        let mut turn = None;
         let data = match given {
-            Some(Rows::Files(data)) => data,
+            Some(Rows::Files(data, of_run)) => {
+                turn = of_run.map(Arc::new);
+                data
+            }
             Some(Rows::Memory(mut data)) => {
                 let spinner = Spinner::new("loading", session.quiet);
                 grouped(&mut data, groups.as_deref(), &options)?;
@@ -182,12 +193,12 @@ impl Loaded {
             // A preset stops early where it can; only a person's own wish for it is refused below.
             options.early_stop.get_or_insert(0);
         }
-        Ok(Self { options, data, split, device })
+        Ok(Self { options, data, split, device, turn })
     }
 
     /// `resumes`: the run was warned of its unit when it began.
     fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
-        let Self { options, data, split, device } = self;
+        let Self { options, data, split, device, turn } = self;
         if data.is_streamed() && !resumes {
             // Read for the usual deviation of a row, and again for the start.
             data.keep(&start_rows(&split.train))?;
@@ -203,7 +214,7 @@ impl Loaded {
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
             ));
         }
-        Ok(Prepared { data, split, config, device, mean, warning })
+        Ok(Prepared { data, split, config, device, mean, turn, warning })
     }
 }
 
@@ -306,15 +317,21 @@ fn finish(
     progress: Progress,
     session: &Session<'_>,
 ) -> Result<Summary> {
-    let Prepared { data, split, config, mean, .. } = prepared;
+    let Prepared { data, split, config, mean, turn, .. } = prepared;
     let store = FolderStore::new(folder, &config, id);
     store.tidy(&progress)?;
-    let mut terminal = Terminal::new(config.schedule.steps, progress.step, session.quiet);
+    // Runs that take turns are shown together.
+    let shown = !session.quiet && turn.is_none();
+    let mut terminal = Terminal::new(config.schedule.steps, progress.step, shown, session.quiet);
     let mut file = MetricsFile(folder.path(names::METRICS));
     let events = config.tensorboard.then(|| EventFile::open(&folder.path(names::EVENTS)));
     let mut events = events.transpose()?;
     let mut lent = session.observer.map(Lent);
-    let mut trainer = Trainer::go_on(config.training(), data, split, backend, progress)?
+    let rows: Arc<dyn RowSource> = match turn {
+        Some(turn) => Arc::new(InTurn { rows: data, turn }),
+        None => data,
+    };
+    let mut trainer = Trainer::go_on(config.training(), rows, split, backend, progress)?
         .with_mean(mean)
         .observe(&mut file)
         .observe(&mut terminal)

@@ -1,18 +1,21 @@
-//! Many runs on the same rows, which are read once: every combination of some options, one after the other.
+//! Many runs on the same rows, which are read once: every combination of some options.
 
 use super::folder::names;
 use super::outputs::{self, Summary};
 use super::rows::{Reading, find, keep_known_rows, known_rows, memory_of, tables_of_split, training_rows};
-use super::{Rows, Session, check_folder, resume, start};
+use super::turns::{OneOf, Together, Turn};
+use super::{Loaded, Memory, Rows, Session, check_folder, resume, start};
+use crate::backend::Selected;
 use crate::config::{Options, RowMemory};
 use crate::console;
 use crate::data::Embeddings;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
+use crate::memory::free;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// What the folder of a sweep keeps its common options in.
 pub const SWEEP: &str = "sweep.toml";
@@ -87,32 +90,143 @@ pub fn sweep(
     keep_known_rows(&out.join(names::ROWS), &data)?;
 
     let n = all.len();
-    let mut done = vec![];
-    for (i, (name, mut options)) in all.into_iter().enumerate() {
+    let members = all.into_iter().map(|(name, mut options)| {
         options.memory = base.memory;
-        let folder = out.join(&name);
+        (out.join(&name), name, options)
+    });
+    let members: Vec<_> = members.collect();
+    let mut done: Vec<(usize, Member)> = vec![];
+    for Group { members: numbers, steps, .. } in groups_of(&members, &data, session) {
+        let group: Vec<&Planned> = numbers.iter().map(|&member| &members[member]).collect();
         if !session.quiet {
-            console::tell(format_args!("[{}/{n}] {name}", i + 1));
+            let names: Vec<&str> = group.iter().map(|(_, name, _)| name.as_str()).collect();
+            let first = if group.len() > 1 { format!("{}-", done.len() + 1) } else { String::new() };
+            console::tell(format_args!("[{first}{}/{n}] {}", done.len() + group.len(), names.join(" ")));
         }
-        let rows = Some(Rows::Files(data.clone()));
-        let outcome = match outputs::read_summary(&folder.join(names::SUMMARY)) {
-            Ok(Some(summary)) => Ok(summary),
-            Ok(None) if folder.join(names::CONFIG).is_file() => resume(&folder, rows, session),
-            Ok(None) => start(&options, rows, &folder, false, session),
-            Err(error) => Err(error),
+        let outcomes = match &group[..] {
+            [(folder, _, options)] => vec![train(folder, options, &data, None, session)],
+            group => train_together(group, steps, &data, session),
         };
-        match &outcome {
-            Err(Error::Interrupted(what)) => {
-                return Err(Error::Interrupted(format!(
-                    "{name}: {what}; the same `sae sweep` goes on with all that are left"
-                )));
+        let mut interrupted = None;
+        for ((member, (folder, name, _)), outcome) in numbers.into_iter().zip(group).zip(outcomes) {
+            match &outcome {
+                Err(Error::Interrupted(what)) => {
+                    interrupted = interrupted.or(Some(format!("{name}: {what}")))
+                }
+                Err(error) if !session.quiet => console::warn(format_args!("{name}: {error}")),
+                _ => {}
             }
-            Err(error) if !session.quiet => console::warn(format_args!("{name}: {error}")),
-            _ => {}
+            done.push((member, Member { name: name.clone(), folder: folder.clone(), outcome }));
         }
-        done.push(Member { name, folder, outcome });
+        if let Some(what) = interrupted {
+            return Err(Error::Interrupted(format!(
+                "{what}; the same `sae sweep` goes on with all that are left"
+            )));
+        }
     }
-    Ok(done)
+    done.sort_by_key(|&(member, _)| member);
+    Ok(done.into_iter().map(|(_, member)| member).collect())
+}
+
+/// Folder, name and options.
+type Planned = (PathBuf, String, Options);
+
+/// Trains a member, goes on with it, or takes what came of it before.
+fn train(
+    folder: &Path,
+    options: &Options,
+    data: &Arc<Embeddings>,
+    turn: Option<Turn>,
+    session: &Session<'_>,
+) -> Result<Summary> {
+    let rows = Some(Rows::Files(data.clone(), turn));
+    match outputs::read_summary(&folder.join(names::SUMMARY))? {
+        Some(summary) => Ok(summary),
+        None if folder.join(names::CONFIG).is_file() => resume(folder, rows, session),
+        None => start(options, rows, folder, false, session),
+    }
+}
+
+/// Members that train together, by their numbers: those that see the same rows in the same order, as many as the memory
+/// holds beside each other. Rows in memory are there for all members anyway, and a card is used by one at a time.
+fn groups_of(members: &[Planned], data: &Arc<Embeddings>, session: &Session<'_>) -> Vec<Group> {
+    // Half of what is free stays so: a member takes more than its tensors.
+    let most = free().map_or(u64::MAX, |free| free / 2);
+    let mut groups: Vec<Group> = vec![];
+    for (n, member) in members.iter().enumerate() {
+        let own = if data.is_streamed() { alone(member, data, session) } else { Group::default() };
+        let room = |group: &&mut Group| {
+            group.order.is_some() && group.order == own.order && group.bytes.saturating_add(own.bytes) <= most
+        };
+        match groups.iter_mut().find(room) {
+            Some(group) => {
+                group.bytes += own.bytes;
+                group.steps += own.steps;
+                group.members.push(n);
+            }
+            None => groups.push(Group { members: vec![n], ..own }),
+        }
+    }
+    groups
+}
+
+/// Members that train together.
+#[derive(Default)]
+struct Group {
+    members: Vec<usize>,
+    /// What the order of their rows depends on beside the rows: the seed, that of the split, and the batch size. `None` for
+    /// one that trains alone.
+    order: Option<(u64, u64, usize)>,
+    /// Memory that they take beside the rows.
+    bytes: u64,
+    steps: u64,
+}
+
+/// The group of a member alone.
+fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Session<'_>) -> Group {
+    let quiet = Session { quiet: true, draw: None, observer: None, ..*session };
+    let settled = || {
+        let rows = Some(Rows::Files(data.clone(), None));
+        Loaded::new(options, rows, None, &quiet)?.settle(&quiet, false)
+    };
+    let finished = folder.join(names::SUMMARY).is_file();
+    // What is wrong is said when its turn comes.
+    let Some(prepared) = (!finished).then(settled).and_then(Result::ok) else { return Group::default() };
+    let config = &prepared.config;
+    let order = (config.seed, options.seed_of_split(), config.schedule.batch_size);
+    Group {
+        members: vec![],
+        order: matches!(prepared.device, Selected::Cpu).then_some(order),
+        bytes: Memory::new(&prepared).training,
+        steps: config.schedule.steps,
+    }
+}
+
+/// Trains members by turns: all of them take the steps of a window before the next one is read.
+fn train_together(
+    group: &[&Planned],
+    steps: u64,
+    data: &Arc<Embeddings>,
+    session: &Session<'_>,
+) -> Vec<Result<Summary>> {
+    let together = Together::new(group.len(), steps, session.quiet);
+    let outcomes = std::thread::scope(|scope| {
+        let mut runs = vec![];
+        for (run, ((folder, name, options), turn)) in group.iter().zip(Turn::of(group.len())).enumerate() {
+            let (together, name) = (together.clone(), name.clone());
+            let watch = OneOf { together, run, name, other: session.observer };
+            runs.push(scope.spawn(move || {
+                turn.wait();
+                let watch = Mutex::new(watch);
+                let session = Session { observer: Some(&watch), ..*session };
+                train(folder, options, data, Some(turn), &session)
+            }));
+        }
+        let panicked = |_| Err(Error::Failed("it came to a bad end; please report this".into()));
+        runs.into_iter().map(|run| run.join().unwrap_or_else(panicked)).collect()
+    });
+    Together::finish(together);
+    outcomes
 }
 
 /// The training rows of each split that members have.

@@ -16,9 +16,9 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// Of a run of `steps` steps of which `done` are done.
-    pub(super) fn new(steps: u64, done: u64, quiet: bool) -> Self {
-        Self { display: Some(StepBar::new(steps, done, quiet)), quiet }
+    /// Of a run of `steps` steps of which `done` are done, which are `shown` or not; `quiet` means no warnings.
+    pub(super) fn new(steps: u64, done: u64, shown: bool, quiet: bool) -> Self {
+        Self { display: Some(StepBar::new(steps, done, !shown)), quiet }
     }
 }
 
@@ -33,8 +33,10 @@ impl Observer for Terminal {
     fn warned(&mut self, warning: &Warning) {
         match &mut self.display {
             _ if self.quiet => {}
-            // Over the bar.
-            Some(display) if !console::is_heard() => display.message(&format!("warning: {warning}")),
+            // Over the bar, where there is one.
+            Some(display) if display.is_shown() && !console::is_heard() => {
+                display.message(&format!("warning: {warning}"))
+            }
             _ => console::warn(warning),
         }
     }

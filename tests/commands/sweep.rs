@@ -52,6 +52,45 @@ fn each_run_is_that_of_its_own_training_and_the_same_command_goes_on() {
     assert!(member("k=6,seed=2").join("summary.json").is_file() && written(&member(names[0])) == before);
 }
 
+/// Bytes that `sae` reads from files with these arguments; `None` where the system does not count them.
+fn bytes_read(args: Vec<String>) -> Option<u64> {
+    // A process is charged with what its children read.
+    let script = "\"$0\" \"$@\" >/dev/null || exit 1; cat /proc/$$/io";
+    let mut shell = std::process::Command::new("bash");
+    let output = shell.args(["-c", script, crate::runs::SAE]).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok())
+}
+
+#[test]
+fn runs_of_one_order_read_their_rows_once_for_all() {
+    let place = Place::with_data(8000, 64);
+    let all = [
+        "--k=2,3,4,6,8",
+        "--steps=500",
+        "--batch-size=64",
+        "--memory=200K",
+        "--latents=16",
+        "--final-rows=200",
+        "--early-stop=0",
+        "--quiet",
+    ];
+    let with = |out: &str, options: &[&str]| {
+        let mut args = vec!["sweep".to_owned(), place.name("data.h5"), "--out".into(), place.name(out)];
+        args.extend(options.iter().map(|s| (*s).to_owned()));
+        args
+    };
+    let one = bytes_read(with("one", &[&["--k=2"], &all[1..]].concat()));
+    let (Some(one), Some(five)) = (one, bytes_read(with("five", &all))) else {
+        println!("NOT RUN: this system does not count what a process reads");
+        return;
+    };
+    // Five epochs of 2 MB. Checkpoints and models are read too, by each run.
+    assert!(one > 10_000_000 && five < 2 * one, "{one} bytes for one run, {five} for five");
+    same_run(&place.path("one/run"), &place.path("five/k=2"));
+}
+
 #[test]
 fn a_run_that_fails_does_not_stop_the_others() {
     let place = Place::with_data(300, 16);
