@@ -145,7 +145,7 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
             }
             rows.clone()
         }
-        None => Arc::new(run::load(&request.data, &request.reading, request.quiet)?),
+        None => Arc::new(run::load(&request.data, &request.reading, &request.model, request.quiet)?),
     };
     check_width(request.place(), data.d_in(), &request.model, meta.architecture.d_in)?;
     let (d, m) = (meta.architecture.d_in, meta.architecture.n_latents);

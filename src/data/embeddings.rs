@@ -108,7 +108,7 @@ impl Embeddings {
         }
     }
 
-    /// Looks at the values of all rows that stay in their files, unless `known` says what is found there: those that
+    /// Looks at the values of all rows that stay in their files, unless one of `known` says what is found there: those that
     /// cannot be used are dropped, and mean and variance of each of `sets` of rows (ascending) are known then. `seen` is
     /// told how many rows of how many were looked at. Nothing is done where the rows are in memory.
     ///
@@ -117,7 +117,7 @@ impl Embeddings {
     pub(crate) fn look_through(
         &mut self,
         sets: &[&[u32]],
-        known: Option<FirstPass>,
+        known: Vec<FirstPass>,
         seen: Seen<'_>,
     ) -> Result<()> {
         let Rows::Streamed(rows) = &self.rows else { return Ok(()) };

@@ -298,7 +298,7 @@ mod tests {
         Embeddings::open_within(&[path.to_owned()], &options, 100_000).unwrap()
     }
 
-    fn look(data: &mut Embeddings, sets: &[&[u32]], known: Option<FirstPass>) -> usize {
+    fn look(data: &mut Embeddings, sets: &[&[u32]], known: Vec<FirstPass>) -> usize {
         let mut seen = 0;
         data.look_through(sets, known, &mut |done, _| seen = done).unwrap();
         seen
@@ -312,7 +312,7 @@ mod tests {
         let mut data = open(&path);
         // Counted before bad rows are known: the second set has two of them.
         let sets: [Vec<u32>; 3] = [(2..N as u32 - 1).collect(), (0..N as u32).step_by(7).collect(), vec![]];
-        assert_eq!(look(&mut data, &sets.each_ref().map(Vec::as_slice), None), N);
+        assert_eq!(look(&mut data, &sets.each_ref().map(Vec::as_slice), vec![]), N);
         assert_eq!((data.n_rows(), data.skipped().non_finite, data.zero_rows()), (N - 4, 4, 5));
         let without = |rows: &[u32]| -> Vec<u32> {
             let bad = [0, 1, 700, 2999];
@@ -337,12 +337,12 @@ mod tests {
         write(&path, &[5, 6, 7, 90]);
         let mut first = open(&path);
         let train: Vec<u32> = (0..N as u32).step_by(3).collect();
-        look(&mut first, &[&train], None);
+        look(&mut first, &[&train], vec![]);
         let text = serde_json::to_string(first.found().unwrap()).unwrap();
         let known: FirstPass = serde_json::from_str(&text).unwrap();
         assert_eq!(&known, first.found().unwrap());
         let mut second = open(&path);
-        assert_eq!(look(&mut second, &[], Some(known.clone())), 0, "no row is looked at");
+        assert_eq!(look(&mut second, &[], vec![known.clone()]), 0, "no row is looked at");
         assert_eq!((second.index(), second.skipped()), (first.index(), first.skipped()));
         assert_eq!((second.warnings(), second.zero_rows()), (first.warnings(), first.zero_rows()));
         assert_eq!(second.fingerprint().unwrap(), first.fingerprint().unwrap());
@@ -364,12 +364,12 @@ mod tests {
         // Rows that were dropped are an error where a person no longer wants to drop any.
         let mut strict =
             Embeddings::open_within(std::slice::from_ref(&path), &LoadOptions::default(), 100_000).unwrap();
-        assert!(strict.look_through(&[], Some(known.clone()), &mut |_, _| {}).is_err());
+        assert!(strict.look_through(&[], vec![known.clone()], &mut |_, _| {}).is_err());
         write(&path, &[5, 6, 7]);
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
         let mut third = open(&path);
-        assert_eq!(look(&mut third, &[], Some(known)), N);
+        assert_eq!(look(&mut third, &[], vec![known]), N);
         assert_eq!(third.skipped().non_finite, 3);
     }
 }

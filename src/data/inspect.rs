@@ -103,7 +103,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     // Rows that would take most of the memory stay in their files.
     let mut data = within(plans, BadRows::SkipAll, free().map_or(u64::MAX, |free| free / 2))?;
     data.warn_of(warnings);
-    data.look_through(&[], None, &mut |_, _| {})?;
+    data.look_through(&[], vec![], &mut |_, _| {})?;
     let values = Moments::of(&data)?;
     let (outlier_severity, outlier_column) = values.outlier();
     let skipped = data.skipped();

@@ -84,7 +84,7 @@ impl Embeddings {
     /// As [`Embeddings::load`].
     pub fn load_within(paths: &[PathBuf], options: &LoadOptions, memory: u64) -> Result<Self> {
         let mut embeddings = Self::open_within(paths, options, memory)?;
-        embeddings.look_through(&[], None, &mut |_, _| {})?;
+        embeddings.look_through(&[], vec![], &mut |_, _| {})?;
         Ok(embeddings)
     }
 
@@ -166,20 +166,20 @@ impl Streamed {
         2 * self.0.window * d_in * dtype.size()
     }
 
-    /// Looks at all values, unless `known` is what was found then, with the hash `rows` of the rows as they are before;
+    /// Looks at all values, unless one of `known` is what was found then, with the hash `rows` of the rows as they are before;
     /// `skipped` counts what is dropped. Gives what was found, and what is left where rows are dropped.
     pub(super) fn look_through(
         &self,
         rows: u64,
         sets: &[&[u32]],
-        known: Option<FirstPass>,
+        known: Vec<FirstPass>,
         skipped: &mut Skipped,
         seen: Seen<'_>,
     ) -> Result<(FirstPass, Option<Fewer>)> {
         let files = &self.0.files;
         let Opened { bad_rows, plans, all, .. } = &*files.opened;
         let mut judge = Judge { rows: *bad_rows, skipped: std::mem::take(skipped) };
-        let found = match known.filter(|known| known.is_of(files, rows, *bad_rows)) {
+        let found = match known.into_iter().find(|known| known.is_of(files, rows, *bad_rows)) {
             Some(known) => {
                 judge.skipped.non_finite += known.bad().count();
                 judge.skipped.examples.extend(known.example().map(str::to_owned));

@@ -130,7 +130,7 @@ pub struct Prepared {
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, None, None, session)?.settle(session, false)
+    Loaded::new(options, None, vec![], session)?.settle(session, false)
 }
 
 /// Data whose configuration is not settled yet.
@@ -143,11 +143,11 @@ struct Loaded {
 }
 
 impl Loaded {
-    /// `known`: what a first pass over the rows found before.
+    /// `known`: what first passes found before.
     fn new(
         options: &Options,
         given: Option<Rows>,
-        known: Option<FirstPass>,
+        known: Vec<FirstPass>,
         session: &Session<'_>,
     ) -> Result<Self> {
         // Before minutes of loading.
@@ -231,7 +231,7 @@ pub fn start(
 ) -> Result<Summary> {
     let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
-    let prepared = Loaded::new(options, given, None, session)?.settle(session, false)?;
+    let prepared = Loaded::new(options, given, known_rows(out), session)?.settle(session, false)?;
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
@@ -267,8 +267,7 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
             )
         }));
     }
-    let known = known_rows(&folder.path(names::ROWS));
-    let loaded = Loaded::new(&options, given, known, session)?;
+    let loaded = Loaded::new(&options, given, known_rows(folder.root()), session)?;
     let data = loaded.data.fingerprint()?;
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;

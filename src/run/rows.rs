@@ -1,5 +1,6 @@
 //! The rows of a run: its files, the memory that they may take, its groups and split.
 
+use super::folder::names;
 use crate::config::{Options, RowMemory};
 use crate::console::{self, progress::Spinner};
 use crate::data::{Embeddings, FirstPass, FoundFiles, LoadOptions, data_files, is_id_file};
@@ -12,14 +13,16 @@ use crate::text::bytes;
 use std::path::{Path, PathBuf};
 
 /// Loads data files, telling progress and skipped rows unless `quiet`. Rows that would take more than half of the memory
-/// that is free stay in their files.
+/// that is free stay in their files; what the run in the folder `run` knows of them is not found again.
 ///
 /// # Errors
 /// As [`Embeddings::load`].
-pub fn load(paths: &[PathBuf], options: &LoadOptions, quiet: bool) -> Result<Embeddings> {
+pub fn load(paths: &[PathBuf], options: &LoadOptions, run: &Path, quiet: bool) -> Result<Embeddings> {
     let mut spinner = Spinner::new("loading", quiet);
     let mut data = Embeddings::open_within(paths, options, free().map_or(u64::MAX, |free| free / 2))?;
-    data.look_through(&[], None, &mut |done, all| spinner.progress(done as u64, all as u64, "rows"))?;
+    data.look_through(&[], known_rows(run), &mut |done, all| {
+        spinner.progress(done as u64, all as u64, "rows")
+    })?;
     loaded(spinner, &data, quiet)?;
     Ok(data)
 }
@@ -73,8 +76,8 @@ pub(super) struct Reading<'a> {
     pub groups: Option<&'a Path>,
     /// Bytes of memory that rows may take.
     pub memory: u64,
-    /// What a first pass over the rows found before.
-    pub known: Option<FirstPass>,
+    /// What first passes found before.
+    pub known: Vec<FirstPass>,
     pub quiet: bool,
 }
 
@@ -102,9 +105,17 @@ impl Reading<'_> {
     }
 }
 
-/// What a first pass found before, as `path` keeps it. Without a file that can be read there is another pass.
-pub(super) fn known_rows(path: &Path) -> Option<FirstPass> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+/// Runs beside a run that are asked what they know of its rows.
+const MOST_NEIGHBOURS: usize = 100;
+
+/// What first passes found before, as the run in `folder` and those beside it keep it. Where nothing fits, or nothing can
+/// be read, there is another pass.
+pub(super) fn known_rows(folder: &Path) -> Vec<FirstPass> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    let folders = std::iter::once(folder.to_owned()).chain(beside.filter(|path| path != folder));
+    let texts = folders.filter_map(|folder| std::fs::read(folder.join(names::ROWS)).ok());
+    texts.take(MOST_NEIGHBOURS).filter_map(|text| serde_json::from_slice(&text).ok()).collect()
 }
 
 /// Keeps what the first pass found, for those that go on with these rows.

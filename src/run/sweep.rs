@@ -79,7 +79,7 @@ pub fn sweep(
     base.memory = base.memory.or(known);
 
     let memory = memory_of(&base);
-    let known = known_rows(&out.join(names::ROWS));
+    let known = known_rows(&out);
     let reading = Reading { options: &base, groups: groups.as_deref(), memory, known, quiet: session.quiet };
     let data = reading.read(found, |data| training_sets(data, splits.as_deref(), &all))?;
     check_flag(session.stop)?;
@@ -187,7 +187,7 @@ fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Sessi
     let quiet = Session { quiet: true, draw: None, observer: None, ..*session };
     let settled = || {
         let rows = Some(Rows::Files(data.clone(), None));
-        Loaded::new(options, rows, None, &quiet)?.settle(&quiet, false)
+        Loaded::new(options, rows, vec![], &quiet)?.settle(&quiet, false)
     };
     let finished = folder.join(names::SUMMARY).is_file();
     // What is wrong is said when its turn comes.

@@ -86,6 +86,13 @@ fn what_the_first_pass_found_is_taken_from_the_run_folder() {
     std::fs::write(&path, rows.to_string()).unwrap();
     resume();
     assert!(fvu() < before / 2.0, "{} {before}", fvu());
+    // A run beside it and one in its place take it too.
+    for out in ["beside", "run"] {
+        train(&place, out, &["--memory=20K", "--checkpoint-every=30", "--overwrite"]);
+        let summary = summary(&place.path(out));
+        assert!(summary["val"]["fvu"].as_f64().unwrap() < before / 2.0, "{out}: {summary}");
+    }
+    std::fs::remove_dir_all(place.path("beside")).unwrap();
     // The file was written to since: what was known holds no longer.
     let data = std::fs::File::options().write(true).open(place.path("data.h5")).unwrap();
     data.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
