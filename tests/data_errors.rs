@@ -313,6 +313,27 @@ fn rows_that_no_memory_holds_are_refused_before_any_is_taken() {
     );
 }
 
+#[test]
+fn rows_that_are_packed_together_must_fit_a_window() {
+    let folder = Folder::new();
+    // 20 MB in one chunk, then in chunks of 4 MB.
+    for (chunk, fits) in [(5000, false), (1000, true)] {
+        let path = folder.file(&format!("{chunk}.h5"), |file| {
+            let set = file.new_dataset::<f32>().chunk((chunk, 1024)).deflate(1).shape((5000, 1024));
+            set.create("x").unwrap().as_writer().write_raw(&vec![1.0f32; 5000 * 1024]).unwrap();
+        });
+        let data = Embeddings::load_within(std::slice::from_ref(&path), &LoadOptions::default(), 16 << 20);
+        if fits {
+            assert!(data.unwrap().is_streamed());
+            continue;
+        }
+        let parts = ["5,000 together (19.5 MiB)", "give --memory 40M", "`h5repack -l x:CHUNK=1024x1024 "];
+        message(data, &path, &parts);
+        let whole = Embeddings::load_within(&[path], &LoadOptions::default(), 40 << 20);
+        assert_eq!(whole.unwrap().n_rows(), 5000);
+    }
+}
+
 /// HDF5 1.10 goes round forever in a heap whose free part has no size.
 #[test]
 fn a_damaged_heap_of_an_attribute_is_an_error() {

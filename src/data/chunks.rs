@@ -150,9 +150,21 @@ fn unshuffle(from: &[u8], to: &mut [u8], size: usize) -> Option<()> {
 }
 
 impl File {
-    /// Rows of a chunk of a matrix; `None` where its rows are not in chunks that are read here.
+    /// Rows that are unpacked together: those of a chunk of an HDF5 matrix that is read here, or of a group of a table.
     pub(super) fn chunk_rows(&self, dataset: &Dataset, view: &View, size: usize) -> Option<u64> {
+        if let Some(rows) = self.group_rows() {
+            return Some(rows);
+        }
         sync(|| Some(self.chunked(dataset, view, size)?.1.rows))
+    }
+
+    /// Rows of a group of a table, which one thread decodes.
+    pub(super) fn group_rows(&self) -> Option<u64> {
+        match &self.store {
+            #[cfg(feature = "parquet")]
+            Store::Table(table) => table.group_rows(),
+            _ => None,
+        }
     }
 
     /// The open dataset and its layout; the library's lock is held.

@@ -167,6 +167,25 @@ impl Located<'_> {
         self.start..self.start + self.piece.n_rows
     }
 
+    /// An error about its dataset.
+    pub fn error_of(&self, what: String) -> Error {
+        Error::data(&self.file.path, place(self.dataset), what)
+    }
+
+    /// How to write its file again with `rows` rows packed together.
+    pub fn repack(&self, rows: usize) -> String {
+        let path = quoted_path(&self.file.path);
+        match self.file.group_rows() {
+            Some(_) => format!(
+                "write it again: `python3 -c 'import sys, pyarrow.parquet as p; p.write_table(p.read_table(sys.argv[1]), \"packed.parquet\", row_group_size={rows})' {path}`"
+            ),
+            None => format!(
+                "write it again: `h5repack -l {}:CHUNK={rows}x{} {path} packed.h5`",
+                self.dataset.path, self.piece.width
+            ),
+        }
+    }
+
     /// Rows of a chunk, where they are in chunks that are read whole.
     pub fn chunk_rows(&self) -> Option<usize> {
         let Piece { view, stored, .. } = self.piece;

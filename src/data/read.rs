@@ -22,7 +22,7 @@ enum Job<'a> {
     Plain(Plain<'a>),
     /// By the library of the format, as it is.
     Library {
-        part: &'a Stretch<'a>,
+        part: Stretch<'a>,
         out: &'a mut [u8],
     },
 }
@@ -38,6 +38,7 @@ struct Plain<'a> {
 }
 
 /// Rows of a dataset that are read: all of it, or a stretch of its first axis.
+#[derive(Clone)]
 pub(super) struct Stretch<'a> {
     pub file: &'a File,
     pub dataset: &'a Dataset,
@@ -70,7 +71,15 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
                 }
             }
             _ if !part.view.is_transposed() && stored.dtype == target => {
-                jobs.push(Job::Library { part, out })
+                let row = width * target.size();
+                let together = file.group_rows().unwrap_or(u64::MAX).max(1);
+                let (mut first, mut rest) = (part.rows.start, out);
+                while first < part.rows.end {
+                    let end = part.rows.end.min((first / together + 1).saturating_mul(together));
+                    let (out, after) = rest.split_at_mut((end - first) as usize * row);
+                    jobs.push(Job::Library { part: Stretch { rows: first..end, ..part.clone() }, out });
+                    (first, rest) = (end, after);
+                }
             }
             _ => read_through_library(part, target, out)?,
         }
@@ -81,7 +90,7 @@ pub(super) fn read_all(parts: &[Stretch<'_>], values: &mut Values) -> Result<()>
         requests.check()?;
         match job {
             Job::Plain(job) => run(job, target),
-            Job::Library { part, out } => read_through_library(part, target, out),
+            Job::Library { part, out } => read_through_library(&part, target, out),
         }
     })
 }

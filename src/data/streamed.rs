@@ -20,6 +20,7 @@ use super::stream::DataFiles;
 use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
 use crate::rows::{Dtype, Resident, RowIndex, RowSource, SourceFile, Values};
+use crate::text::{bytes, thousands};
 
 /// Most bytes of a block: enough for one read of a disk.
 const MOST_BLOCK: usize = 4 << 20;
@@ -29,6 +30,8 @@ const LEAST_BLOCK: usize = 64 << 10;
 const BLOCKS: usize = 512;
 /// Most threads that wait for the disk.
 const MOST_READERS: usize = 4;
+/// Bytes that may be unpacked more than once.
+const SMALL_CHUNK: usize = 16 << 20;
 /// Rows whose values are part of the fingerprint.
 const FINGERPRINT_ROWS: usize = 1024;
 
@@ -130,6 +133,7 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     // A window has some blocks, however small it is.
     let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
     let window = (window_bytes / row_bytes).max(1);
+    check_chunks(&pieces, row_bytes, window)?;
     let blocks = blocks(&pieces, (block_bytes / row_bytes).max(1), window);
     let at = pieces.iter().map(Located::place_in_plans);
     let at = at.map(|(plan, piece, start)| At { plan: plan as u32, piece: piece as u32, start }).collect();
@@ -139,6 +143,24 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, blocks, bad_rows };
     let files = Files::new(Arc::new(opened), keep);
     Ok(Embeddings::of_files(Streamed::new(files, window), index, judge.skipped))
+}
+
+/// Fails where a window does not hold what is unpacked together: that would be unpacked again for each of its blocks.
+fn check_chunks(pieces: &[Located<'_>], row_bytes: usize, window: usize) -> Result<()> {
+    for piece in pieces.iter().filter(|piece| piece.rows().len() > window) {
+        let rows = piece.chunk_rows().unwrap_or(0).min(piece.rows().len());
+        let size = rows.saturating_mul(row_bytes);
+        if rows > window && size > SMALL_CHUNK {
+            let memory = (2 * size).div_ceil(1 << 20);
+            return Err(piece.error_of(format!(
+                "its rows are packed {} together ({}), and half of --memory must hold these; give --memory {memory}M or more, or {}",
+                thousands(rows as u64),
+                bytes(size as u64),
+                piece.repack(rows.min(SMALL_CHUNK / row_bytes.max(1) / 4).max(1)),
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Threads that read blocks.

@@ -1,17 +1,23 @@
 //! Parquet tables with a column of lists of floats, one list a row.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::io::{BufReader, Read};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use bytes::Bytes;
 use parquet::basic::{LogicalType, Type};
-use parquet::column::reader::get_typed_column_reader;
+use parquet::column::reader::{ColumnReaderImpl, get_typed_column_reader};
 use parquet::data_type::{
     ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
 };
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
+use parquet::file::reader::{ChunkReader, FileReader, Length, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
 use super::file::{Dataset, File, Kind, Place, place};
@@ -28,11 +34,63 @@ const BATCH: usize = 1024;
 
 const NESTED: &str = "lists of lists";
 
+/// An open file that several threads read at once, each at its own place.
+#[derive(Clone)]
+struct Shared(Arc<std::fs::File>);
+
+/// A place in it.
+struct From {
+    file: Shared,
+    at: u64,
+}
+
+impl Length for Shared {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |meta| meta.len())
+    }
+}
+
+impl Read for From {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.0.read_at(out, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl ChunkReader for Shared {
+    type T = BufReader<From>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::new(From { file: self.clone(), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        // A damaged file may ask for more than there is, and than the memory holds.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+            return Err(ParquetError::EOF(format!("{length} bytes from {start} on are not there")));
+        }
+        let mut bytes = vec![0; length];
+        self.0.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+/// A place in a group that is being decoded.
+struct Cursor {
+    group: usize,
+    column: usize,
+    /// Number of the next row.
+    row: u64,
+    /// A [`ColumnReaderImpl`] of the column's type.
+    reader: Box<dyn Any + Send>,
+}
+
 /// An open table.
 pub(super) struct Table {
-    reader: SerializedFileReader<std::fs::File>,
-    /// Held while values are read: all readers of the file share its place in it.
-    turn: Mutex<()>,
+    reader: SerializedFileReader<Shared>,
+    /// Where the last read ended within a group: one that begins there need not decode the group from its start.
+    cursor: Mutex<Option<Cursor>>,
     /// Columns, in the order of their names' bytes.
     pub datasets: Vec<Dataset>,
     /// Number of each column among those that Parquet stores.
@@ -70,7 +128,7 @@ fn guarded<R>(path: &Path, f: impl FnOnce() -> Result<R>) -> Result<R> {
 impl Table {
     /// The columns of the table, by its footer: no values are read.
     pub fn open(path: &Path, raw: &std::fs::File) -> Result<Self> {
-        let raw = raw.try_clone().map_err(Error::io(path, "open"))?;
+        let raw = Shared(Arc::new(raw.try_clone().map_err(Error::io(path, "open"))?));
         let reader =
             guarded(path, || SerializedFileReader::new(raw).map_err(|error| unreadable(path, &error)))?;
         let meta = reader.metadata();
@@ -130,7 +188,18 @@ impl Table {
             return Err(Error::data(path, "", what));
         }
         datasets.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
-        Ok(Self { reader, turn: Mutex::default(), datasets, columns })
+        Ok(Self { reader, cursor: Mutex::default(), datasets, columns })
+    }
+
+    /// Rows of a group, which is decoded from its start; `None` where groups differ.
+    pub fn group_rows(&self) -> Option<u64> {
+        let groups = self.reader.metadata().row_groups();
+        let rows = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).ok().filter(|&rows| rows > 0);
+        let (last, first) = groups.split_last()?;
+        let most = first.first().map_or_else(|| rows(last), rows)?;
+        let alike =
+            first.iter().all(|group| rows(group) == Some(most)) && rows(last).is_some_and(|n| n <= most);
+        alike.then_some(most)
     }
 
     /// Decodes the rows `rows` of the column `name` and gives them to `take` in stretches: the number of the first row, how
@@ -145,7 +214,6 @@ impl Table {
         let Some(&column) = self.columns.get(name) else { return Ok(()) };
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let highest = schema.column(column).max_def_level();
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         guarded(path, || self.decode::<T>(path, column, rows, highest, &mut take))
     }
 
@@ -164,9 +232,19 @@ impl Table {
             let n = u64::try_from(reader.metadata().num_rows()).unwrap_or(0);
             let (from, to) = (rows.start.clamp(start, start + n), rows.end.clamp(start, start + n));
             if from < to {
-                let chunk = reader.get_column_reader(column).map_err(wrong)?;
-                let mut chunk = get_typed_column_reader::<T>(chunk);
-                chunk.skip_records((from - start) as usize).map_err(wrong)?;
+                let here =
+                    |cursor: &mut Cursor| (cursor.group, cursor.column, cursor.row) == (group, column, from);
+                let left = self.cursor.lock().unwrap_or_else(PoisonError::into_inner).take_if(here);
+                let left = left.and_then(|cursor| cursor.reader.downcast::<ColumnReaderImpl<T>>().ok());
+                let mut chunk = match left {
+                    Some(chunk) => chunk,
+                    None => {
+                        let chunk = reader.get_column_reader(column).map_err(wrong)?;
+                        let mut chunk = Box::new(get_typed_column_reader::<T>(chunk));
+                        chunk.skip_records((from - start) as usize).map_err(wrong)?;
+                        chunk
+                    }
+                };
                 let mut row = from;
                 let (mut values, mut present, mut lists) = (vec![], vec![], vec![]);
                 while row < to {
@@ -183,6 +261,10 @@ impl Table {
                     }
                     take(Stretch { highest, row, n, values: &values, present: &present, lists: &lists })?;
                     row += n as u64;
+                }
+                if to < start + n {
+                    let cursor = Cursor { group, column, row: to, reader: chunk };
+                    *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
                 }
             }
             start += n;
