@@ -7,6 +7,8 @@
 mod common;
 #[path = "common/compiler.rs"]
 mod compiler;
+#[path = "card/feeding.rs"]
+mod feeding;
 #[path = "common/runs.rs"]
 mod runs;
 
@@ -199,7 +201,7 @@ fn cards_open_and_close_while_another_thread_records() {
         });
         let mut card = card::open(0, Math::F32).unwrap();
         let mut memory = card.allocate(64, "what is set to zero").unwrap();
-        let key = RecordKey { kind: "zero", n_rows: 1 };
+        let key = RecordKey { kind: "zero", n_rows: 1, slot: 0 };
         // The first time it runs, the second time it is recorded.
         card.record(key, &mut |card| card.zero(&mut memory, 0..64)).unwrap();
         open.wait();

@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::queue::Queue;
 use super::start::start_state;
 use super::store::{BestInMemory, Store};
-use crate::backend::{self, Backend, Selected, StepPlan};
+use crate::backend::{self, Asks, Backend, Selected, StepPlan};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::{Params, Weights};
@@ -150,7 +150,7 @@ impl<'a> Trainer<'a> {
             self.mean = Some(mean_row(self.rows.as_ref(), &self.split.train)?);
         }
         let sets = self.eval_sets(self.training.eval_rows)?;
-        if self.rows.window().is_some() {
+        if self.reads_windows() {
             let again: Vec<u32> = sets.iter().flat_map(|set| set.rows.iter().copied()).collect();
             self.rows.keep(&again)?;
         }
@@ -185,6 +185,9 @@ impl<'a> Trainer<'a> {
             }
             let done = self.queue_step()?;
             let due = self.measures_after(done) || self.saves_after(done);
+            if !due {
+                self.expect_step(done)?;
+            }
             if due || self.queue.is_due() {
                 self.collect()?;
             }
@@ -275,9 +278,23 @@ impl<'a> Trainer<'a> {
         Ok(step + 1)
     }
 
+    /// Has the rows of the step after those that are queued brought while these are computed.
+    fn expect_step(&mut self, step: u64) -> Result<()> {
+        if self.backend.asks_for_rows() != Asks::Ahead {
+            return Ok(());
+        }
+        self.hold_rows(step)?;
+        self.backend.expect(self.order.batch(step))
+    }
+
+    /// Whether steps read windows of the rows: not where the backend has them all.
+    fn reads_windows(&self) -> bool {
+        self.rows.window().is_some() && self.backend.asks_for_rows() != Asks::Never
+    }
+
     /// Sees to it that the rows of a step are in memory, and that those after them come.
     fn hold_rows(&mut self, step: u64) -> Result<()> {
-        if self.rows.window().is_none() {
+        if !self.reads_windows() {
             return Ok(());
         }
         let blocks = self.order.blocks(step, self.training.schedule.steps);

@@ -147,6 +147,29 @@ impl Device for Lent {
         self.card.lock().unwrap().send(to, len, fill)
     }
 
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.card.lock().unwrap().send_ahead(slot, to, offset, len, fill)
+    }
+
+    fn arrive(&mut self, slot: usize, in_turn: bool) -> Result<()> {
+        self.card.lock().unwrap().arrive(slot, in_turn)
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        self.card.lock().unwrap().leave(slot)
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        self.card.lock().unwrap().idle()
+    }
+
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
         self.card.lock().unwrap().zero(memory, range)
     }

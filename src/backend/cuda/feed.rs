@@ -1,0 +1,113 @@
+//! Rows on their way to the device: batch by batch, where they do not all fit, or all of them, once.
+//!
+//! Both go through the device's messages that are sent ahead ([`Device::send_ahead`]), gathered in parallel: the next one
+//! while the device is busy with the one before it.
+
+use super::device::{AHEAD, Device, Memory};
+use crate::error::{Error, Result};
+use crate::rows::RowSource;
+
+/// Bytes of a message that has a part of all rows.
+const MESSAGE: usize = 16 << 20;
+
+/// Batches of rows that travel.
+pub(super) struct Feed {
+    buffers: Vec<Memory>,
+    row_bytes: usize,
+    /// Rows of a batch at most.
+    capacity: usize,
+    /// The slot that the next batch goes to.
+    next: usize,
+    /// Rows that were announced: they are there, or on their way.
+    ready: Option<Vec<u32>>,
+    /// The slot whose rows are computed with.
+    in_use: Option<usize>,
+}
+
+/// A batch that the work queued next may read.
+pub(super) struct Fed {
+    /// Where its rows lie.
+    pub(super) address: u64,
+    /// Which of the feed's places that is.
+    pub(super) slot: usize,
+}
+
+impl Feed {
+    /// Buffers for batches of up to `capacity` rows of `row_bytes` bytes.
+    pub(super) fn new(dev: &mut dyn Device, capacity: usize, row_bytes: usize) -> Result<Self> {
+        let mut buffers = vec![];
+        for slot in 0..AHEAD {
+            buffers.push(dev.allocate((capacity * row_bytes).max(1), "rows of a batch")?);
+            // Copies come after the zeros that are there at first.
+            dev.leave(slot)?;
+        }
+        Ok(Self { buffers, row_bytes, capacity, next: 0, ready: None, in_use: None })
+    }
+
+    /// Whether a batch of `n` rows fits.
+    pub(super) fn holds(&self, n: usize) -> bool {
+        n <= self.capacity
+    }
+
+    /// Gathers rows that the next batch will have, and queues their copy; returns without a wait for what is computed.
+    pub(super) fn expect(&mut self, dev: &mut dyn Device, data: &dyn RowSource, rows: &[u32]) -> Result<()> {
+        if self.ready.as_deref() == Some(rows) {
+            return Ok(());
+        }
+        self.done(dev)?;
+        // A batch that was announced and did not come leaves its place to this one.
+        let mut kept = self.ready.take().unwrap_or_default();
+        let (slot, len) = (self.next, rows.len() * self.row_bytes);
+        dev.send_ahead(slot, &mut self.buffers[slot], 0, len, &mut |out| data.gather_stored(rows, out))?;
+        kept.clear();
+        kept.extend_from_slice(rows);
+        self.ready = Some(kept);
+        Ok(())
+    }
+
+    /// The rows of the work that is queued next, gathered now where they were not announced.
+    pub(super) fn take(&mut self, dev: &mut dyn Device, data: &dyn RowSource, rows: &[u32]) -> Result<Fed> {
+        let in_turn = self.ready.as_deref() == Some(rows);
+        self.expect(dev, data, rows)?;
+        self.ready = None;
+        let slot = self.next;
+        dev.arrive(slot, in_turn)?;
+        self.in_use = Some(slot);
+        self.next = (slot + 1) % AHEAD;
+        Ok(Fed { address: self.buffers[slot].address(), slot })
+    }
+
+    /// All work that reads the rows given last is queued.
+    pub(super) fn done(&mut self, dev: &mut dyn Device) -> Result<()> {
+        self.in_use.take().map_or(Ok(()), |slot| dev.leave(slot))
+    }
+}
+
+/// Brings all rows of `data` to the device, one after another, `row_bytes` bytes each.
+pub(super) fn send_all(dev: &mut dyn Device, data: &dyn RowSource, row_bytes: usize) -> Result<Memory> {
+    let n = data.n_rows();
+    let mut memory = dev.allocate((n * row_bytes).max(1), "the data")?;
+    for slot in 0..AHEAD {
+        dev.leave(slot)?;
+    }
+    let run = (MESSAGE / row_bytes.max(1)).max(1);
+    let last =
+        u32::try_from(n).map_err(|_| Error::Failed(format!("{n} rows are more than can be numbered")))?;
+    // Rows that are in files come by blocks, not one by one.
+    let blocks = |rows: &[u32]| match (rows.first(), rows.last()) {
+        (Some(&first), Some(&last)) => (data.block_of(first)..=data.block_of(last)).collect::<Vec<u32>>(),
+        _ => vec![],
+    };
+    let rows: Vec<u32> = (0..last).collect();
+    for (at, now) in rows.chunks(run).enumerate() {
+        let next = rows.chunks(run).nth(at + 1).unwrap_or_default();
+        data.hold(&blocks(now), &blocks(next))?;
+        let (first, len) = (at * run * row_bytes, now.len() * row_bytes);
+        dev.send_ahead(at % AHEAD, &mut memory, first, len, &mut |out| data.gather_stored(now, out))?;
+    }
+    data.hold(&[], &[])?;
+    for slot in 0..AHEAD {
+        dev.arrive(slot, false)?;
+    }
+    Ok(memory)
+}
