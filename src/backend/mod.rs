@@ -162,6 +162,15 @@ pub trait Backend: Send {
         Ok(())
     }
 
+    /// Seconds in which a device had computed all steps that were queued and the rows of the next, announced, one had not
+    /// come yet: in the steps that were collected since this was last asked. 0 where nothing is announced.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn idle(&mut self) -> Result<f64> {
+        Ok(0.0)
+    }
+
     /// Queues one training step on `rows` (N row numbers); a device may do it later, the CPU does it at once.
     /// What is borrowed is not looked at after the call.
     ///

@@ -17,6 +17,7 @@ use crate::spec::Training;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// A training under way: from rows to a model, without a folder, a terminal or a file.
 ///
@@ -299,7 +300,12 @@ impl<'a> Trainer<'a> {
         }
         let blocks = self.order.blocks(step, self.training.schedule.steps);
         if blocks != self.held {
+            let began = Instant::now();
             self.rows.hold(&blocks.0, &blocks.1)?;
+            // A device that has steps to compute meanwhile tells itself when it has no more.
+            if self.queue.waiting() == 0 || self.backend.asks_for_rows() == Asks::InStep {
+                self.queue.waited_since(began);
+            }
             self.held = blocks;
         }
         Ok(())
@@ -313,6 +319,7 @@ impl<'a> Trainer<'a> {
         }
         let all = self.backend.collect()?;
         let (steps, seconds) = self.queue.finish();
+        let waiting = self.queue.share_waited(seconds, self.backend.idle()?);
         if all.len() as u64 != steps {
             let n = all.len();
             return Err(Error::Failed(format!("{n} of {steps} steps were reported; please report this")));
@@ -336,6 +343,7 @@ impl<'a> Trainer<'a> {
             loss: last.loss,
             rows_per_second: (steps * self.training.schedule.batch_size as u64) as f64 / seconds.max(1e-9),
             warming_up: self.plan(self.progress.step - 1).soft(),
+            waiting,
         };
         self.observers.iter_mut().for_each(|observer| observer.stepped(&report));
         Ok(())

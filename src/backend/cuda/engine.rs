@@ -136,6 +136,10 @@ impl Backend for Engine {
         self.parts.expect(self.device.as_mut(), rows)
     }
 
+    fn idle(&mut self) -> Result<f64> {
+        self.device.idle()
+    }
+
     fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
         let Self { parts, device, .. } = self;
         let dev = device.as_mut();
@@ -185,6 +189,8 @@ impl Backend for Engine {
         }
         let sums = parts.shared.quality.read(dev, 1)?[0];
         let counts = parts.shared.fired_rows.read(dev, parts.sizes.m)?;
+        // What an evaluation waited is not asked for.
+        dev.idle()?;
         fired.iter_mut().zip(counts).for_each(|(f, c)| *f += u64::from(c));
         Ok(EvalSums {
             rows: rows.len() as u64,
@@ -358,6 +364,9 @@ impl Parts {
     fn drain(&mut self, dev: &mut dyn Device) -> Result<()> {
         if self.pending.is_empty() {
             return Ok(());
+        }
+        if let Some(feed) = &mut self.feed {
+            feed.settle(dev)?;
         }
         let outcomes = self.shared.outcomes.read(dev, self.pending.len())?;
         for (step, outcome) in std::mem::take(&mut self.pending).into_iter().zip(&outcomes) {

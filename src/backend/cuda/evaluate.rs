@@ -68,6 +68,7 @@ impl Parts {
                 Inference::Relu => self.read_positive(dev, chunk.len(), &b_lat, &mut codes)?,
             }
         }
+        dev.idle()?;
         Ok(codes)
     }
 

@@ -77,6 +77,11 @@ impl Feed {
         Ok(Fed { address: self.buffers[slot].address(), slot })
     }
 
+    /// Has the device wait for rows that were announced, so that what it waits for after that is not them.
+    pub(super) fn settle(&mut self, dev: &mut dyn Device) -> Result<()> {
+        self.ready.as_ref().map_or(Ok(()), |_| dev.arrive(self.next, true))
+    }
+
     /// All work that reads the rows given last is queued.
     pub(super) fn done(&mut self, dev: &mut dyn Device) -> Result<()> {
         self.in_use.take().map_or(Ok(()), |slot| dev.leave(slot))
