@@ -69,9 +69,8 @@ impl Queue {
     pub(super) fn share_waited(&mut self, seconds: f64, idle: f64) -> f64 {
         let waited = (std::mem::take(&mut self.waited).as_secs_f64() + idle).min(seconds);
         let (kept, share) = ((-seconds / MEMORY).exp(), waited / seconds.max(1e-9));
-        let mean =
-            |(sum, weight): (f64, f64)| (sum * kept + share * (1.0 - kept), weight * kept + 1.0 - kept);
-        self.recent = mean(self.recent);
+        let (sum, weight) = self.recent;
+        self.recent = (sum * kept + share * (1.0 - kept), weight * kept + 1.0 - kept);
         self.recent.0 / self.recent.1.max(1e-9)
     }
 }

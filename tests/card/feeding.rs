@@ -13,6 +13,7 @@ use topk_sae::backend::Selected;
 use topk_sae::config::{NumberOr, Options};
 use topk_sae::error::Result;
 use topk_sae::rows::{Dtype, Resident, RowSource, Split, Values};
+use topk_sae::spec::Training;
 use topk_sae::train::{Trainer, resolve};
 
 /// No room for the data beside the 8 MiB of cuBLAS and the buffers of some thousand rows.
@@ -156,11 +157,8 @@ impl RowSource for Counted {
     }
 }
 
-#[test]
-fn rows_that_the_card_holds_are_read_and_sent_once() {
-    if !inside("feeding::rows_that_the_card_holds_are_read_and_sent_once") {
-        return;
-    }
+/// 200 rows with a split and a training on them.
+fn counted() -> (Arc<Counted>, Split, Training) {
     let values = low_rank(200, 8);
     let rows = Arc::new(Counted(Resident::new(Values::F32(values.into()), 8).unwrap(), AtomicUsize::new(0)));
     let split = Split { train: (0..160).collect(), val: (160..180).collect(), test: (180..200).collect() };
@@ -173,6 +171,15 @@ fn rows_that_the_card_holds_are_read_and_sent_once() {
         ..Options::default()
     };
     let training = resolve(&options, rows.as_ref(), &split).unwrap().training();
+    (rows, split, training)
+}
+
+#[test]
+fn rows_that_the_card_holds_are_read_and_sent_once() {
+    if !inside("feeding::rows_that_the_card_holds_are_read_and_sent_once") {
+        return;
+    }
+    let (rows, split, training) = counted();
     for (device, more) in [(Selected::Cuda(0), false), (Selected::Cpu, true)] {
         let mut trainer = Trainer::new(training.clone(), rows.clone(), split.clone(), device).unwrap();
         let before = rows.1.load(Ordering::Relaxed);
@@ -180,5 +187,34 @@ fn rows_that_the_card_holds_are_read_and_sent_once() {
         assert_eq!(rows.1.load(Ordering::Relaxed) > before, more, "{device}");
         // Each row once, before and after which the blocks of the one message are held and given up.
         assert_eq!(before, 200 + 2 * 1000, "{device}");
+    }
+}
+
+#[test]
+fn trainings_on_the_same_rows_share_those_on_the_card_while_one_of_them_is_alive() {
+    if !inside("feeding::trainings_on_the_same_rows_share_those_on_the_card_while_one_of_them_is_alive") {
+        return;
+    }
+    let (rows, split, training) = counted();
+    let new = |rows: &Arc<Counted>| {
+        Trainer::new(training.clone(), rows.clone(), split.clone(), Selected::Cuda(0)).unwrap()
+    };
+    let run = |mut trainer: Trainer<'_>| {
+        trainer.run(&AtomicBool::new(false)).unwrap();
+        trainer.weights().unwrap().into_owned()
+    };
+    let sent = |rows: &Counted| rows.1.load(Ordering::Relaxed) % 1000;
+    let alone = run(new(&rows));
+    assert_eq!(sent(&rows), 200);
+    // Nobody has them any more: they are sent again, once for three.
+    let [first, second, third] = [new(&rows), new(&rows), new(&rows)];
+    assert_eq!(sent(&rows), 400);
+    // Rows like these from another source are other rows.
+    let (others, ..) = counted();
+    let other = new(&others);
+    assert_eq!((sent(&rows), sent(&others)), (400, 200));
+    // Those that sent the rows go first.
+    for trainer in [first, second, other, third] {
+        assert!(run(trainer) == alone);
     }
 }

@@ -131,6 +131,10 @@ impl Device for Lent {
         Ok(Facts { free: self.free.unwrap_or(facts.free), ..facts })
     }
 
+    fn card(&self) -> Option<usize> {
+        self.card.lock().unwrap().card()
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.card.lock().unwrap().allocate(bytes, what)
     }

@@ -67,6 +67,10 @@ impl Device for Emulator {
         })
     }
 
+    fn card(&self) -> Option<usize> {
+        None
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         let block = self.0.allocate(bytes, what).map_err(Error::Failed)?;
         Ok(Memory::new(block.address(), bytes, what, Box::new(move |_| drop(block))))

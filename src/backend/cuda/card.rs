@@ -231,6 +231,10 @@ impl Device for Card {
         })
     }
 
+    fn card(&self) -> Option<usize> {
+        Some(self.context.ordinal())
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         let doing = "taking GPU memory";
         self.bind_outside(doing)?;

@@ -18,12 +18,17 @@ pub struct Memory {
     address: u64,
     bytes: usize,
     what: &'static str,
-    release: Option<Box<dyn FnOnce(u64) + Send>>,
+    release: Option<Box<dyn FnOnce(u64) + Send + Sync>>,
 }
 
 impl Memory {
     /// Memory at `address` of `bytes` bytes; `release` frees it. `what` names it in errors.
-    pub fn new(address: u64, bytes: usize, what: &'static str, release: Box<dyn FnOnce(u64) + Send>) -> Self {
+    pub fn new(
+        address: u64,
+        bytes: usize,
+        what: &'static str,
+        release: Box<dyn FnOnce(u64) + Send + Sync>,
+    ) -> Self {
         Self { address, bytes, what, release: Some(release) }
     }
 
@@ -199,6 +204,10 @@ pub trait Device: Send {
     /// # Errors
     /// The device does not answer.
     fn facts(&self) -> Result<Facts>;
+
+    /// The number of the card whose memory this is, which other devices of this process with that number can read;
+    /// `None` where its memory is its own.
+    fn card(&self) -> Option<usize>;
 
     /// `bytes` of memory, all zero, aligned to 256 bytes.
     ///

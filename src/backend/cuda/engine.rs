@@ -12,9 +12,10 @@
 //! gradients taken through the weights after it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits
 //! until statistics are collected.
 
+use super::all_rows::AllRows;
 use super::buffer::{Buffer, Values};
-use super::device::{Device, Memory, RecordKey};
-use super::feed::{Fed, Feed, send_all};
+use super::device::{Device, RecordKey};
+use super::feed::{Fed, Feed};
 use super::launch::{self, CarriedOver, DeviceBatch};
 use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
@@ -59,7 +60,7 @@ pub(super) struct Parts {
     pub(super) shared: CarriedOver,
     pub(super) work: Option<WorkBuffers>,
     /// All rows, where there is room for them.
-    resident: Option<Memory>,
+    resident: Option<Arc<AllRows>>,
     /// Batches of rows, where there is none; made with the buffers.
     pub(super) feed: Option<Feed>,
     given: Option<Buffer<f32>>,
@@ -114,6 +115,14 @@ impl Engine {
         parts.upload_data(dev)?;
         parts.refresh(dev)?;
         Ok(Self { name, parts, device })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Rows that other backends shared are freed after what was queued by those that sent them, and not after this one's
+        // work. There is nobody to report an error to.
+        let _ = self.device.synchronize();
     }
 }
 
@@ -234,14 +243,9 @@ impl Backend for Engine {
 impl Parts {
     /// Puts the rows on the device if they leave room for the work; else they travel batch by batch.
     fn upload_data(&mut self, dev: &mut dyn Device) -> Result<()> {
-        let (n, width) = (self.data.n_rows(), self.sizes.d * self.sizes.input.size());
-        let bytes = n * width;
-        let free = dev.facts()?.free;
         let work = work::bytes(&self.sizes, &self.spec, LEAST_ROWS.max(4096));
-        if bytes as u64 + work > free / 10 * 9 {
-            return Ok(());
-        }
-        self.resident = Some(send_all(dev, self.data.as_ref(), width)?);
+        let fits = |dev: &dyn Device, bytes| Ok(bytes + work <= dev.facts()?.free / 10 * 9);
+        self.resident = AllRows::of(dev, &self.data, self.sizes.d * self.sizes.input.size(), fits)?;
         Ok(())
     }
 

@@ -1,14 +1,9 @@
-//! Rows on their way to the device: batch by batch, where they do not all fit, or all of them, once.
-//!
-//! Both go through the device's messages that are sent ahead ([`Device::send_ahead`]), gathered in parallel: the next one
-//! while the device is busy with the one before it.
+//! Rows on their way to the device, batch by batch, where they do not all fit: gathered in parallel and sent ahead
+//! ([`Device::send_ahead`]), the next batch while the device computes with the one before it.
 
 use super::device::{AHEAD, Device, Memory};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rows::RowSource;
-
-/// Bytes of a message that has a part of all rows.
-const MESSAGE: usize = 16 << 20;
 
 /// Batches of rows that travel.
 pub(super) struct Feed {
@@ -86,33 +81,4 @@ impl Feed {
     pub(super) fn done(&mut self, dev: &mut dyn Device) -> Result<()> {
         self.in_use.take().map_or(Ok(()), |slot| dev.leave(slot))
     }
-}
-
-/// Brings all rows of `data` to the device, one after another, `row_bytes` bytes each.
-pub(super) fn send_all(dev: &mut dyn Device, data: &dyn RowSource, row_bytes: usize) -> Result<Memory> {
-    let n = data.n_rows();
-    let mut memory = dev.allocate((n * row_bytes).max(1), "the data")?;
-    for slot in 0..AHEAD {
-        dev.leave(slot)?;
-    }
-    let run = (MESSAGE / row_bytes.max(1)).max(1);
-    let last =
-        u32::try_from(n).map_err(|_| Error::Failed(format!("{n} rows are more than can be numbered")))?;
-    // Rows that are in files come by blocks, not one by one.
-    let blocks = |rows: &[u32]| match (rows.first(), rows.last()) {
-        (Some(&first), Some(&last)) => (data.block_of(first)..=data.block_of(last)).collect::<Vec<u32>>(),
-        _ => vec![],
-    };
-    let rows: Vec<u32> = (0..last).collect();
-    for (at, now) in rows.chunks(run).enumerate() {
-        let next = rows.chunks(run).nth(at + 1).unwrap_or_default();
-        data.hold(&blocks(now), &blocks(next))?;
-        let (first, len) = (at * run * row_bytes, now.len() * row_bytes);
-        dev.send_ahead(at % AHEAD, &mut memory, first, len, &mut |out| data.gather_stored(now, out))?;
-    }
-    data.hold(&[], &[])?;
-    for slot in 0..AHEAD {
-        dev.arrive(slot, false)?;
-    }
-    Ok(memory)
 }

@@ -9,7 +9,8 @@
 //! | [`work`] | sizes of a run, and the buffers of a batch |
 //! | [`launch`] | one launcher a kernel |
 //! | [`engine`] | the backend: data, evaluations, statistics |
-//! | `feed` | rows on their way to the device |
+//! | `all_rows` | all rows on the device, shared by the backends of a process |
+//! | `feed` | batches of rows on their way to the device |
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
 //! | `evaluate` | the inference code: its quality, its entries |
@@ -21,6 +22,7 @@
 //! | [`fault`] | errors of the driver in one line |
 //! | [`timed`] | a device that times each launch of another |
 
+mod all_rows;
 pub mod buffer;
 pub mod card;
 pub mod compile;

@@ -46,6 +46,10 @@ impl Device for Timed {
         self.inner.facts()
     }
 
+    fn card(&self) -> Option<usize> {
+        self.inner.card()
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.inner.allocate(bytes, what)
     }
