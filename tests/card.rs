@@ -142,12 +142,18 @@ const INSIDE: &str = "SAE_TEST_STAND_IN";
 
 /// Whether this process has the stand-in; else the test `name` is run again in one that has, and must pass there.
 fn inside(name: &str) -> bool {
+    inside_with(name, &[])
+}
+
+/// The same with settings of the stand-in.
+fn inside_with(name: &str, settings: &[(&str, &str)]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     if compiler::nvrtc() {
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+        again.envs(settings.iter().map(|(name, value)| (format!("STAND_IN_{name}"), value)));
         let text = well(&beside_stand_in(again));
         assert!(text.contains("1 passed"), "{text}");
     }

@@ -3,17 +3,19 @@
 //!
 //! The stand-in draws the order by a seed, and leaves a wait out where it is asked to, to see that this is found.
 
-use super::{SIZES, compiler, inside, well};
+use super::{SIZES, compiler, inside, inside_with, well};
 use crate::runs::{Place, low_rank, same_run};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use topk_sae::backend::Selected;
+use topk_sae::backend::{Asks, Selected, StepPlan, open};
 use topk_sae::config::{NumberOr, Options};
 use topk_sae::error::Result;
+use topk_sae::model::TrainState;
+use topk_sae::noise::Noise;
 use topk_sae::rows::{Dtype, Resident, RowSource, Split, Values};
-use topk_sae::spec::Training;
+use topk_sae::spec::{Precision, Training};
 use topk_sae::train::{Trainer, resolve};
 
 /// No room for the data beside the 8 MiB of cuBLAS and the buffers of some thousand rows.
@@ -188,6 +190,51 @@ fn rows_that_the_card_holds_are_read_and_sent_once() {
         // Each row once, before and after which the blocks of the one message are held and given up.
         assert_eq!(before, 200 + 2 * 1000, "{device}");
     }
+}
+
+#[test]
+fn rows_that_were_announced_and_did_not_come_leave_nothing_behind() {
+    let little = [&LITTLE[..], &[("SEED", "1")]].concat();
+    if !inside_with("feeding::rows_that_were_announced_and_did_not_come_leave_nothing_behind", &little) {
+        return;
+    }
+    let (rows, _, training) = counted();
+    let plan = |step| {
+        let noise = Noise::Philox { seed: 1 };
+        StepPlan { step, alpha: 1.0, tau: 0.1, lr: 0.01, l1: 0.0, noise }
+    };
+    let new = || {
+        let start = TrainState::zeros(8, 64, training.tied, training.model.optimizer.ema.is_some());
+        open(Selected::Cuda(0), rows.clone(), training.model.clone(), Precision::F32, start).unwrap()
+    };
+    let batch = |step: u32| (0..32).map(|i| (i * 7 + step * 5) % 200).collect::<Vec<u32>>();
+    let losses = |announced: &[&[u32]]| {
+        let mut backend = new();
+        assert_eq!(backend.asks_for_rows(), Asks::Ahead);
+        // Some batches come twice in a row.
+        for step in 0..6 {
+            backend.step(&batch(step / 2), &plan(u64::from(step))).unwrap();
+            announced.iter().for_each(|rows| backend.expect(rows).unwrap());
+        }
+        // Its memory goes while copies to it are queued.
+        let other = backend.collect().unwrap();
+        announced.iter().for_each(|rows| backend.expect(rows).unwrap());
+        backend.set_data(rows.clone()).unwrap();
+        backend.step(&batch(6), &plan(6)).unwrap();
+        announced.iter().for_each(|rows| backend.expect(rows).unwrap());
+        let all = [other, backend.collect().unwrap()].concat();
+        all.iter().map(|stats| stats.loss).collect::<Vec<f64>>()
+    };
+    let expected = losses(&[]);
+    assert!(expected.len() == 7 && expected.iter().all(|loss| loss.is_finite()));
+    for announced in [&[&[1, 2, 3][..]][..], &[&[1, 2], &[9; 32], &[4]]] {
+        assert_eq!(losses(announced), expected);
+    }
+    // The driver is told of no row that is not there.
+    let mut backend = new();
+    backend.step(&batch(0), &plan(0)).unwrap();
+    assert!(backend.expect(&[200]).unwrap_err().to_string().contains("row 200"));
+    backend.expect(&batch(1)).unwrap();
 }
 
 #[test]

@@ -284,9 +284,9 @@ API int cuEventQuery(Event *event) {
     BEGIN;
     NOT_RECORDED;
     // Sometimes the card has done something in the meantime.
-    wander();
+    bool drawn = wander();
     for (Stream *s : streams)
-        for (uint64_t n = draw() % 8; n > 4 && !s->queue.empty(); n--)
+        for (uint64_t n = drawn ? 0 : draw() % 8; n > 4 && !s->queue.empty(); n--)
             if (run_one(*s)) return lost;
     return event->done == event->recorded ? OK : NOT_READY;
 }

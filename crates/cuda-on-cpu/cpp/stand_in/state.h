@@ -166,17 +166,16 @@ Result drain(Stream &s) {
     while (!s.queue.empty() && !lost) run_one(s);
     return lost;
 }
-// With STAND_IN_SEED, something that may be done now is done at each call, in an order that the seed draws; some seeds
-// prefer streams that compute, and some those that copy.
-void wander() {
+// Draws what is done though nothing waits for it: with STAND_IN_SEED at each call. Of three seeds one prefers streams that
+// compute, and one those that copy, so that the others are as late as can be.
+bool wander() {
     static const uint64_t seed = strtoull(setting("STAND_IN_SEED", "0"), nullptr, 10);
-    if (!seed || streams.empty()) return;
-    for (uint64_t n = draw() % 12; n && !lost; n--) {
+    for (uint64_t n = seed && !streams.empty() ? draw() % 12 : 0; n && !lost; n--) {
         Stream *s = streams[draw() % streams.size()];
-        bool preferred = seed % 3 == 0 || s->computes == (seed % 3 == 1);
-        if (s->queue.empty() || is_held_up(*s) || (!preferred && draw() % 16)) continue;
-        run_one(*s);
+        if (seed % 3 != 0 && s->computes != (seed % 3 == 1)) continue;
+        if (!s->queue.empty() && !is_held_up(*s)) run_one(*s);
     }
+    return seed;
 }
 Result add(Stream *s, Work work) {
     if (s->record)
