@@ -223,6 +223,8 @@ fn rows_that_were_announced_and_did_not_come_leave_nothing_behind() {
         backend.step(&batch(6), &plan(6)).unwrap();
         announced.iter().for_each(|rows| backend.expect(rows).unwrap());
         let all = [other, backend.collect().unwrap()].concat();
+        assert!(backend.idle().unwrap() >= 0.0);
+        assert_eq!(backend.idle().unwrap(), 0.0, "it was just asked for");
         all.iter().map(|stats| stats.loss).collect::<Vec<f64>>()
     };
     let expected = losses(&[]);
