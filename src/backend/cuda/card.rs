@@ -1,7 +1,7 @@
 //! A CUDA card as a [`Device`], by the driver's interface and cuBLAS.
 //!
 //! All work is queued on one stream of its own: the default stream cannot be recorded. Rows that are sent ahead have
-//! another ([`super::lane`]).
+//! another (`lane`).
 
 use super::compile::{Arch, cache};
 use super::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
