@@ -7,6 +7,8 @@
 mod common;
 #[path = "common/compiler.rs"]
 mod compiler;
+#[path = "card/feeding.rs"]
+mod feeding;
 #[path = "common/runs.rs"]
 mod runs;
 
@@ -140,12 +142,18 @@ const INSIDE: &str = "SAE_TEST_STAND_IN";
 
 /// Whether this process has the stand-in; else the test `name` is run again in one that has, and must pass there.
 fn inside(name: &str) -> bool {
+    inside_with(name, &[])
+}
+
+/// The same with settings of the stand-in.
+fn inside_with(name: &str, settings: &[(&str, &str)]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
     if compiler::nvrtc() {
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+        again.envs(settings.iter().map(|(name, value)| (format!("STAND_IN_{name}"), value)));
         let text = well(&beside_stand_in(again));
         assert!(text.contains("1 passed"), "{text}");
     }
@@ -199,7 +207,7 @@ fn cards_open_and_close_while_another_thread_records() {
         });
         let mut card = card::open(0, Math::F32).unwrap();
         let mut memory = card.allocate(64, "what is set to zero").unwrap();
-        let key = RecordKey { kind: "zero", n_rows: 1 };
+        let key = RecordKey { kind: "zero", n_rows: 1, slot: 0 };
         // The first time it runs, the second time it is recorded.
         card.record(key, &mut |card| card.zero(&mut memory, 0..64)).unwrap();
         open.wait();

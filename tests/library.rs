@@ -112,6 +112,75 @@ fn a_training_is_stopped_by_its_flag_and_refuses_what_does_not_fit() {
     assert!(error.contains("empty"), "{error}");
 }
 
+/// Rows in windows of 40, which it takes a while to bring into memory.
+struct Slow(Resident);
+
+impl RowSource for Slow {
+    fn n_rows(&self) -> usize {
+        self.0.n_rows()
+    }
+
+    fn d_in(&self) -> usize {
+        self.0.d_in()
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.0.dtype()
+    }
+
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
+        self.0.read(rows, out)
+    }
+
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
+        self.0.read_stored(row, out)
+    }
+
+    fn window(&self) -> Option<usize> {
+        Some(40)
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        row / 10
+    }
+
+    fn hold(&self, _: &[u32], _: &[u32]) -> Result<()> {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_training_reports_how_long_it_waits_for_its_rows() {
+    #[derive(Default)]
+    struct Waits(Vec<f64>);
+    impl Observer for Waits {
+        fn stepped(&mut self, report: &StepReport) {
+            self.0.push(report.waiting);
+        }
+    }
+    let values: Vec<f32> = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
+    let rows = Resident::new(Values::F32(values.into()), 8).unwrap();
+    let split = Split { train: (0..160).collect(), val: (160..180).collect(), test: (180..200).collect() };
+    let config = resolve(&options(0), &rows, &split).unwrap();
+    let training = Training {
+        schedule: topk_sae::spec::Schedule { steps: 40, ..config.training().schedule },
+        ..config.training()
+    };
+    let sources: [Arc<dyn RowSource>; 2] = [Arc::new(rows.clone()), Arc::new(Slow(rows))];
+    for (slow, source) in sources.into_iter().enumerate() {
+        let mut waits = Waits::default();
+        let mut trainer =
+            Trainer::new(training.clone(), source, split.clone(), Selected::Cpu).unwrap().observe(&mut waits);
+        trainer.run(&AtomicBool::new(false)).unwrap();
+        drop(trainer);
+        // Steps of 32 rows change the window nearly each time; nothing waits for rows in memory, however slow the machine.
+        let waited = waits.0.iter().filter(|share| **share > 0.0 && **share <= 1.0).count();
+        assert_eq!(waited, if slow == 1 { waits.0.len() } else { 0 }, "{:?}", waits.0);
+        assert!(!waits.0.is_empty());
+    }
+}
+
 /// A source whose rows cannot be read from one on.
 struct Broken(Resident, u32);
 

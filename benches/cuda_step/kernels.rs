@@ -269,7 +269,7 @@ fn selection(
 ) -> Result<f64> {
     let spec = ModelSpec::plain(k);
     let sizes = Sizes::new(&spec, 2, m, true, precision, Dtype::F32)?;
-    let mut work = WorkBuffers::new(device, &sizes, n, true)?;
+    let mut work = WorkBuffers::new(device, &sizes, n)?;
     let mut shared = CarriedOver::new(device, m, 1)?;
     let bias = Buffer::<f32>::zeros(device, m, "biases")?;
     // The random ones run on through the rows; the others begin anew in each.
@@ -278,7 +278,7 @@ fn selection(
     let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise: Noise::Philox { seed: 0 } };
     let params = StepParams::new(&spec, &plan, n, m, 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params))?;
-    let batch = DeviceBatch { n, step: work.message.address(), rows: 0, data: 0, given: 0 };
+    let batch = DeviceBatch { n, step: work.message.address(), rows: 0, data: 0, slot: 0, given: 0 };
     let b_lat = bias.address();
     Ok(time(bench, device, 10, &mut |dev| {
         launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, Phase::Hard, &mut work)

@@ -129,6 +129,17 @@ pub struct EvalSums {
     pub active: u64,
 }
 
+/// When a backend asks the source of the rows for those of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// In the step.
+    InStep,
+    /// Before it, where they are announced ([`Backend::expect`]): they are sent to a device.
+    Ahead,
+    /// Not at all: it has all rows.
+    Never,
+}
+
 /// The arithmetic of training and evaluation. Rows are row numbers of the data the backend was made with.
 ///
 /// Everything happens in the order of the calls: [`Backend::evaluate`] and [`Backend::state`]
@@ -136,6 +147,29 @@ pub struct EvalSums {
 pub trait Backend: Send {
     /// What computes: `cpu`, or a device's number and name, as in `cuda:0 NVIDIA H100`.
     fn device(&self) -> String;
+
+    /// When it asks the source of the rows for those of a step.
+    fn asks_for_rows(&self) -> Asks {
+        Asks::InStep
+    }
+
+    /// Announces the rows of the next step: one that asks [`Asks::Ahead`] has them gathered and sent while the steps before
+    /// are computed. Only time depends on it, and another batch may come.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`]; what the source of the rows gives.
+    fn expect(&mut self, _rows: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Seconds in which a device had computed all steps that were queued and the rows of the next, announced, one had not
+    /// come yet: in the steps that were collected since this was last asked. 0 where nothing is announced.
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn idle(&mut self) -> Result<f64> {
+        Ok(0.0)
+    }
 
     /// Queues one training step on `rows` (N row numbers); a device may do it later, the CPU does it at once.
     /// What is borrowed is not looked at after the call.

@@ -328,6 +328,10 @@ impl RowSource for Embeddings {
         self.source().read_stored(row, out)
     }
 
+    fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
+        self.source().gather_stored(rows, out)
+    }
+
     fn window(&self) -> Option<usize> {
         self.source().window()
     }

@@ -21,6 +21,10 @@ pub use store::Store;
 pub use values::Values;
 
 use crate::error::Result;
+use rayon::prelude::*;
+
+/// Fewest rows that are worth another thread.
+const GATHERED: usize = 64;
 
 /// Where the values of rows come from. Training and evaluation name rows by number, from 0; the source brings them.
 ///
@@ -50,6 +54,19 @@ pub trait RowSource: Send + Sync {
     /// # Errors
     /// As [`RowSource::read`].
     fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()>;
+
+    /// Reads `rows` into `out`, one after another, each as [`RowSource::read_stored`] does: in parallel.
+    ///
+    /// # Errors
+    /// As [`RowSource::read`].
+    ///
+    /// # Panics
+    /// May panic if a row is not one, or `out` is not as many rows.
+    fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
+        let width = out.len() / rows.len().max(1);
+        let each = rows.par_iter().zip(out.par_chunks_exact_mut(width.max(1))).with_min_len(GATHERED);
+        each.try_for_each(|(&row, out)| self.read_stored(row, out))
+    }
 
     /// Rows that may be in memory at the same time, where not all are: training then takes them block by block, in the
     /// order of [`BatchOrder::in_windows`].

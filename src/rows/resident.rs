@@ -101,3 +101,27 @@ impl RowSource for Resident {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_gathered_in_parallel_are_those_read_one_by_one() {
+        let values: Vec<f64> = (0..1000 * 5).map(|i| (f64::from(i) * 0.37).sin()).collect();
+        let wide = Resident::new(Values::F64(values.into()), 5).unwrap();
+        let order: Vec<u32> = (0..700).map(|i| i * 7919 % 1000).collect();
+        for rows in [wide.clone().kept_as(Dtype::F16), wide] {
+            let width = 5 * if rows.dtype() == Dtype::F64 { 4 } else { rows.dtype().size() };
+            let mut together = vec![0; order.len() * width];
+            rows.gather_stored(&order, &mut together).unwrap();
+            let mut one = vec![0; width];
+            for (&row, gathered) in order.iter().zip(together.chunks_exact(width)) {
+                rows.read_stored(row, &mut one).unwrap();
+                assert_eq!(one, gathered, "{row}");
+            }
+            rows.gather_stored(&[], &mut []).unwrap();
+        }
+    }
+}

@@ -24,9 +24,9 @@ impl Terminal {
 
 impl Observer for Terminal {
     fn stepped(&mut self, report: &StepReport) {
-        let note = if report.warming_up { "annealing" } else { "" };
+        let note = report.note();
         if let Some(display) = &mut self.display {
-            display.step(report.done, report.loss, report.rows_per_second, note);
+            display.step(report.done, report.loss, report.rows_per_second, &note);
         }
     }
 

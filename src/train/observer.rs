@@ -18,6 +18,21 @@ pub struct StepReport {
     pub rows_per_second: f64,
     /// Whether the relaxed warm-up goes on.
     pub warming_up: bool,
+    /// Share of the time of steps, over about the last minute, in which none was computed because its rows were not there.
+    pub waiting: f64,
+}
+
+/// The least share of waiting that is worth a word.
+const WORTH_A_WORD: f64 = 0.05;
+
+impl StepReport {
+    /// What a line of progress says besides: the warm-up, and the share of the time spent waiting for rows from 5 % on.
+    pub fn note(&self) -> String {
+        let annealing = self.warming_up.then(|| "annealing".to_owned());
+        let waiting =
+            (self.waiting >= WORTH_A_WORD).then(|| format!("waiting for data {:.0} %", 100.0 * self.waiting));
+        [annealing, waiting].into_iter().flatten().collect::<Vec<_>>().join("  ")
+    }
 }
 
 /// Something that does not stop a training and that its owner should know.
@@ -62,4 +77,20 @@ pub trait Observer {
 
     /// All steps are done, or the training was interrupted: the final evaluation may follow.
     fn steps_ended(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_rows_is_told_from_a_twentieth_on() {
+        let note = |warming_up, waiting| {
+            StepReport { done: 1, total: 2, loss: 0.5, rows_per_second: 10.0, warming_up, waiting }.note()
+        };
+        assert_eq!(note(false, 0.049), "");
+        assert_eq!(note(false, 0.4), "waiting for data 40 %");
+        assert_eq!(note(true, 0.0), "annealing");
+        assert_eq!(note(true, 0.051), "annealing  waiting for data 5 %");
+    }
 }

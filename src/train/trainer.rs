@@ -6,7 +6,7 @@ use super::progress::Progress;
 use super::queue::Queue;
 use super::start::start_state;
 use super::store::{BestInMemory, Store};
-use crate::backend::{self, Backend, Selected, StepPlan};
+use crate::backend::{self, Asks, Backend, Selected, StepPlan};
 use crate::error::{Error, Result};
 use crate::interrupt::check_flag;
 use crate::model::{Params, Weights};
@@ -17,6 +17,7 @@ use crate::spec::Training;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// A training under way: from rows to a model, without a folder, a terminal or a file.
 ///
@@ -150,7 +151,7 @@ impl<'a> Trainer<'a> {
             self.mean = Some(mean_row(self.rows.as_ref(), &self.split.train)?);
         }
         let sets = self.eval_sets(self.training.eval_rows)?;
-        if self.rows.window().is_some() {
+        if self.reads_windows() {
             let again: Vec<u32> = sets.iter().flat_map(|set| set.rows.iter().copied()).collect();
             self.rows.keep(&again)?;
         }
@@ -185,6 +186,9 @@ impl<'a> Trainer<'a> {
             }
             let done = self.queue_step()?;
             let due = self.measures_after(done) || self.saves_after(done);
+            if !due {
+                self.expect_step(done)?;
+            }
             if due || self.queue.is_due() {
                 self.collect()?;
             }
@@ -275,14 +279,33 @@ impl<'a> Trainer<'a> {
         Ok(step + 1)
     }
 
+    /// Has the rows of the step after those that are queued brought while these are computed.
+    fn expect_step(&mut self, step: u64) -> Result<()> {
+        if self.backend.asks_for_rows() != Asks::Ahead {
+            return Ok(());
+        }
+        self.hold_rows(step)?;
+        self.backend.expect(self.order.batch(step))
+    }
+
+    /// Whether steps read windows of the rows: not where the backend has them all.
+    fn reads_windows(&self) -> bool {
+        self.rows.window().is_some() && self.backend.asks_for_rows() != Asks::Never
+    }
+
     /// Sees to it that the rows of a step are in memory, and that those after them come.
     fn hold_rows(&mut self, step: u64) -> Result<()> {
-        if self.rows.window().is_none() {
+        if !self.reads_windows() {
             return Ok(());
         }
         let blocks = self.order.blocks(step, self.training.schedule.steps);
         if blocks != self.held {
+            let began = Instant::now();
             self.rows.hold(&blocks.0, &blocks.1)?;
+            // A device that has steps to compute meanwhile tells itself when it has no more.
+            if self.queue.waiting() == 0 || self.backend.asks_for_rows() == Asks::InStep {
+                self.queue.waited_since(began);
+            }
             self.held = blocks;
         }
         Ok(())
@@ -296,6 +319,7 @@ impl<'a> Trainer<'a> {
         }
         let all = self.backend.collect()?;
         let (steps, seconds) = self.queue.finish();
+        let waiting = self.queue.share_waited(seconds, self.backend.idle()?);
         if all.len() as u64 != steps {
             let n = all.len();
             return Err(Error::Failed(format!("{n} of {steps} steps were reported; please report this")));
@@ -319,6 +343,7 @@ impl<'a> Trainer<'a> {
             loss: last.loss,
             rows_per_second: (steps * self.training.schedule.batch_size as u64) as f64 / seconds.max(1e-9),
             warming_up: self.plan(self.progress.step - 1).soft(),
+            waiting,
         };
         self.observers.iter_mut().for_each(|observer| observer.stepped(&report));
         Ok(())

@@ -131,6 +131,10 @@ impl Device for Lent {
         Ok(Facts { free: self.free.unwrap_or(facts.free), ..facts })
     }
 
+    fn card(&self) -> Option<usize> {
+        self.card.lock().unwrap().card()
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.card.lock().unwrap().allocate(bytes, what)
     }
@@ -145,6 +149,29 @@ impl Device for Lent {
 
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
         self.card.lock().unwrap().send(to, len, fill)
+    }
+
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.card.lock().unwrap().send_ahead(slot, to, offset, len, fill)
+    }
+
+    fn arrive(&mut self, slot: usize, in_turn: bool) -> Result<()> {
+        self.card.lock().unwrap().arrive(slot, in_turn)
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        self.card.lock().unwrap().leave(slot)
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        self.card.lock().unwrap().idle()
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {

@@ -3,7 +3,7 @@
 use cuda_on_cpu as rig;
 use std::ops::{Deref, DerefMut, Range};
 use topk_sae::backend::cuda::device::{
-    Arg, Device, Element, Facts, Launch, Matrix, Memory, Product, RecordKey,
+    AHEAD, Arg, Device, Element, Facts, Launch, Matrix, Memory, Product, RecordKey,
 };
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::backend::cuda::work::STATIC_SHARED;
@@ -67,6 +67,10 @@ impl Device for Emulator {
         })
     }
 
+    fn card(&self) -> Option<usize> {
+        None
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         let block = self.0.allocate(bytes, what).map_err(Error::Failed)?;
         Ok(Memory::new(block.address(), bytes, what, Box::new(move |_| drop(block))))
@@ -85,6 +89,36 @@ impl Device for Emulator {
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
         let address = to.part(0..len)?;
         self.0.send(address, len, fill).map_err(Error::Failed)
+    }
+
+    // All is done at once, so that what is sent ahead lies there when it is asked for: `tests/card.rs` has the order.
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        assert!(slot < AHEAD, "{slot}");
+        let address = to.part(offset..offset + len)?;
+        let mut bytes = vec![0; len];
+        fill(&mut bytes)?;
+        self.0.send(address, len, &mut |out| out.copy_from_slice(&bytes)).map_err(Error::Failed)
+    }
+
+    fn arrive(&mut self, slot: usize, _: bool) -> Result<()> {
+        assert!(slot < AHEAD, "{slot}");
+        Ok(())
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        assert!(slot < AHEAD, "{slot}");
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        Ok(0.0)
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {

@@ -38,7 +38,7 @@ fn check_lists(
     let n = count.len();
     let spec = ModelSpec::plain(k);
     let sizes = Sizes::new(&spec, 2, m, true, Precision::F32, Dtype::F32).unwrap();
-    let mut work = WorkBuffers::new(device, &sizes, n, true).unwrap();
+    let mut work = WorkBuffers::new(device, &sizes, n).unwrap();
     // Places that hold no entry name a latent that is not there.
     let mut index = vec![u32::MAX; n * k];
     let mut row_of = vec![0; n * k];

@@ -55,7 +55,7 @@ pub fn select(
         Element::Bf16 => topk_sae::spec::Precision::Bf16,
     };
     let sizes = Sizes::new(&spec, 2, m, true, precision, Dtype::F32).unwrap();
-    let mut work = WorkBuffers::new(device, &sizes, n, true).unwrap();
+    let mut work = WorkBuffers::new(device, &sizes, n).unwrap();
     let mut shared = CarriedOver::new(device, m, 1).unwrap();
     let mut bias = Buffer::<f32>::zeros(device, m, "biases").unwrap();
     bias.write(device, b_lat).unwrap();
@@ -69,7 +69,7 @@ pub fn select(
     let params = StepParams::new(&spec, &plan, n, m, 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params)).unwrap();
     let step = work.message.address();
-    let batch = DeviceBatch { n, step, rows: 0, data: 0, given: 0 };
+    let batch = DeviceBatch { n, step, rows: 0, data: 0, slot: 0, given: 0 };
     launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, Phase::Hard, &mut work).unwrap();
     let count = work.main.count.read(device, n).unwrap();
     let index = work.main.index.read(device, n * k).unwrap();

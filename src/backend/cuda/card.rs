@@ -1,10 +1,12 @@
 //! A CUDA card as a [`Device`], by the driver's interface and cuBLAS.
 //!
-//! All work is queued on one stream of its own: the default stream cannot be recorded.
+//! All work is queued on one stream of its own: the default stream cannot be recorded. Rows that are sent ahead have
+//! another (`lane`).
 
 use super::compile::{Arch, cache};
 use super::device::{Arg, Device, Facts, Launch, Memory, Product, RecordKey};
 use super::gemm::{Math, gemm_call};
+use super::lane::Lane;
 use super::pinned::Ring;
 use super::{fault, libraries, sources};
 use crate::error::{Error, Result};
@@ -14,7 +16,7 @@ use cudarc::driver::sys::{
     self as driver_sys, CUdevice_attribute as Attribute, CUevent, CUevent_flags,
     CUfunction_attribute as FunctionAttribute, CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode,
 };
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -37,14 +39,15 @@ fn device_wide() -> MutexGuard<'static, ()> {
     DEVICE_WIDE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A CUDA card with its kernels and one stream.
-// Fields are dropped in this order: what uses the stream before the stream.
+/// A CUDA card with its kernels, a stream of work and one of copies.
+// Fields are dropped in this order: what uses a stream before the stream.
 pub struct Card {
     records: HashMap<RecordKey, Record>,
     blas: Blas,
     kernels: HashMap<&'static str, Kernel>,
     module: Arc<CudaModule>,
     ring: Ring,
+    lane: Lane,
     math: Math,
     recording: bool,
     stream: Arc<CudaStream>,
@@ -94,6 +97,7 @@ pub fn open(ordinal: usize, math: Math) -> Result<Card> {
     let alone = device_wide();
     let context = CudaContext::new(ordinal).map_err(failed)?;
     let stream = context.new_stream().map_err(failed)?;
+    let copies = context.new_stream().map_err(failed)?;
     let loading = format!("loading the kernels for {arch} on cuda:{ordinal} ({})", listed.name);
     let module = context.load_module(Ptx::from_binary(kept.cubin)).map_err(|e| fault::driver(&loading, e))?;
     drop(alone);
@@ -104,6 +108,7 @@ pub fn open(ordinal: usize, math: Math) -> Result<Card> {
         kernels: HashMap::new(),
         module,
         ring: Ring::new(),
+        lane: Lane::new(copies)?,
         math,
         recording: false,
         stream,
@@ -111,10 +116,10 @@ pub fn open(ordinal: usize, math: Math) -> Result<Card> {
     })
 }
 
-/// `bytes` of device memory whose content is not set, freed after all work queued by then.
+/// `bytes` of device memory whose content is not set, freed after all that is queued on `streams` by then.
 ///
-/// The context of `stream` must be current.
-fn take(stream: &Arc<CudaStream>, bytes: usize, what: &'static str) -> Result<Memory> {
+/// Their context must be current.
+fn take<const N: usize>(streams: [&Arc<CudaStream>; N], bytes: usize, what: &'static str) -> Result<Memory> {
     // The driver gives no memory of no bytes, and every block has an address.
     // SAFETY: the context is current; the content is set before it is read (by the callers).
     let address = match unsafe { result::malloc_sync(bytes.max(1)) } {
@@ -125,13 +130,15 @@ fn take(stream: &Arc<CudaStream>, bytes: usize, what: &'static str) -> Result<Me
         }
         Err(e) => return Err(fault::driver(&format!("taking GPU memory for {what} ({bytes} bytes)"), e)),
     };
-    let stream = stream.clone();
+    let streams = streams.map(Arc::clone);
     let release = move |address| {
-        // Errors leave nothing to do: the memory of a card that failed goes with the process.
-        // SAFETY: `stream` keeps its context alive.
-        let _ = unsafe { result::ctx::set_current(stream.context().cu_ctx()) };
-        // SAFETY: as above; queued work may still use the memory.
-        let _ = unsafe { result::stream::synchronize(stream.cu_stream()) };
+        for stream in streams {
+            // Errors leave nothing to do: the memory of a card that failed goes with the process.
+            // SAFETY: `stream` keeps its context alive.
+            let _ = unsafe { result::ctx::set_current(stream.context().cu_ctx()) };
+            // SAFETY: as above; what is queued may still use the memory.
+            let _ = unsafe { result::stream::synchronize(stream.cu_stream()) };
+        }
         // SAFETY: `address` came from the driver, and `Memory` calls this once.
         let _ = unsafe { result::free_sync(address) };
     };
@@ -224,10 +231,14 @@ impl Device for Card {
         })
     }
 
+    fn card(&self) -> Option<usize> {
+        Some(self.context.ordinal())
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         let doing = "taking GPU memory";
         self.bind_outside(doing)?;
-        let memory = take(&self.stream, bytes, what)?;
+        let memory = take([&self.stream, self.lane.stream()], bytes, what)?;
         if bytes > 0 {
             // SAFETY: the block has `bytes` bytes, all inside.
             unsafe { result::memset_d8_async(memory.address(), 0, bytes, self.stream.cu_stream()) }
@@ -269,6 +280,39 @@ impl Device for Card {
         }
         // SAFETY: `part` has checked the target range; the context is current.
         unsafe { self.ring.send(&self.stream, address, len, fill) }
+    }
+
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let address = to.part(range(offset, len))?;
+        self.bind_outside("sending rows to the GPU")?;
+        if len == 0 {
+            return fill(&mut []);
+        }
+        // SAFETY: `part` has checked the target range; the context is current; memory is freed after what is queued on the
+        // stream of copies (`take`).
+        unsafe { self.lane.send(slot, address, len, fill) }
+    }
+
+    fn arrive(&mut self, slot: usize, in_turn: bool) -> Result<()> {
+        self.bind_outside("waiting for rows on the GPU")?;
+        self.lane.arrive(&self.stream, slot, in_turn)
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        self.bind_outside("giving rows on the GPU up")?;
+        self.lane.leave(&self.stream, slot)
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        self.bind_outside("timing work on the GPU")?;
+        self.lane.idle()
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {
@@ -348,7 +392,7 @@ impl Device for Card {
         work(self)?;
         let ended = self.stream.record_event(flags).map_err(failed)?;
         ended.synchronize().map_err(failed)?;
-        let ms = elapsed_ms(began.cu_event(), ended.cu_event()).map_err(failed)?;
+        let ms = elapsed_ms(&began, &ended).map_err(failed)?;
         Ok(f64::from(ms) * 1e-3)
     }
 
@@ -370,12 +414,13 @@ impl Drop for Card {
         let _ = self.context.bind_to_thread();
         // Pinned memory, graphs and the workspace may be in use until then. There is nobody to report an error to.
         let _ = self.stream.synchronize();
+        let _ = self.lane.stream().synchronize();
     }
 }
 
 /// Milliseconds between two events. cudarc calls `cuEventElapsedTime_v2`, which came with CUDA 12.8 and panics on the
 /// older drivers that are served; every driver exports the function of this name.
-fn elapsed_ms(began: CUevent, ended: CUevent) -> std::result::Result<f32, DriverError> {
+pub(super) fn elapsed_ms(began: &CudaEvent, ended: &CudaEvent) -> std::result::Result<f32, DriverError> {
     type Elapsed = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
     let mut ms = 0.0;
     // SAFETY: the driver is open, the function has had these parameters since CUDA 2, both events are live and were
@@ -383,7 +428,7 @@ fn elapsed_ms(began: CUevent, ended: CUevent) -> std::result::Result<f32, Driver
     unsafe {
         let elapsed = driver_sys::culib().get::<Elapsed>(b"cuEventElapsedTime\0");
         let elapsed = elapsed.map_err(|_| DriverError(CUresult::CUDA_ERROR_NOT_FOUND))?;
-        elapsed(&mut ms, began, ended).result()?;
+        elapsed(&mut ms, began.cu_event(), ended.cu_event()).result()?;
     }
     Ok(ms)
 }

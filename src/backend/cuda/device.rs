@@ -2,25 +2,33 @@
 //!
 //! Two devices exist: a CUDA card, and the emulation on the CPU that the tests bring, so that every launch of the
 //! engine is executed and checked on machines without a GPU. Work is queued in order on one stream; only
-//! [`Device::read`] and [`Device::synchronize`] wait for it.
+//! [`Device::read`] and [`Device::synchronize`] wait for it. Beside it, rows are sent ahead of the work that needs them
+//! ([`Device::send_ahead`]).
 
 use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
+/// Messages that are sent ahead: one that is computed with, and one on its way.
+pub const AHEAD: usize = 2;
 
 /// A block of device memory. Freed when dropped.
 pub struct Memory {
     address: u64,
     bytes: usize,
     what: &'static str,
-    release: Option<Box<dyn FnOnce(u64) + Send>>,
+    release: Option<Box<dyn FnOnce(u64) + Send + Sync>>,
 }
 
 impl Memory {
     /// Memory at `address` of `bytes` bytes; `release` frees it. `what` names it in errors.
-    pub fn new(address: u64, bytes: usize, what: &'static str, release: Box<dyn FnOnce(u64) + Send>) -> Self {
+    pub fn new(
+        address: u64,
+        bytes: usize,
+        what: &'static str,
+        release: Box<dyn FnOnce(u64) + Send + Sync>,
+    ) -> Self {
         Self { address, bytes, what, release: Some(release) }
     }
 
@@ -185,6 +193,8 @@ pub struct RecordKey {
     pub kind: &'static str,
     /// Rows of the batch.
     pub n_rows: usize,
+    /// Which of the messages sent ahead it reads; 0 where it reads none.
+    pub slot: usize,
 }
 
 /// A device with one queue of work.
@@ -194,6 +204,10 @@ pub trait Device: Send {
     /// # Errors
     /// The device does not answer.
     fn facts(&self) -> Result<Facts>;
+
+    /// The number of the card whose memory this is, which other devices of this process with that number can read;
+    /// `None` where its memory is its own.
+    fn card(&self) -> Option<usize>;
 
     /// `bytes` of memory, all zero, aligned to 256 bytes.
     ///
@@ -219,6 +233,42 @@ pub trait Device: Send {
     /// # Errors
     /// A length outside, or the device fails.
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()>;
+
+    /// Queues a copy of `len` bytes to `to`, from byte `offset` on, beside the queued work: it is made as soon as the work
+    /// before the last [`Device::leave`] of `slot` (below [`AHEAD`]) is done, and what is queued after the next
+    /// [`Device::arrive`] sees it. `fill` writes the bytes into pinned memory of that slot, after a wait for the last copy
+    /// from it. Never inside [`Device::record`].
+    ///
+    /// # Errors
+    /// What `fill` gives: nothing is then queued. A range outside, or the device fails.
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()>;
+
+    /// Work that is queued from here on comes after the copies of `slot` so far. `in_turn`: the time that the device has
+    /// nothing to do meanwhile, since the last [`Device::leave`], is counted in [`Device::idle`].
+    ///
+    /// # Errors
+    /// The device fails.
+    fn arrive(&mut self, slot: usize, in_turn: bool) -> Result<()>;
+
+    /// Copies of `slot` that are queued from here on come after the work queued so far. Due once after what they write to
+    /// was allocated, and then after the work that reads it.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn leave(&mut self, slot: usize) -> Result<()>;
+
+    /// Seconds that the device waited in [`Device::arrive`] since this was last asked, as far as it is known yet.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn idle(&mut self) -> Result<f64>;
 
     /// Queues filling `range` (bytes) of `memory` with zero bytes.
     ///

@@ -2,7 +2,7 @@
 //!
 //! A step, hard phase:
 //!
-//! 1. The step's numbers and row numbers are sent (and the rows themselves, where the data are not on the device).
+//! 1. The step's numbers and row numbers are sent; where the data are not on the device, its rows were sent ahead.
 //! 2. Rows are gathered and normalised; `z`, the one dense product; selection of the top k.
 //! 3. Reconstruction, loss, dy' and the gradients of sparse entries, row by row.
 //! 4. Inverted index; gradients and Adam, latent by latent; the pre-bias; idle counts.
@@ -12,14 +12,18 @@
 //! gradients taken through the weights after it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits
 //! until statistics are collected.
 
+use super::all_rows::AllRows;
 use super::buffer::{Buffer, Values};
-use super::device::{Device, Memory, RecordKey};
+use super::device::{Device, RecordKey};
+use super::feed::{Fed, Feed};
 use super::launch::{self, CarriedOver, DeviceBatch};
 use super::params::{Control, Outcome, StepParams};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, WorkBuffers};
-use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
+use crate::backend::{
+    Asks, Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind,
+};
 use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
@@ -55,7 +59,10 @@ pub(super) struct Parts {
     averages: Option<Averages>,
     pub(super) shared: CarriedOver,
     pub(super) work: Option<WorkBuffers>,
-    resident: Option<Memory>,
+    /// All rows, where there is room for them.
+    resident: Option<Arc<AllRows>>,
+    /// Batches of rows, where there is none; made with the buffers.
+    pub(super) feed: Option<Feed>,
     given: Option<Buffer<f32>>,
     /// Steps whose outcomes wait on the device.
     pending: Vec<u64>,
@@ -99,6 +106,7 @@ impl Engine {
             shared,
             work: None,
             resident: None,
+            feed: None,
             given: None,
             pending: vec![],
             halted: false,
@@ -107,6 +115,14 @@ impl Engine {
         parts.upload_data(dev)?;
         parts.refresh(dev)?;
         Ok(Self { name, parts, device })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Rows that other backends shared are freed after what was queued by those that sent them, and not after this one's
+        // work. There is nobody to report an error to.
+        let _ = self.device.synchronize();
     }
 }
 
@@ -119,6 +135,18 @@ impl Look for Engine {
 impl Backend for Engine {
     fn device(&self) -> String {
         self.name.clone()
+    }
+
+    fn asks_for_rows(&self) -> Asks {
+        if self.parts.resident.is_some() { Asks::Never } else { Asks::Ahead }
+    }
+
+    fn expect(&mut self, rows: &[u32]) -> Result<()> {
+        self.parts.expect(self.device.as_mut(), rows)
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        self.device.idle()
     }
 
     fn step(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<()> {
@@ -135,12 +163,12 @@ impl Backend for Engine {
             parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))?;
         } else {
             let kind = if phase == Phase::Hard { "hard step" } else { "warm-up step" };
-            dev.record(RecordKey { kind, n_rows: batch.n }, &mut |dev| {
+            dev.record(RecordKey { kind, n_rows: batch.n, slot: batch.slot }, &mut |dev| {
                 parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))
             })?;
         }
         parts.pending.push(plan.step);
-        Ok(())
+        parts.done_reading(dev)
     }
 
     fn collect(&mut self) -> Result<Vec<StepStats>> {
@@ -160,12 +188,18 @@ impl Backend for Engine {
         let operands = parts.operands(dev, weights)?;
         parts.shared.quality.zero(dev, 1)?;
         parts.shared.fired_rows.zero(dev, parts.sizes.m)?;
-        for chunk in rows.chunks(parts.room()) {
+        let mut chunks = rows.chunks(parts.room()).peekable();
+        while let Some(chunk) = chunks.next() {
             check()?;
             parts.evaluate(dev, chunk, &operands)?;
+            if let Some(next) = chunks.peek() {
+                parts.expect(dev, next)?;
+            }
         }
         let sums = parts.shared.quality.read(dev, 1)?[0];
         let counts = parts.shared.fired_rows.read(dev, parts.sizes.m)?;
+        // What an evaluation waited is not asked for.
+        dev.idle()?;
         fired.iter_mut().zip(counts).for_each(|(f, c)| *f += u64::from(c));
         Ok(EvalSums {
             rows: rows.len() as u64,
@@ -209,30 +243,9 @@ impl Backend for Engine {
 impl Parts {
     /// Puts the rows on the device if they leave room for the work; else they travel batch by batch.
     fn upload_data(&mut self, dev: &mut dyn Device) -> Result<()> {
-        let (n, width) = (self.data.n_rows(), self.sizes.d * self.sizes.input.size());
-        let bytes = n * width;
-        let free = dev.facts()?.free;
         let work = work::bytes(&self.sizes, &self.spec, LEAST_ROWS.max(4096));
-        if bytes as u64 + work > free / 10 * 9 {
-            return Ok(());
-        }
-        let mut memory = dev.allocate(bytes.max(1), "the data")?;
-        // In runs of some 64 MiB: float64 rows are rounded on the way.
-        let run = (64 << 20) / width.max(1) + 1;
-        let mut bytes = vec![0u8; run.min(n) * width];
-        for first in (0..n).step_by(run) {
-            let rows = run.min(n - first);
-            // Rows that are in files come by blocks, not one by one.
-            let (from, to) =
-                (self.data.block_of(first as u32), self.data.block_of((first + rows - 1) as u32));
-            self.data.hold(&(from..=to).collect::<Vec<u32>>(), &[])?;
-            for (i, out) in bytes[..rows * width].chunks_exact_mut(width).enumerate() {
-                self.data.read_stored((first + i) as u32, out)?;
-            }
-            dev.write(&mut memory, first * width, &bytes[..rows * width])?;
-        }
-        self.data.hold(&[], &[])?;
-        self.resident = Some(memory);
+        let fits = |dev: &dyn Device, bytes| Ok(bytes + work <= dev.facts()?.free / 10 * 9);
+        self.resident = AllRows::of(dev, &self.data, self.sizes.d * self.sizes.input.size(), fits)?;
         Ok(())
     }
 
@@ -255,11 +268,37 @@ impl Parts {
         }
         // Records name the buffers that go now.
         dev.forget();
-        self.work = None;
-        let staged = self.resident.is_none();
-        self.work =
-            Some(WorkBuffers::new(dev, &self.sizes, n.max(LEAST_ROWS.min(self.data.n_rows())), staged)?);
+        (self.work, self.feed) = (None, None);
+        let n = n.max(LEAST_ROWS.min(self.data.n_rows()));
+        self.work = Some(WorkBuffers::new(dev, &self.sizes, n)?);
+        if self.resident.is_none() {
+            self.feed = Some(Feed::new(dev, n, self.sizes.d * self.sizes.input.size())?);
+        }
         Ok(())
+    }
+
+    /// See [`Backend::expect`]. Rows for which there are no buffers yet are gathered with their step.
+    pub(super) fn expect(&mut self, dev: &mut dyn Device, rows: &[u32]) -> Result<()> {
+        self.check_rows(rows)?;
+        match &mut self.feed {
+            Some(feed) if feed.holds(rows.len()) => feed.expect(dev, self.data.as_ref(), rows),
+            _ => Ok(()),
+        }
+    }
+
+    /// All that reads the rows of the batch sent last is queued.
+    pub(super) fn done_reading(&mut self, dev: &mut dyn Device) -> Result<()> {
+        self.feed.as_mut().map_or(Ok(()), |feed| feed.done(dev))
+    }
+
+    fn check_rows(&self, rows: &[u32]) -> Result<()> {
+        let n_data = self.data.n_rows();
+        match rows.iter().find(|&&row| row as usize >= n_data) {
+            Some(bad) => {
+                Err(Error::Failed(format!("row {bad} is not among the {n_data} rows; please report this")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Sends a batch and its numbers; makes the buffers that the step needs.
@@ -296,48 +335,42 @@ impl Parts {
         Ok(DeviceBatch { given, ..batch })
     }
 
-    /// Sends row numbers (and rows) with a step's numbers.
+    /// Sends row numbers with a step's numbers, and rows that were not announced.
     pub(super) fn send_rows(
         &mut self,
         dev: &mut dyn Device,
         rows: &[u32],
         params: &StepParams,
     ) -> Result<DeviceBatch> {
-        let n_data = self.data.n_rows();
-        if let Some(bad) = rows.iter().find(|&&row| row as usize >= n_data) {
-            return Err(Error::Failed(format!(
-                "row {bad} is not among the {n_data} rows; please report this"
-            )));
-        }
-        let Self { work: Some(work), data, resident, .. } = self else { return Err(no_buffers()) };
-        let (n, width) = (rows.len(), work.row_bytes);
-        let len = work::message_bytes(n, width);
+        self.check_rows(rows)?;
+        let Self { work: Some(work), data, resident, feed, .. } = self else { return Err(no_buffers()) };
+        let (n, len) = (rows.len(), work::message_bytes(rows.len()));
+        let (fed, travel) = match (resident, feed) {
+            (Some(all), _) => (Fed { address: all.address(), slot: 0 }, false),
+            (None, Some(feed)) => (feed.take(dev, data.as_ref(), rows)?, true),
+            (None, None) => return Err(no_buffers()),
+        };
         work.message.holds(len)?;
         let base = work.message.address();
-        let staged = resident.is_none();
-        let mut read = Ok(());
         dev.send(work.message.memory(), len, &mut |out| {
             out[..size_of::<StepParams>()].copy_from_slice(bytemuck::bytes_of(params));
-            for (i, &row) in rows.iter().enumerate() {
-                // Rows that travel with the batch are numbered by their place in it.
-                let number = if staged { i as u32 } else { row };
-                let at = ROWS_AT + 4 * i;
-                out[at..at + 4].copy_from_slice(&number.to_ne_bytes());
-            }
-            if staged {
-                let mut places = rows.iter().zip(out[work::staged_at(n)..].chunks_exact_mut(width));
-                read = places.try_for_each(|(&row, out)| data.read_stored(row, out));
+            for (i, (&row, out)) in rows.iter().zip(out[ROWS_AT..].chunks_exact_mut(4)).enumerate() {
+                // Rows that travel are numbered by their place in the batch.
+                let number = if travel { i as u32 } else { row };
+                out.copy_from_slice(&number.to_ne_bytes());
             }
         })?;
-        read?;
-        let data = resident.as_ref().map_or(base + work::staged_at(n) as u64, Memory::address);
-        Ok(DeviceBatch { n, step: base, rows: base + ROWS_AT as u64, data, given: 0 })
+        let Fed { address: data, slot } = fed;
+        Ok(DeviceBatch { n, step: base, rows: base + ROWS_AT as u64, data, slot, given: 0 })
     }
 
     /// Fetches the outcomes of all queued steps.
     fn drain(&mut self, dev: &mut dyn Device) -> Result<()> {
         if self.pending.is_empty() {
             return Ok(());
+        }
+        if let Some(feed) = &mut self.feed {
+            feed.settle(dev)?;
         }
         let outcomes = self.shared.outcomes.read(dev, self.pending.len())?;
         for (step, outcome) in std::mem::take(&mut self.pending).into_iter().zip(&outcomes) {
@@ -359,7 +392,7 @@ impl Parts {
     fn set_data(&mut self, dev: &mut dyn Device, data: Arc<dyn RowSource>) -> Result<()> {
         self.drain(dev)?;
         dev.forget();
-        (self.work, self.resident) = (None, None);
+        (self.work, self.feed, self.resident) = (None, None, None);
         self.data = data;
         self.upload_data(dev)
     }
@@ -416,6 +449,7 @@ impl Parts {
         let batch = self.send(dev, rows, plan, RING)?;
         let result = self.queue(dev, &batch, self.spec.phase(plan), Aim::Look, after_tile);
         result?;
+        self.done_reading(dev)?;
         let outcomes = self.shared.outcomes.read(dev, RING + 1)?;
         // A look leaves no trace: neither a stop nor a latent that fired.
         self.shared.fired.zero(dev, self.sizes.m)?;

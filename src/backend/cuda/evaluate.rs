@@ -44,7 +44,8 @@ impl Parts {
             }
             work.soft = Some(half);
         }
-        launch::evaluate(dev, s, &batch, w, relu, work, shared)
+        launch::evaluate(dev, s, &batch, w, relu, work, shared)?;
+        self.done_reading(dev)
     }
 
     /// See [`crate::backend::Backend::encode`].
@@ -55,13 +56,19 @@ impl Parts {
         let operands = self.operands(dev, weights)?;
         let b_lat = self.tensors.lat.weights(weights).read(dev, self.sizes.m)?;
         let mut codes = Codes::default();
-        for chunk in rows.chunks(self.room()) {
+        let mut chunks = rows.chunks(self.room()).peekable();
+        while let Some(chunk) = chunks.next() {
             self.select(dev, chunk, &operands)?;
+            self.done_reading(dev)?;
+            if let Some(next) = chunks.peek() {
+                self.expect(dev, next)?;
+            }
             match self.spec.forward.inference {
                 Inference::Topk => self.read_top(dev, chunk.len(), &mut codes)?,
                 Inference::Relu => self.read_positive(dev, chunk.len(), &b_lat, &mut codes)?,
             }
         }
+        dev.idle()?;
         Ok(codes)
     }
 

@@ -9,16 +9,20 @@
 //! | [`work`] | sizes of a run, and the buffers of a batch |
 //! | [`launch`] | one launcher a kernel |
 //! | [`engine`] | the backend: data, evaluations, statistics |
+//! | `all_rows` | all rows on the device, shared by the backends of a process |
+//! | `feed` | batches of rows on their way to the device |
 //! | `step` | what is queued of a step |
 //! | `look` | a look inside a pass |
 //! | `evaluate` | the inference code: its quality, its entries |
 //! | [`libraries`] | the driver, NVRTC and cuBLAS: found and opened, or named in an error where they are missing |
 //! | [`compile`] | the kernels by NVRTC, kept on disk; what each of them takes of the card |
 //! | [`card`] | a device that is a CUDA card |
+//! | `pinned`, `lane` | messages to a card: small ones in turn, rows ahead of the work |
 //! | [`gemm`] | a row-major product as a call of cuBLAS |
 //! | [`fault`] | errors of the driver in one line |
 //! | [`timed`] | a device that times each launch of another |
 
+mod all_rows;
 pub mod buffer;
 pub mod card;
 pub mod compile;
@@ -26,7 +30,9 @@ pub mod device;
 pub mod engine;
 mod evaluate;
 pub mod fault;
+mod feed;
 pub mod gemm;
+mod lane;
 pub mod launch;
 pub mod libraries;
 mod look;

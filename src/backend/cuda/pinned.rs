@@ -28,7 +28,7 @@ struct Slot {
 }
 
 /// Pinned host memory; all of it is initialised.
-struct Pinned {
+pub(super) struct Pinned {
     pointer: *mut c_void,
     bytes: usize,
     context: Arc<CudaContext>,
@@ -38,7 +38,8 @@ struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self> {
+    /// The context must be current.
+    pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self> {
         // SAFETY: the caller has made the context current.
         let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(|e| {
             let told = fault::driver("taking pinned host memory", e);
@@ -48,6 +49,21 @@ impl Pinned {
         // lent as a slice.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
         Ok(Self { pointer, bytes, context: context.clone() })
+    }
+
+    /// Bytes that it has.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The first `len` bytes, or all where it has fewer.
+    ///
+    /// # Safety
+    /// No copy from this memory may be under way.
+    pub(super) unsafe fn first(&mut self, len: usize) -> &mut [u8] {
+        // SAFETY: `bytes` initialised bytes are at `pointer`, of which no more are lent; `&mut self` keeps others away, and
+        // the caller vouches for the driver.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.cast::<u8>(), len.min(self.bytes)) }
     }
 }
 
@@ -77,9 +93,8 @@ impl Ring {
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<()> {
         let slot = self.free(stream.context(), len)?;
-        // SAFETY: the slot has at least `len` initialised bytes (`free`), its last copy is done, and `&mut self`
-        // keeps others away.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(slot.memory.pointer.cast::<u8>(), len) };
+        // SAFETY: the slot's last copy is done (`free`); it has at least `len` bytes.
+        let bytes = unsafe { slot.memory.first(len) };
         fill(bytes);
         let failed = |e| fault::driver(DOING, e);
         // SAFETY: the caller vouches for the target; the source stays as it is until `done`, recorded next on the

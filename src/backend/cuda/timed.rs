@@ -46,6 +46,10 @@ impl Device for Timed {
         self.inner.facts()
     }
 
+    fn card(&self) -> Option<usize> {
+        self.inner.card()
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.inner.allocate(bytes, what)
     }
@@ -60,6 +64,29 @@ impl Device for Timed {
 
     fn send(&mut self, to: &mut Memory, len: usize, fill: &mut dyn FnMut(&mut [u8])) -> Result<()> {
         self.inner.send(to, len, fill)
+    }
+
+    fn send_ahead(
+        &mut self,
+        slot: usize,
+        to: &mut Memory,
+        offset: usize,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        self.inner.send_ahead(slot, to, offset, len, fill)
+    }
+
+    fn arrive(&mut self, slot: usize, in_turn: bool) -> Result<()> {
+        self.inner.arrive(slot, in_turn)
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        self.inner.leave(slot)
+    }
+
+    fn idle(&mut self) -> Result<f64> {
+        self.inner.idle()
     }
 
     fn zero(&mut self, memory: &mut Memory, range: Range<usize>) -> Result<()> {

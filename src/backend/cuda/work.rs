@@ -246,10 +246,8 @@ pub struct Kept {
 pub struct WorkBuffers {
     /// N at most.
     pub capacity: usize,
-    /// A step's numbers, its row numbers, and its rows where the data are not on the device.
+    /// A step's numbers and its row numbers.
     pub message: Buffer<u8>,
-    /// Bytes of one row of data.
-    pub row_bytes: usize,
     /// (N, pitch) `x' - b_pre`.
     pub input: Values,
     /// (N).
@@ -298,30 +296,23 @@ pub struct WorkBuffers {
     pub recon: Option<Buffer<f32>>,
 }
 
-/// Bytes of a step's message: numbers, row numbers, and (at a multiple of 256) rows.
-pub fn message_bytes(n: usize, staged_row_bytes: usize) -> usize {
-    staged_at(n) + n * staged_row_bytes
-}
-
-/// Where staged rows start in a message.
-pub fn staged_at(n: usize) -> usize {
-    (ROWS_AT + 4 * n).next_multiple_of(256)
+/// Bytes of a step's message: numbers and row numbers.
+pub fn message_bytes(n: usize) -> usize {
+    ROWS_AT + 4 * n
 }
 
 impl WorkBuffers {
-    /// Buffers for `n` rows; `staged` where rows travel with each step.
+    /// Buffers for `n` rows.
     ///
     /// # Errors
     /// Not enough memory.
-    pub fn new(device: &mut dyn Device, s: &Sizes, n: usize, staged: bool) -> Result<Self> {
+    pub fn new(device: &mut dyn Device, s: &Sizes, n: usize) -> Result<Self> {
         const { assert!(size_of::<StepParams>() <= ROWS_AT) };
-        let row_bytes = if staged { s.d * s.input.size() } else { 0 };
         let rows = |device: &mut dyn Device, what| Values::zeros(device, s.element, n * s.pitch, what);
         let aux = s.aux_k > 0;
         Ok(Self {
             capacity: n,
-            message: Buffer::zeros(device, message_bytes(n, row_bytes), "row numbers and rows of a batch")?,
-            row_bytes,
+            message: Buffer::zeros(device, message_bytes(n), "row numbers of a batch")?,
             input: rows(device, "normalised rows")?,
             mean: Buffer::zeros(device, n, "means of rows")?,
             std: Buffer::zeros(device, n, "deviations of rows")?,

@@ -51,6 +51,7 @@ API int cublasDestroy_v2(Blas *blas) {
 API int cublasSetStream_v2(Blas *blas, Stream *s) {
     BEGIN_BLAS;
     *blas = {s, 0};
+    s->computes = true;
     return OK;
 }
 API int cublasSetWorkspace_v2(Blas *blas, void *workspace, size_t bytes) {

@@ -8,6 +8,11 @@
 // STAND_IN_SERVES     newest CUDA that the driver serves, as it counts: 13000
 // STAND_IN_MEMORY     bytes of a card's memory
 // STAND_IN_LOST       the kernel, counted from 1, at which the card is lost
+// STAND_IN_SEED       draws an order in which streams do their work at every call, as far as events allow; without it, or
+//                     with 0, work is done when something waits for it
+// STAND_IN_COPY       ticks that a copy takes beside the kernels (state.h has the model of time): 90
+// STAND_IN_DEFECT     a defect, to see that it is found: "kernels do not wait", "copies do not wait" (for an event of the
+//                     other), "the host does not wait" (for an event of a copy), "copies come in turn" (in the model of time)
 // STAND_IN_COUNTS     a file for the numbers of calls, written at the end
 #include "cublas.h"
 #include "state.h"
@@ -30,6 +35,7 @@ API int cuInit(unsigned) {
     }
     if (cards.empty()) return NO_DEVICE;
     initialized = true;
+    chance += strtoull(setting("STAND_IN_SEED", "0"), nullptr, 10);
     atexit(write_counts);
     return load_kernels() ? OK : NOT_FOUND;
 }
@@ -147,6 +153,10 @@ API int cuMemFreeHost(void *pointer) {
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *s) {
     BEGIN;
     counts["bytes sent"] += bytes;
+    if (!s->computes) {
+        counts["bytes sent beside kernels"] += bytes;
+        takes(s, strtoull(setting("STAND_IN_COPY", "90"), nullptr, 10));
+    }
     auto copy = [=](const void *source) {
         if (!inside(memory, to, bytes)) return complain(ILLEGAL_ADDRESS, "a copy to what is not live memory");
         memcpy((void *)to, source, bytes);
@@ -196,7 +206,18 @@ API int cuStreamDestroy_v2(Stream *s) {
 API int cuStreamSynchronize(Stream *s) {
     BEGIN;
     NOT_RECORDED;
+    host_waits_until(s->tick);
     return drain(*s);
+}
+API int cuStreamWaitEvent(Stream *s, Event *event, unsigned) {
+    BEGIN;
+    if (s->record) return complain(CAPTURE_UNSUPPORTED, "a recorded stream waits for an event");
+    if (!event->recorded) return OK;
+    if (has_defect(s->computes ? "kernels do not wait" : "copies do not wait")) return OK;
+    s->tick = std::max(s->tick, event->tick);
+    s->queue.push_back({nullptr, event, event->recorded});
+    wander();
+    return OK;
 }
 API int cuStreamBeginCapture_v2(Stream *s, int) {
     BEGIN;
@@ -222,6 +243,7 @@ API int cuGraphInstantiateWithFlags(Graph **ready, Graph *graph, unsigned long l
 }
 API int cuGraphLaunch(Graph *graph, Stream *s) {
     BEGIN;
+    takes(s, 100);
     for (const Work &work : *graph) add(s, work);
     return OK;
 }
@@ -250,6 +272,8 @@ API int cuEventDestroy_v2(Event *event) {
 API int cuEventRecord(Event *event, Stream *s) {
     BEGIN;
     event->recorded++;
+    event->on = s;
+    event->tick = s->tick;
     return add(s, [=] {
         event->done++;
         event->when = std::chrono::steady_clock::now();
@@ -260,17 +284,19 @@ API int cuEventQuery(Event *event) {
     BEGIN;
     NOT_RECORDED;
     // Sometimes the card has done something in the meantime.
+    bool drawn = wander();
     for (Stream *s : streams)
-        for (uint64_t n = draw() % 8; n > 4 && !s->queue.empty(); n--)
+        for (uint64_t n = drawn ? 0 : draw() % 8; n > 4 && !s->queue.empty(); n--)
             if (run_one(*s)) return lost;
     return event->done == event->recorded ? OK : NOT_READY;
 }
 API int cuEventSynchronize(Event *event) {
     BEGIN;
     NOT_RECORDED;
-    for (Stream *s : streams)
-        while (event->done != event->recorded && !s->queue.empty())
-            if (run_one(*s)) return lost;
+    if (!event->recorded || (has_defect("the host does not wait") && !event->on->computes)) return OK;
+    host_waits_until(event->tick);
+    while (event->done != event->recorded)
+        if (run_one(*event->on)) return lost;
     return OK;
 }
 // Drivers before CUDA 12.8 have no cuEventElapsedTime_v2, and this one has none either.

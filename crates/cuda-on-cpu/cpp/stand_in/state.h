@@ -33,12 +33,22 @@ enum Result { // CUresult
 typedef std::function<Result()> Work;
 typedef std::vector<Work> Graph;
 
+struct Stream;
 struct Event {
     uint64_t recorded = 0, done = 0; // how often
     std::chrono::steady_clock::time_point when;
+    Stream *on = nullptr; // where it was recorded last
+    uint64_t tick = 0;    // when it is over, by the model of time
+};
+struct Item {
+    Work work;
+    Event *event = nullptr; // what must be over before, and how often
+    uint64_t times = 0;
 };
 struct Stream {
-    std::deque<Work> queue;
+    std::deque<Item> queue;
+    bool computes = false; // it has kernels; else there are copies alone
+    uint64_t tick = 0;     // when all that was queued is over, by the model of time
     std::unique_ptr<Graph> record; // what is recorded; null where nothing is
     std::thread::id recorder;      // the thread that began the record
     bool broken = false;           // another thread synchronized the device meanwhile
@@ -65,6 +75,7 @@ std::map<std::string, uint64_t> counts;
 std::vector<Card> cards;
 std::vector<Stream *> streams;
 uint64_t used = 0, kernels_run = 0, chance = 1;
+uint64_t host_tick = 0; // the model of time: when the host makes the next call
 bool initialized = false;
 Result lost = OK; // an error that stays
 thread_local bool has_context = false;
@@ -130,10 +141,24 @@ Result break_records() {
 #define NOT_RECORDED                                                                                                   \
     if (Result refused = outside_records(__func__)) return refused
 
+bool has_defect(const char *name) { return !strcmp(setting("STAND_IN_DEFECT", ""), name); }
+
+// Whether the stream waits for another.
+bool is_held_up(const Stream &s) {
+    const Item &next = s.queue.front();
+    return next.event && next.event->done < next.times;
+}
+// Does what is next on a stream, after what that waits for.
 Result run_one(Stream &s) {
-    Work work = std::move(s.queue.front());
+    while (is_held_up(s) && !lost) {
+        Stream *other = s.queue.front().event->on;
+        if (other->queue.empty()) return lost = complain(LAUNCH_FAILED, "a stream waits for an event that never comes");
+        run_one(*other);
+    }
+    if (lost) return lost;
+    Item next = std::move(s.queue.front());
     s.queue.pop_front();
-    Result result = work();
+    Result result = next.work ? next.work() : OK;
     if (result && !lost) lost = result;
     return lost;
 }
@@ -141,13 +166,35 @@ Result drain(Stream &s) {
     while (!s.queue.empty() && !lost) run_one(s);
     return lost;
 }
+// Draws what is done though nothing waits for it: with STAND_IN_SEED at each call. Of three seeds one prefers streams that
+// compute, and one those that copy, so that the others are as late as can be.
+bool wander() {
+    static const uint64_t seed = strtoull(setting("STAND_IN_SEED", "0"), nullptr, 10);
+    for (uint64_t n = seed && !streams.empty() ? draw() % 12 : 0; n && !lost; n--) {
+        Stream *s = streams[draw() % streams.size()];
+        if (seed % 3 != 0 && s->computes != (seed % 3 == 1)) continue;
+        if (!s->queue.empty() && !is_held_up(*s)) run_one(*s);
+    }
+    return seed;
+}
 Result add(Stream *s, Work work) {
     if (s->record)
         s->record->push_back(std::move(work));
     else
-        s->queue.push_back(std::move(work));
+        s->queue.push_back({std::move(work)});
+    wander();
     return OK;
 }
+
+// The model of time: a graph takes 100 ticks and a copy on a stream that computes nothing STAND_IN_COPY, all else none.
+// A stream begins with what is queued when it has done what was queued before, and not before the host has queued it.
+void takes(Stream *s, uint64_t ticks) {
+    uint64_t begins = std::max(s->tick, host_tick);
+    if (has_defect("copies come in turn"))
+        for (Stream *other : streams) begins = std::max(begins, other->tick);
+    s->tick = begins + ticks;
+}
+void host_waits_until(uint64_t tick) { host_tick = std::max(host_tick, tick); }
 
 bool load_kernels() {
     std::string list = setting("STAND_IN_KERNELS", "");
@@ -175,6 +222,7 @@ void write_counts() {
     counts["bytes left"] = used;
     counts["pinned blocks left"] = pinned.size();
     counts["streams left"] = streams.size();
+    counts["ticks"] = host_tick;
     for (auto &count : counts) fprintf(file, "%s\t%llu\n", count.first.c_str(), (unsigned long long)count.second);
     fclose(file);
 }

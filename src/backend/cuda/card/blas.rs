@@ -49,7 +49,7 @@ impl Blas {
     pub(super) fn new(stream: &Arc<CudaStream>, capability: Version) -> Result<Self> {
         let failed = |e| fault::cublas(STARTING, e);
         let bytes = workspace(capability);
-        let memory = take(stream, bytes, "the workspace of cuBLAS")?;
+        let memory = take([stream], bytes, "the workspace of cuBLAS")?;
         let cublas = &libraries::cublas(Need::default()).map_err(Error::Failed)?.functions;
         let mut handle = std::ptr::null_mut();
         let created = {

@@ -35,6 +35,8 @@ pub struct DeviceBatch {
     pub rows: u64,
     /// Address of rows of D values, in the type that `Sizes::input` names.
     pub data: u64,
+    /// Which place of the feed that is; 0 where all rows are on the device.
+    pub slot: usize,
     /// Address of given uniform numbers (N, M), or 0.
     pub given: u64,
 }
