@@ -67,7 +67,8 @@ impl Association {
 /// As [`ByLatent::read`]; [`crate::error::Error::Interrupted`] once `stop` is set.
 pub fn associate(codes: &ByLatent, labels: &Labelled, stop: &AtomicBool) -> Result<Vec<Association>> {
     let mut found: Vec<Association> = vec![];
-    for latents in codes.ranges() {
+    // `Sweep` has an activation and a profile for each, and the activation once more in each column.
+    for latents in codes.ranges(8 + 4 * labels.columns.len() as u64) {
         let entries = codes.read(latents.clone())?;
         let tests = latents.into_par_iter().map_init(
             || Sweep::new(labels),

@@ -1,9 +1,9 @@
-//! Codes by latent, as tests of labels and histograms want them: in memory where they fit, else in a temporary file, in
-//! runs that are each sorted by latent.
+//! Codes by latent, as tests of labels and histograms want them: in runs that are each sorted by latent, in memory where
+//! they fit, else in a temporary file.
 
 use crate::analysis::spill::{Room, SpillFile, ranges};
 use crate::error::{Error, Result};
-use crate::text::{bytes, thousands};
+use crate::text::thousands;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,36 +12,48 @@ use std::ops::Range;
 const GATHERED: usize = 3;
 /// Words of an entry that has its place by latent: tag, the bits of the value.
 const PLACED: usize = 2;
-/// Entries that there is memory for at first.
-const FEW: usize = 1 << 16;
+/// Bytes of entries that are gathered for a run, at most.
+const RUN_BYTES: u64 = 64 << 20;
 
 /// Takes entries in any order.
 #[derive(Debug)]
 pub struct Collect {
     n_latents: usize,
     room: Room,
-    /// Entries in memory, at most.
+    /// Entries of a run.
     limit: usize,
+    /// Those of the next run.
     words: Vec<u32>,
     /// Entries of each latent (M).
     counts: Vec<u64>,
-    /// Places of the runs in the file.
-    runs: Vec<u64>,
+    runs: Vec<Run>,
+    /// Bytes that runs in memory take.
+    held: u64,
     file: Option<SpillFile>,
+}
+
+/// Entries sorted by latent.
+#[derive(Debug)]
+enum Run {
+    /// Where each latent begins, the number of entries at the end (M + 1), and the entries.
+    Memory { index: Vec<u64>, words: Vec<u32> },
+    /// The same in the file, from this byte on.
+    Disk(u64),
 }
 
 impl Collect {
     /// Nothing yet, of `n_latents` latents.
     pub fn new(n_latents: usize, room: Room) -> Self {
-        let fitting = usize::try_from(room.memory / 4).unwrap_or(usize::MAX) / GATHERED;
+        let limit = (room.memory / 4).min(RUN_BYTES) as usize / (4 * GATHERED);
         Self {
             n_latents,
             room,
-            // A run has a table of the latents, which is not to be longer than the run itself.
-            limit: fitting.max(n_latents),
+            // The index of a run is not to be longer than the run itself.
+            limit: limit.max(n_latents),
             words: vec![],
             counts: vec![0; n_latents],
             runs: vec![],
+            held: 0,
             file: None,
         }
     }
@@ -51,28 +63,18 @@ impl Collect {
     /// # Errors
     /// Memory that the system refuses; what the disk refuses where entries are spilled.
     pub fn push(&mut self, latent: u32, tag: u32, value: f32) -> Result<()> {
-        if self.words.len() + GATHERED > self.words.capacity() {
-            self.make_room()?;
+        if self.words.len() >= GATHERED * self.limit {
+            self.end_run()?;
+        }
+        if self.words.is_empty() {
+            reserve(&mut self.words, GATHERED * self.limit)?;
         }
         self.counts[latent as usize] += 1;
         self.words.extend_from_slice(&[latent, tag, value.to_bits()]);
         Ok(())
     }
 
-    /// More memory, or a run more on the disk.
-    fn make_room(&mut self) -> Result<()> {
-        let n = self.words.len() / GATHERED;
-        if n >= self.limit {
-            return self.spill();
-        }
-        let more = n.max(FEW).min(self.limit - n);
-        self.words.try_reserve_exact(GATHERED * more).map_err(|_| {
-            let there = bytes(4 * (GATHERED * n) as u64);
-            Error::Failed(format!("{more} more codes do not fit in memory; give --memory {there} or less"))
-        })
-    }
-
-    /// Sorts what is in memory by latent; where each latent begins, and the number of entries at the end.
+    /// Sorts the entries of a run by latent; its index.
     fn sort(&mut self) -> Vec<u64> {
         let entries: &mut [[u32; GATHERED]] = bytemuck::cast_slice_mut(&mut self.words);
         entries.par_sort_unstable();
@@ -92,15 +94,30 @@ impl Collect {
         index
     }
 
-    /// Writes what is in memory to the disk.
-    fn spill(&mut self) -> Result<()> {
+    /// Keeps the run in memory, or writes it to the disk with those before it.
+    fn end_run(&mut self) -> Result<()> {
         let index = self.sort();
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(self.room.file()?),
-        };
-        self.runs.push(file.append(bytemuck::cast_slice(&index))?);
-        file.append(&self.words)?;
+        let bytes = (8 * index.len() + 4 * self.words.len()) as u64;
+        let gathering = 4 * self.words.capacity() as u64;
+        if self.file.is_none() && self.held + bytes + gathering <= self.room.memory {
+            let mut words = vec![];
+            reserve(&mut words, self.words.len())?;
+            words.extend_from_slice(&self.words);
+            self.runs.push(Run::Memory { index, words });
+            self.held += bytes;
+        } else {
+            let file = match &mut self.file {
+                Some(file) => file,
+                none => none.insert(self.room.file()?),
+            };
+            for run in &mut self.runs {
+                if let Run::Memory { index, words } = run {
+                    *run = Run::Disk(write_run(file, index, words)?);
+                }
+            }
+            self.runs.push(Run::Disk(write_run(file, &index, &self.words)?));
+            self.held = 0;
+        }
         self.words.clear();
         Ok(())
     }
@@ -110,33 +127,26 @@ impl Collect {
     /// # Errors
     /// As [`Collect::push`].
     pub fn finish(mut self) -> Result<ByLatent> {
-        let stored = if self.file.is_some() {
-            self.spill()?;
-            self.words = vec![];
-            self.file.take()
-        } else {
-            None
-        };
-        let stored = match stored {
-            Some(file) => Stored::Disk { file, runs: self.runs },
-            None => {
-                let index = self.sort();
-                self.words.shrink_to_fit();
-                Stored::Memory { index, words: self.words }
-            }
-        };
-        // Half of the memory: what works on entries wants as much.
-        let at_once = self.room.memory / 2 / (4 * PLACED as u64);
-        Ok(ByLatent { counts: self.counts, stored, at_once })
+        if !self.words.is_empty() {
+            self.end_run()?;
+        }
+        let Self { counts, runs, file, held, room, .. } = self;
+        Ok(ByLatent { counts, runs, file, memory: room.memory.saturating_sub(held) })
     }
 }
 
-#[derive(Debug)]
-enum Stored {
-    /// Where each latent begins (M + 1), and the entries.
-    Memory { index: Vec<u64>, words: Vec<u32> },
-    /// Each run is such an index, and the entries.
-    Disk { file: SpillFile, runs: Vec<u64> },
+/// Memory for `n` words.
+fn reserve(words: &mut Vec<u32>, n: usize) -> Result<()> {
+    words.try_reserve_exact(n.saturating_sub(words.len())).map_err(|_| {
+        let n = thousands(n as u64 / PLACED as u64);
+        Error::Failed(format!("{n} codes do not fit in memory; lower --memory, or give fewer rows"))
+    })
+}
+
+fn write_run(file: &mut SpillFile, index: &[u64], words: &[u32]) -> Result<u64> {
+    let at = file.append(bytemuck::cast_slice(index))?;
+    file.append(words)?;
+    Ok(at)
 }
 
 /// Codes by latent: each entry a tag and an activation above 0.
@@ -144,9 +154,10 @@ enum Stored {
 pub struct ByLatent {
     /// Entries of each latent (M).
     counts: Vec<u64>,
-    stored: Stored,
-    /// Entries that are read at a time, unless a single latent has more.
-    at_once: u64,
+    runs: Vec<Run>,
+    file: Option<SpillFile>,
+    /// Bytes of memory for entries that are read, and for what works on them.
+    memory: u64,
 }
 
 impl ByLatent {
@@ -160,11 +171,13 @@ impl ByLatent {
         self.counts.iter().sum()
     }
 
-    /// All latents, in ranges whose entries fit in memory together; at least one latent each.
-    pub fn ranges(&self) -> Vec<Range<usize>> {
-        match &self.stored {
-            Stored::Memory { .. } => vec![0..self.n_latents()],
-            Stored::Disk { .. } => ranges(&self.counts, self.at_once),
+    /// All latents, in ranges whose entries fit in memory together, with `work` bytes more for each; at least one latent
+    /// each.
+    pub fn ranges(&self, work: u64) -> Vec<Range<usize>> {
+        let read = if self.file.is_some() { 4 * PLACED as u64 } else { 0 };
+        match read + work {
+            0 => vec![0..self.n_latents()],
+            each => ranges(&self.counts, self.memory / each),
         }
     }
 
@@ -173,19 +186,18 @@ impl ByLatent {
     /// # Errors
     /// Memory that the system refuses; what the disk refuses.
     pub fn read(&self, latents: Range<usize>) -> Result<Entries<'_>> {
-        let parts = match &self.stored {
-            Stored::Memory { index, words } => {
-                let index = Cow::Borrowed(&index[latents.start..=latents.end]);
-                let entries = index[0] as usize..index[latents.len()] as usize;
-                let words = &words[PLACED * entries.start..PLACED * entries.end];
-                vec![Part { index, words: Cow::Borrowed(words) }]
+        let parts = self.runs.iter().map(|run| match (run, &self.file) {
+            (Run::Disk(at), Some(file)) => self.read_run(file, *at, &latents),
+            (Run::Disk(_), None) => {
+                Err(Error::Failed("codes are in a file that was never made; please report this".into()))
             }
-            Stored::Disk { file, runs } => {
-                let part = |&run: &u64| self.read_run(file, run, &latents);
-                runs.iter().map(part).collect::<Result<_>>()?
+            (Run::Memory { index, words }, _) => {
+                let index = &index[latents.start..=latents.end];
+                let entries = PLACED * index[0] as usize..PLACED * index[latents.len()] as usize;
+                Ok(Part { index: Cow::Borrowed(index), words: Cow::Borrowed(&words[entries]) })
             }
-        };
-        Ok(Entries { first: latents.start, parts })
+        });
+        Ok(Entries { first: latents.start, parts: parts.collect::<Result<_>>()? })
     }
 
     fn read_run(&self, file: &SpillFile, run: u64, latents: &Range<usize>) -> Result<Part<'static>> {
@@ -193,12 +205,7 @@ impl ByLatent {
         file.read(run + 8 * latents.start as u64, bytemuck::cast_slice_mut(&mut index))?;
         let n = PLACED * (index[latents.len()] - index[0]) as usize;
         let mut words = vec![];
-        words.try_reserve_exact(n).map_err(|_| {
-            Error::Failed(format!(
-                "{} codes do not fit in memory; lower --memory, or give fewer rows",
-                thousands((n / PLACED) as u64)
-            ))
-        })?;
+        reserve(&mut words, n)?;
         words.resize(n, 0);
         let entries = run + 8 * (self.n_latents() as u64 + 1);
         file.read(entries + 4 * PLACED as u64 * index[0], &mut words)?;
@@ -210,7 +217,7 @@ impl ByLatent {
     /// # Errors
     /// As [`ByLatent::read`].
     pub fn each_value(&self, mut take: impl FnMut(f32)) -> Result<()> {
-        for latents in self.ranges() {
+        for latents in self.ranges(0) {
             let entries = self.read(latents)?;
             let values = entries.parts.iter().flat_map(|part| part.words.chunks_exact(PLACED));
             values.for_each(|entry| take(f32::from_bits(entry[1])));
@@ -260,14 +267,14 @@ mod tests {
     fn gathered(
         entries: &[(u32, u32, f32)],
         n_latents: usize,
-        memory: u64,
-    ) -> (Vec<Vec<(u32, u32)>>, [usize; 2]) {
+        (memory, work): (u64, u64),
+    ) -> (Vec<Vec<(u32, u32)>>, [usize; 2], bool) {
         let mut collect = Collect::new(n_latents, Room::new(Some(memory), Path::new("."), []));
         entries.iter().for_each(|&(latent, tag, value)| collect.push(latent, tag, value).unwrap());
         let codes = collect.finish().unwrap();
         assert_eq!(codes.n_entries(), entries.len() as u64);
         let mut out = vec![];
-        let ranges = codes.ranges();
+        let ranges = codes.ranges(work);
         for latents in ranges.clone() {
             let read = codes.read(latents.clone()).unwrap();
             for j in latents {
@@ -279,11 +286,9 @@ mod tests {
         let mut n = 0;
         codes.each_value(|_| n += 1).unwrap();
         assert_eq!(n, entries.len());
-        let runs = match &codes.stored {
-            Stored::Memory { .. } => 0,
-            Stored::Disk { runs, .. } => runs.len(),
-        };
-        (out, [runs, ranges.len()])
+        let on_disk = |run: &Run| matches!(run, Run::Disk(_));
+        assert!(codes.runs.iter().all(|run| on_disk(run) == codes.file.is_some()));
+        (out, [codes.runs.len(), ranges.len()], codes.file.is_some())
     }
 
     #[test]
@@ -294,14 +299,17 @@ mod tests {
             let entries: Vec<(u32, u32, f32)> = (0..n).map(entry).collect();
             let mut want = vec![vec![]; n_latents];
             entries.iter().for_each(|(latent, tag, v)| want[*latent as usize].push((*tag, v.to_bits())));
-            let (whole, runs) = gathered(&entries, n_latents, u64::MAX);
-            assert_eq!((whole == want, runs), (true, [0, 1]));
-            for memory in [0, 12 * 64, 12 * 1000] {
-                let (spilled, [runs, ranges]) = gathered(&entries, n_latents, memory);
-                assert!(spilled == want, "{n} entries in {memory} bytes");
-                let limit = (memory as usize / 12).max(n_latents);
-                assert_eq!(runs > 1, n as usize > limit, "{runs} runs of {n} entries");
-                assert_eq!(ranges > 1, runs > 1, "{ranges} ranges of {n} entries");
+            // Runs of 7, 64, 1,000 and all entries: on the disk, on the disk, in memory as long as they fit, in memory.
+            for (memory, run) in [(0, 7), (48 * 64, 64), (48 * 1000, 1000), (u64::MAX, usize::MAX)] {
+                let (got, [runs, ranges], spilled) = gathered(&entries, n_latents, (memory, 8));
+                assert!(got == want, "{n} entries in {memory} bytes");
+                let n = n as usize;
+                assert_eq!(runs, n.div_ceil(run), "{n} entries in {memory} bytes");
+                // 12 bytes in the run at hand and 8 in those before, with 64 for the index of each.
+                let held = 12 * run.min(1 << 20) + n * 8 + 64 * runs;
+                assert_eq!(spilled, n > 0 && held as u64 > memory, "{n} entries in {memory} bytes");
+                let several = spilled && n as u64 > (memory / 16).max(1);
+                assert_eq!(ranges > 1, several, "{ranges} ranges of {n} entries in {memory} bytes");
             }
         }
     }

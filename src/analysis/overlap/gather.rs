@@ -118,14 +118,17 @@ impl Totals {
 }
 
 impl Selected {
-    /// The ids in one of the groups `mask`, with the latents that `number` (M) has a new number for. Counts of other ids
-    /// are left out.
+    /// The ids in one of the groups `mask`, with the latents that `number` (M) has a new number for, which have
+    /// `n_entries` entries together. Counts of other ids are left out.
     ///
     /// # Errors
     /// As [`Log::each`].
-    pub fn read(log: &Log, mask: u64, number: &[Option<u32>]) -> Result<Self> {
+    pub fn read(log: &Log, mask: u64, number: &[Option<u32>], n_entries: usize) -> Result<Self> {
         let n_latents = number.iter().flatten().count();
         let mut part = Self { starts: vec![0], n_latents, ..Self::default() };
+        part.latents.reserve_exact(n_entries);
+        part.counts.reserve_exact(n_entries);
+        part.sums.reserve_exact(n_entries);
         log.each(|id| {
             if id.mask & mask == 0 {
                 return Ok(());

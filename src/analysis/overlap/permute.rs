@@ -120,10 +120,22 @@ struct Scratch {
 
 /// Latents that can be active in one of two groups, however the labels are dealt.
 struct Relevant {
-    /// They in parts, each with the new number of each latent (M).
-    parts: Vec<Vec<Option<u32>>>,
+    /// Entries of each latent (M); 0 for those that cannot.
+    entries: Vec<u64>,
+    /// All latents, in ranges whose entries fit in memory together.
+    parts: Vec<Range<usize>>,
     /// Ids in both groups.
     ids_in_both: u64,
+}
+
+impl Relevant {
+    /// The new number of each latent (M) that is in a part, and the entries of these.
+    fn numbered(&self, part: &Range<usize>) -> (Vec<Option<u32>>, usize) {
+        let mut number = vec![None; self.entries.len()];
+        let kept = part.clone().filter(|j| self.entries[*j] > 0);
+        (0u32..).zip(kept).for_each(|(new, j)| number[j] = Some(new));
+        (number, self.entries[part.clone()].iter().sum::<u64>() as usize)
+    }
 }
 
 impl Shuffles {
@@ -133,12 +145,13 @@ impl Shuffles {
     /// # Errors
     /// [`crate::error::Error::Interrupted`] once `stop` is set; what the disk refuses.
     pub fn pair(&self, data: &Gathered, a: (&str, u64), b: (&str, u64), stop: &AtomicBool) -> Result<Pair> {
-        let Relevant { parts, ids_in_both } = self.relevant(data, a.1, b.1)?;
+        let relevant = self.relevant(data, a.1, b.1)?;
         let mut observed = Sizes::default();
         let mut shuffled = vec![Sizes::default(); self.permutations];
-        for number in parts {
+        for part in &relevant.parts {
             check_flag(stop)?;
-            let part = Selected::read(&data.log, a.1 | b.1, &number)?;
+            let (number, n_entries) = relevant.numbered(part);
+            let part = Selected::read(&data.log, a.1 | b.1, &number, n_entries)?;
             self.add_part(&part, (a.1, b.1), (&mut observed, &mut shuffled), stop)?;
         }
         let of = |figure: fn(Sizes) -> Option<f64>| {
@@ -147,7 +160,7 @@ impl Shuffles {
         Ok(Pair {
             a: a.0.to_owned(),
             b: b.0.to_owned(),
-            ids_in_both,
+            ids_in_both: relevant.ids_in_both,
             active_a: of(|s| Some(s.a as f64)),
             active_b: of(|s| Some(s.b as f64)),
             shared: of(|s| Some(s.both as f64)),
@@ -219,14 +232,8 @@ impl Shuffles {
         for j in (0..data.n_latents).filter(|j| !possible(*j)) {
             entries[j] = 0;
         }
-        let numbered = |latents: Range<usize>| {
-            let mut number = vec![None; data.n_latents];
-            let kept = latents.filter(|j| entries[*j] > 0);
-            (0u32..).zip(kept).for_each(|(new, j)| number[j] = Some(new));
-            number
-        };
-        let parts = ranges(&entries, data.log.memory_left() / ENTRY_BYTES).into_iter().map(numbered);
-        Ok(Relevant { parts: parts.collect(), ids_in_both })
+        let parts = ranges(&entries, data.log.memory_left() / ENTRY_BYTES);
+        Ok(Relevant { entries, parts, ids_in_both })
     }
 
     fn key(&self) -> [u32; 2] {
