@@ -157,10 +157,7 @@ pub struct MemoryArg {
 impl MemoryArg {
     /// Bytes; `None` is the default.
     fn bytes(self) -> Option<u64> {
-        self.memory.map(|memory| match memory {
-            RowMemory::Bytes(bytes) => bytes,
-            RowMemory::All => u64::MAX,
-        })
+        self.memory.map(RowMemory::bytes)
     }
 }
 

@@ -82,7 +82,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
     wanted.outputs.push(out.clone());
     let (features, gathered) = features_of(&wanted, Keep::All, stop)?;
-    let histograms = histograms(&features, &gathered.codes, wanted.pool)?;
+    let histograms = histograms(&features, &gathered.codes, wanted.pool, stop)?;
     let table = match &wanted.labels {
         Some((path, options)) => Some((LabelTable::read(path)?, options.unknown.as_slice())),
         None => None,
@@ -198,7 +198,12 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
 }
 
 /// Firing rates of the latents that fire, and activations.
-fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Result<Vec<Histogram>> {
+fn histograms(
+    features: &Features,
+    codes: &ByLatent,
+    pooled: bool,
+    stop: &AtomicBool,
+) -> Result<Vec<Histogram>> {
     let of = if pooled {
         "share of ids that a latent is active on"
     } else {
@@ -208,7 +213,7 @@ fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Result<Vec
     features.latents.iter().map(|f| f.firing_rate).filter(|rate| *rate > 0.0).for_each(|v| rates.add(v));
     let most = features.latents.iter().filter_map(|f| f.max_activation).fold(0.0, f32::max);
     let mut values = Histogram::new(0.0, if most > 0.0 { f64::from(most) } else { 1.0 }, BINS);
-    codes.each_value(|value| values.add(f64::from(value)))?;
+    codes.each_value(stop, |value| values.add(f64::from(value)))?;
     Ok(vec![
         rates.labelled("Firing rates", of, "latents"),
         values.labelled("Activations", "activation, in the model's units", "activations above 0"),

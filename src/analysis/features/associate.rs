@@ -248,4 +248,5 @@ impl<'a> Sweep<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

@@ -3,10 +3,12 @@
 
 use crate::analysis::spill::{Room, SpillFile, ranges};
 use crate::error::{Error, Result};
+use crate::interrupt::check_flag;
 use crate::text::thousands;
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 /// Words of an entry while it is gathered: latent, tag, the bits of the value.
 const GATHERED: usize = 3;
@@ -175,10 +177,7 @@ impl ByLatent {
     /// each.
     pub fn ranges(&self, work: u64) -> Vec<Range<usize>> {
         let read = if self.file.is_some() { 4 * PLACED as u64 } else { 0 };
-        match read + work {
-            0 => vec![0..self.n_latents()],
-            each => ranges(&self.counts, self.memory / each),
-        }
+        ranges(&self.counts, self.memory.checked_div(read + work).unwrap_or(u64::MAX))
     }
 
     /// The entries of one of [`ByLatent::ranges`].
@@ -215,9 +214,10 @@ impl ByLatent {
     /// Gives `take` every activation.
     ///
     /// # Errors
-    /// As [`ByLatent::read`].
-    pub fn each_value(&self, mut take: impl FnMut(f32)) -> Result<()> {
+    /// As [`ByLatent::read`]; [`Error::Interrupted`] once `stop` is set.
+    pub fn each_value(&self, stop: &AtomicBool, mut take: impl FnMut(f32)) -> Result<()> {
         for latents in self.ranges(0) {
+            check_flag(stop)?;
             let entries = self.read(latents)?;
             let values = entries.parts.iter().flat_map(|part| part.words.chunks_exact(PLACED));
             values.for_each(|entry| take(f32::from_bits(entry[1])));
@@ -263,12 +263,11 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Every latent's entries, sorted, by way of a memory of so many bytes; and how many runs and ranges there were.
-    fn gathered(
-        entries: &[(u32, u32, f32)],
-        n_latents: usize,
-        (memory, work): (u64, u64),
-    ) -> (Vec<Vec<(u32, u32)>>, [usize; 2], bool) {
+    /// Every latent's entries, sorted; how many runs and ranges there were; and whether they went to the disk.
+    type Seen = (Vec<Vec<(u32, u32)>>, [usize; 2], bool);
+
+    /// Entries by way of so many bytes of memory, and of ranges with so many bytes of work for each.
+    fn gathered(entries: &[(u32, u32, f32)], n_latents: usize, (memory, work): (u64, u64)) -> Seen {
         let mut collect = Collect::new(n_latents, Room::new(Some(memory), Path::new("."), []));
         entries.iter().for_each(|&(latent, tag, value)| collect.push(latent, tag, value).unwrap());
         let codes = collect.finish().unwrap();
@@ -284,7 +283,7 @@ mod tests {
             }
         }
         let mut n = 0;
-        codes.each_value(|_| n += 1).unwrap();
+        codes.each_value(&AtomicBool::new(false), |_| n += 1).unwrap();
         assert_eq!(n, entries.len());
         let on_disk = |run: &Run| matches!(run, Run::Disk(_));
         assert!(codes.runs.iter().all(|run| on_disk(run) == codes.file.is_some()));

@@ -5,6 +5,7 @@ use super::labels::Labels;
 use super::log::{Entry, Log};
 use crate::analysis::spill::Room;
 use crate::error::Result;
+use std::sync::atomic::AtomicBool;
 
 /// Everything that is known of the ids.
 #[derive(Debug)]
@@ -123,13 +124,18 @@ impl Selected {
     ///
     /// # Errors
     /// As [`Log::each`].
-    pub fn read(log: &Log, mask: u64, number: &[Option<u32>], n_entries: usize) -> Result<Self> {
+    pub fn read(
+        log: &Log,
+        mask: u64,
+        (number, n_entries): (&[Option<u32>], usize),
+        stop: &AtomicBool,
+    ) -> Result<Self> {
         let n_latents = number.iter().flatten().count();
         let mut part = Self { starts: vec![0], n_latents, ..Self::default() };
         part.latents.reserve_exact(n_entries);
         part.counts.reserve_exact(n_entries);
         part.sums.reserve_exact(n_entries);
-        log.each(|id| {
+        log.each(stop, |id| {
             if id.mask & mask == 0 {
                 return Ok(());
             }

@@ -2,6 +2,8 @@
 
 use crate::analysis::spill::{Room, SpillFile};
 use crate::error::Result;
+use crate::interrupt::check_flag;
+use std::sync::atomic::AtomicBool;
 
 /// Words before the entries of an id: its groups (two words), its rows, its entries.
 const HEAD: usize = 4;
@@ -91,8 +93,9 @@ impl Log {
     /// Gives `take` every id, in the order of the data.
     ///
     /// # Errors
-    /// What the disk refuses; what `take` refuses.
-    pub fn each(&self, mut take: impl FnMut(Logged<'_>) -> Result<()>) -> Result<()> {
+    /// What the disk refuses; what `take` refuses; [`crate::error::Error::Interrupted`] once `stop` is set.
+    pub fn each(&self, stop: &AtomicBool, mut take: impl FnMut(Logged<'_>) -> Result<()>) -> Result<()> {
+        let mut take = |id: Logged<'_>| check_flag(stop).and_then(|()| take(id));
         let mut words = vec![];
         for (at, n) in &self.written {
             words.resize(*n, 0);
@@ -133,11 +136,11 @@ mod tests {
                 log.push(mask, rows, &entries).unwrap();
             }
             // 3,000 words in all, of which 500 fit.
-            assert_eq!(log.written.len() > 0, pieces > 0);
+            assert_eq!(log.written.is_empty(), pieces == 0);
             assert!(log.written.len() >= pieces, "{} pieces", log.written.len());
             for _ in 0..2 {
                 let mut at = 0;
-                log.each(|got| {
+                log.each(&AtomicBool::new(false), |got| {
                     let (mask, rows, entries) = id(at);
                     assert_eq!((got.mask, got.rows, got.entries), (mask, rows, &entries[..]));
                     at += 1;

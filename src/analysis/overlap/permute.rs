@@ -145,13 +145,12 @@ impl Shuffles {
     /// # Errors
     /// [`crate::error::Error::Interrupted`] once `stop` is set; what the disk refuses.
     pub fn pair(&self, data: &Gathered, a: (&str, u64), b: (&str, u64), stop: &AtomicBool) -> Result<Pair> {
-        let relevant = self.relevant(data, a.1, b.1)?;
+        let relevant = self.relevant(data, (a.1, b.1), stop)?;
         let mut observed = Sizes::default();
         let mut shuffled = vec![Sizes::default(); self.permutations];
         for part in &relevant.parts {
-            check_flag(stop)?;
             let (number, n_entries) = relevant.numbered(part);
-            let part = Selected::read(&data.log, a.1 | b.1, &number, n_entries)?;
+            let part = Selected::read(&data.log, a.1 | b.1, (&number, n_entries), stop)?;
             self.add_part(&part, (a.1, b.1), (&mut observed, &mut shuffled), stop)?;
         }
         let of = |figure: fn(Sizes) -> Option<f64>| {
@@ -208,11 +207,11 @@ impl Shuffles {
     /// The latents of two groups' ids that can be active in one of them, however the labels are dealt: those of more rows
     /// in all than the threshold asks of the smaller group. The others, most in a large model, would only be counted to be
     /// found inactive.
-    fn relevant(&self, data: &Gathered, a: u64, b: u64) -> Result<Relevant> {
+    fn relevant(&self, data: &Gathered, (a, b): (u64, u64), stop: &AtomicBool) -> Result<Relevant> {
         let mut counts = vec![0u32; data.n_latents];
         let mut entries = vec![0u64; data.n_latents];
         let (mut rows, mut ids_in_both) = (vec![], 0);
-        data.log.each(|id| {
+        data.log.each(stop, |id| {
             if id.mask & (a | b) == 0 {
                 return Ok(());
             }

@@ -76,7 +76,7 @@ fn groups_are_counted_as_by_hand() {
 
     let alone = gather(&labels, &[0, 1], true, &rows);
     let mut ids = vec![];
-    let each = alone.log.each(|id| {
+    let each = alone.log.each(&NEVER, |id| {
         ids.push((id.mask, id.rows));
         Ok(())
     });
