@@ -14,6 +14,8 @@ use std::sync::atomic::AtomicBool;
 const GATHERED: usize = 3;
 /// Words of an entry that has its place by latent: tag, the bits of the value.
 const PLACED: usize = 2;
+/// Entries that there is memory for at first.
+const FEW: usize = 1 << 16;
 /// Bytes of entries that are gathered for a run, at most.
 const RUN_BYTES: u64 = 64 << 20;
 
@@ -68,8 +70,9 @@ impl Collect {
         if self.words.len() >= GATHERED * self.limit {
             self.end_run()?;
         }
-        if self.words.is_empty() {
-            reserve(&mut self.words, GATHERED * self.limit)?;
+        if self.words.len() + GATHERED > self.words.capacity() {
+            let n = self.words.len() / GATHERED;
+            reserve(&mut self.words, GATHERED * (2 * n).max(FEW).min(self.limit))?;
         }
         self.counts[latent as usize] += 1;
         self.words.extend_from_slice(&[latent, tag, value.to_bits()]);
