@@ -180,9 +180,9 @@ impl Features {
 
 /// Works out what each latent does on the rows of a split, or on all.
 ///
-/// Memory does not grow with the rows: where there are labels, codes that need more than `memory` go to a temporary file
-/// in the run folder. The ids of the files stay in memory ([`super::codes::walk`]), and so do the codes of the latent at
-/// hand, with what its tests need: about 20 bytes per row that it is active on.
+/// Nothing is kept of a row but, where there are labels, its codes, and those that need more than `memory` go to a
+/// temporary file in the run folder. Beside that the ids of the files stay in memory ([`super::codes::walk`]), and the codes
+/// of a single latent are looked at together, with what its tests need: about 20 bytes per row that it is active on.
 ///
 /// # Errors
 /// As [`super::codes::walk`] and [`LabelTable::read`]; a table of labels none of which can be tested; what the disk
