@@ -11,9 +11,10 @@ use std::time::Instant;
 use topk_sae::analysis::Source;
 use topk_sae::analysis::features::tables::{write_associations, write_features};
 use topk_sae::analysis::features::{
-    FeaturesRequest, associate::associate, features_of, neighbours::neighbours,
+    FeaturesRequest, associate::associate, features_of, gather::Keep, neighbours::neighbours,
 };
-use topk_sae::analysis::labels::{LabelTable, choose::LabelOptions, choose::Labelled};
+use topk_sae::analysis::labels::LabelTable;
+use topk_sae::analysis::labels::choose::{LabelOptions, Labelled, RowLabels};
 use topk_sae::backend::DeviceChoice;
 use topk_sae::config::{Config, Options};
 use topk_sae::error::{Error, Result};
@@ -47,10 +48,12 @@ fn main() -> Result<()> {
         top: 10,
         neighbours: 5,
         labels: Some((at("labels.tsv"), options.clone())),
+        memory: None,
+        outputs: vec![],
     };
     let stop = AtomicBool::new(false);
     let start = Instant::now();
-    let (found, gathered) = features_of(&request, &stop)?;
+    let (found, gathered) = features_of(&request, Keep::Labelled, &stop)?;
     let mut text = vec![];
     write_features(&mut text, &found).map_err(Error::io(&at("features.tsv"), "write"))?;
     let labels = found.labels.as_ref().ok_or_else(|| Error::Failed("no labels".into()))?;
@@ -62,18 +65,28 @@ fn main() -> Result<()> {
     neighbours(&gathered.params, 5, true, &stop)?;
     let near = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let labelled = Labelled::new(&LabelTable::read(&at("labels.tsv"))?, &gathered.names, &options)?;
-    let tests = associate(&gathered.codes, &labelled).len();
+    let tests = associate(&gathered.codes, &labels_of_rows(&at("labels.tsv"), n, &options)?, &stop)?.len();
     let told = start.elapsed().as_secs_f64();
     println!(
         "{}",
         serde_json::json!({
             "latents": m, "rows": n, "d_in": d, "labels": labels.labels.len(), "tests": tests, "alive": found.alive,
-            "active": gathered.codes.rows.len(), "threads": rayon::current_num_threads(), "table_bytes": text.len(),
+            "active": gathered.codes.n_entries(), "threads": rayon::current_num_threads(), "table_bytes": text.len(),
             "seconds": all, "seconds_of_neighbours": near, "seconds_of_labels": told,
         })
     );
     Ok(())
+}
+
+/// The labels of the rows that [`make_data`] makes.
+fn labels_of_rows(path: &Path, n: usize, options: &LabelOptions) -> Result<Labelled> {
+    let table = LabelTable::read(path)?;
+    let mut labels = RowLabels::new(&table, options)?;
+    for row in 0..n {
+        let id = format!("data:{row}");
+        labels.row(&id, &id)?;
+    }
+    labels.finish()
 }
 
 /// Uniform numbers in -1..1 (xorshift).

@@ -20,6 +20,8 @@ mod report;
 mod runs;
 #[path = "commands/sampled.rs"]
 mod sampled;
+#[path = "commands/spilled.rs"]
+mod spilled;
 #[path = "commands/splits.rs"]
 mod splits;
 #[path = "commands/streams.rs"]

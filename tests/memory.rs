@@ -1,4 +1,5 @@
-//! The memory that `--dry-run` prints is the memory that a run takes: what Rust allocates, counted by the allocator.
+//! The memory that `--dry-run` prints is the memory that a run takes, and codes take what `--memory` leaves them: what Rust
+//! allocates, counted by the allocator.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,15 +8,25 @@ mod runs;
 
 use peak_alloc::PeakAlloc;
 use runs::Place;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+use topk_sae::analysis::Source;
+use topk_sae::analysis::features::{FeaturesRequest, features};
+use topk_sae::analysis::labels::choose::LabelOptions;
+use topk_sae::analysis::overlap::{Active, OverlapRequest, overlap};
 use topk_sae::backend::DeviceChoice;
 use topk_sae::config::{NumberOr, Options, Preset};
 use topk_sae::report::curves::write_plots;
+use topk_sae::report::request::{ReportRequest, report};
 use topk_sae::run::{self, Memory, Session};
 use topk_sae::spec::{Inference, PreBias};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
+
+/// One test at a time: the allocator counts for all.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A run of M latents that stops early and takes an earlier checkpoint up.
 fn options(place: &Place, m: usize) -> Options {
@@ -74,6 +85,7 @@ fn check(name: &str, options: &Options, place: &Place) {
 
 #[test]
 fn the_memory_that_is_told_beforehand_is_the_memory_that_a_run_takes() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let place = Place::with_data(600, 64);
     let base = || options(&place, 16_384);
     let with = |preset| Options { preset: Some(preset), ..base() };
@@ -103,4 +115,105 @@ fn the_memory_that_is_told_beforehand_is_the_memory_that_a_run_takes() {
     // A small model: the plots take the most.
     let place = Place::with_data(600, 64);
     check("plots", &options(&place, 64), &place);
+}
+
+/// A run on proteins, and a request for its latents with labels of residues or without.
+fn request(place: &Place, labels: bool, memory: u64) -> FeaturesRequest {
+    let options = LabelOptions { columns: None, min_rows: 5, max_values: 100, unknown: vec![] };
+    FeaturesRequest {
+        source: Source {
+            model: place.path("run"),
+            data: vec![place.path("residues.h5")],
+            given: None,
+            reading: Default::default(),
+            device: DeviceChoice::Cpu,
+            quiet: true,
+        },
+        split: None,
+        pool: false,
+        top: 5,
+        neighbours: 2,
+        labels: labels.then(|| (place.path("labels.tsv"), options)),
+        memory: Some(memory),
+        outputs: vec![],
+    }
+}
+
+fn groups(request: FeaturesRequest, out: PathBuf) -> OverlapRequest {
+    OverlapRequest {
+        source: request.source,
+        split: None,
+        labels: request.labels.unwrap().0,
+        column: None,
+        unknown: vec![],
+        groups: vec![],
+        exclusive: false,
+        active: Active { threshold: 0.0, min_activation: 0.0 },
+        permutations: 3,
+        seed: 1,
+        memory: request.memory,
+        outputs: vec![("--out", out)],
+        overwrite: true,
+    }
+}
+
+#[test]
+fn codes_take_the_memory_that_they_are_given_and_no_more() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let stop = AtomicBool::new(false);
+    let place = Place::with_data(300, 16);
+    runs::sae_ok([
+        "train",
+        &place.name("data.h5"),
+        "--out",
+        &place.name("run"),
+        "--latents=128",
+        "-k=32",
+        "--steps=40",
+        "--anneal-steps=0",
+    ]);
+    // 80,000 rows with about 32 codes each; labels of 400 proteins.
+    runs::write_residues(&place.path("residues.h5"), 400, 200, 16);
+    let lines = (0..400).map(|i| format!("P{i:03}\t{}\n", ["a", "b"][i % 2])).collect::<String>();
+    std::fs::write(place.path("labels.tsv"), format!("id\tkind\n{lines}")).unwrap();
+    let alone = |labels, memory| peak(|| features(&request(&place, labels, memory), &stop).unwrap());
+    let (without, found) = alone(false, u64::MAX);
+    let codes: u64 = found.latents.iter().map(|latent| latent.active_rows).sum();
+    // 12 bytes per code while they are gathered.
+    let needed = 12.0 * codes as f64;
+    let memory = (needed / 8.0) as u64;
+    let page = |memory| {
+        let request = ReportRequest {
+            features: request(&place, true, memory),
+            shown: 10,
+            out: Some(place.path("page.html")),
+            overwrite: true,
+        };
+        let (most, _) = peak(|| report(&request, &stop).unwrap());
+        (most, std::fs::read(place.path("page.html")).unwrap())
+    };
+    let (whole, all) = alone(true, u64::MAX);
+    let (spilled, some) = alone(true, memory);
+    assert_eq!(format!("{all:?}"), format!("{some:?}"));
+    let (whole_page, all) = page(u64::MAX);
+    let (spilled_page, some) = page(memory);
+    assert!(all == some, "the page differs");
+    let more = [whole, spilled, whole_page, spilled_page].map(|most| (most - without) / needed);
+    println!("{codes} codes: {without} bytes without them, {more:.3?} of {needed} more with them");
+    // 8 bytes of the 12 for each code, and the memory for one run.
+    assert!(more[0] > 8.0 / 12.0 && more[2] > 8.0 / 12.0, "the test is void: {more:?}");
+    // An eighth, and what each thread has for the labels of a latent.
+    assert!(more[1] < 0.15 && more[3] < 0.15, "{more:?}");
+
+    // One entry of 12 bytes per protein and latent, at least a third of all that there can be.
+    let compare = |memory| {
+        let request = groups(request(&place, true, memory), place.path("groups.tsv"));
+        peak(|| overlap(&request, &stop).unwrap())
+    };
+    let (whole, all) = compare(u64::MAX);
+    let (spilled, some) = compare(100_000);
+    assert_eq!(format!("{all:?}"), format!("{some:?}"));
+    let needed = 12.0 * 400.0 * 128.0;
+    println!("overlap: {whole} bytes, {spilled} with 100,000 of memory; {needed} for a code of each latent");
+    assert!(whole - spilled > 0.6 * needed, "{whole} {spilled} {needed}");
 }

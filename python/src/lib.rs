@@ -18,7 +18,7 @@ use topk_sae::analysis::features::{FeaturesRequest, features};
 use topk_sae::analysis::labels::choose::LabelOptions;
 use topk_sae::analysis::{self, EvalRows, Source};
 use topk_sae::backend::DeviceChoice;
-use topk_sae::config::Options;
+use topk_sae::config::{Options, RowMemory};
 use topk_sae::console;
 use topk_sae::data::{Embeddings, Given};
 use topk_sae::error::{Error, Result};
@@ -162,11 +162,14 @@ struct Asked {
     min_rows: u64,
     max_values: usize,
     unknown: Vec<String>,
+    memory: Option<String>,
 }
 
 impl Asked {
     fn of(self, source: Source) -> PyResult<FeaturesRequest> {
         let Self { columns, min_rows, max_values, unknown, .. } = self;
+        let wrong = |why: String| UsageError::new_err(format!("memory: {why}"));
+        let memory = self.memory.map(|text| text.parse().map_err(wrong)).transpose()?;
         let options = LabelOptions { columns, min_rows: min_rows.max(1), max_values, unknown };
         Ok(FeaturesRequest {
             source,
@@ -175,6 +178,8 @@ impl Asked {
             top: self.top,
             neighbours: self.neighbours,
             labels: self.labels.map(|path| (path, options)),
+            memory: memory.map(RowMemory::bytes),
+            outputs: vec![],
         })
     }
 }

@@ -118,7 +118,7 @@ def test_features_are_those_of_the_command(sae, proteins, run):
     frame = pandas.read_csv(LABELS, sep="\t")
     for labels in (frame.rename(columns={frame.columns[0]: "id"}), frame.set_index(frame.columns[0])):
         with pytest.warns(UserWarning):
-            found = sae.features(x, ids=ids, labels=labels, device="cpu")
+            found = sae.features(x, ids=ids, labels=labels, memory="1K", device="cpu")
         assert found.latents == of_file.latents == command["latents"]
         assert found.labels["labels"] == command["labels"]["labels"]
     table = found.to_pandas()
@@ -135,6 +135,8 @@ def test_labels_that_are_no_table_are_an_error(sae, proteins):
         sae.features(x, ids=ids, labels=["a"] * 536)
     with pytest.raises(FileNotFoundError, match="nothing.tsv"):
         sae.features(x, ids=ids, labels="nothing.tsv")
+    with pytest.raises(topk_sae.UsageError, match="memory: `much` is not a size"):
+        sae.features(x, ids=ids, memory="much")
 
 
 def test_a_report_shows_itself(run, proteins, tmp_path):

@@ -7,6 +7,7 @@ pub mod features;
 pub mod labels;
 pub mod overlap;
 pub mod sink;
+pub mod spill;
 pub mod splits;
 pub mod statistics;
 

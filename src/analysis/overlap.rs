@@ -11,6 +11,7 @@
 mod gather;
 mod groups;
 mod labels;
+mod log;
 mod permute;
 mod table;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod tests;
 
 use super::codes;
 use super::labels::UnknownCells;
+use super::spill::Room;
 use super::{Source, load_model};
 use crate::error::{Error, Result};
 use crate::rows::Part;
@@ -56,6 +58,8 @@ pub struct OverlapRequest {
     pub permutations: usize,
     /// Their seed.
     pub seed: u64,
+    /// Bytes of memory that codes may take; `None` is half of what is free. Those that need more go to a temporary file.
+    pub memory: Option<u64>,
     /// Files that will be made from the result, with the option that names each: refused early if they are there.
     pub outputs: Vec<(&'static str, PathBuf)>,
     /// Replace them.
@@ -154,29 +158,32 @@ pub struct Overlap {
 
 /// Compares the latents of groups of rows.
 ///
-/// The codes of the rows in the groups stay in memory, 12 bytes an active latent; of per-residue files one sum a
-/// protein and latent. The same seed gives the same figures, whatever the number of threads.
+/// Of the ids in the groups one count and one sum per active latent are kept, 12 bytes: in half of the memory, or in a
+/// temporary file in the run folder. Two groups are compared by as many latents at a time as fit in the other half, with
+/// 20 bytes per id and 5 per id and thread. The same seed gives the same figures, whatever the memory and the threads.
 ///
 /// # Errors
 /// An output that is there; a threshold out of range; a table that cannot be read; groups that the column or the data
-/// lack (the message has those that are there); what [`codes::walk`] meets.
+/// lack (the message has those that are there); what [`codes::walk`] meets; what the disk refuses.
 pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     check(request)?;
     let labels = Labels::read(&request.labels, request.column.as_deref(), &unknown(request))?;
     let named = named_groups(request, &labels)?;
     let (params, meta) = load_model(&request.source.model)?;
-    let mut gather = Gather::new(&labels, &named, request.exclusive, meta.architecture.n_latents);
+    let n_latents = meta.architecture.n_latents;
+    let room = Room::new(request.memory, &request.source.model, request.outputs.iter().map(|(_, path)| path));
+    let mut gather = Gather::new(&labels, &named, request.exclusive, n_latents, room);
     let walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
         for (i, entry) in names.groups.iter().enumerate() {
             let (latents, values) = codes.row(i);
-            gather.add(entry, latents, values);
+            gather.add(entry, latents, values)?;
         }
         Ok(())
     })?;
-    let gathered = gather.finish();
+    let gathered = gather.finish()?;
     let kept = kept_groups(request, &labels, &gathered, named)?;
-    let totals: Vec<Totals> = kept.iter().map(|(_, bit)| gathered.totals(|mask| mask & bit != 0)).collect();
-    let latents = latents(&totals, &request.active, meta.architecture.n_latents);
+    let totals: Vec<&Totals> = kept.iter().map(|(_, bit)| gathered.totals(*bit)).collect();
+    let latents = latents(&totals, &request.active, n_latents);
     let ways = Shuffles { active: request.active, permutations: request.permutations, seed: request.seed };
     let mut pairs = vec![];
     for (i, (a, bit_a)) in kept.iter().enumerate() {
@@ -192,7 +199,7 @@ pub fn overlap(request: &OverlapRequest, stop: &AtomicBool) -> Result<Overlap> {
     Ok(Overlap {
         column: labels.column.clone(),
         split: request.split.map_or("all".to_owned(), |part| part.to_string()),
-        n_latents: meta.architecture.n_latents,
+        n_latents,
         active: request.active,
         exclusive: request.exclusive,
         permutations: request.permutations,
@@ -235,7 +242,7 @@ fn check(request: &OverlapRequest) -> Result<()> {
     Outputs { files: &files, inputs: &inputs, overwrite: request.overwrite, ..Default::default() }.check()
 }
 
-fn latents(totals: &[Totals], active: &Active, n_latents: usize) -> Vec<Latent> {
+fn latents(totals: &[&Totals], active: &Active, n_latents: usize) -> Vec<Latent> {
     let of = |j: usize| Latent {
         shares: totals.iter().map(|t| f64::from(t.counts[j]) / t.rows as f64).collect(),
         means: totals.iter().map(|t| t.sums[j] / t.rows as f64).collect(),
@@ -244,7 +251,7 @@ fn latents(totals: &[Totals], active: &Active, n_latents: usize) -> Vec<Latent> 
     (0..n_latents).map(of).collect()
 }
 
-fn summaries(kept: &[(usize, u64)], labels: &Labels, totals: &[Totals], latents: &[Latent]) -> Vec<Group> {
+fn summaries(kept: &[(usize, u64)], labels: &Labels, totals: &[&Totals], latents: &[Latent]) -> Vec<Group> {
     let group = |(i, (label, _)): (usize, &(usize, u64))| Group {
         name: labels.names[*label].clone(),
         ids: totals[i].ids,

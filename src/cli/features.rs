@@ -1,6 +1,6 @@
 //! `sae features`.
 
-use super::{Global, SourceArgs, SplitArg, json, print_apart};
+use super::{Global, MemoryArg, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::features::tables::{write_associations, write_features};
 use crate::analysis::features::{
     Feature, Features, FeaturesRequest, Finding, LabelResult, Q_LIMIT, features,
@@ -46,6 +46,8 @@ pub struct Args {
     /// Table with one line per test: every latent with every label
     #[arg(long, value_name = "FILE", requires = "labels")]
     associations: Option<PathBuf>,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 /// Arguments that say what the labels of ids are.
@@ -123,6 +125,8 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         top: args.top,
         neighbours: args.neighbours,
         labels: args.labels.resolve(),
+        memory: args.memory.bytes(),
+        outputs: [&out, &associations].into_iter().flatten().cloned().collect(),
         source: global.source_of(args.source),
     };
     let mut inputs = request.source.inputs();

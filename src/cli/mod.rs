@@ -18,6 +18,7 @@ mod train;
 
 use crate::analysis::Source;
 use crate::backend::DeviceChoice;
+use crate::config::RowMemory;
 use crate::console::{self, print};
 use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
@@ -142,6 +143,22 @@ pub struct SourceArgs {
     data: Vec<PathBuf>,
     #[command(flatten)]
     how: DataArgs,
+}
+
+/// Memory for codes.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct MemoryArg {
+    /// Memory for codes, such as 8G, or `all`; what needs more goes to a temporary file in the run folder [default: half of
+    /// what is free]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<RowMemory>,
+}
+
+impl MemoryArg {
+    /// Bytes; `None` is the default.
+    fn bytes(self) -> Option<u64> {
+        self.memory.map(RowMemory::bytes)
+    }
 }
 
 /// A split, or all rows.

@@ -1,7 +1,7 @@
 //! `sae overlap`.
 
 use super::features::UnknownArgs;
-use super::{Global, SourceArgs, SplitArg, json, print_apart};
+use super::{Global, MemoryArg, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::overlap::{Active, Group, Measure, Overlap, OverlapRequest, Pair, largest_but, overlap};
 use crate::console;
 use crate::error::Result;
@@ -62,6 +62,8 @@ pub struct Args {
     /// Replace these files if they exist
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    memory: MemoryArg,
 }
 
 /// Runs the command.
@@ -78,6 +80,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         active: Active { threshold: args.threshold, min_activation: args.min_activation },
         permutations: args.permutations as usize,
         seed: args.seed,
+        memory: args.memory.bytes(),
         outputs: outputs.into_iter().filter_map(|(flag, path)| Some((flag, path.clone()?))).collect(),
         overwrite: args.overwrite,
     };

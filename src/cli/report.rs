@@ -1,7 +1,7 @@
 //! `sae report`.
 
 use super::features::LabelArgs;
-use super::{DataArgs, Global, SplitArg, json, print_apart};
+use super::{DataArgs, Global, MemoryArg, SplitArg, json, print_apart};
 use crate::analysis::features::FeaturesRequest;
 use crate::console;
 use crate::error::Result;
@@ -40,6 +40,8 @@ pub struct Args {
     #[command(flatten)]
     labels: LabelArgs,
     #[command(flatten)]
+    memory: MemoryArg,
+    #[command(flatten)]
     how: DataArgs,
 }
 
@@ -52,6 +54,8 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
             top: args.top,
             neighbours: args.neighbours,
             labels: args.labels.resolve(),
+            memory: args.memory.bytes(),
+            outputs: vec![],
             source: global.source(args.run, args.data, args.how),
         },
         shown: args.features,

@@ -42,6 +42,16 @@ pub enum RowMemory {
     Bytes(u64),
 }
 
+impl RowMemory {
+    /// Bytes, at most; `u64::MAX` where there is no limit.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::All => u64::MAX,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// As a configuration file has it.
 #[derive(Deserialize)]
 #[serde(untagged)]

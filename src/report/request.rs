@@ -2,7 +2,8 @@
 
 use super::curves::{LOSS_TITLE, loss_curves};
 use crate::analysis::features::associate::Association;
-use crate::analysis::features::gather::ByLatent;
+use crate::analysis::features::by_latent::ByLatent;
+use crate::analysis::features::gather::Keep;
 use crate::analysis::features::{Feature, Features, FeaturesRequest, Finding, Q_LIMIT, features_of};
 use crate::analysis::labels::LabelTable;
 use crate::config::Options;
@@ -66,7 +67,7 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
         )));
     }
     let options = Options::of_run(&run.join(names::CONFIG))?;
-    let wanted = with_defaults(&request.features, &options)?;
+    let mut wanted = with_defaults(&request.features, &options)?;
     let out = request.out.clone().unwrap_or_else(|| run.join(names::REPORT));
     let mut inputs = wanted.source.inputs();
     inputs.extend(wanted.labels.iter().map(|(path, _)| path.clone()));
@@ -79,8 +80,9 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     .check()?;
     let summary = read_summary(&run.join(names::SUMMARY))?;
     let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
-    let (features, gathered) = features_of(&wanted, stop)?;
-    let histograms = histograms(&features, &gathered.codes, wanted.pool);
+    wanted.outputs.push(out.clone());
+    let (features, gathered) = features_of(&wanted, Keep::All, stop)?;
+    let histograms = histograms(&features, &gathered.codes, wanted.pool, stop)?;
     let table = match &wanted.labels {
         Some((path, options)) => Some((LabelTable::read(path)?, options.unknown.as_slice())),
         None => None,
@@ -196,21 +198,26 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
 }
 
 /// Firing rates of the latents that fire, and activations.
-fn histograms(features: &Features, codes: &ByLatent, pooled: bool) -> Vec<Histogram> {
-    let rates = features.latents.iter().map(|f| f.firing_rate).filter(|rate| *rate > 0.0);
+fn histograms(
+    features: &Features,
+    codes: &ByLatent,
+    pooled: bool,
+    stop: &AtomicBool,
+) -> Result<Vec<Histogram>> {
     let of = if pooled {
         "share of ids that a latent is active on"
     } else {
         "share of rows that a latent is active on"
     };
-    let rates = Histogram::new(rates, 1.0 / features.rows.max(2) as f64, 1.0, BINS);
-    let most = codes.values.iter().copied().fold(0.0, f32::max);
-    let values = codes.values.iter().map(|&v| f64::from(v));
-    let values = Histogram::new(values, 0.0, if most > 0.0 { f64::from(most) } else { 1.0 }, BINS);
-    vec![
+    let mut rates = Histogram::new(1.0 / features.rows.max(2) as f64, 1.0, BINS);
+    features.latents.iter().map(|f| f.firing_rate).filter(|rate| *rate > 0.0).for_each(|v| rates.add(v));
+    let most = features.latents.iter().filter_map(|f| f.max_activation).fold(0.0, f32::max);
+    let mut values = Histogram::new(0.0, if most > 0.0 { f64::from(most) } else { 1.0 }, BINS);
+    codes.each_value(stop, |value| values.add(f64::from(value)))?;
+    Ok(vec![
         rates.labelled("Firing rates", of, "latents"),
         values.labelled("Activations", "activation, in the model's units", "activations above 0"),
-    ]
+    ])
 }
 
 /// The latents of the table: those that predict a label by falling F1, then the others by falling activation.

@@ -52,6 +52,7 @@ def report(
     min_rows: int = 10,
     max_values: int = 500,
     unknown: Sequence[str] = ("NA", "N/A", "NaN", "nan"),
+    memory: str | int | None = None,
     device: str = "auto",
     **reading: Any,
 ) -> Report:
@@ -66,6 +67,7 @@ def report(
     asked = asked_of(
         columns,
         unknown,
+        memory,
         split=split,
         pool=pool,
         top=top,

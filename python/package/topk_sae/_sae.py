@@ -199,6 +199,7 @@ class Sae:
         min_rows: int = 10,
         max_values: int = 500,
         unknown: Sequence[str] = ("NA", "N/A", "NaN", "nan"),
+        memory: str | int | None = None,
         device: str = "auto",
         **reading: Any,
     ) -> Features:
@@ -212,6 +213,7 @@ class Sae:
         asked = asked_of(
             columns,
             unknown,
+            memory,
             split=split,
             pool=pool,
             top=top,

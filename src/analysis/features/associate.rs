@@ -19,10 +19,13 @@
 //! Activations of 0 are one tied group that no threshold predicts, so that the work is one sort of a latent's active
 //! rows and one step for each of their labels: it grows with the entries of the codes and not with N M L.
 
-use super::gather::ByLatent;
-use crate::analysis::labels::choose::Labelled;
+use super::by_latent::{ByLatent, Entries};
+use crate::analysis::labels::choose::{Labelled, untagged};
 use crate::analysis::statistics::{Confusion, benjamini_hochberg};
+use crate::error::Result;
+use crate::interrupt::check_flag;
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How well a latent predicts a label.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,17 +62,29 @@ impl Association {
 }
 
 /// All tests, by latent and then by label.
-pub fn associate(codes: &ByLatent, labels: &Labelled) -> Vec<Association> {
-    let mut found: Vec<Association> = (0..codes.n_latents())
-        .into_par_iter()
-        .map_init(|| Sweep::new(labels), |sweep, latent| sweep.latent(codes, latent))
-        .flatten_iter()
-        .collect();
+///
+/// # Errors
+/// As [`ByLatent::read`]; [`crate::error::Error::Interrupted`] once `stop` is set.
+pub fn associate(codes: &ByLatent, labels: &Labelled, stop: &AtomicBool) -> Result<Vec<Association>> {
+    let mut found: Vec<Association> = vec![];
+    // `Sweep` has an activation and a profile for each, and the activation once more in each column.
+    for latents in codes.ranges(8 + 4 * labels.columns.len() as u64) {
+        let entries = codes.read(latents.clone())?;
+        let tests = latents.into_par_iter().map_init(
+            || Sweep::new(labels),
+            |sweep, latent| match stop.load(Ordering::Relaxed) {
+                true => vec![],
+                false => sweep.latent(&entries, latent),
+            },
+        );
+        found.par_extend(tests.flatten_iter());
+    }
+    check_flag(stop)?;
     let p: Vec<f64> = found.iter().map(|a| a.p).collect();
     for (association, q) in found.iter_mut().zip(benjamini_hochberg(&p)) {
         association.q = q;
     }
-    found
+    Ok(found)
 }
 
 /// A threshold and its F1.
@@ -119,25 +134,27 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    fn latent(&mut self, codes: &ByLatent, latent: usize) -> Vec<Association> {
-        self.take_half(codes, latent, false);
+    fn latent(&mut self, entries: &Entries<'_>, latent: usize) -> Vec<Association> {
+        self.take_half(entries, latent, false);
         if self.active.is_empty() {
             return vec![];
         }
         self.choose();
-        self.take_half(codes, latent, true);
+        self.take_half(entries, latent, true);
         self.measure();
         (0..self.choices.len()).filter_map(|label| self.association(latent, label)).collect()
     }
 
     /// Fills `active`.
-    fn take_half(&mut self, codes: &ByLatent, latent: usize, second: bool) {
+    fn take_half(&mut self, entries: &Entries<'_>, latent: usize, second: bool) {
         let labels = self.labels;
-        let (rows, values) = codes.latent(latent);
-        let of_half = rows.iter().zip(values).filter(|(row, _)| labels.second[**row as usize] == second);
-        let with_profile = of_half.map(|(row, value)| (*value, labels.profile_of[*row as usize]));
+        let known = |(tag, value)| {
+            let (profile, half) = untagged(tag);
+            let known = half == second && !labels.profiles[profile as usize].columns.is_empty();
+            known.then_some((value, profile))
+        };
         self.active.clear();
-        self.active.extend(with_profile.filter(|(_, p)| !labels.profiles[*p as usize].columns.is_empty()));
+        self.active.extend(entries.latent(latent).filter_map(known));
         self.active.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     }
 
@@ -231,4 +248,5 @@ impl<'a> Sweep<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

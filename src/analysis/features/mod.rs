@@ -1,23 +1,26 @@
 //! `sae features`: what each latent fires on, and which labels it predicts.
 
 pub mod associate;
+pub mod by_latent;
+pub mod firing;
 pub mod gather;
 pub mod neighbours;
 pub mod tables;
 
 use super::Source;
-use super::labels::choose::{Label, LabelOptions, Labelled, Told};
+use super::labels::choose::{Label, LabelOptions, RowLabels, Told};
 use super::labels::{LabelTable, UnknownCells};
 use crate::error::{Error, Result};
+use crate::interrupt::check_flag;
 use crate::rows::Part;
 use crate::text::thousands;
 use associate::{Association, associate};
-use gather::{ByLatent, Gathered, Names, gather};
+use by_latent::ByLatent;
+use gather::{Gathered, Keep, gather};
 use neighbours::{Neighbour, neighbours};
-use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// A finding is counted as one where its false discovery rate is below this.
 pub const Q_LIMIT: f64 = 0.05;
@@ -37,6 +40,10 @@ pub struct FeaturesRequest {
     pub neighbours: usize,
     /// Table of labels, and how to read it.
     pub labels: Option<(PathBuf, LabelOptions)>,
+    /// Bytes of memory that codes may take; `None` is half of what is free. Those that need more go to a temporary file.
+    pub memory: Option<u64>,
+    /// Files that will be made from the result: that temporary file may lie beside them.
+    pub outputs: Vec<PathBuf>,
 }
 
 /// A row that fires a latent.
@@ -173,46 +180,51 @@ impl Features {
 
 /// Works out what each latent does on the rows of a split, or on all.
 ///
-/// The codes stay in memory, k entries of 8 bytes per row, and so do the ids.
+/// Nothing is kept of a row but, where there are labels, its codes, and those that need more than `memory` go to a
+/// temporary file in the run folder. Beside that the ids of the files stay in memory ([`super::codes::walk`]), and the codes
+/// of a single latent are looked at together, with what its tests need: about 20 bytes per row that it is active on.
 ///
 /// # Errors
-/// As [`super::codes::walk`] and [`LabelTable::read`]; a table of labels none of which can be tested;
-/// [`Error::Interrupted`] once `stop` is set.
+/// As [`super::codes::walk`] and [`LabelTable::read`]; a table of labels none of which can be tested; what the disk
+/// refuses; [`crate::error::Error::Interrupted`] once `stop` is set.
 pub fn features(request: &FeaturesRequest, stop: &AtomicBool) -> Result<Features> {
-    Ok(features_of(request, stop)?.0)
+    Ok(features_of(request, Keep::Labelled, stop)?.0)
 }
 
-/// As [`features`], with the codes that it was worked out from.
-pub fn features_of(request: &FeaturesRequest, stop: &AtomicBool) -> Result<(Features, Gathered)> {
+/// As [`features`], with what was gathered for it: the codes that `keep` says.
+///
+/// # Errors
+/// As [`features`].
+pub fn features_of(request: &FeaturesRequest, keep: Keep, stop: &AtomicBool) -> Result<(Features, Gathered)> {
     // Read first: a mistake in a small file is reported before minutes of encoding.
     let table = match &request.labels {
         Some((path, options)) => Some((LabelTable::read(path)?, options)),
         None => None,
     };
-    let gathered = gather(&request.source, request.split, request.pool, stop)?;
-    let (names, codes) = (&gathered.names, &gathered.codes);
-    let mut near = neighbours(&gathered.params, request.neighbours, request.source.quiet, stop)?;
-    let mut latents: Vec<Feature> = near
-        .par_iter_mut()
-        .enumerate()
-        .map(|(j, near)| Feature {
-            neighbours: std::mem::take(near),
-            ..feature(codes, names, j, request.top)
-        })
-        .collect();
-    let labels = match table {
-        Some((table, options)) => Some(with_labels(&table, &gathered, options, &mut latents)?),
+    let mut labels = match &table {
+        Some((table, options)) => Some(RowLabels::new(table, options)?),
         None => None,
     };
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::Interrupted("interrupted; nothing was written".into()));
-    }
+    let mut gathered = gather(request, labels.as_mut(), keep, stop)?;
+    let near = neighbours(&gathered.params, request.neighbours, request.source.quiet, stop)?;
+    let firing = std::mem::take(&mut gathered.firing);
+    let mut latents: Vec<Feature> = (0u32..)
+        .zip(firing.into_iter().zip(near))
+        .map(|(j, (firing, neighbours))| Feature { neighbours, ..firing.feature(j, gathered.rows) })
+        .collect();
+    let labels = match (&table, labels) {
+        (Some((table, _)), Some(rows)) => {
+            Some(with_labels(table.path(), rows, &gathered.codes, &mut latents, stop)?)
+        }
+        _ => None,
+    };
+    check_flag(stop)?;
     let features = Features {
         model: request.source.model.display().to_string(),
-        rows: names.n_rows() as u64,
-        ids: names.group_ids.len() as u64,
+        rows: gathered.rows,
+        ids: gathered.ids,
         skipped_rows: gathered.skipped_rows,
-        width: codes.n_latents(),
+        width: latents.len(),
         alive: latents.iter().filter(|f| f.active_rows > 0).count(),
         labels,
         latents,
@@ -220,60 +232,19 @@ pub fn features_of(request: &FeaturesRequest, stop: &AtomicBool) -> Result<(Feat
     Ok((features, gathered))
 }
 
-/// What latent `j` does, without neighbours and labels.
-fn feature(codes: &ByLatent, names: &Names, j: usize, top: usize) -> Feature {
-    let (rows, values) = codes.latent(j);
-    let n = rows.len();
-    let sum: f64 = values.iter().map(|&v| f64::from(v)).sum();
-    Feature {
-        latent: j as u32,
-        active_rows: n as u64,
-        firing_rate: n as f64 / codes.n_rows as f64,
-        mean_activation: (n > 0).then(|| sum / n as f64),
-        max_activation: values.iter().copied().reduce(f32::max),
-        top: top_rows(rows, values, names, top),
-        neighbours: vec![],
-        best: None,
-    }
-}
-
-/// The ids with the highest activations, each with its highest row.
-fn top_rows(rows: &[u32], values: &[f32], names: &Names, count: usize) -> Vec<TopRow> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    let falling = |a: &usize, b: &usize| values[*b].total_cmp(&values[*a]).then(a.cmp(b));
-    // Where each row is an id, the first `count` are enough: no need to sort all.
-    if !names.grouped() && count > 0 && order.len() > count {
-        order.select_nth_unstable_by(count - 1, falling);
-        order.truncate(count);
-    }
-    order.sort_unstable_by(falling);
-    let mut groups: Vec<u32> = Vec::with_capacity(count.min(rows.len()));
-    let mut top = vec![];
-    for at in order {
-        if top.len() == count {
-            break;
-        }
-        let row = rows[at] as usize;
-        if !groups.contains(&names.group_of[row]) {
-            groups.push(names.group_of[row]);
-            top.push(TopRow { id: names.row_id(row).to_owned(), activation: values[at] });
-        }
-    }
-    top
-}
-
 /// Tests all latents for all labels, and gives each latent its best.
 fn with_labels(
-    table: &LabelTable,
-    gathered: &Gathered,
-    options: &LabelOptions,
+    path: &Path,
+    rows: RowLabels<'_>,
+    codes: &ByLatent,
     latents: &mut [Feature],
+    stop: &AtomicBool,
 ) -> Result<LabelResult> {
-    let labelled = Labelled::new(table, &gathered.names, options)?;
+    let labelled = rows.finish()?;
     if labelled.labels.is_empty() {
-        return Err(no_labels(table.path(), &labelled.told));
+        return Err(no_labels(path, &labelled.told));
     }
-    let associations = associate(&gathered.codes, &labelled);
+    let associations = associate(codes, &labelled, stop)?;
     for of_latent in associations.chunk_by(|a, b| a.latent == b.latent) {
         // The first of equals: labels are in the table's order.
         let gain = |a: &Association| a.gain(&labelled);
@@ -284,7 +255,7 @@ fn with_labels(
     let mut latents_found: Vec<u32> = found().map(|a| a.latent).collect();
     latents_found.dedup();
     Ok(LabelResult {
-        path: table.path().display().to_string(),
+        path: path.display().to_string(),
         n_tests: associations.len(),
         n_found: found().count(),
         n_latents_found: latents_found.len(),

@@ -1,7 +1,6 @@
 //! Which columns and values are labels, and which rows bear them.
 
 use super::{LabelTable, UnknownCells};
-use crate::analysis::features::gather::Names;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -78,7 +77,8 @@ pub struct Profile {
 }
 
 /// Labels of rows. A line names an id, and holds for all its rows, or a row, as in `P12345:17`; where both are there, a
-/// cell of the row's own line goes before that of its id.
+/// cell of the row's own line goes before that of its id. Which profile and which half a row has is in its tag
+/// ([`RowLabels::row`]).
 #[derive(Debug, Clone, Default)]
 pub struct Labelled {
     /// Names of the columns that have labels.
@@ -89,11 +89,6 @@ pub struct Labelled {
     pub known: Vec<[u64; 2]>,
     /// Distinct profiles; the first is that of rows without a line.
     pub profiles: Vec<Profile>,
-    /// Profile of each row.
-    pub profile_of: Vec<u32>,
-    /// True: the row is in the second half, which figures are reported on; the first is the one that thresholds are
-    /// chosen on.
-    pub second: Vec<bool>,
     /// What was found on the way.
     pub told: Told,
 }
@@ -105,38 +100,6 @@ pub fn in_second_half(id: &str) -> bool {
 }
 
 impl Labelled {
-    /// Finds the labels of rows.
-    ///
-    /// # Errors
-    /// A column asked for that is not there; a table that names none of the ids.
-    pub fn new(table: &LabelTable, names: &Names, options: &LabelOptions) -> Result<Self> {
-        let wanted = wanted(table, options)?;
-        let lines = Lines::new(table, names)?;
-        let second: Vec<bool> = {
-            let halves: Vec<bool> = names.group_ids.iter().map(|id| in_second_half(id)).collect();
-            names.group_of.iter().map(|&group| halves[group as usize]).collect()
-        };
-        let mut told = lines.told;
-        told.unknown_cells = table.unknown_cells(&wanted, &options.unknown);
-        let mut weights = vec![[0u64; 2]; lines.pairs.len()];
-        for (&pair, &second) in lines.of_row.iter().zip(&second) {
-            weights[pair as usize][usize::from(second)] += 1;
-        }
-        let mut out = Self {
-            profiles: vec![Profile::default(); lines.pairs.len()],
-            profile_of: lines.of_row,
-            second,
-            told,
-            ..Self::default()
-        };
-        for column in wanted {
-            let cells: Vec<Vec<Cow<str>>> =
-                lines.pairs.iter().map(|pair| pair.values(table, column, &options.unknown)).collect();
-            out.add_column(&table.columns()[column], &cells, &weights, options);
-        }
-        Ok(out)
-    }
-
     /// Adds the labels of a column, whose values and rows are those of each profile.
     fn add_column(
         &mut self,
@@ -248,46 +211,138 @@ impl Pair {
     }
 }
 
-/// Which lines speak of which rows.
-struct Lines {
+/// The tag of a row that the table says nothing of.
+pub const NO_LINE: u32 = 0;
+/// In a tag: the row is in the second half, which figures are reported on; the first is the one that thresholds are
+/// chosen on.
+const SECOND: u32 = 1 << 31;
+
+/// The tag of rows with a profile, in one half or the other.
+pub fn tagged(profile: u32, second: bool) -> u32 {
+    profile | if second { SECOND } else { 0 }
+}
+
+/// Profile and half of the rows with a tag: the place in [`Labelled::profiles`], and whether it is the second half.
+pub fn untagged(tag: u32) -> (u32, bool) {
+    (tag & !SECOND, tag & SECOND != 0)
+}
+
+/// Finds which lines of a table speak of rows, which come one after another, those of an id together. What it keeps grows
+/// with the table and not with the rows.
+pub struct RowLabels<'a> {
+    table: &'a LabelTable,
+    options: &'a LabelOptions,
+    /// Columns to use.
+    wanted: Vec<usize>,
     pairs: Vec<Pair>,
-    /// Pair of each row.
-    of_row: Vec<u32>,
+    number: HashMap<Pair, u32>,
+    /// Rows of each pair, in the first half and in the second.
+    weights: Vec<[u64; 2]>,
+    /// Lines that spoke of a row.
+    used: Vec<bool>,
+    /// The first row's id.
+    first_id: Option<String>,
+    group: Group,
     told: Told,
 }
 
-impl Lines {
-    fn new(table: &LabelTable, names: &Names) -> Result<Self> {
-        let mut told = Told::default();
+/// The id whose rows are coming: a protein in per-residue files.
+#[derive(Default)]
+struct Group {
+    id: String,
+    line: Option<u32>,
+    second: bool,
+    labelled: bool,
+}
+
+impl<'a> RowLabels<'a> {
+    /// No rows yet.
+    ///
+    /// # Errors
+    /// A column asked for that is not there.
+    pub fn new(table: &'a LabelTable, options: &'a LabelOptions) -> Result<Self> {
         let none = Pair { own: None, group: None };
-        let mut pairs = vec![none];
-        let mut number = HashMap::from([(none, 0u32)]);
-        let mut used = vec![false; table.n_lines()];
-        let mut labelled = vec![false; names.group_ids.len()];
-        let find = |id: &str| table.line_of(id).map(|line| line as u32);
-        let of_group: Vec<Option<u32>> = names.group_ids.iter().map(|id| find(id)).collect();
-        let mut of_row = Vec::with_capacity(names.n_rows());
-        for row in 0..names.n_rows() {
-            let group = of_group[names.group_of[row] as usize];
-            let own = names.own_id(row).and_then(find);
-            let pair = Pair { own, group };
-            for line in [own, group].into_iter().flatten() {
-                used[line as usize] = true;
-                labelled[names.group_of[row] as usize] = true;
+        Ok(Self {
+            table,
+            options,
+            wanted: wanted(table, options)?,
+            pairs: vec![none],
+            number: HashMap::from([(none, NO_LINE)]),
+            weights: vec![[0; 2]],
+            used: vec![false; table.n_lines()],
+            first_id: None,
+            group: Group::default(),
+            told: Told::default(),
+        })
+    }
+
+    /// The tag of the next row, of the id `group`; `id` is the row's own, the same where it is no residue.
+    ///
+    /// # Errors
+    /// More than 2^31 pairs of lines.
+    pub fn row(&mut self, id: &str, group: &str) -> Result<u32> {
+        let find = |id: &str| self.table.line_of(id).map(|line| line as u32);
+        if self.first_id.is_none() || self.group.id != group {
+            self.end_group();
+            let (line, second) = (find(group), in_second_half(group));
+            self.group = Group { id: group.to_owned(), line, second, labelled: false };
+            self.first_id.get_or_insert_with(|| id.to_owned());
+        }
+        let own = if id == group { None } else { find(id) };
+        let pair = Pair { own, group: self.group.line };
+        let second = self.group.second;
+        let number = match self.number.get(&pair) {
+            Some(number) => *number,
+            None => {
+                let number = self.pairs.len() as u32;
+                if number >= SECOND {
+                    return Err(Error::Usage(
+                        "more than 2,147,483,648 kinds of rows; give fewer labels".into(),
+                    ));
+                }
+                self.pairs.push(pair);
+                self.weights.push([0; 2]);
+                self.number.insert(pair, number);
+                number
             }
-            told.labelled_rows += u64::from(pair != none);
-            of_row.push(*number.entry(pair).or_insert_with(|| {
-                pairs.push(pair);
-                pairs.len() as u32 - 1
-            }));
+        };
+        self.weights[number as usize][usize::from(second)] += 1;
+        for line in [own, pair.group].into_iter().flatten() {
+            self.used[line as usize] = true;
+            self.group.labelled = true;
         }
+        if number == NO_LINE {
+            return Ok(NO_LINE);
+        }
+        self.told.labelled_rows += 1;
+        Ok(tagged(number, second))
+    }
+
+    fn end_group(&mut self) {
+        self.told.ids_without_labels += u64::from(self.first_id.is_some() && !self.group.labelled);
+    }
+
+    /// The labels of all rows.
+    ///
+    /// # Errors
+    /// A table that names none of the ids.
+    pub fn finish(mut self) -> Result<Labelled> {
+        self.end_group();
+        let Self { table, options, pairs, weights, used, mut told, .. } = self;
         if told.labelled_rows == 0 {
-            return Err(table.no_common_id(names.row_id(0)));
+            return Err(table.no_common_id(self.first_id.as_deref().unwrap_or("")));
         }
-        told.ids_without_labels = labelled.iter().filter(|&&l| !l).count() as u64;
         told.unknown_ids = used.iter().filter(|&&u| !u).count() as u64;
         told.first_unknown_id = used.iter().position(|&u| !u).map(|line| table.id(line).to_owned());
-        Ok(Self { pairs, of_row, told })
+        told.unknown_cells = table.unknown_cells(&self.wanted, &options.unknown);
+        let profiles = vec![Profile::default(); pairs.len()];
+        let mut out = Labelled { profiles, told, ..Labelled::default() };
+        for column in self.wanted {
+            let cells: Vec<Vec<Cow<str>>> =
+                pairs.iter().map(|pair| pair.values(table, column, &options.unknown)).collect();
+            out.add_column(&table.columns()[column], &cells, &weights, options);
+        }
+        Ok(out)
     }
 }
 

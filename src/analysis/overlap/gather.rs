@@ -1,11 +1,42 @@
-//! The codes of labelled ids, in memory: of each id the groups it is in, its rows, and its active latents.
+//! The codes of labelled ids: of each id the groups it is in, its rows, and its active latents.
 
 use super::IdCounts;
 use super::labels::Labels;
+use super::log::{Entry, Log};
+use crate::analysis::spill::Room;
+use crate::error::Result;
+use std::sync::atomic::AtomicBool;
 
-/// Active latents of ids in compressed form: id i owns the entries `starts[i] .. starts[i + 1]`.
-#[derive(Debug, Default)]
+/// Everything that is known of the ids.
+#[derive(Debug)]
 pub struct Gathered {
+    /// The ids that are in a group, with their active latents.
+    pub log: Log,
+    /// Sums over the ids of each group, by its bit.
+    pub totals: Vec<Totals>,
+    /// What became of all ids.
+    pub ids: IdCounts,
+    /// Ids of the data with each label of the column.
+    pub ids_of_label: Vec<u64>,
+    /// The first id of the data.
+    pub example_id: Option<String>,
+    /// Latents of the model, M.
+    pub n_latents: usize,
+}
+
+impl Gathered {
+    /// Sums over the ids of the group with this bit, in the order of the data.
+    ///
+    /// # Panics
+    /// If no group has it.
+    pub fn totals(&self, bit: u64) -> &Totals {
+        &self.totals[bit.trailing_zeros() as usize]
+    }
+}
+
+/// Active latents of some ids in compressed form: id i owns the entries `starts[i] .. starts[i + 1]`.
+#[derive(Debug, Default)]
+pub struct Selected {
     /// Groups of each id, as bits; never none.
     pub masks: Vec<u64>,
     /// Rows of each id: 1, or the residues of a protein.
@@ -18,13 +49,7 @@ pub struct Gathered {
     pub counts: Vec<u32>,
     /// Sum of its activations over the id's rows.
     pub sums: Vec<f32>,
-    /// What became of all ids.
-    pub ids: IdCounts,
-    /// Ids of the data with each label of the column.
-    pub ids_of_label: Vec<u64>,
-    /// The first id of the data.
-    pub example_id: Option<String>,
-    /// Latents of the model, M.
+    /// Latents, numbered from 0.
     pub n_latents: usize,
 }
 
@@ -54,8 +79,18 @@ impl Totals {
         self.sums.fill(0.0);
     }
 
+    /// Adds an id of so many rows.
+    fn add(&mut self, rows: u32, entries: &[Entry]) {
+        self.ids += 1;
+        self.rows += u64::from(rows);
+        for [latent, count, sum] in entries {
+            self.counts[*latent as usize] += count;
+            self.sums[*latent as usize] += f64::from(f32::from_bits(*sum));
+        }
+    }
+
     /// Adds id `i`, without its sums of activations.
-    pub fn add_counts(&mut self, data: &Gathered, i: usize) {
+    pub fn add_counts(&mut self, data: &Selected, i: usize) {
         self.ids += 1;
         self.rows += u64::from(data.rows[i]);
         let entries = data.starts[i]..data.starts[i + 1];
@@ -75,7 +110,7 @@ impl Totals {
     }
 
     /// Adds the sums of activations of id `i`.
-    pub fn add_sums(&mut self, data: &Gathered, i: usize) {
+    pub fn add_sums(&mut self, data: &Selected, i: usize) {
         let entries = data.starts[i]..data.starts[i + 1];
         for (latent, sum) in data.latents[entries.clone()].iter().zip(&data.sums[entries]) {
             self.sums[*latent as usize] += f64::from(*sum);
@@ -83,7 +118,42 @@ impl Totals {
     }
 }
 
-impl Gathered {
+impl Selected {
+    /// The ids in one of the groups `mask`, with the latents that `number` (M) has a new number for, which have
+    /// `n_entries` entries together. Counts of other ids are left out.
+    ///
+    /// # Errors
+    /// As [`Log::each`].
+    pub fn read(
+        log: &Log,
+        mask: u64,
+        (number, n_entries): (&[Option<u32>], usize),
+        stop: &AtomicBool,
+    ) -> Result<Self> {
+        let n_latents = number.iter().flatten().count();
+        let mut part = Self { starts: vec![0], n_latents, ..Self::default() };
+        part.latents.reserve_exact(n_entries);
+        part.counts.reserve_exact(n_entries);
+        part.sums.reserve_exact(n_entries);
+        log.each(stop, |id| {
+            if id.mask & mask == 0 {
+                return Ok(());
+            }
+            for [latent, count, sum] in id.entries {
+                if let Some(latent) = number[*latent as usize] {
+                    part.latents.push(latent);
+                    part.counts.push(*count);
+                    part.sums.push(f32::from_bits(*sum));
+                }
+            }
+            part.masks.push(id.mask);
+            part.rows.push(id.rows);
+            part.starts.push(part.latents.len());
+            Ok(())
+        })?;
+        Ok(part)
+    }
+
     /// Sums over the ids whose groups `wanted` accepts, in the order of the data.
     pub fn totals(&self, wanted: impl Fn(u64) -> bool) -> Totals {
         let mut totals = Totals::zero(self.n_latents);
@@ -92,32 +162,6 @@ impl Gathered {
             totals.add_sums(self, i);
         }
         totals
-    }
-
-    /// The ids whose groups `wanted` accepts, with the latents that `keep` (M) has, numbered anew. Counts of other ids
-    /// are left out.
-    pub fn part(&self, wanted: impl Fn(u64) -> bool, keep: &[bool]) -> Self {
-        let mut number = vec![0; keep.len()];
-        let mut n_latents = 0;
-        for j in (0..keep.len()).filter(|j| keep[*j]) {
-            number[j] = n_latents as u32;
-            n_latents += 1;
-        }
-        let mut part = Self { starts: vec![0], n_latents, ..Self::default() };
-        for i in (0..self.masks.len()).filter(|i| wanted(self.masks[*i])) {
-            for e in self.starts[i]..self.starts[i + 1] {
-                let j = self.latents[e] as usize;
-                if keep[j] {
-                    part.latents.push(number[j]);
-                    part.counts.push(self.counts[e]);
-                    part.sums.push(self.sums[e]);
-                }
-            }
-            part.masks.push(self.masks[i]);
-            part.rows.push(self.rows[i]);
-            part.starts.push(part.latents.len());
-        }
-        part
     }
 }
 
@@ -135,21 +179,24 @@ pub struct Gather<'a> {
     counts: Vec<u32>,
     sums: Vec<f64>,
     touched: Vec<u32>,
+    entries: Vec<Entry>,
     done: Gathered,
 }
 
 impl<'a> Gather<'a> {
     /// Ids with the labels `groups` (places in `labels.names`) are kept; group i is bit i.
-    pub fn new(labels: &'a Labels, groups: &[usize], exclusive: bool, n_latents: usize) -> Self {
+    pub fn new(labels: &'a Labels, groups: &[usize], exclusive: bool, n_latents: usize, room: Room) -> Self {
         let mut bits = vec![0; labels.names.len()];
         for (i, label) in groups.iter().enumerate() {
             bits[*label] = 1 << i;
         }
         let done = Gathered {
-            starts: vec![0],
+            log: Log::new(room),
+            totals: vec![Totals::zero(n_latents); groups.len()],
+            ids: IdCounts::default(),
             ids_of_label: vec![0; labels.names.len()],
+            example_id: None,
             n_latents,
-            ..Gathered::default()
         };
         Self {
             labels,
@@ -160,18 +207,22 @@ impl<'a> Gather<'a> {
             counts: vec![0; n_latents],
             sums: vec![0.0; n_latents],
             touched: vec![],
+            entries: vec![],
             done,
         }
     }
 
     /// Adds a row of the id `entry`: its active latents and their values.
-    pub fn add(&mut self, entry: &str, latents: &[u32], values: &[f32]) {
+    ///
+    /// # Errors
+    /// What the disk refuses where codes do not fit in memory.
+    pub fn add(&mut self, entry: &str, latents: &[u32], values: &[f32]) -> Result<()> {
         let mask = match &self.current {
             Some((name, mask)) if name == entry => *mask,
-            _ => self.begin(entry),
+            _ => self.begin(entry)?,
         };
         if mask == 0 {
-            return;
+            return Ok(());
         }
         self.n_rows += 1;
         for (latent, value) in latents.iter().zip(values) {
@@ -183,10 +234,11 @@ impl<'a> Gather<'a> {
             // Of signed codes the magnitude.
             self.sums[j] += f64::from(value.abs());
         }
+        Ok(())
     }
 
-    fn begin(&mut self, entry: &str) -> u64 {
-        self.end();
+    fn begin(&mut self, entry: &str) -> Result<u64> {
+        self.end()?;
         let ids = &mut self.done.ids;
         let mut mask = 0;
         match self.labels.of(entry) {
@@ -213,29 +265,36 @@ impl<'a> Gather<'a> {
             self.done.example_id = Some(entry.to_owned());
         }
         self.current = Some((entry.to_owned(), mask));
-        mask
+        Ok(mask)
     }
 
-    fn end(&mut self) {
-        let Some((_, mask)) = self.current.take() else { return };
+    fn end(&mut self) -> Result<()> {
+        let Some((_, mask)) = self.current.take() else { return Ok(()) };
         if mask == 0 {
-            return;
+            return Ok(());
         }
         self.touched.sort_unstable();
+        self.entries.clear();
         for latent in self.touched.drain(..) {
             let j = latent as usize;
-            self.done.latents.push(latent);
-            self.done.counts.push(std::mem::take(&mut self.counts[j]));
-            self.done.sums.push(std::mem::take(&mut self.sums[j]) as f32);
+            let (count, sum) = (std::mem::take(&mut self.counts[j]), std::mem::take(&mut self.sums[j]));
+            self.entries.push([latent, count, (sum as f32).to_bits()]);
         }
-        self.done.masks.push(mask);
-        self.done.rows.push(std::mem::take(&mut self.n_rows));
-        self.done.starts.push(self.done.latents.len());
+        let rows = std::mem::take(&mut self.n_rows);
+        for (bit, totals) in self.done.totals.iter_mut().enumerate() {
+            if mask >> bit & 1 == 1 {
+                totals.add(rows, &self.entries);
+            }
+        }
+        self.done.log.push(mask, rows, &self.entries)
     }
 
     /// All ids.
-    pub fn finish(mut self) -> Gathered {
-        self.end();
-        self.done
+    ///
+    /// # Errors
+    /// As [`Gather::add`].
+    pub fn finish(mut self) -> Result<Gathered> {
+        self.end()?;
+        Ok(self.done)
     }
 }

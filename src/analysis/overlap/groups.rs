@@ -78,7 +78,7 @@ pub fn kept_groups(
     if gathered.ids.in_groups + gathered.ids.other_labels + gathered.ids.unlabelled == 0 {
         return Err(labels.no_common_id(gathered.example_id.as_deref().unwrap_or("")));
     }
-    let size = |bit: u64| gathered.masks.iter().filter(|mask| **mask & bit != 0).count();
+    let size = |bit: u64| gathered.totals(bit).ids;
     let bits = named.iter().enumerate().map(|(i, label)| (*label, 1u64 << i));
     let (mut kept, empty): (Vec<_>, Vec<_>) = bits.partition(|(_, bit)| size(*bit) > 0);
     let listed = || {

@@ -10,12 +10,15 @@
 //! observation itself counted among them (Phipson and Smyth, *Permutation p-values should never be zero*, 2010), so
 //! P shuffles give at least 2 / (P + 1). It is of one pair: over many pairs some are small by chance.
 
-use super::gather::{Gathered, Totals};
-use crate::error::{Error, Result};
+use super::gather::{Gathered, Selected, Totals};
+use crate::analysis::spill::ranges;
+use crate::error::Result;
+use crate::interrupt::check_flag;
 use crate::noise::philox4x32;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 /// When a latent counts as active in a group: both must hold.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -85,12 +88,24 @@ pub struct Shuffles {
 }
 
 /// Sizes of the sets A, B and A n B.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Sizes {
     pub a: usize,
     pub b: usize,
     pub both: usize,
 }
+
+impl Sizes {
+    /// Adds the sizes of these sets among other latents.
+    fn add(&mut self, other: Self) {
+        self.a += other.a;
+        self.b += other.b;
+        self.both += other.both;
+    }
+}
+
+/// Bytes of an entry of [`Selected`].
+const ENTRY_BYTES: u64 = 12;
 
 /// Ids are in A alone, in B alone, or in both.
 const KINDS: usize = 3;
@@ -103,43 +118,48 @@ struct Scratch {
     totals: [Totals; KINDS],
 }
 
+/// Latents that can be active in one of two groups, however the labels are dealt.
+struct Relevant {
+    /// Entries of each latent (M); 0 for those that cannot.
+    entries: Vec<u64>,
+    /// All latents, in ranges whose entries fit in memory together.
+    parts: Vec<Range<usize>>,
+    /// Ids in both groups.
+    ids_in_both: u64,
+}
+
+impl Relevant {
+    /// The new number of each latent (M) that is in a part, and the entries of these.
+    fn numbered(&self, part: &Range<usize>) -> (Vec<Option<u32>>, usize) {
+        let mut number = vec![None; self.entries.len()];
+        let kept = part.clone().filter(|j| self.entries[*j] > 0);
+        (0u32..).zip(kept).for_each(|(new, j)| number[j] = Some(new));
+        (number, self.entries[part.clone()].iter().sum::<u64>() as usize)
+    }
+}
+
 impl Shuffles {
-    /// Compares two groups, each a name and its bit in `masks`.
+    /// Compares two groups, each a name and its bit. What shuffles give is counted latent by latent, so that as many
+    /// latents are looked at together as fit in memory.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] once `stop` is set.
+    /// [`crate::error::Error::Interrupted`] once `stop` is set; what the disk refuses.
     pub fn pair(&self, data: &Gathered, a: (&str, u64), b: (&str, u64), stop: &AtomicBool) -> Result<Pair> {
-        let kind = |mask: u64| match (mask & a.1 != 0, mask & b.1 != 0) {
-            (true, false) => Some(0),
-            (false, true) => Some(1),
-            (true, true) => Some(2),
-            (false, false) => None,
-        };
-        let data = &self.relevant(data, a.1, b.1);
-        let kinds = std::array::from_fn(|k| data.totals(|mask| kind(mask) == Some(k)));
-        let observed = self.sizes(&kinds);
-        let together = data.totals(|_| true);
-        let sizes: [usize; KINDS] = std::array::from_fn(|k| kinds[k].ids as usize);
-        let members: Vec<u32> = (0..data.masks.len() as u32).collect();
-        let start =
-            || Scratch { order: members.clone(), kind: vec![0; members.len()], totals: kinds.clone() };
-        let shuffled = (0..self.permutations as u64).into_par_iter().map_init(start, |scratch, number| {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted("interrupted; nothing was written".into()));
-            }
-            scratch.order.copy_from_slice(&members);
-            let word = |i| philox4x32([i, number as u32, 0, 0], self.key())[0];
-            deal(data, scratch, &sizes, &together, self.active.min_activation > 0.0, word);
-            Ok(self.sizes(&scratch.totals))
-        });
-        let shuffled = shuffled.collect::<Result<Vec<Sizes>>>()?;
+        let relevant = self.relevant(data, (a.1, b.1), stop)?;
+        let mut observed = Sizes::default();
+        let mut shuffled = vec![Sizes::default(); self.permutations];
+        for part in &relevant.parts {
+            let (number, n_entries) = relevant.numbered(part);
+            let part = Selected::read(&data.log, a.1 | b.1, (&number, n_entries), stop)?;
+            self.add_part(&part, (a.1, b.1), (&mut observed, &mut shuffled), stop)?;
+        }
         let of = |figure: fn(Sizes) -> Option<f64>| {
             measure(figure(observed), shuffled.iter().filter_map(|s| figure(*s)).collect())
         };
         Ok(Pair {
             a: a.0.to_owned(),
             b: b.0.to_owned(),
-            ids_in_both: kinds[2].ids,
+            ids_in_both: relevant.ids_in_both,
             active_a: of(|s| Some(s.a as f64)),
             active_b: of(|s| Some(s.b as f64)),
             shared: of(|s| Some(s.both as f64)),
@@ -149,20 +169,70 @@ impl Shuffles {
         })
     }
 
-    /// The ids of two groups with the latents that can be active in one of them, however the labels are dealt: those
-    /// of more rows in all than the threshold asks of the smaller group. The others, most in a large model, would only
-    /// be counted to be found inactive.
-    fn relevant(&self, data: &Gathered, a: u64, b: u64) -> Gathered {
-        let all = data.totals(|mask| mask & (a | b) != 0);
-        let size = |bit: u64| data.masks.iter().filter(|mask| **mask & bit != 0).count();
-        let ids = (0..data.masks.len()).filter(|i| data.masks[*i] & (a | b) != 0);
-        let mut rows: Vec<u32> = ids.map(|i| data.rows[i]).collect();
+    /// Adds what the latents of a part give, as the labels are and in every shuffle.
+    fn add_part(
+        &self,
+        data: &Selected,
+        (a, b): (u64, u64),
+        (observed, shuffled): (&mut Sizes, &mut [Sizes]),
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let kind = |mask: u64| match (mask & a != 0, mask & b != 0) {
+            (true, false) => Some(0),
+            (false, true) => Some(1),
+            (true, true) => Some(2),
+            (false, false) => None,
+        };
+        let kinds = std::array::from_fn(|k| data.totals(|mask| kind(mask) == Some(k)));
+        observed.add(self.sizes(&kinds));
+        let together = data.totals(|_| true);
+        let sizes: [usize; KINDS] = std::array::from_fn(|k| kinds[k].ids as usize);
+        let members: Vec<u32> = (0..data.masks.len() as u32).collect();
+        let start =
+            || Scratch { order: members.clone(), kind: vec![0; members.len()], totals: kinds.clone() };
+        shuffled
+            .par_iter_mut()
+            .enumerate()
+            .map_init(start, |scratch, (number, sum)| {
+                check_flag(stop)?;
+                scratch.order.copy_from_slice(&members);
+                let word = |i| philox4x32([i, number as u32, 0, 0], self.key())[0];
+                deal(data, scratch, &sizes, &together, self.active.min_activation > 0.0, word);
+                sum.add(self.sizes(&scratch.totals));
+                Ok(())
+            })
+            .collect::<Result<()>>()
+    }
+
+    /// The latents of two groups' ids that can be active in one of them, however the labels are dealt: those of more rows
+    /// in all than the threshold asks of the smaller group. The others, most in a large model, would only be counted to be
+    /// found inactive.
+    fn relevant(&self, data: &Gathered, (a, b): (u64, u64), stop: &AtomicBool) -> Result<Relevant> {
+        let mut counts = vec![0u32; data.n_latents];
+        let mut entries = vec![0u64; data.n_latents];
+        let (mut rows, mut ids_in_both) = (vec![], 0);
+        data.log.each(stop, |id| {
+            if id.mask & (a | b) == 0 {
+                return Ok(());
+            }
+            ids_in_both += u64::from(id.mask & a != 0 && id.mask & b != 0);
+            rows.push(id.rows);
+            for [latent, count, _] in id.entries {
+                counts[*latent as usize] += count;
+                entries[*latent as usize] += 1;
+            }
+            Ok(())
+        })?;
         rows.sort_unstable();
         // The fewest rows that the smaller group can have.
-        let fewest: u64 = rows.iter().take(size(a).min(size(b))).map(|n| u64::from(*n)).sum();
-        let possible = |count: &u32| f64::from(*count) / fewest as f64 > self.active.threshold;
-        let keep: Vec<bool> = all.counts.iter().map(possible).collect();
-        data.part(|mask| mask & (a | b) != 0, &keep)
+        let smaller = data.totals(a).ids.min(data.totals(b).ids) as usize;
+        let fewest: u64 = rows.iter().take(smaller).map(|n| u64::from(*n)).sum();
+        let possible = |j: usize| f64::from(counts[j]) / fewest as f64 > self.active.threshold;
+        for j in (0..data.n_latents).filter(|j| !possible(*j)) {
+            entries[j] = 0;
+        }
+        let parts = ranges(&entries, data.log.memory_left() / ENTRY_BYTES);
+        Ok(Relevant { entries, parts, ids_in_both })
     }
 
     fn key(&self) -> [u32; 2] {
@@ -189,7 +259,7 @@ impl Shuffles {
 /// activations only `with_sums`, for they seldom decide. The largest kind is what remains of the sum of all: only the
 /// others are added, in the order in which they lie in memory. Without sums those of the totals mean nothing.
 fn deal(
-    data: &Gathered,
+    data: &Selected,
     scratch: &mut Scratch,
     sizes: &[usize; KINDS],
     together: &Totals,

@@ -1,6 +1,7 @@
 use super::gather::{Gather, Gathered};
 use super::permute::{Active, Measure, Shuffles, measure};
 use super::*;
+use std::path::Path;
 
 const ACTIVE: Active = Active { threshold: 0.5, min_activation: 0.0 };
 static NEVER: AtomicBool = AtomicBool::new(false);
@@ -13,12 +14,24 @@ fn labels(text: &str) -> Labels {
 
 /// Rows as (id, latents with values), of 4 latents.
 fn gather(labels: &Labels, groups: &[usize], exclusive: bool, rows: &[(&str, &[(u32, f32)])]) -> Gathered {
-    let mut gather = Gather::new(labels, groups, exclusive, 4);
+    gather_in(u64::MAX, labels, groups, exclusive, rows)
+}
+
+/// The same in so many bytes of memory.
+fn gather_in(
+    memory: u64,
+    labels: &Labels,
+    groups: &[usize],
+    exclusive: bool,
+    rows: &[(&str, &[(u32, f32)])],
+) -> Gathered {
+    let room = Room::new(Some(memory), Path::new("."), []);
+    let mut gather = Gather::new(labels, groups, exclusive, 4, room);
     for (id, code) in rows {
         let (latents, values): (Vec<u32>, Vec<f32>) = code.iter().copied().unzip();
-        gather.add(id, &latents, &values);
+        gather.add(id, &latents, &values).unwrap();
     }
-    gather.finish()
+    gather.finish().unwrap()
 }
 
 fn shuffles(permutations: usize, seed: u64) -> Shuffles {
@@ -43,12 +56,12 @@ fn groups_are_counted_as_by_hand() {
         data.ids,
         IdCounts { in_groups: 3, in_several: 1, other_labels: 1, unlabelled: 1, not_in_table: 1 }
     );
-    let a = data.totals(|mask| mask & 1 != 0);
+    let a = data.totals(1);
     assert_eq!(
         (a.ids, a.rows, &a.counts[..], &a.sums[..]),
         (2, 3, &[2, 2, 0, 1][..], &[4.0, 6.0, 0.0, 1.0][..])
     );
-    let b = data.totals(|mask| mask & 2 != 0);
+    let b = data.totals(2);
     assert_eq!((b.ids, b.rows, &b.counts[..]), (2, 2, &[0, 1, 0, 2][..]));
     let latents = latents(&[a, b], &ACTIVE, 4);
     let classes: Vec<&str> = latents.iter().map(Latent::class).collect();
@@ -62,7 +75,12 @@ fn groups_are_counted_as_by_hand() {
     assert_eq!((pair.jaccard.shuffled_mean, pair.jaccard.p), (None, None), "no shuffles, no baseline");
 
     let alone = gather(&labels, &[0, 1], true, &rows);
-    assert_eq!((alone.masks.as_slice(), alone.rows.as_slice()), (&[1, 2][..], &[2, 1][..]));
+    let mut ids = vec![];
+    let each = alone.log.each(&NEVER, |id| {
+        ids.push((id.mask, id.rows));
+        Ok(())
+    });
+    assert_eq!((each.is_ok(), ids), (true, vec![(1, 2), (2, 1)]));
     assert_eq!(alone.ids.in_several, 1);
 }
 

@@ -27,28 +27,34 @@ pub struct Histogram {
     edges: Vec<f64>,
     /// Values in each bin.
     counts: Vec<u64>,
+    /// Where the first bin begins on the axis, and the width of a bin.
+    from: f64,
+    width: f64,
     x: Scale,
 }
 
 impl Histogram {
-    /// Counts `values` in `bins` equal bins from `low` to `high`, both ends in; bins are equal on the axis, which is
-    /// logarithmic over more than a decade and a half. Values outside are counted in the bin at the end.
-    pub fn new(values: impl Iterator<Item = f64>, low: f64, high: f64, bins: usize) -> Self {
+    /// `bins` equal bins from `low` to `high`, both ends in; they are equal on the axis, which is logarithmic over more
+    /// than a decade and a half.
+    pub fn new(low: f64, high: f64, bins: usize) -> Self {
         let x = Scale::values(&[low, high]);
         let (from, to) = (x.place(low), x.place(high));
         let width = (to - from) / bins as f64;
-        let mut counts = vec![0; bins];
-        for value in values {
-            let at = ((x.place(value) - from) / width).floor();
-            counts[at.clamp(0.0, bins as f64 - 1.0) as usize] += 1;
-        }
         let edge = |i: usize| {
             let place = from + width * i as f64;
             if x.log { 10f64.powf(place) } else { place }
         };
         let edges = (0..=bins).map(edge).collect();
         let none = String::new;
-        Self { title: none(), x_label: none(), y_label: none(), edges, counts, x }
+        let counts = vec![0; bins];
+        Self { title: none(), x_label: none(), y_label: none(), edges, counts, from, width, x }
+    }
+
+    /// Counts a value; one outside is counted in the bin at that end.
+    pub fn add(&mut self, value: f64) {
+        let at = ((self.x.place(value) - self.from) / self.width).floor();
+        let last = self.counts.len() as f64 - 1.0;
+        self.counts[at.clamp(0.0, last) as usize] += 1;
     }
 
     /// The same with its texts.

@@ -1,6 +1,8 @@
 use super::*;
-use crate::analysis::labels::choose::{Label, Profile};
-use crate::backend::Codes;
+use crate::analysis::features::by_latent::Collect;
+use crate::analysis::labels::choose::{Label, Profile, tagged};
+use crate::analysis::spill::Room;
+use std::path::Path;
 
 fn label(column: usize, value: &str, rows: [u64; 2]) -> Label {
     Label { column, column_name: format!("c{column}"), value: value.into(), rows }
@@ -12,7 +14,6 @@ fn labelled(labels: &[(usize, &str)], rows: &[[Option<Vec<u32>>; 2]], second: &[
         columns: vec!["c0".into(), "c1".into()],
         labels: labels.iter().map(|(column, value)| label(*column, value, [0; 2])).collect(),
         known: vec![[0; 2]; 2],
-        second: second.to_vec(),
         ..Labelled::default()
     };
     for (row, cells) in rows.iter().enumerate() {
@@ -25,17 +26,24 @@ fn labelled(labels: &[(usize, &str)], rows: &[[Option<Vec<u32>>; 2]], second: &[
             profile.labels.extend(cell);
         }
         out.profiles.push(profile);
-        out.profile_of.push(row as u32);
     }
     out
 }
 
-fn codes(n_latents: usize, rows: &[Vec<f32>]) -> ByLatent {
-    let mut codes = Codes::default();
-    for row in rows {
-        codes.push_row((0u32..).zip(row.iter().copied()).filter(|(_, v)| *v > 0.0), true);
+/// All tests by way of so much memory; the profile of a row is its number.
+fn found_in(memory: u64, rows: &[Vec<f32>], labels: &Labelled, second: &[bool]) -> Vec<Association> {
+    let n_latents = rows[0].len();
+    let mut codes = Collect::new(n_latents, Room::new(Some(memory), Path::new("."), []));
+    for (i, row) in rows.iter().enumerate() {
+        for (latent, value) in (0u32..).zip(row).filter(|(_, v)| **v > 0.0) {
+            codes.push(latent, tagged(i as u32, second[i]), *value).unwrap();
+        }
     }
-    ByLatent::new(&codes, n_latents)
+    associate(&codes.finish().unwrap(), labels, &AtomicBool::new(false)).unwrap()
+}
+
+fn found(rows: &[Vec<f32>], labels: &Labelled, second: &[bool]) -> Vec<Association> {
+    found_in(u64::MAX, rows, labels, second)
 }
 
 #[test]
@@ -48,7 +56,7 @@ fn a_case_worked_by_hand() {
     let cells = ["a", "a", "-", "a", "-", "a", "?", "a", "-", "a", "-", "a", "-"].map(cell);
     let second: Vec<bool> = (0..13).map(|i| i > 6).collect();
     let labels = labelled(&[(0, "a")], &cells, &second);
-    let found = associate(&codes(1, &rows), &labels);
+    let found = found(&rows, &labels, &second);
     assert_eq!(found.len(), 1);
     let a = found[0];
     assert_eq!((a.latent, a.label, a.threshold, a.chosen_f1), (0, 0, 1.0, 0.75));
@@ -66,21 +74,23 @@ fn a_case_worked_by_hand() {
 fn a_latent_that_fires_on_no_true_row_of_the_first_half_is_not_tested() {
     let rows = [0.0, 1.0, 2.0, 0.0].map(|v| vec![v]);
     let cells = ["a", "-", "a", "-"].map(|t| [Some(if t == "a" { vec![0] } else { vec![] }), None]);
-    let labels = labelled(&[(0, "a")], &cells, &[false, false, true, true]);
-    assert!(associate(&codes(1, &rows), &labels).is_empty());
+    let second = [false, false, true, true];
+    let labels = labelled(&[(0, "a")], &cells, &second);
+    assert!(found(&rows, &labels, &second).is_empty());
 }
 
 /// Everything from its definition, over all rows and all thresholds.
 fn plainly(
     rows: &[Vec<f32>],
     labels: &Labelled,
+    in_second: &[bool],
     latent: usize,
     label: usize,
 ) -> Option<(f32, Confusion, f64)> {
     let column = labels.labels[label].column as u32;
     let of_half = |second: bool| -> Vec<(f32, bool)> {
         let row = |i: usize| (rows[i][latent], labels.profiles[i].labels.contains(&(label as u32)));
-        let known = |i: &usize| labels.second[*i] == second && labels.profiles[*i].columns.contains(&column);
+        let known = |i: &usize| in_second[*i] == second && labels.profiles[*i].columns.contains(&column);
         (0..rows.len()).filter(known).map(row).collect()
     };
     let at = |rows: &[(f32, bool)], t: f32| {
@@ -137,11 +147,12 @@ fn the_sparse_sweep_gives_what_the_definitions_give() {
     let second: Vec<bool> = (0..n_rows).map(|_| next(2) == 1).collect();
     let names = [(0, "a"), (0, "b"), (0, "c"), (1, "d"), (1, "e")];
     let labels = labelled(&names, &cells, &second);
-    let found = associate(&codes(n_latents, &rows), &labels);
+    let found = found(&rows, &labels, &second);
+    assert_eq!(found_in(0, &rows, &labels, &second), found, "in runs on the disk");
     let mut left = found.iter();
     for latent in 0..n_latents {
         for label in 0..names.len() {
-            let Some((threshold, counts, auroc)) = plainly(&rows, &labels, latent, label) else {
+            let Some((threshold, counts, auroc)) = plainly(&rows, &labels, &second, latent, label) else {
                 continue;
             };
             let Some(got) = left.next() else { panic!("no test of {latent}, {label}") };

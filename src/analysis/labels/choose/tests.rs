@@ -9,10 +9,16 @@ fn options(min_rows: u64) -> LabelOptions {
     LabelOptions { columns: None, min_rows, max_values: 50, unknown: vec!["NA".into()] }
 }
 
-fn ids(n: usize) -> Names {
-    let mut names = Names::default();
-    (0..n).for_each(|i| names.push(&format!("P{i}"), &format!("P{i}")));
-    names
+/// Ids of so many rows, which are ids themselves.
+fn ids(n: usize) -> Vec<[String; 2]> {
+    (0..n).map(|i| [format!("P{i}"), format!("P{i}")]).collect()
+}
+
+/// The labels of rows, each its own id and that of its group; and the tags of the rows.
+fn label(table: &LabelTable, rows: &[[String; 2]], options: &LabelOptions) -> Result<(Labelled, Vec<u32>)> {
+    let mut labels = RowLabels::new(table, options)?;
+    let tags = rows.iter().map(|[id, group]| labels.row(id, group)).collect::<Result<_>>()?;
+    Ok((labels.finish()?, tags))
 }
 
 #[test]
@@ -22,7 +28,7 @@ fn an_empty_cell_is_unknown_and_another_value_is_a_negative() {
         let kind = ["toxin", "toxin; venom", "", "NA", "enzyme", "rare"][if i == 5 { 5 } else { i % 5 }];
         text += &format!("P{i}\t{kind}\t{i}\n");
     }
-    let labels = Labelled::new(&table(&text), &ids(61), &options(3)).unwrap();
+    let (labels, tags) = label(&table(&text), &ids(61), &options(3)).unwrap();
     assert_eq!(labels.columns, ["kind"]);
     let total = |of: &[u64; 2]| of[0] + of[1];
     let found: Vec<(&str, u64)> = labels.labels.iter().map(|l| (l.value.as_str(), total(&l.rows))).collect();
@@ -31,7 +37,7 @@ fn an_empty_cell_is_unknown_and_another_value_is_a_negative() {
     assert_eq!((labels.told.rare_values, labels.told.labelled_rows), (1, 60));
     assert_eq!((labels.told.ids_without_labels, labels.told.unknown_ids), (1, 0));
     assert!(labels.told.passed_over[0].why.contains("60 different ones"), "{:?}", labels.told);
-    let profile = |row: usize| &labels.profiles[labels.profile_of[row] as usize];
+    let profile = |row: usize| &labels.profiles[untagged(tags[row]).0 as usize];
     assert_eq!(profile(1), &Profile { columns: vec![0], labels: vec![0, 2] });
     assert_eq!(profile(2), &Profile::default());
     assert_eq!(
@@ -39,7 +45,7 @@ fn an_empty_cell_is_unknown_and_another_value_is_a_negative() {
         &Profile { columns: vec![0], labels: vec![] },
         "a rare value is known all the same"
     );
-    assert_eq!(profile(60), &Profile::default());
+    assert_eq!((profile(60), tags[60]), (&Profile::default(), NO_LINE));
 }
 
 #[test]
@@ -47,7 +53,7 @@ fn a_column_that_is_named_is_taken_whatever_it_holds() {
     let text = (0..90).fold("id\tlength\n".to_owned(), |text, i| text + &format!("P{i}\t{}\n", i % 30));
     let with = |columns: Option<&str>| {
         let columns = columns.map(|name| vec![name.to_owned()]);
-        Labelled::new(&table(&text), &ids(90), &LabelOptions { columns, ..options(2) })
+        label(&table(&text), &ids(90), &LabelOptions { columns, ..options(2) }).map(|found| found.0)
     };
     assert!(with(None).unwrap().labels.is_empty());
     assert!(!with(Some("length")).unwrap().labels.is_empty());
@@ -60,7 +66,7 @@ fn a_column_that_is_named_is_taken_whatever_it_holds() {
 fn columns_without_labels_are_told_with_what_would_help() {
     let mut text = "id\tsame\tnone\ttext\tonce\n".to_owned();
     (0..60).for_each(|i| text += &format!("P{i}\tx\t\tword {i}\t{}\n", ["a", "b"][usize::from(i == 0)]));
-    let told = Labelled::new(&table(&text), &ids(60), &options(10)).unwrap().told;
+    let told = label(&table(&text), &ids(60), &options(10)).unwrap().0.told;
     for (passed, part) in
         told.passed_over.iter().zip(["the same value", "no row", "raise --max-values", "lower --min-rows"])
     {
@@ -71,23 +77,23 @@ fn columns_without_labels_are_told_with_what_would_help() {
 
 #[test]
 fn a_line_of_an_id_holds_for_all_its_rows_and_that_of_a_row_goes_before_it() {
-    let mut names = Names::default();
-    for i in 0..40 {
-        (1..=2).for_each(|residue| names.push(&format!("P{i}:{residue}"), &format!("P{i}")));
-    }
+    let row = |i: usize| [format!("P{}:{}", i / 2, i % 2 + 1), format!("P{}", i / 2)];
+    let rows: Vec<[String; 2]> = (0..80).map(row).collect();
     let mut text = "id\tsite\tfamily\n".to_owned();
     for i in 0..40 {
         text += &format!("P{i}\tno\t{}\nP{i}:2\tyes\t\n", ["a", "b"][i % 2]);
     }
     text += "Q\tno\ta\n";
-    let labels = Labelled::new(&table(&text), &names, &options(5)).unwrap();
+    let (labels, tags) = label(&table(&text), &rows, &options(5)).unwrap();
     let borne = |row: usize| -> Vec<&str> {
-        let profile = &labels.profiles[labels.profile_of[row] as usize];
+        let profile = &labels.profiles[untagged(tags[row]).0 as usize];
         profile.labels.iter().map(|&l| labels.labels[l as usize].value.as_str()).collect()
     };
     assert_eq!((borne(0), borne(1)), (vec!["no", "a"], vec!["yes", "a"]));
     assert_eq!((borne(2), borne(3)), (vec!["no", "b"], vec!["yes", "b"]));
-    assert!((0..40).all(|i| labels.second[2 * i] == labels.second[2 * i + 1]), "an id is in one half");
+    let second = |row: usize| untagged(tags[row]).1;
+    assert!((0..40).all(|i| second(2 * i) == second(2 * i + 1)), "an id is in one half");
+    assert!((0..40).all(|i| second(2 * i) == in_second_half(&format!("P{i}"))));
     assert_eq!(labels.told.first_unknown_id.as_deref(), Some("Q"));
     let rows = labels.labels[0].rows;
     assert!(rows[0] > 10 && rows[1] > 10, "{rows:?}: halves of very different size");
@@ -95,6 +101,6 @@ fn a_line_of_an_id_holds_for_all_its_rows_and_that_of_a_row_goes_before_it() {
 
 #[test]
 fn a_table_of_other_ids_is_refused_with_an_id_of_each() {
-    let error = Labelled::new(&table("id\tx\nsp|P0|A\ta\n"), &ids(3), &options(1)).unwrap_err().to_string();
+    let error = label(&table("id\tx\nsp|P0|A\ta\n"), &ids(3), &options(1)).unwrap_err().to_string();
     assert!(error.contains("\"sp|P0|A\"") && error.contains("\"P0\""), "{error}");
 }
