@@ -17,15 +17,14 @@ use std::sync::{Arc, Mutex};
 use topk_sae::analysis::features::{FeaturesRequest, features};
 use topk_sae::analysis::labels::choose::LabelOptions;
 use topk_sae::analysis::{self, EvalRows, Source};
-use topk_sae::backend::DeviceChoice;
 use topk_sae::config::{Options, RowMemory};
-use topk_sae::console;
 use topk_sae::data::{Embeddings, Given};
 use topk_sae::error::{Error, Result};
 use topk_sae::report::curves::write_plots;
 use topk_sae::report::request::{ReportRequest, report};
 use topk_sae::rows::Part;
 use topk_sae::run::{self, Session};
+use topk_sae::{backend::DeviceChoice, console};
 use worker::Ear;
 
 /// A value as JSON.
@@ -37,13 +36,15 @@ fn chosen(device: &str) -> PyResult<DeviceChoice> {
     device.parse().map_err(|why: String| UsageError::new_err(format!("device={device:?}: {why}")))
 }
 
+/// Names and values of options.
+type Texts = Vec<(String, String)>;
+
 /// Options from names and texts, as the command line has them.
-fn settled(given: Vec<(String, String)>) -> PyResult<Options> {
+fn settled(given: Texts) -> PyResult<Options> {
     let mut options = Options::default();
     for (name, value) in given {
-        options
-            .set(&name.replace('_', "-"), &value)
-            .map_err(|why| UsageError::new_err(format!("{name}={value}: {why}")))?;
+        let wrong = |why| UsageError::new_err(format!("{name}={value}: {why}"));
+        options.set(&name.replace('_', "-"), &value).map_err(wrong)?;
     }
     Ok(options)
 }
@@ -60,7 +61,7 @@ impl Rows {
         array: &Bound<'_, PyAny>,
         ids: Option<Vec<String>>,
         groups: Option<Vec<String>>,
-        options: Vec<(String, String)>,
+        options: Texts,
     ) -> PyResult<Self> {
         let (values, d_in) = lend(array)?;
         let bad_rows = settled(options)?.skip_bad_rows.unwrap_or_default();
@@ -95,7 +96,7 @@ fn train(
     out: Option<PathBuf>,
     resumes: bool,
     overwrite: bool,
-    options: Vec<(String, String)>,
+    options: Texts,
     device: &str,
     shows: bool,
     hear: Option<&Bound<'_, PyAny>>,
@@ -119,10 +120,11 @@ fn train(
 }
 
 /// A model and the rows that it is asked about.
-fn source(model: PathBuf, data: Data, options: Vec<(String, String)>, device: &str) -> PyResult<Source> {
+fn source(model: PathBuf, data: Data, options: Texts, device: &str) -> PyResult<(Source, Option<RowMemory>)> {
     let (files, given) = data.split();
-    let reading = settled(options)?.reading();
-    Ok(Source { model, data: files, given, reading, device: chosen(device)?, quiet: false })
+    let options = settled(options)?;
+    let (reading, device) = (options.reading(), chosen(device)?);
+    Ok((Source { model, data: files, given, reading, device, quiet: false }, options.memory))
 }
 
 /// A split; None is all rows.
@@ -138,14 +140,12 @@ fn evaluate(
     model: PathBuf,
     data: Data,
     split: &str,
-    options: Vec<(String, String)>,
+    options: Texts,
     device: &str,
 ) -> PyResult<String> {
-    let source = source(model, data, options, device)?;
-    let wanted = match split {
-        "each" => EvalRows::Each,
-        split => part(split)?.map_or(EvalRows::All, EvalRows::Split),
-    };
+    let (source, _) = source(model, data, options, device)?;
+    let each = split == "each";
+    let wanted = if each { EvalRows::Each } else { part(split)?.map_or(EvalRows::All, EvalRows::Split) };
     worker::run(py, false, None, |stop, _| json(&analysis::evaluate(&source, wanted, stop)?))
 }
 
@@ -162,26 +162,21 @@ struct Asked {
     min_rows: u64,
     max_values: usize,
     unknown: Vec<String>,
-    memory: Option<String>,
 }
 
-impl Asked {
-    fn of(self, source: Source) -> PyResult<FeaturesRequest> {
-        let Self { columns, min_rows, max_values, unknown, .. } = self;
-        let wrong = |why: String| UsageError::new_err(format!("memory: {why}"));
-        let memory = self.memory.map(|text| text.parse().map_err(wrong)).transpose()?;
-        let options = LabelOptions { columns, min_rows: min_rows.max(1), max_values, unknown };
-        Ok(FeaturesRequest {
-            source,
-            split: part(&self.split)?,
-            pool: self.pool,
-            top: self.top,
-            neighbours: self.neighbours,
-            labels: self.labels.map(|path| (path, options)),
-            memory: memory.map(RowMemory::bytes),
-            outputs: vec![],
-        })
-    }
+fn asked_of(asked: Asked, (source, memory): (Source, Option<RowMemory>)) -> PyResult<FeaturesRequest> {
+    let Asked { columns, min_rows, max_values, unknown, .. } = asked;
+    let options = LabelOptions { columns, min_rows: min_rows.max(1), max_values, unknown };
+    Ok(FeaturesRequest {
+        source,
+        split: part(&asked.split)?,
+        pool: asked.pool,
+        top: asked.top,
+        neighbours: asked.neighbours,
+        labels: asked.labels.map(|path| (path, options)),
+        memory: memory.map(RowMemory::bytes),
+        outputs: vec![],
+    })
 }
 
 /// What each latent fires on, as JSON.
@@ -191,10 +186,10 @@ fn features_of(
     model: PathBuf,
     data: Data,
     asked: Asked,
-    options: Vec<(String, String)>,
+    options: Texts,
     device: &str,
 ) -> PyResult<String> {
-    let request = asked.of(source(model, data, options, device)?)?;
+    let request = asked_of(asked, source(model, data, options, device)?)?;
     worker::run(py, false, None, |stop, _| {
         let found = features(&request, stop)?;
         found.warnings().iter().for_each(console::warn);
@@ -213,10 +208,10 @@ fn report_of(
     shown: usize,
     out: Option<PathBuf>,
     overwrite: bool,
-    options: Vec<(String, String)>,
+    options: Texts,
     device: &str,
 ) -> PyResult<PathBuf> {
-    let features = asked.of(source(run, data, options, device)?)?;
+    let features = asked_of(asked, source(run, data, options, device)?)?;
     let request = ReportRequest { features, shown, out, overwrite };
     worker::run(py, false, None, |stop, _| {
         let done = report(&request, stop)?;

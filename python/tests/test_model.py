@@ -135,7 +135,7 @@ def test_labels_that_are_no_table_are_an_error(sae, proteins):
         sae.features(x, ids=ids, labels=["a"] * 536)
     with pytest.raises(FileNotFoundError, match="nothing.tsv"):
         sae.features(x, ids=ids, labels="nothing.tsv")
-    with pytest.raises(topk_sae.UsageError, match="memory: `much` is not a size"):
+    with pytest.raises(topk_sae.UsageError, match="memory=much: `much` is not a size"):
         sae.features(x, ids=ids, memory="much")
 
 

@@ -83,16 +83,9 @@ class Features:
         return f"<Features of {width} latents, {alive} fire on {self.figures['rows']} rows>"
 
 
-def asked_of(
-    columns: Sequence[str] | None, unknown: Sequence[str], memory: str | int | None, **others: Any
-) -> dict[str, Any]:
+def asked_of(columns: Sequence[str] | None, unknown: Sequence[str], **others: Any) -> dict[str, Any]:
     """What is asked of latents, as the engine takes it."""
-    return {
-        **others,
-        "columns": None if columns is None else list(columns),
-        "unknown": list(unknown),
-        "memory": None if memory is None else str(memory),
-    }
+    return {**others, "columns": None if columns is None else list(columns), "unknown": list(unknown)}
 
 
 def features_of(

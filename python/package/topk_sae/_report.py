@@ -67,7 +67,6 @@ def report(
     asked = asked_of(
         columns,
         unknown,
-        memory,
         split=split,
         pool=pool,
         top=top,
@@ -84,7 +83,7 @@ def report(
             features,
             place,
             overwrite or place is None,
-            option_texts(reading),
+            option_texts({**reading, "memory": memory}),
             device,
         )
     return Report(path)

@@ -213,7 +213,6 @@ class Sae:
         asked = asked_of(
             columns,
             unknown,
-            memory,
             split=split,
             pool=pool,
             top=top,
@@ -221,7 +220,7 @@ class Sae:
             min_rows=min_rows,
             max_values=max_values,
         )
-        return features_of(self._file(), rows, labels, asked, option_texts(reading), device)
+        return features_of(self._file(), rows, labels, asked, option_texts({**reading, "memory": memory}), device)
 
     def save(self, path: PathLike, overwrite: bool = False) -> None:
         """Writes the model as a file, usually named `model.safetensors`."""
