@@ -1,5 +1,6 @@
 //! A data set in memory: rows with their ids, and what was dropped on the way.
 
+use std::any::Any;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,8 +27,19 @@ pub struct Embeddings {
     /// Mean and variance of rows that were asked for; there are few splits of the same rows.
     moments: Arc<Mutex<Vec<Moments>>>,
     fingerprint: OnceLock<u64>,
+    on_devices: OnDevices,
     /// What the first pass found over rows that stay in their files.
     first_pass: Option<Arc<FirstPass>>,
+}
+
+/// What devices have of the rows.
+#[derive(Clone, Default)]
+struct OnDevices(Arc<Mutex<Vec<Arc<dyn Any + Send + Sync>>>>);
+
+impl fmt::Debug for OnDevices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnDevices")
+    }
 }
 
 /// Where the rows are.
@@ -105,6 +117,7 @@ impl Embeddings {
             moments: Arc::default(),
             fingerprint: OnceLock::new(),
             first_pass: None,
+            on_devices: OnDevices::default(),
         }
     }
 
@@ -211,7 +224,13 @@ impl Embeddings {
             Rows::Resident(rows) => Rows::Resident(rows.kept_as(dtype)),
             streamed @ Rows::Streamed(_) => streamed,
         };
-        Self { rows, fingerprint: OnceLock::new(), moments: Arc::default(), ..self }
+        Self {
+            rows,
+            fingerprint: OnceLock::new(),
+            moments: Arc::default(),
+            on_devices: OnDevices::default(),
+            ..self
+        }
     }
 
     fn source(&self) -> &dyn RowSource {
@@ -346,6 +365,10 @@ impl RowSource for Embeddings {
 
     fn keep(&self, rows: &[u32]) -> Result<()> {
         self.source().keep(rows)
+    }
+
+    fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
+        self.on_devices.0.lock().unwrap_or_else(PoisonError::into_inner).push(rows);
     }
 
     fn describe(&self, row: u32) -> String {

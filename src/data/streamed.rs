@@ -32,6 +32,8 @@ const BLOCKS: usize = 512;
 const MOST_READERS: usize = 4;
 /// Bytes that may be unpacked more than once.
 const SMALL_CHUNK: usize = 16 << 20;
+/// Fewest rows that a thread copies.
+const GATHERED: usize = 64;
 /// Rows whose values are part of the fingerprint.
 const FINGERPRINT_ROWS: usize = 1024;
 
@@ -345,6 +347,30 @@ impl RowSource for Streamed {
             return read;
         }
         self.0.files.read_some(&[row])?.read_stored(0, out)
+    }
+
+    fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
+        let width = out.len() / rows.len().max(1);
+        let mut found = vec![];
+        let (held, kept) = (look(&self.0.held), look(&self.0.kept));
+        let missing =
+            self.find(rows, &held, &kept, |place, values, at| found.push((place, values, at as u32)));
+        // Places rise: the pieces of `out` are taken one after another.
+        let (mut pieces, mut rest, mut done) = (vec![], &mut out[..], 0);
+        for &(place, values, at) in &found {
+            let (piece, after) = rest[(place - done) * width..].split_at_mut(width);
+            pieces.push((values, at, piece));
+            (rest, done) = (after, place + 1);
+        }
+        let each = pieces.into_par_iter().with_min_len(GATHERED);
+        each.try_for_each(|(values, at, piece)| values.read_stored(at, piece))?;
+        drop((held, kept));
+        for (places, part) in self.read_missing(&missing)? {
+            for (at, place) in places.into_iter().enumerate() {
+                part.read_stored(at as u32, &mut out[place * width..][..width])?;
+            }
+        }
+        Ok(())
     }
 
     fn window(&self) -> Option<usize> {

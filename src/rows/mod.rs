@@ -22,6 +22,9 @@ pub use values::Values;
 
 use crate::error::Result;
 use rayon::prelude::*;
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Fewest rows that are worth another thread.
 const GATHERED: usize = 64;
@@ -94,6 +97,14 @@ pub trait RowSource: Send + Sync {
     fn keep(&self, _rows: &[u32]) -> Result<()> {
         Ok(())
     }
+
+    /// Time in which the last [`RowSource::hold`] let others go on first who take turns on these rows.
+    fn let_others(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Keeps what a device has of all rows while this source lives, for those who use them there later.
+    fn lend(&self, _rows: Arc<dyn Any + Send + Sync>) {}
 
     /// What a message calls a row.
     fn describe(&self, row: u32) -> String {

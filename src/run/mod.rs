@@ -327,7 +327,7 @@ fn finish(
     let mut events = events.transpose()?;
     let mut lent = session.observer.map(Lent);
     let rows: Arc<dyn RowSource> = match turn {
-        Some(turn) => Arc::new(InTurn { rows: data, turn }),
+        Some(turn) => Arc::new(InTurn::new(data, turn)),
         None => data,
     };
     let mut trainer = Trainer::go_on(config.training(), rows, split, backend, progress)?

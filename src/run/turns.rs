@@ -6,7 +6,9 @@ use crate::error::Result;
 use crate::rows::{Dtype, RowSource};
 use crate::train::metrics::MetricRow;
 use crate::train::{Observer, StepReport, Warning};
+use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Whose turn it is: that of the run that has begun the fewest windows.
 struct Turns {
@@ -77,8 +79,16 @@ impl Drop for Turn {
 
 /// Rows of a run that takes turns with others.
 pub(super) struct InTurn {
-    pub rows: Arc<Embeddings>,
-    pub turn: Arc<Turn>,
+    rows: Arc<Embeddings>,
+    turn: Arc<Turn>,
+    /// How long the last window was begun after the others.
+    others: Mutex<Duration>,
+}
+
+impl InTurn {
+    pub fn new(rows: Arc<Embeddings>, turn: Arc<Turn>) -> Self {
+        Self { rows, turn, others: Mutex::default() }
+    }
 }
 
 impl RowSource for InTurn {
@@ -110,9 +120,23 @@ impl RowSource for InTurn {
         self.rows.block_of(row)
     }
 
+    fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
+        self.rows.gather_stored(rows, out)
+    }
+
     fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
+        let began = Instant::now();
         self.turn.begin_window();
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner) = began.elapsed();
         self.rows.hold(now, next)
+    }
+
+    fn let_others(&self) -> Duration {
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
+        self.rows.lend(rows);
     }
 
     fn keep(&self, rows: &[u32]) -> Result<()> {

@@ -51,6 +51,11 @@ impl Queue {
         self.waiting >= self.limit || self.since.is_some_and(|since| since.elapsed() >= INTERVAL)
     }
 
+    /// Steps of others took so long; that is no time of these.
+    pub(super) fn leave_out(&mut self, others: Duration) {
+        self.since = self.since.map(|since| since + others);
+    }
+
     /// Nothing was computed since `began`, for rows had to come first.
     pub(super) fn waited_since(&mut self, began: Instant) {
         self.waited += began.elapsed();
@@ -111,6 +116,16 @@ mod tests {
         queue.waited_since(Instant::now() - Duration::from_secs(5));
         let share = queue.share_waited(10.0, 0.0);
         assert!(share > 0.05 && share < 0.2, "{share}");
+    }
+
+    #[test]
+    fn time_of_others_is_left_out() {
+        let mut queue = Queue::default();
+        queue.begin();
+        queue.since = Some(Instant::now() - Duration::from_secs(10));
+        queue.leave_out(Duration::from_secs(8));
+        let (_, seconds) = queue.finish();
+        assert!((2.0..5.0).contains(&seconds), "{seconds}");
     }
 
     #[test]

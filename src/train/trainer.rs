@@ -302,6 +302,9 @@ impl<'a> Trainer<'a> {
         if blocks != self.held {
             let began = Instant::now();
             self.rows.hold(&blocks.0, &blocks.1)?;
+            let others = self.rows.let_others();
+            self.queue.leave_out(others);
+            let began = began + others;
             // A device that has steps to compute meanwhile tells itself when it has no more.
             if self.queue.waiting() == 0 || self.backend.asks_for_rows() == Asks::InStep {
                 self.queue.waited_since(began);

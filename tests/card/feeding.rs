@@ -5,10 +5,11 @@
 
 use super::{SIZES, compiler, inside, inside_with, well};
 use crate::runs::{Place, low_rank, same_run};
+use std::any::Any;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use topk_sae::backend::{Asks, Selected, StepPlan, open};
 use topk_sae::config::{NumberOr, Options};
 use topk_sae::error::Result;
@@ -159,6 +160,35 @@ impl RowSource for Counted {
     }
 }
 
+/// The same, which keeps what a card has of it.
+struct Kept(Counted, Mutex<Vec<Arc<dyn Any + Send + Sync>>>);
+
+impl RowSource for Kept {
+    fn n_rows(&self) -> usize {
+        self.0.n_rows()
+    }
+
+    fn d_in(&self) -> usize {
+        self.0.d_in()
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.0.dtype()
+    }
+
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
+        self.0.read(rows, out)
+    }
+
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
+        self.0.read_stored(row, out)
+    }
+
+    fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
+        self.1.lock().unwrap().push(rows);
+    }
+}
+
 /// 200 rows with a split and a training on them.
 fn counted() -> (Arc<Counted>, Split, Training) {
     let values = low_rank(200, 8);
@@ -266,4 +296,14 @@ fn trainings_on_the_same_rows_share_those_on_the_card_while_one_of_them_is_alive
     for trainer in [first, second, other, third] {
         assert!(run(trainer) == alone);
     }
+    // A source that keeps them has them sent once for trainings one after the other, as a sweep's.
+    let kept = Arc::new(Kept(Counted(Resident::clone(&rows.0), AtomicUsize::new(0)), Mutex::default()));
+    let weights = [(); 3].map(|()| {
+        let trainer = Trainer::new(training.clone(), kept.clone(), split.clone(), Selected::Cuda(0)).unwrap();
+        let weights = run(trainer);
+        assert_eq!(sent(&kept.0), 200);
+        weights
+    });
+    assert!(weights[1] == weights[0] && weights[2] == weights[0]);
+    assert_eq!(kept.1.lock().unwrap().len(), 1);
 }

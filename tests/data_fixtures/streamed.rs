@@ -58,6 +58,12 @@ fn same_values(data: &Embeddings, meant: &Embeddings) {
             assert_eq!(stored(data, row), stored(meant, row), "row {row}");
         }
         assert!(read(data, &strange) == want);
+        let gathered = |data: &Embeddings| {
+            let mut out = vec![0; stored(data, 0).len() * strange.len()];
+            data.gather_stored(&strange, &mut out).unwrap();
+            out
+        };
+        assert!(gathered(data) == gathered(meant));
         data.hold(&blocks, &[]).unwrap();
         assert!(read(data, &strange) == want);
         data.hold(&[], &[]).unwrap();

@@ -1,4 +1,5 @@
-//! All rows on a device, sent once: backends of one process that read the same source share them.
+//! All rows on a device, sent once: backends of one process that read the same source share them, and a source may keep them
+//! for later ones ([`RowSource::lend`]).
 
 use super::device::{AHEAD, Device, Memory};
 use crate::error::{Error, Result};
@@ -11,12 +12,12 @@ const MESSAGE: usize = 16 << 20;
 /// The rows of a source in the memory of a device.
 pub(super) struct AllRows {
     memory: Memory,
-    /// Kept, so that no other source has its address.
-    source: Arc<dyn RowSource>,
+    /// No other source has its address as long as it is known.
+    source: Weak<dyn RowSource>,
     card: Option<usize>,
 }
 
-/// Those that some backend holds.
+/// Those that some backend or source holds.
 static HELD: Mutex<Vec<Weak<AllRows>>> = Mutex::new(vec![]);
 
 impl AllRows {
@@ -43,8 +44,9 @@ impl AllRows {
             return Ok(None);
         }
         let memory = send(dev, data.as_ref(), row_bytes)?;
-        let rows = Arc::new(Self { memory, source: data.clone(), card });
+        let rows = Arc::new(Self { memory, source: Arc::downgrade(data), card });
         held.push(Arc::downgrade(&rows));
+        data.lend(rows.clone());
         Ok(Some(rows))
     }
 
@@ -55,8 +57,8 @@ impl AllRows {
 }
 
 /// Whether two are one source, by their addresses alone: one type may have several tables of functions.
-fn is_same(a: &Arc<dyn RowSource>, b: &Arc<dyn RowSource>) -> bool {
-    std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
+fn is_same(a: &Weak<dyn RowSource>, b: &Arc<dyn RowSource>) -> bool {
+    std::ptr::addr_eq(Weak::as_ptr(a), Arc::as_ptr(b))
 }
 
 /// Brings all rows to the device, one after another, `row_bytes` bytes each.
