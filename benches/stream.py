@@ -40,6 +40,18 @@ def run(command):
     return time.perf_counter() - began, usage.ru_maxrss * 1024
 
 
+def resident_over_time(command):
+    """Resident bytes of a command at each tenth of its time."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    samples = []
+    while child.poll() is None:
+        pages = Path(f"/proc/{child.pid}/statm").read_text().split()
+        samples += [int(pages[1]) * os.sysconf("SC_PAGE_SIZE")] if pages else []
+        time.sleep(0.05)
+    assert child.returncode == 0
+    return [samples[min(len(samples) - 1, len(samples) * tenth // 10)] for tenth in range(11)]
+
+
 with tempfile.TemporaryDirectory(dir=".") as folder:
     data = Path(folder) / "rows.h5"
     rng = np.random.default_rng(0)
@@ -63,6 +75,9 @@ with tempfile.TemporaryDirectory(dir=".") as folder:
             seconds, peak = run([args.sae, "--device=cpu", "train", data, "--out", out, "--memory", limit, *options])
             summary = json.loads((out / "summary.json").read_text())
             figures[name].append((summary["rows_per_second"], seconds, peak, summary["val"]["fvu"]))
+    over_time = resident_over_time(
+        [args.sae, "--device=cpu", "train", data, "--out", Path(folder) / "streamed", "--memory", str(memory), *options]
+    )
     began = time.perf_counter()
     subprocess.run(["cat", data], stdout=subprocess.DEVNULL, check=True)
     plain = time.perf_counter() - began
@@ -83,6 +98,9 @@ lines += [
     "",
     f"streamed / resident, rows/s: {ratio:.3f} (median of {args.turns} turns); share of the streamed command's time in steps: "
     f"{in_steps:.2f}; the file read once by `cat` (cached): {plain:.1f} s",
+    "",
+    "Resident memory of a streamed run, MB, at each tenth of its time: "
+    + ", ".join(f"{bytes / 1e6:.0f}" for bytes in over_time),
 ]
 print("\n".join(lines))
 if args.out:

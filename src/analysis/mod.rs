@@ -166,7 +166,7 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
     let mut results = vec![];
     for (split, rows) in sets {
         let mut fired = vec![0u64; m];
-        let set = EvalSet::new(data.as_ref(), &rows, usize::MAX, &mean)?;
+        let set = EvalSet::new(data.as_ref(), rows, &mean)?;
         if let Some(quality) = set.measure(backend.as_mut(), d, &mut fired, &mut || check_flag(stop))? {
             let parts = [Part::Train, Part::Val, Part::Test];
             let part = parts.into_iter().find(|part| part.to_string() == split);

@@ -4,6 +4,7 @@
 //! to them is undone here. Everything else is left to the library: other filters, chunks that were never written, and
 //! whatever is damaged, for which it has the better words.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -20,6 +21,14 @@ use crate::interrupt::Requests;
 
 /// Largest chunk that is unpacked here.
 const LARGEST: u64 = 1 << 30;
+/// Largest buffer that a thread keeps for its next chunk.
+const MOST_KEPT: usize = 8 << 20;
+
+thread_local! {
+    /// A chunk as it is in the file, and half unpacked: new memory for each would take longer than to unpack it.
+    static BUFFERS: RefCell<[Vec<u8>; 2]> = const { RefCell::new([vec![], vec![]]) };
+}
+
 /// The library's numbers of filters.
 const DEFLATE: i32 = 1;
 const SHUFFLE: i32 = 2;
@@ -224,9 +233,16 @@ impl File {
             (rest, first) = (after, first + n as u64);
         }
         let requests = Requests::here();
-        let each = bands.into_par_iter().map_init(Default::default, |buffers, band| {
+        let each = bands.into_par_iter().map(|band| {
             requests.check()?;
-            Ok(layout.fill(&self.raw, width, band, buffers))
+            Ok(BUFFERS.with_borrow_mut(|buffers| {
+                let filled = layout.fill(&self.raw, width, band, buffers);
+                buffers
+                    .iter_mut()
+                    .filter(|buffer| buffer.len() > MOST_KEPT)
+                    .for_each(|buffer| *buffer = vec![]);
+                filled
+            }))
         });
         let filled: Result<Option<Vec<()>>> =
             each.collect::<Result<Vec<Option<()>>>>().map(|all| all.into_iter().collect());

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -62,6 +62,25 @@ pub(super) fn blocks(pieces: &[Located<'_>], block: usize, most: usize) -> Vec<u
         starts.push(end);
     }
     starts
+}
+
+/// Memory of blocks that are no longer needed: what is taken anew from the system is zeroed by it, page by page.
+#[derive(Default)]
+pub(super) struct Spare(Mutex<Vec<Values>>);
+
+impl Spare {
+    /// Memory of exactly `bytes` bytes.
+    fn take(&self, bytes: usize) -> Option<Values> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = spare.iter().rposition(|values| values.bytes().len() == bytes)?;
+        Some(spare.swap_remove(at))
+    }
+
+    /// Has what these blocks took, where nobody reads them, in place of what was there before.
+    pub fn fill(&self, blocks: impl Iterator<Item = Arc<Resident>>) {
+        let values = blocks.filter_map(|rows| Some(Arc::into_inner(rows)?.into_values()));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = values.collect();
+    }
 }
 
 /// A piece of a plan, and the number of its first row.
@@ -140,8 +159,14 @@ impl Files {
         self.opened.blocks[block]..self.opened.blocks[block + 1]
     }
 
-    /// Reads rows of the files, those included that were dropped.
-    fn read(&self, rows: Range<usize>) -> Result<Values> {
+    /// Memory for some rows.
+    fn room(&self, rows: usize) -> Result<Values> {
+        let d = self.d_in();
+        Values::zeros(self.dtype(), rows * d).ok_or_else(|| no_room(rows, d))
+    }
+
+    /// Reads rows of the files, those included that were dropped, into memory of their size.
+    fn read(&self, rows: Range<usize>, mut values: Values) -> Result<Values> {
         let mut looked_at = None;
         let Opened { plans, stamps, .. } = &*self.opened;
         for (number, plan) in self.pieces_of(&rows).map(|at| (at.plan, &plans[at.plan as usize])) {
@@ -151,32 +176,38 @@ impl Files {
             }
         }
         let pieces: Vec<Located<'_>> = self.pieces_of(&rows).map(|at| self.located(at)).collect();
-        self.read_from(&pieces, rows)
+        read_range(&pieces, rows, &mut values)?;
+        Ok(values)
     }
 
-    /// The same without a look at whether the files changed; `pieces` are those that have the rows, or all.
+    /// Reads rows without a look at whether the files changed; `pieces` are those that have the rows, or all.
     pub fn read_from(&self, pieces: &[Located<'_>], rows: Range<usize>) -> Result<Values> {
-        let (n, d) = (rows.len(), self.d_in());
-        let mut values = Values::zeros(self.dtype(), n * d).ok_or_else(|| no_room(n, d))?;
+        let mut values = self.room(rows.len())?;
         read_range(pieces, rows, &mut values)?;
         Ok(values)
     }
 
     /// The rows of a block.
-    fn read_block(&self, block: u32) -> Result<Resident> {
+    fn read_block(&self, block: u32, spare: &Spare) -> Result<Resident> {
         let rows = self.rows_of(block);
-        let mut values = self.read(rows.clone())?;
+        let size = rows.len() * self.d_in() * self.dtype().size();
+        let values = match spare.take(size) {
+            Some(values) => values,
+            None => self.room(rows.len())?,
+        };
+        let mut values = self.read(rows.clone(), values)?;
         if let Some(keep) = self.keep.get(rows).filter(|keep| keep.contains(&false)) {
             values.retain_rows(self.d_in(), keep);
         }
         Resident::new(values, self.d_in())
     }
 
-    pub fn read_blocks(&self, blocks: &[u32]) -> Result<Vec<(u32, Resident)>> {
+    /// Reads blocks in parallel, into memory that is `spare` as far as it goes.
+    pub fn read_blocks(&self, blocks: &[u32], spare: &Spare) -> Result<Vec<(u32, Resident)>> {
         let requests = interrupt::Requests::here();
         let read = |&block: &u32| {
             requests.check()?;
-            Ok((block, self.read_block(block)?))
+            Ok((block, self.read_block(block, spare)?))
         };
         blocks.par_iter().map(read).collect()
     }
@@ -195,17 +226,17 @@ impl Files {
         let span = places[0]..places[places.len() - 1] + 1;
         let together = places.len() * 8 >= span.len() || !self.is_plain(&span);
         let d = self.d_in();
-        let mut bytes = Values::zeros(self.dtype(), rows.len() * d).ok_or_else(|| no_room(rows.len(), d))?;
+        let mut bytes = self.room(rows.len())?;
         let width = d * self.dtype().size();
         let out = bytes.bytes_mut().chunks_exact_mut(width);
         if together {
-            let values = self.read(span.clone())?;
+            let values = self.read(span.clone(), self.room(span.len())?)?;
             for (place, out) in places.iter().zip(out) {
                 out.copy_from_slice(&values.bytes()[(place - span.start) * width..][..width]);
             }
         } else {
             for (&place, out) in places.iter().zip(out) {
-                out.copy_from_slice(self.read(place..place + 1)?.bytes());
+                out.copy_from_slice(self.read(place..place + 1, self.room(1)?)?.bytes());
             }
         }
         Resident::new(bytes, d)

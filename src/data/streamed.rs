@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::embeddings::{Embeddings, Skipped};
 use super::first_pass::{self, FirstPass, Seen};
-use super::in_place::{At, Files, Opened, blocks, no_room, stamp};
+use super::in_place::{At, Files, Opened, Spare, blocks, no_room, stamp};
 use super::load::{
     Judge, Located, assemble, check_ids, check_memory, common_width, dtype, groups, holds_no_rows, locate,
     n_rows, see, sources,
@@ -48,6 +48,7 @@ struct Shared {
     kept: RwLock<Option<(Vec<u32>, Resident)>>,
     /// Blocks that are on their way into memory, and who brings them.
     coming: Mutex<Option<(Vec<u32>, Coming)>>,
+    spare: Arc<Spare>,
     /// Rows that may be in memory together.
     window: usize,
     /// Threads that wait for the disk, apart from those that compute; `None` where the system gives none.
@@ -179,6 +180,7 @@ impl Streamed {
             held: RwLock::default(),
             kept: RwLock::default(),
             coming: Mutex::default(),
+            spare: Arc::default(),
             window,
             readers: OnceLock::new(),
         }))
@@ -394,7 +396,8 @@ impl RowSource for Streamed {
         let wanted: HashSet<u32> = now.iter().chain(next).copied().collect();
         {
             let mut held = self.0.held.write().unwrap_or_else(PoisonError::into_inner);
-            held.retain(|block, _| wanted.contains(block));
+            let left = held.extract_if(|block, _| !wanted.contains(block));
+            self.0.spare.fill(left.map(|(_, rows)| rows));
         }
         let missing = |blocks: &[u32]| -> Vec<u32> {
             let held = look(&self.0.held);
@@ -403,19 +406,21 @@ impl RowSource for Streamed {
             blocks.sort_unstable();
             blocks
         };
-        self.add(self.0.files.read_blocks(&missing(now))?);
+        self.add(self.0.files.read_blocks(&missing(now), &self.0.spare)?);
         let next = if later { vec![] } else { missing(next) };
         if !next.is_empty() {
-            let files = self.0.files.clone();
+            let (files, spare) = (self.0.files.clone(), self.0.spare.clone());
             let thread = std::thread::Builder::new().name("rows".into());
             let readers = self.0.readers.get_or_init(readers).clone();
             let blocks = next.clone();
             let thread = thread.spawn(move || match readers {
-                Some(readers) => readers.install(|| files.read_blocks(&next)),
-                None => files.read_blocks(&next),
+                Some(readers) => readers.install(|| files.read_blocks(&next, &spare)),
+                None => files.read_blocks(&next, &spare),
             });
             let thread = thread.map_err(|e| Error::Failed(format!("no thread to read rows: {e}")))?;
             *lock(&self.0.coming) = Some((blocks, thread));
+        } else if !later {
+            self.0.spare.fill(std::iter::empty());
         }
         Ok(())
     }

@@ -34,6 +34,11 @@ impl Resident {
         &self.values
     }
 
+    /// Their values alone.
+    pub(crate) fn into_values(self) -> Values {
+        self.values
+    }
+
     /// The same rows kept in another type, rounded to the nearest.
     #[must_use]
     pub fn kept_as(self, dtype: Dtype) -> Self {

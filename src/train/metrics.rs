@@ -55,6 +55,12 @@ pub(crate) fn null_is_nan<'de, D: serde::Deserializer<'de>>(
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
+/// At most `limit` of `rows`, spread evenly over them (all, where there are no more).
+pub(super) fn spread(rows: &[u32], limit: usize) -> Vec<u32> {
+    let n = rows.len().min(limit);
+    (0..n).map(|i| rows[i * rows.len() / n]).collect()
+}
+
 /// A set of rows to be measured again and again, with its variance about the training mean.
 pub struct EvalSet {
     pub(super) rows: Vec<u32>,
@@ -62,13 +68,11 @@ pub struct EvalSet {
 }
 
 impl EvalSet {
-    /// At most `limit` of `rows`, spread evenly over them (all, where there are no more).
+    /// Of these rows.
     ///
     /// # Errors
     /// What the rows' source gives.
-    pub fn new(data: &dyn RowSource, rows: &[u32], limit: usize, mean: &[f64]) -> Result<Self> {
-        let n = rows.len().min(limit);
-        let rows: Vec<u32> = (0..n).map(|i| rows[i * rows.len() / n]).collect();
+    pub fn new(data: &dyn RowSource, rows: Vec<u32>, mean: &[f64]) -> Result<Self> {
         let variance = variance_about(data, &rows, mean)?;
         Ok(Self { rows, variance })
     }

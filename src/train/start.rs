@@ -1,5 +1,6 @@
 //! Weights before the first step, where they depend on the rows.
 
+use super::metrics::spread;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
 use crate::error::Result;
@@ -34,8 +35,7 @@ pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
 
 /// Training rows from which a start is taken, spread evenly over all of them.
 pub(crate) fn start_rows(train: &[u32]) -> Vec<u32> {
-    let n = train.len().min(START_ROWS);
-    (0..n).map(|i| train[i * train.len() / n]).collect()
+    spread(train, START_ROWS)
 }
 
 /// The state at step 0, from the training rows `train`.

@@ -1,6 +1,6 @@
 //! The training loop: it queues steps, and waits for them only where their results are needed.
 
-use super::metrics::{EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction};
+use super::metrics::{EvalSet, HasParts, MetricRow, PartSums, Quality, dead_fraction, spread};
 use super::observer::{Observer, StepReport, Warning};
 use super::progress::Progress;
 use super::queue::Queue;
@@ -150,11 +150,7 @@ impl<'a> Trainer<'a> {
         if self.mean.is_none() {
             self.mean = Some(mean_row(self.rows.as_ref(), &self.split.train)?);
         }
-        let sets = self.eval_sets(self.training.eval_rows)?;
-        if self.reads_windows() {
-            let again: Vec<u32> = sets.iter().flat_map(|set| set.rows.iter().copied()).collect();
-            self.rows.keep(&again)?;
-        }
+        let sets = self.eval_sets(self.training.eval_rows, usize::MAX)?;
         let done = self.steps(&sets, stop);
         if matches!(done, Ok(()) | Err(Error::Interrupted(_))) {
             self.observers.iter_mut().for_each(|observer| observer.steps_ended());
@@ -246,11 +242,16 @@ impl<'a> Trainer<'a> {
         self.training.early_stop > 0 && best.is_some() && waited >= self.training.early_stop
     }
 
-    /// At most `rows` rows of each split.
-    fn eval_sets(&self, rows: usize) -> Result<[EvalSet; 3]> {
+    /// At most `rows` rows of each split. They are read once, where there are at most `most` in all.
+    fn eval_sets(&self, rows: usize, most: usize) -> Result<[EvalSet; 3]> {
         let mean = self.mean.as_deref().unwrap_or_default();
-        let set = |part: &[u32]| EvalSet::new(self.rows.as_ref(), part, rows, mean);
-        Ok([set(&self.split.train)?, set(&self.split.val)?, set(&self.split.test)?])
+        let parts = [&self.split.train, &self.split.val, &self.split.test].map(|part| spread(part, rows));
+        let again = parts.concat();
+        if self.reads_windows() && again.len() <= most {
+            self.rows.keep(&again)?;
+        }
+        let [train, val, test] = parts.map(|part| EvalSet::new(self.rows.as_ref(), part, mean));
+        Ok([train?, val?, test?])
     }
 
     /// Temperature, share of the hard code, learning rate and L1 weight of a step.
@@ -434,7 +435,12 @@ impl<'a> Trainer<'a> {
             steps = self.store.restore_best(self.backend.as_mut())?;
         }
         let mut fired = vec![0u64; self.training.n_latents];
-        let sets = self.eval_sets(self.training.final_rows)?;
+        if self.reads_windows() {
+            // No step needs its window any more: others may use the memory, and go on first.
+            self.rows.hold(&[], &[])?;
+            self.held = Default::default();
+        }
+        let sets = self.eval_sets(self.training.final_rows, self.rows.window().unwrap_or(usize::MAX))?;
         // The last state is kept already.
         let check = &mut || match stop.load(Ordering::Relaxed) {
             false => Ok(()),
