@@ -12,6 +12,11 @@ impl StepBar {
     /// Shows nothing.
     pub fn step(&mut self, _step: u64, _loss: f64, _rows_per_second: f64, _note: &str) {}
 
+    /// Nothing is ever written.
+    pub fn is_shown(&self) -> bool {
+        false
+    }
+
     /// Shows nothing.
     pub fn message(&mut self, _text: &str) {}
 
@@ -27,6 +32,9 @@ impl Spinner {
     pub fn new(_what: &str, _quiet: bool) -> Self {
         Self
     }
+
+    /// Shows nothing.
+    pub fn progress(&mut self, _done: u64, _total: u64, _units: &str) {}
 
     /// Shows nothing.
     pub fn update(&self, _state: &str) {}

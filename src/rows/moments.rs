@@ -14,7 +14,7 @@ const LEAST_ROWS: usize = 16;
 /// Mean and variance of some rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moments {
-    /// The rows, by [`hash_rows`].
+    /// A hash of the numbers of the rows.
     pub rows: u64,
     /// Their mean (D).
     pub mean: Vec<f64>,
