@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Bytes of values read at a time.
-const BLOCK_BYTES: usize = 64 << 20;
+const BLOCK_BYTES: usize = 16 << 20;
 /// Rows encoded at a time: bounds the memory of codes that are not sparse.
 const CALL_ROWS: usize = 1024;
 
@@ -47,7 +47,7 @@ pub struct RowNames<'a> {
 ///
 /// Values are in the model's own units: relu of the scores. The split of an id is the one in the run's `splits.tsv`; an
 /// id that the run has never seen is put into one by its hash, with a warning.
-/// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
+/// The rows' values are read in blocks of 16 MiB; their ids stay in memory.
 ///
 /// # Errors
 /// Data of another width than the model's; no rows in the split; scores that are not finite; [`Error::Interrupted`]

@@ -48,7 +48,7 @@ pub struct Encoded {
 /// Encodes every row of a split (or of all data) into one file, written whole or not at all.
 ///
 /// Values are in the model's own units: relu of the scores. The split is that of [`codes::walk`].
-/// The rows' values are read in blocks of 64 MiB; their ids stay in memory.
+/// The rows' values are read in blocks of 16 MiB; their ids stay in memory.
 ///
 /// # Errors
 /// An output that is there already, or is one of the inputs; data of another width than the model's; no rows in the

@@ -155,6 +155,17 @@ impl Embeddings {
         Ok(())
     }
 
+    /// Has rows that stay in their files take at most `memory` bytes of memory from here on.
+    ///
+    /// # Errors
+    /// A window that does not hold what is unpacked together.
+    pub(crate) fn narrow(&mut self, memory: u64) -> Result<()> {
+        if let Rows::Streamed(rows) = &self.rows {
+            self.rows = Rows::Streamed(rows.within(memory)?);
+        }
+        Ok(())
+    }
+
     /// What the first pass found over rows that stay in their files.
     pub(crate) fn found(&self) -> Option<&FirstPass> {
         self.first_pass.as_deref()
@@ -281,7 +292,9 @@ impl Embeddings {
 
     /// Memory that values and ids take.
     pub fn memory(&self) -> usize {
-        self.bytes() + self.index.memory()
+        // Lists of the rows of a split, of their order, and of those that stay; in files they are the most of it.
+        let lists = if self.is_streamed() { 12 * self.n_rows() } else { 0 };
+        self.bytes() + self.index.memory() + lists
     }
 
     /// Writes row `row` to `out` as float32.

@@ -17,6 +17,8 @@ use crate::rows::{Dtype, Resident, Values};
 /// Which rows of open files there are, and their blocks.
 pub(super) struct Files {
     pub opened: Arc<Opened>,
+    /// First row of each block, of all rows of the files, and their number.
+    pub blocks: Vec<usize>,
     /// First row of each block, counted without those that were dropped, and the number of rows.
     pub starts: Vec<u32>,
     /// Which rows of the files are rows; all where this is empty.
@@ -33,8 +35,6 @@ pub(super) struct Opened {
     pub dtype: Dtype,
     /// Rows of the files, those included that were dropped.
     pub all: usize,
-    /// First row of each block, of all rows of the files, and their number.
-    pub blocks: Vec<usize>,
     pub bad_rows: BadRows,
 }
 
@@ -102,10 +102,11 @@ pub(super) fn stamp(plan: &Plan) -> Result<FileStamp> {
 }
 
 impl Files {
-    pub fn new(opened: Arc<Opened>, mut keep: Vec<bool>) -> Self {
+    /// `keep` has a mark for each row of the files.
+    pub fn new(opened: Arc<Opened>, blocks: Vec<usize>, mut keep: Vec<bool>) -> Self {
         let mut starts = vec![0];
         let mut kept = 0u32;
-        for ends in opened.blocks.windows(2) {
+        for ends in blocks.windows(2) {
             let rows = &keep[ends[0]..ends[1]];
             kept += rows.iter().filter(|&&keep| keep).count() as u32;
             starts.push(kept);
@@ -113,7 +114,7 @@ impl Files {
         if !keep.contains(&false) {
             keep = vec![];
         }
-        Self { opened, starts, keep }
+        Self { opened, blocks, starts, keep }
     }
 
     pub fn n_rows(&self) -> usize {
@@ -156,7 +157,7 @@ impl Files {
     /// Rows of the files in a block.
     fn rows_of(&self, block: u32) -> Range<usize> {
         let block = block as usize;
-        self.opened.blocks[block]..self.opened.blocks[block + 1]
+        self.blocks[block]..self.blocks[block + 1]
     }
 
     /// Memory for some rows.

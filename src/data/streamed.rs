@@ -127,25 +127,31 @@ fn streamed(plans: Vec<Plan>, bad_rows: BadRows, memory: u64) -> Result<Embeddin
     let width = common_width(&plans);
     let pieces = locate(&plans, width)?;
     let (all, d_in, dtype) = (n_rows(&pieces)?, width as usize, dtype(&pieces));
-    let row_bytes = d_in.saturating_mul(dtype.size()).max(1);
     check_memory(&pieces, 0)?;
     let mut keep = vec![true; all];
     check_ids(&pieces, &mut keep, &mut judge)?;
     let index = RowIndex { pieces: sources(&plans, &pieces, &keep), ..groups(&pieces, 0..all, &keep) };
-    let window_bytes = usize::try_from(memory / 2).unwrap_or(usize::MAX);
-    // A window has some blocks, however small it is.
-    let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
-    let window = (window_bytes / row_bytes).max(1);
-    check_chunks(&pieces, row_bytes, window)?;
-    let blocks = blocks(&pieces, (block_bytes / row_bytes).max(1), window);
+    let (blocks, window) = in_memory(&pieces, d_in.saturating_mul(dtype.size()), memory)?;
     let at = pieces.iter().map(Located::place_in_plans);
     let at = at.map(|(plan, piece, start)| At { plan: plan as u32, piece: piece as u32, start }).collect();
     drop(pieces);
 
     let stamps = plans.iter().map(stamp).collect::<Result<_>>()?;
-    let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, blocks, bad_rows };
-    let files = Files::new(Arc::new(opened), keep);
+    let opened = Opened { plans, pieces: at, stamps, d_in, dtype, all, bad_rows };
+    let files = Files::new(Arc::new(opened), blocks, keep);
     Ok(Embeddings::of_files(Streamed::new(files, window), index, judge.skipped))
+}
+
+/// Blocks of rows of `row_bytes` bytes, and the rows of a window, where rows take at most `memory` bytes of memory: two
+/// windows.
+fn in_memory(pieces: &[Located<'_>], row_bytes: usize, memory: u64) -> Result<(Vec<usize>, usize)> {
+    let row_bytes = row_bytes.max(1);
+    let window_bytes = usize::try_from(memory / 2).unwrap_or(usize::MAX);
+    // A window has some blocks, however small it is.
+    let block_bytes = (window_bytes / BLOCKS).clamp(LEAST_BLOCK, MOST_BLOCK).min(window_bytes / 4);
+    let window = (window_bytes / row_bytes).max(1);
+    check_chunks(pieces, row_bytes, window)?;
+    Ok((blocks(pieces, (block_bytes / row_bytes).max(1), window), window))
 }
 
 /// Fails where a window does not hold what is unpacked together: that would be unpacked again for each of its blocks.
@@ -184,6 +190,13 @@ impl Streamed {
             window,
             readers: OnceLock::new(),
         }))
+    }
+
+    /// The same rows in at most `memory` bytes of memory.
+    pub(super) fn within(&self, memory: u64) -> Result<Self> {
+        let files = &self.0.files;
+        let (blocks, window) = in_memory(&files.pieces(), self.d_in() * self.dtype().size(), memory)?;
+        Ok(Self::new(Files::new(files.opened.clone(), blocks, files.marks(0..files.all())), window))
     }
 
     /// Bytes of values that may be in memory.
@@ -228,7 +241,7 @@ impl Streamed {
         let stay: Vec<bool> =
             keep.iter().zip(usable).filter(|(_, usable)| *usable).map(|(&keep, _)| keep).collect();
         let sources = sources(plans, &pieces, &keep);
-        let rows = Self::new(Files::new(files.opened.clone(), keep), self.0.window);
+        let rows = Self::new(Files::new(files.opened.clone(), files.blocks.clone(), keep), self.0.window);
         Ok((found, Some(Fewer { rows, keep: stay, files: sources })))
     }
 

@@ -111,7 +111,9 @@ impl RowIndex {
 
     /// Bytes that the ids take in memory.
     pub fn memory(&self) -> usize {
-        let text: usize = self.ids.iter().map(|id| id.capacity() + size_of::<String>()).sum();
+        // The allocator adds a word to each text, and gives no less than four words.
+        let text = |id: &String| size_of::<String>() + (id.capacity() + 8).next_multiple_of(16).max(32);
+        let text: usize = self.ids.iter().map(text).sum();
         text + size_of_val(self.of_row.as_slice())
     }
 

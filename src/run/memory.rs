@@ -3,11 +3,13 @@
 
 use super::Prepared;
 use crate::backend::{self, Selected};
+use crate::config::RowMemory;
 use crate::error::{Error, Result};
-use crate::memory::available;
+use crate::memory::{available, free};
 use crate::text::bytes;
 use crate::train::start_bytes;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// Bytes of memory that drawing the curves takes, after the model is written.
 pub const PLOTS: u64 = 25_600_000;
@@ -51,6 +53,26 @@ pub(super) fn check(prepared: &Prepared) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Has rows that stay in their files take less memory, where the model needs more than they leave it; true where it did.
+///
+/// # Errors
+/// Rows that are unpacked together in more.
+pub(super) fn make_room(prepared: &mut Prepared) -> Result<bool> {
+    let (needed, rows) = (host_bytes(prepared), prepared.data.bytes() as u64);
+    // What is counted is most of what a run takes, not all.
+    let Some(most) =
+        free().map(|free| free / 8 * 7).filter(|&most| prepared.data.is_streamed() && needed > most)
+    else {
+        return Ok(false);
+    };
+    // Less than a quarter of this makes poor batches; a model that needs more is refused, or has a try.
+    let rows = rows.saturating_sub(needed - most).max(rows / 4);
+    let Some(data) = Arc::get_mut(&mut prepared.data) else { return Ok(false) };
+    data.narrow(rows)?;
+    prepared.config.memory = Some(RowMemory::Bytes(rows));
+    Ok(true)
 }
 
 /// Bytes of main memory that a run takes at least.

@@ -33,6 +33,7 @@ use crate::interrupt;
 use crate::model::file as model_file;
 use crate::model::{TrainState, make_unit_rows};
 use crate::rows::{RowSource, Split};
+use crate::text::bytes;
 use crate::train::metrics::{self, MetricRow};
 use crate::train::{
     Observer, Progress, StepReport, TrainRows, Trainer, Warning, resolve_known, start_rows, start_state,
@@ -140,6 +141,8 @@ struct Loaded {
     split: Split,
     device: Selected,
     turn: Option<Arc<Turn>>,
+    /// Nobody said how much memory the rows may take.
+    by_default: bool,
 }
 
 impl Loaded {
@@ -158,6 +161,7 @@ impl Loaded {
         let device = session.device.select(session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
         let memory = memory_of(&options);
+        let by_default = options.memory.is_none() && given.is_none();
         let mut turn = None;
         let data = match given {
             Some(Rows::Files(data, of_run)) => {
@@ -193,12 +197,12 @@ impl Loaded {
             // A preset stops early where it can; only a person's own wish for it is refused below.
             options.early_stop.get_or_insert(0);
         }
-        Ok(Self { options, data, split, device, turn })
+        Ok(Self { options, data, split, device, turn, by_default })
     }
 
     /// `resumes`: the run was warned of its unit when it began.
     fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
-        let Self { options, data, split, device, turn } = self;
+        let Self { options, data, split, device, turn, by_default } = self;
         if data.is_streamed() && !resumes {
             // Read for the usual deviation of a row, and again for the start.
             data.keep(&start_rows(&split.train))?;
@@ -214,7 +218,12 @@ impl Loaded {
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
             ));
         }
-        Ok(Prepared { data, split, config, device, mean, turn, warning })
+        let mut prepared = Prepared { data, split, config, device, mean, turn, warning };
+        if by_default && memory::make_room(&mut prepared)? && !session.quiet {
+            let rows = bytes(prepared.data.bytes() as u64);
+            console::tell(format_args!("{rows} of rows at a time in memory: the model needs the rest"));
+        }
+        Ok(prepared)
     }
 }
 

@@ -150,8 +150,9 @@ fn train(
 /// Members that train together, by their numbers: those that see the same rows in the same order, as many as the memory
 /// holds beside each other. Rows in memory are there for all members anyway, and a card is used by one at a time.
 fn groups_of(members: &[Planned], data: &Arc<Embeddings>, session: &Session<'_>) -> Vec<Group> {
-    // Half of what is free stays so: a member takes more than its tensors.
-    let most = free().map_or(u64::MAX, |free| free / 2);
+    // Beside the windows of rows, which are not there yet. A quarter stays free: a member takes more than its tensors.
+    let rows = if data.is_streamed() { data.bytes() as u64 } else { 0 };
+    let most = free().map_or(u64::MAX, |free| free.saturating_sub(rows) / 4 * 3);
     let mut groups: Vec<Group> = vec![];
     for (n, member) in members.iter().enumerate() {
         let own = if data.is_streamed() { alone(member, data, session) } else { Group::default() };
