@@ -331,6 +331,28 @@ mod tests {
     }
 
     #[test]
+    fn rows_in_less_memory_are_the_same_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        write(&path, &[5, 6, 700]);
+        let mut data = open(&path);
+        look(&mut data, &[], vec![]);
+        let values = |data: &Embeddings| {
+            let rows: Vec<u32> = (0..data.n_rows() as u32).collect();
+            let mut out = vec![0.0f32; rows.len() * D];
+            data.read(&rows, &mut out).unwrap();
+            (data.fingerprint().unwrap(), out)
+        };
+        let (before, window) = (values(&data), data.window().unwrap());
+        let last = data.n_rows() as u32 - 1;
+        let blocks = data.block_of(last);
+        data.narrow(20_000).unwrap();
+        assert!(values(&data) == before);
+        assert!(data.window().unwrap() * 4 < window && data.block_of(last) > blocks);
+        assert!(data.bytes() <= 20_000);
+    }
+
+    #[test]
     fn what_was_found_holds_until_the_file_is_written_to() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.npy");

@@ -61,18 +61,21 @@ pub(super) fn check(prepared: &Prepared) -> Result<()> {
 /// Rows that are unpacked together in more.
 pub(super) fn make_room(prepared: &mut Prepared) -> Result<bool> {
     let (needed, rows) = (host_bytes(prepared), prepared.data.bytes() as u64);
-    // What is counted is most of what a run takes, not all.
-    let Some(most) =
-        free().map(|free| free / 8 * 7).filter(|&most| prepared.data.is_streamed() && needed > most)
-    else {
-        return Ok(false);
-    };
-    // Less than a quarter of this makes poor batches; a model that needs more is refused, or has a try.
-    let rows = rows.saturating_sub(needed - most).max(rows / 4);
-    let Some(data) = Arc::get_mut(&mut prepared.data) else { return Ok(false) };
+    let free = free().filter(|_| prepared.data.is_streamed());
+    let less = free.and_then(|free| less_for_rows(needed, rows, free));
+    let Some((rows, data)) = less.zip(Arc::get_mut(&mut prepared.data)) else { return Ok(false) };
     data.narrow(rows)?;
     prepared.config.memory = Some(RowMemory::Bytes(rows));
     Ok(true)
+}
+
+/// Bytes that rows should take in place of `rows`, where a run needs `needed` with these and there are `free`; `None` where
+/// it fits.
+fn less_for_rows(needed: u64, rows: u64, free: u64) -> Option<u64> {
+    // What is counted is most of what a run takes, not all.
+    let most = free / 8 * 7;
+    // Less than a quarter of the rows makes poor batches; a model that needs more is refused, or has a try.
+    (needed > most).then(|| rows.saturating_sub(needed - most).max(rows / 4))
 }
 
 /// Bytes of main memory that a run takes at least.
@@ -88,4 +91,17 @@ fn host_bytes(prepared: &Prepared) -> u64 {
         }
     };
     data.saturating_add(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::less_for_rows;
+
+    #[test]
+    fn rows_make_room_for_a_model_down_to_a_quarter() {
+        assert_eq!(less_for_rows(700, 400, 800), None);
+        assert_eq!(less_for_rows(750, 400, 800), Some(350));
+        assert_eq!(less_for_rows(980, 400, 800), Some(120));
+        assert_eq!(less_for_rows(1200, 400, 800), Some(100));
+    }
 }

@@ -1,9 +1,10 @@
 //! `sae sweep`: the runs of a grid, each to the bits of its own `sae train`.
 
 use super::Place;
-use crate::runs::{sae, sae_fails, sae_ok, same_run};
+use crate::runs::{checkpoints, command, sae, sae_fails, sae_ok, same_run, start};
 use std::path::Path;
-use std::time::SystemTime;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 const COMMON: [&str; 4] = ["--steps=40", "--batch-size=64", "--anneal-steps=10", "--latents=32"];
 
@@ -89,6 +90,28 @@ fn runs_of_one_order_read_their_rows_once_for_all() {
     // Five epochs of 2 MB. Checkpoints and models are read too, by each run.
     assert!(one > 10_000_000 && five < 2 * one, "{one} bytes for one run, {five} for five");
     same_run(&place.path("one/run"), &place.path("five/k=2"));
+}
+
+#[test]
+fn runs_that_take_turns_go_on_to_the_same_bits_after_a_kill() {
+    let place = Place::with_data(4000, 16);
+    let grid =
+        ["--k=2,4,8", "--memory=64K", "--steps=900", "--early-stop=0", "--checkpoint-every=20", "--quiet"];
+    sae_ok(sweep(&place, "whole", &grid));
+    let mut child = start(command(sweep(&place, "hurt", &grid)).stdout(Stdio::null()));
+    // The last of them has begun to train, and so have all.
+    let last = place.path("hurt/k=8");
+    while !last.exists() || checkpoints(&last).is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.path("hurt/k=8/summary.json").exists());
+    sae_ok(sweep(&place, "hurt", &grid));
+    for k in [2, 4, 8] {
+        same_run(&place.path(&format!("whole/k={k}")), &place.path(&format!("hurt/k={k}")));
+    }
 }
 
 #[test]
