@@ -30,6 +30,11 @@ pub fn memory(_t: &Training, _n_data: usize) -> u64 {
     0
 }
 
+/// None.
+pub fn memory_of_card(_ordinal: usize) -> Option<u64> {
+    None
+}
+
 /// Refuses.
 ///
 /// # Errors

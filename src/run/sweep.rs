@@ -5,7 +5,7 @@ use super::outputs::{self, Summary};
 use super::rows::{Reading, find, keep_known_rows, known_rows, memory_of, tables_of_split, training_rows};
 use super::turns::{OneOf, Together, Turn};
 use super::{Loaded, Memory, Rows, Session, check_folder, resume, start};
-use crate::backend::Selected;
+use crate::backend::{Selected, cuda};
 use crate::config::{Options, RowMemory};
 use crate::console;
 use crate::data::Embeddings;
@@ -148,11 +148,16 @@ fn train(
 }
 
 /// Members that train together, by their numbers: those that see the same rows in the same order, as many as the memory
-/// holds beside each other. Rows in memory are there for all members anyway, and a card is used by one at a time.
+/// holds beside each other. Rows in memory are there for all members anyway, as are those that a card has.
 fn groups_of(members: &[Planned], data: &Arc<Embeddings>, session: &Session<'_>) -> Vec<Group> {
-    // Beside the windows of rows, which are not there yet. A quarter stays free: a member takes more than its tensors.
-    let rows = if data.is_streamed() { data.bytes() as u64 } else { 0 };
-    let most = free().map_or(u64::MAX, |free| free.saturating_sub(rows) / 4 * 3);
+    // A quarter stays free: a member takes more than its tensors.
+    let most = match session.device.select(true) {
+        // Beside the windows of rows, which are not there yet.
+        Ok(Selected::Cpu) => free().map(|free| free.saturating_sub(data.bytes() as u64) / 4 * 3),
+        Ok(Selected::Cuda(n)) => cuda::memory_of_card(n).map(|bytes| bytes / 4 * 3),
+        Err(_) => None,
+    };
+    let most = most.unwrap_or(0);
     let mut groups: Vec<Group> = vec![];
     for (n, member) in members.iter().enumerate() {
         let own = if data.is_streamed() { alone(member, data, session) } else { Group::default() };
@@ -183,6 +188,9 @@ struct Group {
     steps: u64,
 }
 
+/// Memory of a card that cuBLAS and the driver take for each member: a workspace of 32 MiB at most, and some more.
+const OF_LIBRARIES: u64 = 40 << 20;
+
 /// The group of a member alone.
 fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Session<'_>) -> Group {
     let quiet = Session { quiet: true, draw: None, observer: None, ..*session };
@@ -195,10 +203,11 @@ fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Sessi
     let Some(prepared) = (!finished).then(settled).and_then(Result::ok) else { return Group::default() };
     let config = &prepared.config;
     let order = (config.seed, options.seed_of_split(), config.schedule.batch_size);
+    let libraries = if let Selected::Cuda(_) = prepared.device { OF_LIBRARIES } else { 0 };
     Group {
         members: vec![],
-        order: matches!(prepared.device, Selected::Cpu).then_some(order),
-        bytes: Memory::new(&prepared).training,
+        order: Some(order),
+        bytes: Memory::new(&prepared).training + libraries,
         steps: config.schedule.steps,
     }
 }

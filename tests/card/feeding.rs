@@ -77,6 +77,58 @@ fn a_wait_that_is_missing_is_found() {
     }
 }
 
+/// A sweep of two models, which must be those of their single runs, trained together or not; how many copies went to the
+/// card, and in the single runs.
+fn sweep_of_two(place: &Place, settings: &[(&str, &str)], options: &[&str], together: bool) -> (u64, u64) {
+    let args = [&SIZES[..1], &SIZES[2..], options].concat();
+    let copies = || place.counts()["cuMemcpyHtoDAsync_v2"];
+    let mut single = vec![];
+    for k in ["2", "4"] {
+        let out = format!("alone-{k}");
+        let own = ["-k", k, "--overwrite"];
+        well(&place.train(settings, "cuda", &out, &[&args[..], &own].concat()));
+        single.push(copies());
+    }
+    let (data, out) = (place.name("data.h5"), place.name("sweep"));
+    let sweep = ["sweep", &data, "--out", &out, "--device=cuda", "--k=2,4"];
+    let output = place.sae(settings, &[&sweep[..], &args].concat());
+    well(&output);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(if together { "[1-2/2] k=2 k=4" } else { "[1/2] k=2" }), "{told}");
+    for k in ["2", "4"] {
+        same_run(&place.path(&format!("alone-{k}")), &place.path(&format!("sweep/k={k}")));
+    }
+    for left in ["bytes left", "pinned blocks left", "streams left"] {
+        assert_eq!(place.counts()[left], 0, "{left}");
+    }
+    std::fs::remove_dir_all(place.path("sweep")).unwrap();
+    (copies(), single.iter().sum())
+}
+
+#[test]
+fn a_sweep_sends_its_rows_once_and_takes_turns_where_they_travel() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    for source in SOURCES {
+        // All rows are one message, which the second model finds on the card.
+        let (together, alone) = sweep_of_two(&place, &[], source, source == SOURCES[1]);
+        assert_eq!(together + 1, alone);
+        // One that has no room for them, nor for two models.
+        let (together, alone) = sweep_of_two(&place, &LITTLE, source, false);
+        assert_eq!(together, alone);
+    }
+    // One with room for two models, and not for 102 MB of rows.
+    let place = Place::with_data(400_000, 64);
+    let options = ["--memory=2M", "--eval-every=12", "--eval-rows=64", "--final-rows=64"];
+    for seed in ["1", "2"] {
+        let settings = [("MEMORY", "132000000"), ("SEED", seed)];
+        let (together, alone) = sweep_of_two(&place, &settings, &options, true);
+        assert_eq!(together, alone);
+    }
+}
+
 /// What 40 steps whose rows travel add to the counts of the stand-in.
 fn added(place: &Place, settings: &[(&str, &str)]) -> impl Fn(&str) -> i64 + use<> {
     let count = |steps: &str| {

@@ -84,6 +84,11 @@ pub fn math(precision: Precision) -> Math {
     }
 }
 
+/// Bytes of memory that device `ordinal` has; `None` where it does not say.
+pub fn memory_of_card(ordinal: usize) -> Option<u64> {
+    Some(libraries::driver().ok()?.cards.get(ordinal)?.memory)
+}
+
 /// A backend on device `ordinal` over `data` that goes on from `state`.
 ///
 /// # Errors
