@@ -19,7 +19,7 @@ use super::reading::Plan;
 use super::stream::DataFiles;
 use super::{BadRows, LoadOptions};
 use crate::error::{Error, Result};
-use crate::rows::{Dtype, Resident, RowIndex, RowSource, SourceFile, Values};
+use crate::rows::{Dtype, Resident, RowIndex, RowSource, SourceFile, TOGETHER, Values};
 use crate::text::{bytes, thousands};
 
 /// Most bytes of a block: enough for one read of a disk.
@@ -32,8 +32,6 @@ const BLOCKS: usize = 512;
 const MOST_READERS: usize = 4;
 /// Bytes that may be unpacked more than once.
 const SMALL_CHUNK: usize = 16 << 20;
-/// Fewest rows that a thread copies.
-const GATHERED: usize = 64;
 /// Rows whose values are part of the fingerprint.
 const FINGERPRINT_ROWS: usize = 1024;
 
@@ -231,13 +229,12 @@ impl Streamed {
             judge.check_share(first.path(), *all, &see(first.path()))?;
         }
         *skipped = judge.skipped;
-        let mut keep = files.marks(0..*all);
-        let before: Vec<usize> = found.bad().filter(|&row| keep[row]).collect();
-        if before.is_empty() {
+        if found.bad().next().is_none() {
             return Ok((found, None));
         }
-        let usable = keep.clone();
-        before.into_iter().for_each(|row| keep[row] = false);
+        let usable = files.marks(0..*all);
+        let mut keep = usable.clone();
+        found.bad().for_each(|row| keep[row] = false);
         let stay: Vec<bool> =
             keep.iter().zip(usable).filter(|(_, usable)| *usable).map(|(&keep, _)| keep).collect();
         let sources = sources(plans, &pieces, &keep);
@@ -377,7 +374,7 @@ impl RowSource for Streamed {
             pieces.push((values, at, piece));
             (rest, done) = (after, place + 1);
         }
-        let each = pieces.into_par_iter().with_min_len(GATHERED);
+        let each = pieces.into_par_iter().with_min_len(TOGETHER);
         each.try_for_each(|(values, at, piece)| values.read_stored(at, piece))?;
         drop((held, kept));
         for (places, part) in self.read_missing(&missing)? {

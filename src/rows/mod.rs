@@ -26,8 +26,8 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Fewest rows that are worth another thread.
-const GATHERED: usize = 64;
+/// Rows that a thread copies together: fewer are not worth a call to another one.
+pub(crate) const TOGETHER: usize = 64;
 
 /// Where the values of rows come from. Training and evaluation name rows by number, from 0; the source brings them.
 ///
@@ -67,7 +67,7 @@ pub trait RowSource: Send + Sync {
     /// May panic if a row is not one, or `out` is not as many rows.
     fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
         let width = out.len() / rows.len().max(1);
-        let each = rows.par_iter().zip(out.par_chunks_exact_mut(width.max(1))).with_min_len(GATHERED);
+        let each = rows.par_iter().zip(out.par_chunks_exact_mut(width.max(1))).with_min_len(TOGETHER);
         each.try_for_each(|(&row, out)| self.read_stored(row, out))
     }
 

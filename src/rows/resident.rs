@@ -1,11 +1,8 @@
 //! Rows in memory.
 
-use super::{Dtype, RowSource, Values};
+use super::{Dtype, RowSource, TOGETHER, Values};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
-
-/// Rows that a thread copies together.
-const TOGETHER: usize = 64;
 
 /// Rows of D values each, all in memory, in the type that they are stored in.
 #[derive(Clone, Debug, PartialEq)]

@@ -26,7 +26,7 @@ pub use turns::Turn;
 use crate::backend::{self, Backend, DeviceChoice, Selected};
 use crate::config::{Config, Options, RowMemory};
 use crate::console::{self, progress::Spinner};
-use crate::data::{Embeddings, FirstPass, FoundFiles};
+use crate::data::{Embeddings, FoundFiles};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
@@ -44,8 +44,7 @@ use events::EventFile;
 use folder::{RunFolder, names};
 use outputs::Summary;
 use rows::{
-    Reading, find, given_split, grouped, keep_known_rows, known_rows, loaded, memory_of, tables_of_split,
-    training_rows,
+    Reading, find, given_split, grouped, keep_known_rows, loaded, memory_of, tables_of_split, training_rows,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -131,7 +130,7 @@ pub struct Prepared {
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, None, vec![], session)?.settle(session, false)
+    Loaded::new(options, None, None, session)?.settle(session, false)
 }
 
 /// Data whose configuration is not settled yet.
@@ -146,11 +145,11 @@ struct Loaded {
 }
 
 impl Loaded {
-    /// `known`: what first passes found before.
+    /// `run`: the folder of the run, where there is one.
     fn new(
         options: &Options,
         given: Option<Rows>,
-        known: Vec<FirstPass>,
+        run: Option<&Path>,
         session: &Session<'_>,
     ) -> Result<Self> {
         // Before minutes of loading.
@@ -176,7 +175,7 @@ impl Loaded {
             }
             None => {
                 let (groups, quiet) = (groups.as_deref(), session.quiet);
-                let reading = Reading { options: &options, groups, memory, known, quiet };
+                let reading = Reading { options: &options, groups, memory, run, quiet };
                 Arc::new(
                     reading
                         .read(found, |data| Ok(vec![training_rows(data, splits.as_deref(), &options)?]))?,
@@ -240,7 +239,7 @@ pub fn start(
 ) -> Result<Summary> {
     let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
     RunFolder::check_free(out, overwrite)?;
-    let prepared = Loaded::new(options, given, known_rows(out), session)?.settle(session, false)?;
+    let prepared = Loaded::new(options, given, Some(out), session)?.settle(session, false)?;
     memory::check(&prepared)?;
     // Before the folder, which may replace a run: a device may not have the memory.
     let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
@@ -276,7 +275,7 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
             )
         }));
     }
-    let loaded = Loaded::new(&options, given, known_rows(folder.root()), session)?;
+    let loaded = Loaded::new(&options, given, Some(folder.root()), session)?;
     let data = loaded.data.fingerprint()?;
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;

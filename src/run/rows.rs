@@ -20,11 +20,24 @@ use std::path::{Path, PathBuf};
 pub fn load(paths: &[PathBuf], options: &LoadOptions, run: &Path, quiet: bool) -> Result<Embeddings> {
     let mut spinner = Spinner::new("loading", quiet);
     let mut data = Embeddings::open_within(paths, options, free().map_or(u64::MAX, |free| free / 2))?;
-    data.look_through(&[], known_rows(run), &mut |done, all| {
-        spinner.progress(done as u64, all as u64, "rows")
-    })?;
+    look_through(&mut data, &[], Some(run), &mut spinner)?;
     loaded(spinner, &data, quiet)?;
     Ok(data)
+}
+
+/// Looks at rows that stay in their files, and finds mean and variance of `sets` of them, as far as no first pass of the run
+/// in the folder `run`, or of one beside it, did.
+fn look_through(
+    data: &mut Embeddings,
+    sets: &[&[u32]],
+    run: Option<&Path>,
+    spinner: &mut Spinner,
+) -> Result<()> {
+    if !data.is_streamed() {
+        return Ok(());
+    }
+    let known = run.map(known_rows).unwrap_or_default();
+    data.look_through(sets, known, &mut |done, all| spinner.progress(done as u64, all as u64, "rows"))
 }
 
 /// Reports what was loaded.
@@ -76,8 +89,8 @@ pub(super) struct Reading<'a> {
     pub groups: Option<&'a Path>,
     /// Bytes of memory that rows may take.
     pub memory: u64,
-    /// What first passes found before.
-    pub known: Vec<FirstPass>,
+    /// The folder of the run, which may know what a first pass found before.
+    pub run: Option<&'a Path>,
     pub quiet: bool,
 }
 
@@ -88,7 +101,7 @@ impl Reading<'_> {
         found: FoundFiles,
         sets: impl FnOnce(&Embeddings) -> Result<Vec<Vec<u32>>>,
     ) -> Result<Embeddings> {
-        let Self { options, groups, memory, known, quiet } = self;
+        let Self { options, groups, memory, run, quiet } = self;
         let mut spinner = Spinner::new("loading", quiet);
         let mut data = Embeddings::open_within(&found.paths, &options.reading(), memory)?;
         data.warn_of(found.warnings);
@@ -96,9 +109,7 @@ impl Reading<'_> {
         if data.is_streamed() {
             let sets = sets(&data)?;
             let sets: Vec<&[u32]> = sets.iter().map(Vec::as_slice).collect();
-            data.look_through(&sets, known, &mut |done, all| {
-                spinner.progress(done as u64, all as u64, "rows");
-            })?;
+            look_through(&mut data, &sets, run, &mut spinner)?;
         }
         loaded(spinner, &data, quiet)?;
         Ok(data)
@@ -110,7 +121,7 @@ const MOST_NEIGHBOURS: usize = 100;
 
 /// What first passes found before, as the run in `folder` and those beside it keep it. Where nothing fits, or nothing can
 /// be read, there is another pass.
-pub(super) fn known_rows(folder: &Path) -> Vec<FirstPass> {
+fn known_rows(folder: &Path) -> Vec<FirstPass> {
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside = std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
     let folders = std::iter::once(folder.to_owned()).chain(beside.filter(|path| path != folder));

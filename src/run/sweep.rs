@@ -2,7 +2,7 @@
 
 use super::folder::names;
 use super::outputs::{self, Summary};
-use super::rows::{Reading, find, keep_known_rows, known_rows, memory_of, tables_of_split, training_rows};
+use super::rows::{Reading, find, keep_known_rows, memory_of, tables_of_split, training_rows};
 use super::turns::{OneOf, Together, Turn};
 use super::{Loaded, Memory, Rows, Session, check_folder, resume, start};
 use crate::backend::{Selected, cuda};
@@ -79,8 +79,8 @@ pub fn sweep(
     base.memory = base.memory.or(known);
 
     let memory = memory_of(&base);
-    let known = known_rows(&out);
-    let reading = Reading { options: &base, groups: groups.as_deref(), memory, known, quiet: session.quiet };
+    let (groups, run) = (groups.as_deref(), Some(&*out));
+    let reading = Reading { options: &base, groups, memory, run, quiet: session.quiet };
     let data = reading.read(found, |data| training_sets(data, splits.as_deref(), &all))?;
     check_flag(session.stop)?;
     base.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));
@@ -196,7 +196,7 @@ fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Sessi
     let quiet = Session { quiet: true, draw: None, observer: None, ..*session };
     let settled = || {
         let rows = Some(Rows::Files(data.clone(), None));
-        Loaded::new(options, rows, vec![], &quiet)?.settle(&quiet, false)
+        Loaded::new(options, rows, None, &quiet)?.settle(&quiet, false)
     };
     let finished = folder.join(names::SUMMARY).is_file();
     // What is wrong is said when its turn comes.

@@ -168,8 +168,9 @@ fn a_copy_is_made_beside_the_step_before_and_the_host_waits_for_no_step() {
     assert_eq!(one_by_one("ticks"), 40 * 190);
 }
 
-/// Rows in blocks of ten, of which 30 may be in memory; counts what is asked of it.
-struct Counted(Resident, AtomicUsize);
+/// Rows in blocks of ten, of which 30 may be in memory; counts what is asked of it, and keeps what a card has of it if it is
+/// to.
+struct Counted(Resident, AtomicUsize, Option<Mutex<Vec<Arc<dyn Any + Send + Sync>>>>);
 
 impl RowSource for Counted {
     fn n_rows(&self) -> usize {
@@ -210,41 +211,17 @@ impl RowSource for Counted {
         self.1.fetch_add(1_000_000, Ordering::Relaxed);
         Ok(())
     }
-}
-
-/// The same, which keeps what a card has of it.
-struct Kept(Counted, Mutex<Vec<Arc<dyn Any + Send + Sync>>>);
-
-impl RowSource for Kept {
-    fn n_rows(&self) -> usize {
-        self.0.n_rows()
-    }
-
-    fn d_in(&self) -> usize {
-        self.0.d_in()
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.0.dtype()
-    }
-
-    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        self.0.read(rows, out)
-    }
-
-    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
-        self.0.read_stored(row, out)
-    }
 
     fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
-        self.1.lock().unwrap().push(rows);
+        self.2.iter().for_each(|kept| kept.lock().unwrap().push(rows.clone()));
     }
 }
 
 /// 200 rows with a split and a training on them.
 fn counted() -> (Arc<Counted>, Split, Training) {
     let values = low_rank(200, 8);
-    let rows = Arc::new(Counted(Resident::new(Values::F32(values.into()), 8).unwrap(), AtomicUsize::new(0)));
+    let rows = Resident::new(Values::F32(values.into()), 8).unwrap();
+    let rows = Arc::new(Counted(rows, AtomicUsize::new(0), None));
     let split = Split { train: (0..160).collect(), val: (160..180).collect(), test: (180..200).collect() };
     let options = Options {
         latents: Some(64),
@@ -349,13 +326,11 @@ fn trainings_on_the_same_rows_share_those_on_the_card_while_one_of_them_is_alive
         assert!(run(trainer) == alone);
     }
     // A source that keeps them has them sent once for trainings one after the other, as a sweep's.
-    let kept = Arc::new(Kept(Counted(Resident::clone(&rows.0), AtomicUsize::new(0)), Mutex::default()));
-    let weights = [(); 3].map(|()| {
-        let trainer = Trainer::new(training.clone(), kept.clone(), split.clone(), Selected::Cuda(0)).unwrap();
-        let weights = run(trainer);
-        assert_eq!(sent(&kept.0), 200);
-        weights
-    });
-    assert!(weights[1] == weights[0] && weights[2] == weights[0]);
-    assert_eq!(kept.1.lock().unwrap().len(), 1);
+    let kept = Counted(Resident::clone(&rows.0), AtomicUsize::new(0), Some(Mutex::default()));
+    let kept = Arc::new(kept);
+    for _ in 0..3 {
+        assert!(run(new(&kept)) == alone);
+        assert_eq!(sent(&kept), 200);
+    }
+    assert_eq!(kept.2.as_ref().unwrap().lock().unwrap().len(), 1);
 }
