@@ -10,6 +10,12 @@ pub fn free() -> Option<u64> {
     free_by(&|path| std::fs::read_to_string(path).ok())
 }
 
+/// Half of the memory that is free: what rows and codes may take where nobody says how much. `u64::MAX` where the system does
+/// not say.
+pub fn half_of_free() -> u64 {
+    free().map_or(u64::MAX, |free| free / 2)
+}
+
 /// What gives a file's text, if it is there.
 type Read<'a> = &'a dyn Fn(&str) -> Option<String>;
 

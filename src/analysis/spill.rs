@@ -1,7 +1,7 @@
 //! How much memory codes may take, and the temporary file that holds those which need more.
 
 use crate::error::{Error, Result};
-use crate::memory::free;
+use crate::memory::half_of_free;
 use crate::text::bytes;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -26,7 +26,7 @@ impl Room {
         model: &Path,
         outputs: impl IntoIterator<Item = &'a PathBuf>,
     ) -> Self {
-        let memory = memory.unwrap_or_else(|| free().map_or(u64::MAX, |free| free / 2));
+        let memory = memory.unwrap_or_else(half_of_free);
         let folder_of = |path: &Path| {
             path.parent().map(|p| if p.as_os_str().is_empty() { ".".into() } else { p.to_owned() })
         };

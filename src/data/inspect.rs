@@ -9,7 +9,7 @@ use super::streamed::within;
 use super::{BadRows, Embeddings, LoadOptions, data_files};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::memory::free;
+use crate::memory::half_of_free;
 use crate::rows::{Dtype, RowSource};
 
 /// A summary of a data file, or of a folder of them. Values are over the usable rows, as float32.
@@ -101,7 +101,7 @@ pub fn inspect(path: &Path, options: &LoadOptions) -> Result<FileSummary> {
     let file_bytes = plans.iter().map(|plan| plan.file.len).sum();
     let warnings = warnings(found.warnings, &plans);
     // Rows that would take most of the memory stay in their files.
-    let mut data = within(plans, BadRows::SkipAll, free().map_or(u64::MAX, |free| free / 2))?;
+    let mut data = within(plans, BadRows::SkipAll, half_of_free())?;
     data.warn_of(warnings);
     data.look_through(&[], vec![], &mut |_, _| {})?;
     let values = Moments::of(&data)?;

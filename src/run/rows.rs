@@ -7,7 +7,7 @@ use crate::data::{Embeddings, FirstPass, FoundFiles, LoadOptions, data_files, is
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
-use crate::memory::free;
+use crate::memory::half_of_free;
 use crate::rows::Split;
 use crate::text::bytes;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// As [`Embeddings::load`].
 pub fn load(paths: &[PathBuf], options: &LoadOptions, run: &Path, quiet: bool) -> Result<Embeddings> {
     let mut spinner = Spinner::new("loading", quiet);
-    let mut data = Embeddings::open_within(paths, options, free().map_or(u64::MAX, |free| free / 2))?;
+    let mut data = Embeddings::open_within(paths, options, half_of_free())?;
     look_through(&mut data, &[], Some(run), &mut spinner)?;
     loaded(spinner, &data, quiet)?;
     Ok(data)
@@ -147,7 +147,7 @@ pub(super) fn memory_of(options: &Options) -> u64 {
     match options.memory {
         Some(RowMemory::Bytes(bytes)) => bytes,
         Some(RowMemory::All) => u64::MAX,
-        None => free().map_or(u64::MAX, |free| free / 2),
+        None => half_of_free(),
     }
 }
 
