@@ -30,6 +30,8 @@ mod splits;
 mod streams;
 #[path = "commands/sweep.rs"]
 mod sweep;
+#[path = "commands/track.rs"]
+mod track;
 #[path = "commands/windows.rs"]
 mod windows;
 
