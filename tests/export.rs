@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "export/esmc.rs"]
+mod esmc;
 #[path = "common/runs.rs"]
 mod runs;
 
@@ -475,7 +477,23 @@ fn a_top_k_of_saelens_before_version_6_is_one_whatever_says_so() {
 fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
     type Change = fn(&mut Value);
     type Case = (&'static str, bool, &'static str, Change, &'static str);
-    let cases: [Case; 18] = [
+    let cases: [Case; 22] = [
+        ("saelens", false, "cfg.json", |c| c["architecture"] = json!("abstopk"), "abstopk"),
+        ("saelens", false, "cfg.json", |c| c["architecture"] = json!("transcoder"), "transcoder"),
+        (
+            "saelens",
+            false,
+            "cfg.json",
+            |c| c["normalize_activations"] = json!("expected_average_only_in"),
+            "--ignore normalize_activations",
+        ),
+        (
+            "saelens",
+            false,
+            "cfg.json",
+            |c| c["normalize_activations"] = json!("covariance_whitening"),
+            "--ignore normalize_activations",
+        ),
         ("saelens", true, "cfg.json", |c| c["normalize_activations"] = json!(true), "normalize_activations"),
         ("saelens", true, "cfg.json", |c| c["activation_fn_kwargs"]["postact_fn"] = json!("x"), "postact_fn"),
         ("saelens", true, "cfg.json", |c| c["hook_name"] = json!("blocks.0.attn.hook_z"), "hook_z"),

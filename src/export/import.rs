@@ -2,7 +2,7 @@
 
 use super::foreign::{Foreign, ForeignActivation, fresh_meta};
 use super::tensors::wrong;
-use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
+use super::{Format, SIDECAR, Sidecar, dictionary_learning, esmc, interprot, openai, saelens, sparsify};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
@@ -25,6 +25,8 @@ pub struct ImportRequest {
     pub k: Option<usize>,
     /// The model was trained on rows normalised outside the library.
     pub normalize: bool,
+    /// Which layer, of a folder of ESMC with several; an error for other formats.
+    pub layer: Option<u32>,
     /// Settings and tensors that are not understood and may be left out: a person has looked at them.
     pub ignore: Vec<String>,
     /// `model.safetensors` to write.
@@ -51,6 +53,8 @@ pub struct Imported {
     pub inference: Inference,
     /// Whether rows are normalised.
     pub normalize: bool,
+    /// Which rows the model takes, where the files say it.
+    pub rows: Option<String>,
     /// True where the folder came from `sae export`, with everything that was known there.
     pub own: bool,
 }
@@ -78,12 +82,22 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
 pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
     let (format, place) = find(&request.from, request.format)?;
     let ignored = &request.ignore;
+    if request.layer.is_some() && format != Format::Esmc {
+        let what =
+            format!("--layer is for esmc, and {} is of {format}; leave it out", request.from.display());
+        return Err(Error::Usage(what));
+    }
+    let mut rows = None;
     let mut foreign = match format {
         Format::Saelens => saelens::read(&place, ignored),
         Format::Sparsify => sparsify::read(&place, ignored),
         Format::DictionaryLearning => dictionary_learning::read(&place, ignored),
         Format::Interprot => interprot::read(&place, ignored),
         Format::Openai => openai::read(&place, ignored),
+        Format::Esmc => esmc::read(&place, request.layer, ignored).map(|(foreign, origin)| {
+            rows = Some(origin.rows());
+            foreign
+        }),
     }?;
     let own = own(&place, format, &foreign);
     let relu = foreign.activation == ForeignActivation::Relu;
@@ -108,7 +122,8 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
                 }
             };
             let normalize = normalize.unwrap_or(false) || request.normalize;
-            fresh_meta(&params, k, code, normalize, &format.to_string())?
+            let origin = rows.iter().fold(format.to_string(), |format, rows| format!("{format}, {rows}"));
+            fresh_meta(&params, k, code, normalize, &origin)?
         }
     };
     meta.architecture.tied = params.tied();
@@ -120,6 +135,7 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
         k: meta.architecture.forward.k,
         inference: meta.architecture.forward.inference,
         normalize: meta.architecture.forward.normalize,
+        rows,
         own: own.is_some(),
     };
     Ok((params, meta, imported))
@@ -128,7 +144,8 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
 /// What may be read where a model is at `from`, a folder or a file with others beside it.
 fn inputs(from: &Path) -> Vec<PathBuf> {
     let folder = if from.is_dir() { from } else { from.parent().unwrap_or(Path::new("")) };
-    super::NAMES.iter().map(|name| folder.join(name)).chain([from.to_owned()]).collect()
+    let layers = esmc::layers_in(folder).into_iter().map(|layer| folder.join(esmc::weights(layer)));
+    super::NAMES.iter().map(|name| folder.join(name)).chain(layers).chain([from.to_owned()]).collect()
 }
 
 /// What our own export kept beside the weights, if it is of this model: the same format, sizes, and k.
@@ -169,6 +186,7 @@ fn find(from: &Path, asked: Option<Format>) -> Result<(Format, PathBuf)> {
             None if holds(dictionary_learning::WEIGHTS) => {
                 Some((Format::DictionaryLearning, from.to_owned()))
             }
+            None if esmc::is_one(from) => Some((Format::Esmc, from.to_owned())),
             None if holds(interprot::WEIGHTS) => Some(in_folder(Format::Interprot, interprot::WEIGHTS)),
             None if holds(openai::WEIGHTS) => Some(in_folder(Format::Openai, openai::WEIGHTS)),
             None => None,
@@ -197,6 +215,7 @@ fn by_names(file: &Path) -> Option<Format> {
     let (header, _) = files::safetensors_header(file, &File::open(file).ok()?).ok()?;
     let has = |name: &str| header.tensors().contains_key(name);
     [
+        ("idf", Format::Esmc),
         ("W_enc", Format::Saelens),
         ("W_dec", Format::Sparsify),
         ("w_enc", Format::Interprot),

@@ -9,16 +9,19 @@
 //! | [`foreign`] | a model as other libraries have it, folded into ours |
 //! | [`tensors`] | tensors and settings read from files that are not ours |
 //! | [`pt`], [`pickle`] | PyTorch's `.pt` without Python |
+//! | [`npz`] | NumPy's archives |
 //!
 //! Every format here computes `z = W_enc (x - b) + b_enc`, a top k or a relu, and `W_dec h + b`, so no bias has to
 //! be folded on the way out. They differ in normalisation: SAELens and InterProt have our LayerNorm (unbiased
 //! standard deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify and dictionary_learning have
-//! none. Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
+//! none; ESMC has it, and no bias of latents, which [`esmc`] folds. Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
 
 mod dictionary_learning;
+pub mod esmc;
 pub mod foreign;
 pub mod import;
 mod interprot;
+pub mod npz;
 mod openai;
 pub mod pickle;
 pub mod pt;
@@ -26,7 +29,8 @@ mod saelens;
 mod sparsify;
 pub mod tensors;
 
-use crate::analysis::{Source, codes, load_model};
+use crate::analysis::codes::{self, Firing};
+use crate::analysis::{Source, load_model};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
@@ -43,7 +47,7 @@ const SIDECAR: &str = "topk_sae.json";
 
 const README: &str = "README.txt";
 
-/// Every file that an export writes.
+/// Every file that an export writes, but for ESMC's, whose names have the layer in them.
 const NAMES: [&str; 11] = [
     SIDECAR,
     README,
@@ -71,17 +75,23 @@ choices! {
         Interprot = "interprot",
         /// OpenAI's sparse_autoencoder: `Autoencoder.from_state_dict`
         Openai = "openai",
+        /// Biohub's autoencoders of ESMC: `EsmcSaeModel.from_pretrained(DIR)`
+        Esmc = "esmc",
     }
 }
 
 /// What to export.
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
-    /// The model, and rows to count firing rates on: none (no data) where they are not wanted. Only SAELens has a place
-    /// for them.
+    /// The model, and rows to see its latents on, none (no data) where that is not wanted: SAELens has a place for their
+    /// firing rates, ESMC for these and their largest activations.
     pub source: Source,
     /// For which library.
     pub format: Format,
+    /// The layer of ESMC that rows are taken from, 0 where it is not said; an error for other formats.
+    pub layer: Option<u32>,
+    /// Rows are ESMC's residual updates; an error for other formats.
+    pub residual_updates: bool,
     /// Folder to make.
     pub out: PathBuf,
     /// Replace a folder that an export made.
@@ -120,8 +130,8 @@ struct Sidecar {
 /// Writes a model for another library, the whole folder or nothing.
 ///
 /// # Errors
-/// No such model; a folder that is there already and may not be replaced; data for a format that has no place for
-/// firing rates, or what [`codes::walk`] meets in them; as the disk gives them.
+/// No such model, or one that the format cannot hold; a folder that is there already and may not be replaced; a layer, or
+/// data, for a format that has no place for them; what [`codes::walk`] meets in the data; as the disk gives them.
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     let out = &crate::run::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
@@ -131,16 +141,19 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
             request.format
         )));
     }
+    let origin =
+        esmc::Origin { layer: request.layer.unwrap_or(0), residual_updates: request.residual_updates };
+    if request.format == Format::Esmc {
+        esmc::check(&meta)?;
+    } else if request.layer.is_some() || request.residual_updates {
+        let flag = if request.layer.is_some() { "--layer" } else { "--residual-updates" };
+        return Err(Error::Usage(format!(
+            "{flag} is for --format esmc; leave it out for {}",
+            request.format
+        )));
+    }
     let old = check_target(out, request.overwrite)?;
-    let rates = match (request.format, request.source.data.is_empty()) {
-        (_, true) => None,
-        (Format::Saelens, false) => Some(codes::firing_rates(&request.source, (&params, &meta), stop)?),
-        (other, false) => {
-            return Err(Error::Usage(format!(
-                "--data: {other} has no place for firing rates; leave it out, or use --format saelens"
-            )));
-        }
-    };
+    let firing = firing(request, (&params, &meta), stop)?;
     check_flag(stop)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
@@ -150,11 +163,12 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
     let fill = || -> Result<Notes> {
         let notes = match request.format {
-            Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
+            Format::Saelens => saelens::write(&new, &params, &meta, firing.as_ref()),
             Format::Sparsify => sparsify::write(&new, &params, &meta),
             Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
             Format::Interprot => interprot::write(&new, &params, &meta),
             Format::Openai => openai::write(&new, &params, &meta),
+            Format::Esmc => esmc::write(&new, &params, &meta, origin, firing.as_ref()),
         }?;
         write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
         files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
@@ -184,6 +198,26 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     Ok(Exported { format: request.format, folder: request.out.clone(), files, load, warning })
 }
 
+/// What the data show of the latents; `None` without data.
+fn firing(
+    request: &ExportRequest,
+    model: (&Params, &ModelMeta),
+    stop: &AtomicBool,
+) -> Result<Option<Firing>> {
+    match request.format {
+        _ if request.source.data.is_empty() => Ok(None),
+        Format::Saelens | Format::Esmc => codes::firing(&request.source, model, stop).map(Some),
+        other => Err(Error::Usage(format!(
+            "--data: {other} has no place for firing rates; leave it out, or use --format saelens or esmc"
+        ))),
+    }
+}
+
+/// Whether an export writes files of this name.
+fn is_ours(name: &str) -> bool {
+    NAMES.contains(&name) || esmc::layer_of(name).is_some()
+}
+
 /// Whether there is a folder to replace. Only what an export made is replaced: `-o .` must not empty a home folder.
 fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
     if !out.exists() {
@@ -196,7 +230,7 @@ fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
         let entry = entry.map_err(Error::io(out, "list"))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         empty = false;
-        if !NAMES.contains(&name.as_str()) || entry.path().is_dir() {
+        if !is_ours(&name) || entry.path().is_dir() {
             foreign = Some(name);
         }
     }

@@ -5,8 +5,9 @@
 //! deviation, 1e-5 added to it, and the standard deviation without it on the way back.
 
 use super::foreign::{Foreign, ForeignActivation};
-use super::tensors::{ForeignSettings, Tensors, not_representable};
+use super::tensors::{ForeignSettings, Tensors, not_representable, wrong};
 use super::{Notes, other_eps, transpose, write_json, write_tensors};
+use crate::analysis::codes::Firing;
 use crate::error::Result;
 use crate::files::Tensor;
 use crate::model::Params;
@@ -23,15 +24,17 @@ pub(super) const SPARSITY: &str = "sparsity.safetensors";
 const SCALER: &str = "activation_scaler.json";
 /// Added to a rate before its logarithm (`sae_lens/training/sae_trainer.py`): a latent that never fires has -10.
 const RATE_EPS: f64 = 1e-10;
+/// The setting of what is done to activations before the encoder.
+const NORMALIZE: &str = "normalize_activations";
 /// Version of the format: without one of at least 6 SAELens takes its reader of old models.
 const VERSION: &str = "6.18.0";
 
-/// Writes the folder; `firing_rates` (M), if known, into `sparsity.safetensors`.
+/// Writes the folder; firing rates, if known, into `sparsity.safetensors`.
 pub(super) fn write(
     folder: &Path,
     params: &Params,
     meta: &ModelMeta,
-    firing_rates: Option<&[f64]>,
+    firing: Option<&Firing>,
 ) -> Result<Notes> {
     let (d, m) = (params.d_in, params.n_latents);
     let mut config = json!({
@@ -63,8 +66,9 @@ pub(super) fn write(
             Tensor::f32("b_dec".into(), vec![d], &params.b_pre),
         ],
     )?;
-    if let Some(rates) = firing_rates {
-        let logs: Vec<f32> = rates.iter().map(|rate| (rate + RATE_EPS).log10() as f32).collect();
+    if let Some(firing) = firing {
+        let rate = |n: &u64| *n as f64 / firing.rows as f64;
+        let logs: Vec<f32> = firing.fired.iter().map(|n| (rate(n) + RATE_EPS).log10() as f32).collect();
         write_tensors(&folder.join(SPARSITY), &[Tensor::f32("sparsity".into(), vec![m], &logs)])?;
     }
     let load = "from sae_lens import SAE\nsae = SAE.load_from_disk(DIR)\ncodes = sae.encode(x); recon = sae.decode(codes)";
@@ -100,7 +104,7 @@ const USED: [&str; 10] = [
     "architecture",
     "finetuning_scaling_factor",
     "k",
-    "normalize_activations",
+    NORMALIZE,
     "rescale_acts_by_decoder_norm",
     "reshape_activations",
 ];
@@ -158,7 +162,7 @@ fn activation(config: &ForeignSettings, path: &Path, ignored: &[String]) -> Resu
 }
 
 /// Refuses what is done to activations before the encoder, and is not ours; true where each row is normalised.
-fn normalized(config: &ForeignSettings, folder: &Path, path: &Path) -> Result<bool> {
+fn normalized(config: &ForeignSettings, folder: &Path, path: &Path, ignored: &[String]) -> Result<bool> {
     let refuse = |what: String| Err(not_representable(path, &what));
     let scaler = folder.join(SCALER);
     if scaler.exists() {
@@ -176,25 +180,37 @@ fn normalized(config: &ForeignSettings, folder: &Path, path: &Path) -> Result<bo
         return refuse("activations of a hook_z, which SAELens reshapes".into());
     }
     // Once true or false.
-    if let Ok(Some(flag)) = config.flag("normalize_activations") {
-        return if flag {
-            refuse("normalize_activations `true` (expected_average_only_in)".into())
-        } else {
-            Ok(false)
-        };
-    }
-    match config.text("normalize_activations")?.as_deref() {
-        None | Some("none") => Ok(false),
-        Some("layer_norm") => Ok(true),
-        Some(other) => refuse(format!("normalize_activations `{other}`")),
-    }
+    let how = match config.flag(NORMALIZE) {
+        Ok(Some(true)) => Some("expected_average_only_in".to_owned()),
+        Ok(_) => None,
+        Err(_) => config.text(NORMALIZE)?,
+    };
+    // What `SAE.run_time_activation_norm_fn_in` does to rows, or training did, of which a loaded model knows nothing.
+    let done = match how.as_deref() {
+        None | Some("none") => return Ok(false),
+        Some("layer_norm") => return Ok(true),
+        _ if ignored.iter().any(|name| name == NORMALIZE) => return Ok(false),
+        Some("constant_norm_rescale") => "multiply each row by sqrt(D) over its length",
+        Some("expected_average_only_in") => {
+            "multiply all rows by sqrt(D) over the mean length of training rows, as its training did"
+        }
+        Some("covariance_whitening") => "whiten rows as its training did",
+        Some(other) => return refuse(format!("{NORMALIZE} `{other}`")),
+    };
+    Err(wrong(
+        path,
+        format!(
+            "has {NORMALIZE} `{}`, which is no normalisation of sae: {done}, and import it for such rows with `--ignore {NORMALIZE}`",
+            how.unwrap_or_default()
+        ),
+    ))
 }
 
 pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
     let path = folder.join(CONFIG);
     let config = ForeignSettings::read(&path)?;
     let activation = activation(&config, &path, ignored)?;
-    let normalize = normalized(&config, folder, &path)?;
+    let normalize = normalized(&config, folder, &path, ignored)?;
     let harmless: Vec<&str> =
         [HARMLESS, TRAINING].iter().flat_map(|names| names.split_whitespace()).collect();
     config.nothing_else(&[&harmless[..], &USED].concat(), ignored)?;

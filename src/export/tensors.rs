@@ -1,6 +1,6 @@
 //! Tensors and settings read from files that are not ours: every one is asked for by name and shape.
 
-use super::pt;
+use super::{npz, pt};
 use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -62,13 +62,16 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
 }
 
 impl Tensors {
-    /// Reads a safetensors file, or a `.pt` by its ending.
+    /// Reads a safetensors file, or a `.pt` or `.npz` by its ending.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or holds types that are not numbers.
     pub fn read(path: &Path) -> Result<Self> {
         if path.extension().is_some_and(|e| e == "pt" || e == "pth") {
             return pt::read(path);
+        }
+        if path.extension().is_some_and(|e| e == "npz") {
+            return npz::read(path);
         }
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let file = SafeTensors::deserialize(&bytes)
@@ -205,6 +208,15 @@ impl ForeignSettings {
     /// Something else under that name.
     pub fn count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, "a whole number", |v| v.as_u64().and_then(|v| usize::try_from(v).ok()))
+    }
+
+    /// A list of whole numbers, at least 0.
+    ///
+    /// # Errors
+    /// Something else under that name.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let count = |v: &serde_json::Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+        self.get(key, "a list of whole numbers", |v| v.as_array()?.iter().map(count).collect())
     }
 
     /// True or false.
