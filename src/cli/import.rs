@@ -53,6 +53,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         match done.inference {
             Inference::Topk => format!("k = {}", done.k),
             Inference::Relu => "relu of all scores".into(),
+            Inference::Threshold => "scores above the latents' thresholds".into(),
         },
         if done.normalize { "rows normalised" } else { "rows as they are" },
         done.rows.iter().map(|rows| format!(", takes {rows}")).collect::<String>(),

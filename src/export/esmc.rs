@@ -308,6 +308,7 @@ mod tests {
             w_dec: None,
             b_pre: b_pre.to_vec(),
             b_lat: b_lat.to_vec(),
+            threshold: None,
         };
         let x = [1.0, -0.5, 0.25, -0.75];
         for b_pre in [[0.5, -0.5, 0.25, -0.25], [0.5, 0.5, -0.25, 0.25], [-0.001, 0.0, 0.0, 0.0]] {

@@ -256,16 +256,17 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
         params.d_in,
         params.n_latents,
         match (meta.architecture.forward.inference, meta.architecture.forward.activation) {
-            (Inference::Topk, Activation::Topk) => {
-                format!("codes: relu of the {} largest scores", meta.architecture.forward.k)
-            }
             (Inference::Topk, Activation::AbsTopk) => {
                 format!(
                     "codes: the {} scores of largest magnitude, with their signs",
                     meta.architecture.forward.k
                 )
             }
+            (Inference::Topk, _) => {
+                format!("codes: relu of the {} largest scores", meta.architecture.forward.k)
+            }
             (Inference::Relu, _) => "codes: relu of all scores".to_owned(),
+            (Inference::Threshold, _) => "codes: scores above the latents' thresholds".to_owned(),
         },
         notes.load.lines().map(|line| format!("    {line}\n")).collect::<String>()
     );
@@ -281,7 +282,7 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
 fn top(meta: &ModelMeta) -> usize {
     match meta.architecture.forward.inference {
         Inference::Topk => meta.architecture.forward.k,
-        Inference::Relu => meta.architecture.n_latents,
+        Inference::Relu | Inference::Threshold => meta.architecture.n_latents,
     }
 }
 

@@ -1,0 +1,54 @@
+//! The number that a model gets at the end so that it has k active latents per row; see [`super::Backend::calibrate`].
+
+use super::largest::Largest;
+use crate::model::Params;
+use crate::spec::{Activation, ModelSpec};
+
+/// Looks at scores of rows, and then sets what decides which of them are active.
+#[derive(Debug)]
+pub struct Calibration {
+    activation: Activation,
+    largest: Largest,
+    ratios: Vec<f32>,
+}
+
+impl Calibration {
+    /// For `n_rows` rows; `None` where the model has k places per row, or does not aim at k.
+    pub fn new(spec: &ModelSpec, n_rows: usize) -> Option<Self> {
+        let places = n_rows * spec.forward.k;
+        let largest = match spec.forward.activation {
+            _ if !spec.seeks_k() => return None,
+            // Biases can be raised as well.
+            Activation::Relu => Largest::above(f32::NEG_INFINITY, places),
+            _ => Largest::above(0.0, places),
+        };
+        Some(Self { activation: spec.forward.activation, largest, ratios: vec![] })
+    }
+
+    /// Looks at scores (rows, M) of the weights `params`.
+    pub fn add(&mut self, scores: &[f32], params: &Params) {
+        let (Activation::JumpRelu, Some(thresholds)) = (self.activation, &params.threshold) else {
+            return self.largest.add(scores);
+        };
+        for z in scores.chunks_exact(thresholds.len()) {
+            self.ratios.clear();
+            // Above 0, a threshold of 0 has any score active, whatever the factor.
+            self.ratios.extend(z.iter().zip(thresholds).map(|(z, t)| if *z > 0.0 { z / t } else { 0.0 }));
+            self.largest.add(&self.ratios);
+        }
+    }
+
+    /// Sets the one threshold, the factor of the thresholds, or the shift of the biases.
+    pub fn apply(self, params: &mut Params) {
+        let first = self.largest.next();
+        if !first.is_finite() {
+            return;
+        }
+        match (self.activation, &mut params.threshold) {
+            (Activation::Relu, _) => params.b_lat.iter_mut().for_each(|b| *b -= first),
+            (Activation::JumpRelu, Some(thresholds)) => thresholds.iter_mut().for_each(|t| *t *= first),
+            (_, Some(thresholds)) => thresholds.fill(first.max(0.0)),
+            (_, None) => {}
+        }
+    }
+}
