@@ -4,8 +4,12 @@
 mod common;
 #[path = "export/esmc.rs"]
 mod esmc;
+#[path = "export/made.rs"]
+mod made;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "export/thresholds.rs"]
+mod thresholds;
 
 use runs::{Place, sae, sae_fails, sae_ok, tensors};
 use safetensors::{Dtype, SafeTensors};
@@ -320,7 +324,7 @@ fn a_model_trained_elsewhere_is_read_without_what_export_keeps_beside_it() {
     std::fs::write(folder.join("cfg.json"), config.to_string()).unwrap();
     let out = place.name("no.safetensors");
     let (status, line) = sae_fails(["import", folder.to_str().unwrap(), "-o", &out]);
-    assert!(status == 1 && line.contains("jumprelu") && !Path::new(&out).exists(), "{line}");
+    assert!(status == 1 && line.contains("no tensor threshold") && !Path::new(&out).exists(), "{line}");
 }
 
 #[test]
@@ -526,7 +530,7 @@ fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
             false,
             "config.json",
             |c| c["trainer"]["dict_class"] = json!("BatchTopKSAE"),
-            "BatchTopKSAE",
+            "threshold -1, which is unset",
         ),
         (
             "dictionary-learning",

@@ -215,6 +215,8 @@ pub(super) fn read(place: &Path, layer: Option<u32>, ignored: &[String]) -> Resu
         b_in: b_dec.clone(),
         b_dec,
         activation: ForeignActivation::Topk(Some(k)),
+        threshold: None,
+        prefixes: vec![],
         normalize: Some(true),
     };
     tensors.nothing_left(&["idf", "max"], ignored)?;

@@ -11,14 +11,16 @@
 //! | [`pt`], [`pickle`] | PyTorch's `.pt` without Python |
 //! | [`npz`] | NumPy's archives |
 //!
-//! Every format here computes `z = W_enc (x - b) + b_enc`, a top k or a relu, and `W_dec h + b`, so no bias has to
-//! be folded on the way out. They differ in normalisation: SAELens and InterProt have our LayerNorm (unbiased
-//! standard deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify and dictionary_learning have
-//! none; ESMC has it, and no bias of latents, which [`esmc`] folds. Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
+//! Every format here computes `z = W_enc (x - b) + b_enc`, a top k, a relu or scores above thresholds, and `W_dec h + b`, so
+//! that no bias has to be folded on the way out, but for the two that lack one: ESMC's, and the `JumpReluAutoEncoder` of
+//! dictionary_learning. They differ in normalisation: SAELens, InterProt and ESMC have our LayerNorm (unbiased standard
+//! deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify, dictionary_learning and Gemma Scope have none.
+//! Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
 
 mod dictionary_learning;
 pub mod esmc;
 pub mod foreign;
+mod gemma_scope;
 pub mod import;
 mod interprot;
 pub mod npz;
@@ -77,6 +79,8 @@ choices! {
         Openai = "openai",
         /// Biohub's autoencoders of ESMC: `EsmcSaeModel.from_pretrained(DIR)`
         Esmc = "esmc",
+        /// Gemma Scope 1 and 2, which are imported alone
+        GemmaScope = "gemma-scope",
     }
 }
 
@@ -135,17 +139,10 @@ struct Sidecar {
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     let out = &crate::run::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
-    if meta.architecture.forward.activation == Activation::AbsTopk && request.format != Format::Sparsify {
-        return Err(Error::Usage(format!(
-            "--format {} has no codes with signs, which --activation abs-topk gives; use --format sparsify",
-            request.format
-        )));
-    }
+    check(request.format, &meta)?;
     let origin =
         esmc::Origin { layer: request.layer.unwrap_or(0), residual_updates: request.residual_updates };
-    if request.format == Format::Esmc {
-        esmc::check(&meta)?;
-    } else if request.layer.is_some() || request.residual_updates {
+    if request.format != Format::Esmc && (request.layer.is_some() || request.residual_updates) {
         let flag = if request.layer.is_some() { "--layer" } else { "--residual-updates" };
         return Err(Error::Usage(format!(
             "{flag} is for --format esmc; leave it out for {}",
@@ -169,6 +166,7 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
             Format::Interprot => interprot::write(&new, &params, &meta),
             Format::Openai => openai::write(&new, &params, &meta),
             Format::Esmc => esmc::write(&new, &params, &meta, origin, firing.as_ref()),
+            Format::GemmaScope => Err(read_alone()),
         }?;
         write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
         files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
@@ -211,6 +209,40 @@ fn firing(
             "--data: {other} has no place for firing rates; leave it out, or use --format saelens or esmc"
         ))),
     }
+}
+
+/// Nothing loads a folder in the form of Gemma Scope from a disk.
+fn read_alone() -> Error {
+    Error::Usage(
+        "gemma-scope is imported alone; models with thresholds are written by --format saelens".into(),
+    )
+}
+
+/// Refuses what the format cannot hold, before anything is read or written.
+fn check(format: Format, meta: &ModelMeta) -> Result<()> {
+    let forward = &meta.architecture.forward;
+    if format == Format::GemmaScope {
+        return Err(read_alone());
+    }
+    if forward.activation == Activation::AbsTopk && format != Format::Sparsify {
+        return Err(Error::Usage(format!(
+            "--format {format} has no codes with signs, which --activation abs-topk gives; use --format sparsify"
+        )));
+    }
+    if forward.has_threshold() && !matches!(format, Format::Saelens | Format::DictionaryLearning) {
+        return Err(Error::Usage(format!(
+            "--format {format} has no thresholds, by which --activation {} makes its codes; use --format saelens or \
+             dictionary-learning",
+            forward.activation
+        )));
+    }
+    if format == Format::Esmc { esmc::check(meta) } else { Ok(()) }
+}
+
+/// The threshold of all latents, where there is one.
+fn constant_threshold(params: &Params) -> Option<f32> {
+    let all = params.threshold.as_ref()?;
+    all.first().copied().filter(|first| all.iter().all(|threshold| threshold == first))
 }
 
 /// Whether an export writes files of this name.

@@ -86,9 +86,12 @@ impl Tensors {
     }
 
     fn pop(&mut self, name: &str) -> Result<Loaded> {
-        let names = || self.tensors.keys().map(String::as_str).take(12).collect::<Vec<_>>().join(", ");
-        let missing = format!("has no tensor {name}, but {}; is --format right?", names());
-        self.tensors.remove(name).ok_or_else(|| wrong(&self.path, missing))
+        if let Some(found) = self.tensors.remove(name) {
+            return Ok(found);
+        }
+        let others: Vec<&str> = self.tensors.keys().map(String::as_str).take(12).collect();
+        let others = if others.is_empty() { String::new() } else { format!(", but {}", others.join(", ")) };
+        Err(wrong(&self.path, format!("has no tensor {name}{others}; is --format right?")))
     }
 
     /// The tensor `name`, which must have this shape and finite values.
@@ -208,6 +211,14 @@ impl ForeignSettings {
     /// Something else under that name.
     pub fn count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, "a whole number", |v| v.as_u64().and_then(|v| usize::try_from(v).ok()))
+    }
+
+    /// A number, finite and at least 0.
+    ///
+    /// # Errors
+    /// Something else under that name.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key, "a number of at least 0", |v| v.as_f64().filter(|v| v.is_finite() && *v >= 0.0))
     }
 
     /// A list of whole numbers, at least 0.

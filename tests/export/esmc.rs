@@ -1,25 +1,7 @@
 //! Biohub's format, both ways.
 
+use super::made::*;
 use super::*;
-use safetensors::tensor::TensorView;
-
-/// Small numbers that differ.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    common::values(count, seed)
-}
-
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-/// A file of float32 tensors.
-fn write(path: &Path, tensors: &[(&str, &[usize], &[f32])]) {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
-    });
-    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
-}
 
 /// A layer as the library writes it, with numbers that depend on the layer, and idf and max that are not 1.
 fn write_layer(folder: &Path, layer: u32, more: &[(&str, &[usize], &[f32])]) {
@@ -80,38 +62,6 @@ fn codes_of_the_library(folder: &Path, layer: u32, rows: &[f32]) -> Vec<Vec<f64>
         code
     };
     rows.chunks_exact(D).map(code).collect()
-}
-
-/// Codes (rows, M) by `sae encode`.
-fn codes(place: &Place, model: &Path) -> Vec<Vec<f64>> {
-    let out = place.name("codes.tsv");
-    sae_ok([
-        "encode",
-        model.to_str().unwrap(),
-        &place.name("data.h5"),
-        "-o",
-        &out,
-        "--format=tsv",
-        "--overwrite",
-    ]);
-    let mut codes = BTreeMap::<String, Vec<f64>>::new();
-    for line in std::fs::read_to_string(out).unwrap().lines().skip(1) {
-        let fields: Vec<&str> = line.split('\t').collect();
-        let code = codes.entry(fields[0].into()).or_insert_with(|| vec![0.0; M]);
-        code[fields[1].parse::<usize>().unwrap()] = fields[2].parse().unwrap();
-    }
-    codes.into_values().collect()
-}
-
-fn assert_same(got: &[Vec<f64>], want: &[Vec<f64>], what: &str) {
-    assert_eq!(got.len(), want.len());
-    let largest = want.iter().flatten().fold(0.0, |a: f64, &b| a.max(b));
-    for (row, (got, want)) in got.iter().zip(want).enumerate() {
-        for (latent, (got, want)) in got.iter().zip(want).enumerate() {
-            // Sums of 16 products in float32.
-            assert!((got - want).abs() < 2e-6 * largest, "{what}, row {row}, latent {latent}: {got} {want}");
-        }
-    }
 }
 
 fn import(place: &Place, from: &Path, more: &[&str]) -> std::process::Output {
@@ -233,11 +183,7 @@ fn esmc_has_the_tensors_and_settings_of_its_format() {
         "use_residual_update_instead_of_states": false,
     });
     assert_eq!(json(place.path("esmc/config.json")), want);
-    let floats = |file: &Path, name: &str| -> Vec<f32> {
-        let all: BTreeMap<_, _> = tensors(file).into_iter().collect();
-        all[name].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    };
-    assert!(floats(&file, "idf") == [1.0; M] && floats(&file, "max") == [1.0; M]);
+    assert!(tensor(&file, "idf") == [1.0; M] && tensor(&file, "max") == [1.0; M]);
 
     // The same codes, by the library's formulas and back here.
     let want = codes(&place, &place.path("run"));
@@ -261,7 +207,7 @@ fn esmc_has_the_tensors_and_settings_of_its_format() {
 
     // With data: how often and how strongly.
     sae_ok(["export", &run, "--format=esmc", "--layer=5", "-o", &out, "--overwrite", "--data", &data]);
-    let (idf, max) = (floats(&file, "idf"), floats(&file, "max"));
+    let (idf, max) = (tensor(&file, "idf"), tensor(&file, "max"));
     let mut seen = 0;
     for latent in 0..M {
         let values: Vec<f64> = want.iter().map(|code| code[latent]).filter(|&v| v > 0.0).collect();
