@@ -32,6 +32,7 @@ path = Path(model)
 with safe_open(path / "model.safetensors" if path.is_dir() else path, "pt") as f:
     cfg = json.loads(f.metadata()["architecture"])
     w_enc, w_dec, b_pre, b_lat = (f.get_tensor(n).double() for n in ("w_enc", "w_dec", "b_pre", "b_lat"))
+    threshold = f.get_tensor("threshold").double() if cfg["inference"] == "threshold" else None
 
 
 def normalised(x):
@@ -40,10 +41,14 @@ def normalised(x):
 
 
 def ours(x):
-    """Codes, reconstruction, and for each row the gap between the last score taken and the first left out."""
+    """Codes, reconstruction, and for each row the gap between the last score taken and the first left out, or between a score
+    and its threshold."""
     x = x.double()
     rows, mean, std = normalised(x) if cfg["normalize"] else (x, 0.0, 1.0)
     z = (rows - b_pre) @ w_enc.T + b_lat
+    if threshold is not None:
+        h = z * (z > threshold)
+        return h, (h @ w_dec + b_pre) * std + mean, (z - threshold).abs().min(1).values
     k, gap = z.shape[1], torch.full((len(x),), torch.inf, dtype=torch.float64)
     if cfg["inference"] == "topk":
         k = cfg["k"]
@@ -55,7 +60,8 @@ def ours(x):
 
 
 codes, recon, gap = ours(x)
-# Where two scores differ by less than float32 can tell, which one is among the k is not the format's doing.
+# Where two scores, or a score and a threshold, differ by less than float32 can tell, which one is active is not the format's
+# doing.
 clear = gap > 1e-5 * codes.abs().max()
 
 
@@ -131,7 +137,7 @@ def dictionary_learning(where):
         sys.modules["nnsight"] = stub
     from dictionary_learning.utils import load_dictionary
     lib, _ = load_dictionary(str(where), "cpu")
-    what = version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"]
+    what = version("dictionary-learning") + f" {type(lib).__name__}" * (threshold is not None) + ", rows normalised by hand" * cfg["normalize"]
     if cfg["inference"] == "relu":
         # As the export's warning says: load_dictionary scales decoder rows to norm 1, and codes by their norms.
         h, y = by_hand(lib.encode, lib.decode)
@@ -212,14 +218,18 @@ def esmc(where):
 
 
 print(f"{version('torch')}, Python {sys.version.split()[0]}, {subprocess.check_output([sae, '--version'], text=True).strip()}")
-print(f"{len(x)} rows, D = {x.shape[1]}, M = {len(b_lat)}, {cfg['inference']}, k = {cfg['k']}, normalize = {cfg['normalize']}, "
-      f"tied = {cfg['tied']}; {int((~clear).sum())} rows left out whose k-th score is not clear in float32")
+kind = cfg["activation"] if threshold is not None else cfg["inference"]
+print(f"{len(x)} rows, D = {x.shape[1]}, M = {len(b_lat)}, {kind}, k = {cfg['k']}, normalize = {cfg['normalize']}, "
+      f"tied = {cfg['tied']}; {int((~clear).sum())} rows left out whose active latents are not clear in float32")
 torch.set_grad_enabled(False)
 for name, check in (("saelens", saelens), ("sparsify", sparsify), ("dictionary-learning", dictionary_learning),
                     ("interprot", interprot), ("openai", openai), ("esmc", esmc)):
     where = folder / name
     if name in ("interprot", "esmc") and not cfg["normalize"]:
         print(f"{name:<20} always normalises: not for this model, as the export {'warns' if name == 'interprot' else 'says'}")
+        continue
+    if threshold is not None and name not in ("saelens", "dictionary-learning"):
+        print(f"{name:<20} has no thresholds: not for this model, as the export says")
         continue
     rates = ["--data", data] if name in ("saelens", "esmc") else []
     rates += ["--layer", "3"] if name == "esmc" else []
