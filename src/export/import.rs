@@ -121,10 +121,10 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
                 ForeignActivation::AbsTopk(k) => ((Activation::AbsTopk, Inference::Topk), k),
                 // The thresholds decide; k is what the model was trained for, where somebody knows it.
                 ForeignActivation::JumpRelu(k) => {
-                    ((Activation::JumpRelu, Inference::Threshold), request.k.or(k).unwrap_or(m))
+                    ((Activation::JumpRelu, Inference::Threshold), k.or(request.k).unwrap_or(m))
                 }
                 ForeignActivation::BatchTopk(k) => {
-                    ((Activation::BatchTopk, Inference::Threshold), request.k.or(k).unwrap_or(m))
+                    ((Activation::BatchTopk, Inference::Threshold), k.or(request.k).unwrap_or(m))
                 }
                 ForeignActivation::Topk(k) => {
                     let missing =

@@ -292,8 +292,8 @@ def load(
 ) -> Sae:
     """A model: a run folder, a `model.safetensors`, or a folder or file of another library.
 
-    Those of other libraries are SAELens, sparsify, dictionary_learning, InterProt, OpenAI's and Biohub's of ESMC; `format`,
-    `k`, `normalize`, `layer` and `ignore` are for them, and mean what `sae import --help` says.
+    Those of other libraries are SAELens, sparsify, dictionary_learning, InterProt, OpenAI's, Biohub's of ESMC and Gemma Scope;
+    `format`, `k`, `normalize`, `layer` and `ignore` are for them, and mean what `sae import --help` says.
     """
     # Absolute, for the working folder may change.
     place = Path(path).absolute()
