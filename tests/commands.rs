@@ -6,6 +6,8 @@ mod common;
 mod encode;
 #[path = "commands/features.rs"]
 mod features;
+#[path = "commands/kinds.rs"]
+mod kinds;
 #[path = "commands/labels.rs"]
 mod labels;
 #[path = "commands/outputs.rs"]
@@ -28,6 +30,8 @@ mod splits;
 mod streams;
 #[path = "commands/sweep.rs"]
 mod sweep;
+#[path = "commands/track.rs"]
+mod track;
 #[path = "commands/windows.rs"]
 mod windows;
 

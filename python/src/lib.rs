@@ -4,6 +4,7 @@
 mod array;
 mod errors;
 mod model;
+mod track;
 mod worker;
 
 use array::lend;
@@ -236,6 +237,8 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(evaluate, module)?)?;
     module.add_function(wrap_pyfunction!(features_of, module)?)?;
     module.add_function(wrap_pyfunction!(report_of, module)?)?;
+    module.add_function(wrap_pyfunction!(track::track_of, module)?)?;
+    module.add_function(wrap_pyfunction!(track::colour, module)?)?;
     module.add_function(wrap_pyfunction!(command_line, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

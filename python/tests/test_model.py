@@ -129,6 +129,54 @@ def test_features_are_those_of_the_command(sae, proteins, run):
     assert len(found) == 256 and found[3]["latent"] == 3
 
 
+def test_a_track_is_that_of_the_command_and_of_encode(sae, run, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    lengths, rng = {"P1": 7, "P2": 5}, np.random.default_rng(0)
+    rows = {name: rng.normal(size=(n, 1024)).astype(np.float32) for name, n in lengths.items()}
+    file = tmp_path / "residues.h5"
+    with h5py.File(file, "w") as f:
+        for name, values in rows.items():
+            f[name] = values
+    out = tmp_path / "track.tsv"
+    command = ["sae", "--device=cpu", "--quiet", "features", run.path, file, "--track=P1", "-o", out]
+    subprocess.run(command, check=True, capture_output=True)
+    track = sae.track(file, "P1", device="cpu")
+    codes = sae.encode(rows["P1"]).toarray()
+    assert (track.activations == codes[:, track.latents]).all() and track.activations.shape == (7, 8)
+    assert set(track.latents) == set(np.argsort(-codes.max(0), kind="stable")[:8])
+    table = track.to_pandas()
+    written = pandas.read_csv(out, sep="\t", index_col="position", float_precision="round_trip")
+    assert list(written.columns) == list(table.columns) and list(written["id"]) == list(table["id"]) == track.ids
+    assert (written.iloc[:, 1:].to_numpy(np.float32) == track.activations).all()
+    ids = [f"{name}:{n}" for name in rows for n in range(len(rows[name]))]
+    both = np.concatenate(list(rows.values()))
+    for of_array in (sae.track(both, "P1", ids=ids, device="cpu"), sae.track(rows["P1"], "P1", device="cpu")):
+        assert (of_array.activations == track.activations).all() and len(of_array) == 7
+    chosen = sae.track(file, "P2", latents=[3, 1], tokens=(1, 2), device="cpu")
+    assert chosen.ids == ["P2:2", "P2:3"] and list(chosen.latents) == [3, 1] and list(chosen.positions) == [1, 2]
+    assert "2 latents along P2" in repr(chosen) and "<table" in chosen._repr_html_()
+    with pytest.raises(topk_sae.DataError, match='holds no rows of "P3"; of its 2 ids the nearest are "P1", "P2"'):
+        sae.track(file, "P3", device="cpu")
+
+
+def test_a_track_colours_a_structure(sae, tmp_path):
+    x = np.random.default_rng(1).normal(size=(4, 1024)).astype(np.float32)
+    track = sae.track(x, "P1", device="cpu")
+    line = "ATOM  {0:>5}  CA  GLY A{0:>4}       1.000   1.000   1.000  1.00 42.25           C\n"
+    structure, out = tmp_path / "P1.pdb", tmp_path / "out.pdb"
+    structure.write_text("".join(line.format(n) for n in range(1, 5)))
+    assert track.colour(structure, out)["residues"] == 4
+    b = [float(line[60:66]) for line in out.read_text().splitlines()]
+    first = track.activations[:, 0]
+    assert np.abs(np.array(b) - 100 * first / first.max()).max() < 0.00501
+    with pytest.raises(topk_sae.UsageError, match="exists already"):
+        track.colour(structure, out)
+    with pytest.raises(topk_sae.UsageError, match="the track has no latent 999; it has"):
+        track.colour(structure, out, latent=999)
+    with pytest.raises(topk_sae.DataError, match='has no chain "B"'):
+        track.colour(structure, out, chain="B", overwrite=True)
+
+
 def test_labels_that_are_no_table_are_an_error(sae, proteins):
     ids, x = proteins
     with pytest.raises(topk_sae.UsageError, match="frame of pandas"):

@@ -21,5 +21,6 @@ rows: np.ndarray = sae.decode(codes, like=x)
 w_dec: np.ndarray = sae.w_dec
 k: int = sae.k
 frame: pd.DataFrame = sae.features(x, labels=pd.DataFrame({"id": ["a"], "kind": ["b"]})).to_pandas()
+track: pd.DataFrame = sae.track(x, "P1", latents=[1, 2]).to_pandas()
 page: str = topk_sae.report(run, x).html
 sae.w_dec = w_dec  # type: ignore[misc]

@@ -10,6 +10,7 @@ pub mod sink;
 pub mod spill;
 pub mod splits;
 pub mod statistics;
+pub mod structure;
 
 use crate::backend::{self, DeviceChoice};
 use crate::console;

@@ -9,7 +9,7 @@ use crate::spec::{Activation, ModelSpec};
 pub struct Calibration {
     activation: Activation,
     largest: Largest,
-    ratios: Vec<f32>,
+    above: Vec<f32>,
 }
 
 impl Calibration {
@@ -18,11 +18,11 @@ impl Calibration {
         let places = n_rows * spec.forward.k;
         let largest = match spec.forward.activation {
             _ if !spec.seeks_k() => return None,
-            // Biases can be raised as well.
-            Activation::Relu => Largest::above(f32::NEG_INFINITY, places),
+            // Biases can be raised as well as lowered, and thresholds.
+            Activation::Relu | Activation::JumpRelu => Largest::above(f32::NEG_INFINITY, places),
             _ => Largest::above(0.0, places),
         };
-        Some(Self { activation: spec.forward.activation, largest, ratios: vec![] })
+        Some(Self { activation: spec.forward.activation, largest, above: vec![] })
     }
 
     /// Looks at scores (rows, M) of the weights `params`.
@@ -31,22 +31,28 @@ impl Calibration {
             return self.largest.add(scores);
         };
         for z in scores.chunks_exact(thresholds.len()) {
-            self.ratios.clear();
-            // Above 0, a threshold of 0 has any score active, whatever the factor.
-            self.ratios.extend(z.iter().zip(thresholds).map(|(z, t)| if *z > 0.0 { z / t } else { 0.0 }));
-            self.largest.add(&self.ratios);
+            self.above.clear();
+            // Thresholds stay at 0 or above.
+            self.above.extend(z.iter().zip(thresholds).filter(|(z, _)| **z > 0.0).map(|(z, t)| z - t));
+            self.largest.add(&self.above);
         }
     }
 
-    /// Sets the one threshold, the factor of the thresholds, or the shift of the biases.
+    /// Sets the one threshold, or moves thresholds or biases.
     pub fn apply(self, params: &mut Params) {
         let first = self.largest.next();
         if !first.is_finite() {
+            // Fewer positive scores than places: all of them are active with thresholds of 0.
+            if self.activation == Activation::JumpRelu {
+                params.threshold.iter_mut().for_each(|t| t.fill(0.0));
+            }
             return;
         }
         match (self.activation, &mut params.threshold) {
             (Activation::Relu, _) => params.b_lat.iter_mut().for_each(|b| *b -= first),
-            (Activation::JumpRelu, Some(thresholds)) => thresholds.iter_mut().for_each(|t| *t *= first),
+            (Activation::JumpRelu, Some(thresholds)) => {
+                thresholds.iter_mut().for_each(|t| *t = (*t + first).max(0.0))
+            }
             (_, Some(thresholds)) => thresholds.fill(first.max(0.0)),
             (_, None) => {}
         }

@@ -259,9 +259,9 @@ pub trait Backend: Send {
     fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes>;
 
     /// Gives `weights` k active latents per row on average over `rows` (or as many as scores that differ allow, where some
-    /// are equal) by one number: the threshold of a model of [`BatchTopk`](crate::spec::Activation::BatchTopk), a factor on
-    /// the thresholds of [`JumpRelu`](crate::spec::Activation::JumpRelu), a shift of the biases of
-    /// [`Relu`](crate::spec::Activation::Relu). Does nothing to a model that has k places per row, or does not aim at k
+    /// are equal) by one number: the threshold of a model of [`BatchTopk`](crate::spec::Activation::BatchTopk), what is
+    /// added to the thresholds of [`JumpRelu`](crate::spec::Activation::JumpRelu), which stay at 0 or above, or taken from the
+    /// biases of [`Relu`](crate::spec::Activation::Relu). Does nothing to a model that has k places per row, or does not aim at k
     /// ([`ModelSpec::seeks_k`]).
     ///
     /// # Errors

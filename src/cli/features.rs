@@ -1,5 +1,6 @@
 //! `sae features`.
 
+use super::track::{self, TrackArgs};
 use super::{Global, MemoryArg, SourceArgs, SplitArg, json, print_apart};
 use crate::analysis::features::tables::{write_associations, write_features};
 use crate::analysis::features::{
@@ -48,6 +49,8 @@ pub struct Args {
     associations: Option<PathBuf>,
     #[command(flatten)]
     memory: MemoryArg,
+    #[command(flatten)]
+    along: TrackArgs,
 }
 
 /// Arguments that say what the labels of ids are.
@@ -118,7 +121,10 @@ impl LabelArgs {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let Args { out, associations, overwrite, .. } = args;
+    let Args { out, associations, overwrite, mut along, .. } = args;
+    if let Some(id) = along.track.take() {
+        return track::run(id, along, (out, overwrite), global.source_of(args.source), global, stop);
+    }
     let request = FeaturesRequest {
         split: args.split.part(),
         pool: args.labels.pool(),

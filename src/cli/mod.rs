@@ -14,6 +14,7 @@ mod options;
 mod overlap;
 mod report;
 mod sweep;
+mod track;
 mod train;
 
 use crate::analysis::Source;
@@ -74,8 +75,8 @@ enum Command {
     Eval(eval::Args),
     /// Write the sparse code of every row with its id: HDF5 or a table
     Encode(encode::Args),
-    /// Show what each latent fires on, and which labels it predicts
-    Features(features::Args),
+    /// Show what each latent fires on, which labels it predicts, or how latents run along one protein
+    Features(Box<features::Args>),
     /// Put a run, or a model, on one HTML page: settings, curves, figures, latents with their ids and labels
     Report(report::Args),
     /// Compare the latents of labelled groups of rows: specific, shared, and what chance would give
@@ -215,7 +216,7 @@ impl Cli {
             Command::Sweep(args) => sweep::run(*args, &global, stop),
             Command::Eval(args) => eval::run(args, &global, stop),
             Command::Encode(args) => encode::run(args, &global, stop),
-            Command::Features(args) => features::run(args, &global, stop),
+            Command::Features(args) => features::run(*args, &global, stop),
             Command::Report(args) => report::run(args, &global, stop),
             Command::Overlap(args) => overlap::run(*args, &global, stop),
             Command::Compare(args) => compare::run(&args, &global),

@@ -104,7 +104,7 @@ pub(super) fn pass(
     ahead(files, &pieces, blocks.clone(), |rows, values| {
         let mut keep = files.marks(rows.clone());
         let usable = keep.clone();
-        check_values(&pieces, values, d, rows.start, &mut keep, judge)?;
+        check_values(&pieces, values, d, |row| rows.start + row, &mut keep, judge)?;
         found.add(rows.clone(), &usable, &keep, values, d);
         seen(rows.end, all);
         Ok(())

@@ -162,6 +162,11 @@ impl Located<'_> {
         &self.file.path
     }
 
+    /// What its ids are.
+    pub fn ids(&self) -> &Ids {
+        &self.piece.ids
+    }
+
     /// Its rows, among those of all pieces.
     pub fn rows(&self) -> Range<usize> {
         self.start..self.start + self.piece.n_rows
@@ -193,7 +198,7 @@ impl Located<'_> {
     }
 
     /// Calls `f` with each id of the piece and its rows within the piece.
-    fn each_id<'s>(&'s self, mut f: impl FnMut(Cow<'s, str>, Range<usize>) -> Result<()>) -> Result<()> {
+    pub fn each_id<'s>(&'s self, mut f: impl FnMut(Cow<'s, str>, Range<usize>) -> Result<()>) -> Result<()> {
         match &self.piece.ids {
             Ids::One(id) | Ids::Residues(id) => f(Cow::Borrowed(id), 0..self.piece.n_rows),
             Ids::Rows(ids) => {
@@ -241,7 +246,7 @@ pub(super) fn assemble(plans: Vec<Plan>, rows: BadRows) -> Result<Embeddings> {
         ))
     })?;
     read_range(&pieces, 0..n_rows, &mut values)?;
-    check_values(&pieces, &values, d_in, 0, &mut keep, &mut judge)?;
+    check_values(&pieces, &values, d_in, |row| row, &mut keep, &mut judge)?;
 
     if let Some(first) = plans.first() {
         let path = &first.file.path;
@@ -338,8 +343,17 @@ pub(super) fn dtype(pieces: &[Located<'_>]) -> Dtype {
 
 /// Reads the rows `rows` of all pieces into `values`, which has room for exactly those.
 pub(super) fn read_range(pieces: &[Located<'_>], rows: Range<usize>, values: &mut Values) -> Result<()> {
+    read_ranges(pieces, &[rows], values)
+}
+
+/// Reads several ranges of rows, one after another, into `values`, which has room for exactly those.
+pub(super) fn read_ranges(
+    pieces: &[Located<'_>],
+    ranges: &[Range<usize>],
+    values: &mut Values,
+) -> Result<()> {
     let mut parts = Vec::new();
-    for (p, rows) in overlaps(pieces, rows) {
+    for (p, rows) in ranges.iter().flat_map(|rows| overlaps(pieces, rows.clone())) {
         parts.push(Stretch {
             file: p.file,
             dataset: p.dataset,
@@ -470,12 +484,12 @@ fn all_numbered(pieces: &[Located<'_>]) -> bool {
     })
 }
 
-/// `values` are rows from row `first` on; so is `keep`.
+/// `values` are rows whose numbers `number` gives; `keep` has a mark for each of them.
 pub(super) fn check_values(
     pieces: &[Located<'_>],
     values: &Values,
     d_in: usize,
-    first: usize,
+    number: impl Fn(usize) -> usize,
     keep: &mut [bool],
     judge: &mut Judge,
 ) -> Result<()> {
@@ -486,9 +500,10 @@ pub(super) fn check_values(
         if !keep[row] {
             continue;
         }
-        let located = &pieces[pieces.partition_point(|p| p.start <= first + row) - 1];
+        let at = number(row);
+        let located = &pieces[pieces.partition_point(|p| p.start <= at) - 1];
         let what = non_finite(column, values.get(row * d_in + column));
-        judge.bad(Reason::NonFinite, 1, || located.error(first + row - located.start, what, SKIP_HINT))?;
+        judge.bad(Reason::NonFinite, 1, || located.error(at - located.start, what, SKIP_HINT))?;
         keep[row] = false;
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! (damaged strings); `advice` is for what it cannot read; `flat` reads the other formats; `scan` surveys
 //! the datasets, `reading` decides what the rows are (with `records` where there is a dataset per id,
 //! `writers` for files of known programs, `ids`), `read` brings the bytes, `load` checks every
-//! row, `stream` does so block by block, `streamed` leaves rows in the files for a training that asks for them.
+//! row, `stream` does so block by block, `one_id` reads the rows of one id alone, `streamed` leaves rows in the files for a training that asks for them.
 
 mod advice;
 mod attributes;
@@ -26,6 +26,7 @@ mod in_place;
 mod inspect;
 mod kind;
 mod load;
+mod one_id;
 mod paths;
 mod pattern;
 mod read;
@@ -50,6 +51,7 @@ pub(crate) use h5::{brief, library_name};
 pub(crate) use id_file::is_file as is_id_file;
 pub(crate) use ids::first_control;
 pub use inspect::{FileSummary, inspect};
+pub use one_id::OneId;
 pub use paths::{FoundFiles, data_files};
 pub use stream::{Blocks, DataFiles};
 pub use streamed::Streamed;

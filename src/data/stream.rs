@@ -67,11 +67,11 @@ impl DataFiles {
 
 /// The rows of [`DataFiles`], block by block.
 pub struct Blocks<'a> {
-    pieces: Vec<Located<'a>>,
-    keep: Vec<bool>,
-    judge: Judge,
-    d_in: usize,
-    dtype: Dtype,
+    pub(super) pieces: Vec<Located<'a>>,
+    pub(super) keep: Vec<bool>,
+    pub(super) judge: Judge,
+    pub(super) d_in: usize,
+    pub(super) dtype: Dtype,
     /// Rows of a block.
     rows: usize,
     /// First row that was not read yet.
@@ -112,7 +112,7 @@ impl Blocks<'_> {
             })?;
             read_range(&self.pieces, rows.clone(), &mut values)?;
             let keep = &mut self.keep[rows.clone()];
-            check_values(&self.pieces, &values, self.d_in, rows.start, keep, &mut self.judge)?;
+            check_values(&self.pieces, &values, self.d_in, |row| rows.start + row, keep, &mut self.judge)?;
             self.next = rows.end;
             let n_rows = keep.iter().filter(|&&keep| keep).count();
             if n_rows == 0 {

@@ -234,6 +234,9 @@ pub fn load(path: &Path) -> Result<(Params, ModelMeta)> {
         b_lat: read("b_lat", &[m])?,
         threshold: if forward.has_threshold() { Some(read("threshold", &[m])?) } else { None },
     };
+    if params.threshold.iter().flatten().any(|t| !(*t >= 0.0 && t.is_finite())) {
+        return Err(wrong("a threshold is negative or not finite".into()));
+    }
     if file.names().contains(&"train_mean") {
         meta.train_mean = read("train_mean", &[d])?;
     }

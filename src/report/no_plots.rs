@@ -44,3 +44,17 @@ pub mod groups {
         super::refused()
     }
 }
+
+/// Latents along the rows of an id.
+pub mod strips {
+    use crate::error::Result;
+    use crate::report::views::Strips;
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn render_strips(_plot: &Strips) -> Result<Vec<u8>> {
+        super::refused()
+    }
+}

@@ -4,6 +4,7 @@
 
 pub mod frontier;
 pub mod groups;
+pub mod strips;
 
 use std::sync::OnceLock;
 

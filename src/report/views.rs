@@ -65,3 +65,23 @@ pub struct Panel {
     /// The latents; those that neither group activates are left out.
     pub dots: Vec<Dot>,
 }
+
+/// A latent along the rows of an id.
+#[derive(Debug, Clone)]
+pub struct Strip {
+    /// Written above.
+    pub name: String,
+    /// Its activation on each row (L).
+    pub activations: Vec<f32>,
+}
+
+/// Latents along the rows of an id, one below the other.
+#[derive(Debug, Clone)]
+pub struct Strips {
+    /// Above the plot.
+    pub title: String,
+    /// Place of each row (L) in the sequence, rising.
+    pub positions: Vec<u32>,
+    /// The latents.
+    pub strips: Vec<Strip>,
+}

@@ -15,6 +15,7 @@ from ._features import Features
 from ._options import Options
 from ._report import Report, report
 from ._sae import Codes, Sae, load
+from ._track import Track
 from ._train import Run, resume, train
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "Run",
     "Sae",
+    "Track",
     "UsageError",
     "__version__",
     "load",

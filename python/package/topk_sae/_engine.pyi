@@ -67,4 +67,22 @@ def report(
     options: list[tuple[str, str]],
     device: str,
 ) -> Path: ...
+def track(
+    model: Path,
+    data: Rows | list[Path],
+    id: str,
+    latents: list[int] | None,
+    tokens: tuple[int, int],
+    options: list[tuple[str, str]],
+    device: str,
+) -> str: ...
+def colour(
+    structure: Path,
+    out: Path,
+    id: str,
+    values: list[float],
+    chains: list[str],
+    matching: str,
+    overwrite: bool,
+) -> str: ...
 def console(args: list[str]) -> int: ...

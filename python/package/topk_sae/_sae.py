@@ -12,9 +12,10 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from . import _engine
-from ._data import Data, Folder, PathLike, Texts, engine_data, option_texts
+from ._data import Data, Folder, PathLike, Texts, engine_data, option_texts, paths_of
 from ._engine import UsageError
 from ._features import Features, Labels, asked_of, features_of
+from ._track import Track
 
 if TYPE_CHECKING:
     from ._torch import TorchSae
@@ -221,6 +222,31 @@ class Sae:
             max_values=max_values,
         )
         return features_of(self._file(), rows, labels, asked, option_texts({**reading, "memory": memory}), device)
+
+    def track(
+        self,
+        data: Data,
+        id: str,
+        *,
+        latents: Sequence[int] | None = None,
+        tokens: tuple[int, int] = (0, 0),
+        ids: str | Texts | None = None,
+        device: str = "auto",
+        **reading: Any,
+    ) -> Track:
+        """Latents along one protein: `id` of a per-residue file, of which no other rows are read, or the rows of an array
+        whose `ids` are `id:1`, `id:2` and so on; an array without ids is all of the protein.
+
+        `latents` are by default the eight with the largest activations along it; `tokens` are rows at the start and at
+        the end that are no residues, such as (1, 1) for ESM.
+        """
+        if ids is None and paths_of(data) is None:
+            array: Any = data
+            ids = [f"{id}:{n + 1}" for n in range(len(array))]
+        rows = engine_data(data, ids, None, reading)
+        wanted = None if latents is None else [int(latent) for latent in latents]
+        text = _engine.track(self._file(), rows, id, wanted, tokens, option_texts(reading), device)
+        return Track(json.loads(text))
 
     def save(self, path: PathLike, overwrite: bool = False) -> None:
         """Writes the model as a file, usually named `model.safetensors`."""

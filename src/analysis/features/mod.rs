@@ -6,6 +6,7 @@ pub mod firing;
 pub mod gather;
 pub mod neighbours;
 pub mod tables;
+pub mod track;
 
 use super::Source;
 use super::labels::choose::{Label, LabelOptions, RowLabels, Told};

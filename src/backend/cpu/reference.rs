@@ -707,23 +707,26 @@ impl Backend for Reference {
         let mut all: Vec<f64> = vec![];
         for &row in rows {
             let z = self.scores(&w, &self.normalized(row)?.1);
-            all.extend(z.iter().zip(&w.threshold).map(|(&z, &t)| match activation {
-                Activation::JumpRelu => relu(z) / if z > 0.0 { t } else { 1.0 },
-                Activation::Relu => z,
-                _ => relu(z),
-            }));
+            for (&z, &t) in z.iter().zip(&w.threshold) {
+                match activation {
+                    Activation::Relu => all.push(z),
+                    _ if z <= 0.0 => {}
+                    Activation::JumpRelu => all.push(z - t),
+                    _ => all.push(z),
+                }
+            }
         }
         all.sort_by(|a, b| b.total_cmp(a));
         // The largest score that has no place any more.
-        let first = all.get(rows.len() * k).copied().unwrap_or(0.0) as f32;
+        let first = all.get(rows.len() * k).map(|&first| first as f32);
         let params = self.state.weights_mut(weights);
         match activation {
-            Activation::Relu => params.b_lat.iter_mut().for_each(|b| *b -= first),
-            Activation::JumpRelu if first.is_finite() => {
-                params.threshold.iter_mut().flatten().for_each(|t| *t *= first);
+            Activation::Relu => params.b_lat.iter_mut().for_each(|b| *b -= first.unwrap_or(0.0)),
+            Activation::JumpRelu => {
+                let moved = |t: f32| first.map_or(0.0, |first| (t + first).max(0.0));
+                params.threshold.iter_mut().flatten().for_each(|t| *t = moved(*t));
             }
-            Activation::JumpRelu => {}
-            _ => params.threshold.iter_mut().for_each(|t| t.fill(first)),
+            _ => params.threshold.iter_mut().for_each(|t| t.fill(first.unwrap_or(0.0))),
         }
         Ok(())
     }
