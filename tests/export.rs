@@ -2,8 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "export/esmc.rs"]
+mod esmc;
+#[path = "export/made.rs"]
+mod made;
 #[path = "common/runs.rs"]
 mod runs;
+#[path = "export/thresholds.rs"]
+mod thresholds;
 
 use runs::{Place, sae, sae_fails, sae_ok, tensors};
 use safetensors::{Dtype, SafeTensors};
@@ -318,7 +324,7 @@ fn a_model_trained_elsewhere_is_read_without_what_export_keeps_beside_it() {
     std::fs::write(folder.join("cfg.json"), config.to_string()).unwrap();
     let out = place.name("no.safetensors");
     let (status, line) = sae_fails(["import", folder.to_str().unwrap(), "-o", &out]);
-    assert!(status == 1 && line.contains("jumprelu") && !Path::new(&out).exists(), "{line}");
+    assert!(status == 1 && line.contains("no tensor threshold") && !Path::new(&out).exists(), "{line}");
 }
 
 #[test]
@@ -475,7 +481,23 @@ fn a_top_k_of_saelens_before_version_6_is_one_whatever_says_so() {
 fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
     type Change = fn(&mut Value);
     type Case = (&'static str, bool, &'static str, Change, &'static str);
-    let cases: [Case; 18] = [
+    let cases: [Case; 22] = [
+        ("saelens", false, "cfg.json", |c| c["architecture"] = json!("abstopk"), "abstopk"),
+        ("saelens", false, "cfg.json", |c| c["architecture"] = json!("transcoder"), "transcoder"),
+        (
+            "saelens",
+            false,
+            "cfg.json",
+            |c| c["normalize_activations"] = json!("expected_average_only_in"),
+            "--ignore normalize_activations",
+        ),
+        (
+            "saelens",
+            false,
+            "cfg.json",
+            |c| c["normalize_activations"] = json!("covariance_whitening"),
+            "--ignore normalize_activations",
+        ),
         ("saelens", true, "cfg.json", |c| c["normalize_activations"] = json!(true), "normalize_activations"),
         ("saelens", true, "cfg.json", |c| c["activation_fn_kwargs"]["postact_fn"] = json!("x"), "postact_fn"),
         ("saelens", true, "cfg.json", |c| c["hook_name"] = json!("blocks.0.attn.hook_z"), "hook_z"),
@@ -508,7 +530,7 @@ fn what_changes_the_codes_and_is_not_understood_is_refused_by_name() {
             false,
             "config.json",
             |c| c["trainer"]["dict_class"] = json!("BatchTopKSAE"),
-            "BatchTopKSAE",
+            "threshold -1, which is unset",
         ),
         (
             "dictionary-learning",

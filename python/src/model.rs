@@ -37,22 +37,25 @@ impl Model {
         format: Option<&str>,
         k: Option<usize>,
         normalize: bool,
+        layer: Option<u32>,
         ignore: Vec<String>,
     ) -> PyResult<Self> {
-        let foreign = format.is_some() || k.is_some() || normalize || !ignore.is_empty();
+        let foreign = format.is_some() || k.is_some() || normalize || layer.is_some() || !ignore.is_empty();
         let format = format
             .map(str::parse)
             .transpose()
             .map_err(|why| UsageError::new_err(format!("format: {why}")))?;
+        let out = PathBuf::new();
         let request =
-            ImportRequest { from: path, format, k, normalize, ignore, out: PathBuf::new(), overwrite: false };
+            ImportRequest { from: path, format, k, normalize, layer, ignore, out, overwrite: false };
         worker::run(py, false, None, |_, _| {
             let import = || import::read(&request).map(|(params, meta, _)| (params, meta, false));
             let own = || analysis::load_model(&request.from).map(|(params, meta)| (params, meta, true));
             let (params, meta, own) = match if foreign { import() } else { own() } {
-                // No model of ours: one of another library, if it is one that is known.
+                // No model of ours: one of another library, if it is one that is known. Where that lacks an argument, its
+                // error says which.
                 Err(error @ (Error::Model { .. } | Error::Io { .. })) if request.from.exists() => {
-                    import().map_err(|_| error)
+                    import().map_err(|why| if matches!(why, Error::Usage(_)) { why } else { error })
                 }
                 read => read,
             }?;

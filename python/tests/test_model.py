@@ -222,7 +222,7 @@ def test_models_are_pickled_copied_and_saved(sae, proteins, tmp_path, monkeypatc
 
 def test_models_of_other_libraries_are_loaded(run, sae, proteins, tmp_path):
     x = proteins[1]
-    for format in ("saelens", "sparsify", "dictionary-learning", "interprot", "openai"):
+    for format in ("saelens", "sparsify", "dictionary-learning", "interprot", "openai", "esmc"):
         out = tmp_path / format
         args = ["sae", "--quiet", "export", run.path, "--format", format, "-o", out]
         subprocess.run(args, check=True, stdout=subprocess.DEVNULL)

@@ -245,21 +245,30 @@ pub fn encode_all(
     Ok(codes)
 }
 
-/// Share of all rows that activate each latent (M).
+/// How often and how strongly each latent was active on some rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Firing {
+    /// Rows, N.
+    pub rows: u64,
+    /// Rows that each latent is active on (M).
+    pub fired: Vec<u64>,
+    /// Largest activation of each latent (M), 0 where there is none.
+    pub largest: Vec<f32>,
+}
+
+/// Counts on all rows of `source` how often each latent is active, and finds its largest activation.
 ///
 /// # Errors
 /// As [`walk`].
-pub fn firing_rates(
-    source: &Source,
-    (params, meta): (&Params, &ModelMeta),
-    stop: &AtomicBool,
-) -> Result<Vec<f64>> {
-    let mut fired = vec![0u64; meta.architecture.n_latents];
+pub fn firing(source: &Source, (params, meta): (&Params, &ModelMeta), stop: &AtomicBool) -> Result<Firing> {
+    let m = meta.architecture.n_latents;
+    let (mut fired, mut largest) = (vec![0u64; m], vec![0f32; m]);
     let walked = walk(source, (params.clone(), meta), None, stop, |_, codes| {
-        for latent in &codes.indices {
-            fired[*latent as usize] += 1;
+        for (&latent, &value) in codes.indices.iter().zip(&codes.values) {
+            fired[latent as usize] += 1;
+            largest[latent as usize] = largest[latent as usize].max(value);
         }
         Ok(())
     })?;
-    Ok(fired.into_iter().map(|n| n as f64 / walked.rows as f64).collect())
+    Ok(Firing { rows: walked.rows, fired, largest })
 }

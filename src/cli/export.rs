@@ -20,10 +20,16 @@ pub struct Args {
     /// Folder to make
     #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
-    /// Files of embeddings to count firing rates on, for saelens' sparsity.safetensors [default: none, and no
-    /// such file]
+    /// Files of embeddings to see the latents on: firing rates for saelens' sparsity.safetensors [default: no such
+    /// file], and esmc's idf and max [default: 1, which change nothing]
     #[arg(long, value_name = "DATA", num_args = 1..)]
     data: Vec<PathBuf>,
+    /// The layer of ESMC that rows are taken from, for --format esmc [default: 0]
+    #[arg(long, value_name = "I")]
+    layer: Option<u32>,
+    /// Rows are the residual updates of that layer of ESMC and not its hidden states, for --format esmc
+    #[arg(long)]
+    residual_updates: bool,
     /// Replace a folder that an export made
     #[arg(long)]
     overwrite: bool,
@@ -33,9 +39,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let Args { model, format, out, data, overwrite, how } = args;
+    let Args { model, format, out, data, layer, residual_updates, overwrite, how } = args;
     let source = global.source(model, data, how);
-    let done = export(&ExportRequest { source, format, out, overwrite }, stop)?;
+    let done = export(&ExportRequest { source, format, layer, residual_updates, out, overwrite }, stop)?;
     if let Some(warning) = done.warning.as_ref().filter(|_| !global.quiet) {
         console::warn(warning);
     }

@@ -23,6 +23,9 @@ pub struct Args {
     /// Its rows were normalised before the library saw them: (x - mean) / (std + 1e-5) of each
     #[arg(long)]
     normalize: bool,
+    /// Which layer, of an esmc folder with several
+    #[arg(long, value_name = "I")]
+    layer: Option<u32>,
     /// Settings and tensors to leave out that are not understood here, if they do not change the codes
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     ignore: Vec<String>,
@@ -36,13 +39,13 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global) -> Result<()> {
-    let Args { from, format, k, normalize, ignore, out, overwrite } = args;
-    let done = import(&ImportRequest { from, format, k, normalize, ignore, out, overwrite })?;
+    let Args { from, format, k, normalize, layer, ignore, out, overwrite } = args;
+    let done = import(&ImportRequest { from, format, k, normalize, layer, ignore, out, overwrite })?;
     if global.json {
         return print_apart(&[&done.model], &json(&done)?);
     }
     let text = format!(
-        "{}: from {}, D = {}, M = {}, {}, {}{}\n",
+        "{}: from {}, D = {}, M = {}, {}, {}{}{}\n",
         done.model.display(),
         done.format,
         done.d_in,
@@ -53,6 +56,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
             Inference::Threshold => "scores above the latents' thresholds".into(),
         },
         if done.normalize { "rows normalised" } else { "rows as they are" },
+        done.rows.iter().map(|rows| format!(", takes {rows}")).collect::<String>(),
         if done.own { ", as sae exported it" } else { "" }
     );
     print_apart(&[&done.model], &text)

@@ -77,7 +77,7 @@ enum Command {
     Encode(encode::Args),
     /// Show what each latent fires on, which labels it predicts, or how latents run along one protein
     Features(Box<features::Args>),
-    /// Put a run on one HTML page: settings, curves, figures, latents with their ids and labels
+    /// Put a run, or a model, on one HTML page: settings, curves, figures, latents with their ids and labels
     Report(report::Args),
     /// Compare the latents of labelled groups of rows: specific, shared, and what chance would give
     Overlap(Box<overlap::Args>),

@@ -13,13 +13,13 @@ use std::sync::atomic::AtomicBool;
 /// Arguments of `sae report`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Run folder
-    #[arg(value_name = "RUN")]
+    /// Run folder, or a model.safetensors
+    #[arg(value_name = "RUN|MODEL")]
     run: PathBuf,
-    /// Files or folders of embeddings [default: those that the run was trained on]
+    /// Files or folders of embeddings [default: those that the run was trained on; a model needs them]
     #[arg(value_name = "DATA")]
     data: Vec<PathBuf>,
-    /// File that is made [default: report.html in the run folder]
+    /// File that is made [default: report.html in the run folder; a model needs it]
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Replace the file if it exists

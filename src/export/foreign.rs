@@ -14,6 +14,17 @@ pub enum ForeignActivation {
     AbsTopk(usize),
     /// relu of all scores.
     Relu,
+    /// The scores above a threshold per latent, that were trained so; and how many there are per row, if the file says it.
+    JumpRelu(Option<usize>),
+    /// The same, where a batch's largest scores were taken in training.
+    BatchTopk(Option<usize>),
+}
+
+impl ForeignActivation {
+    /// Whether there is a threshold per latent.
+    pub fn has_thresholds(self) -> bool {
+        matches!(self, Self::JumpRelu(_) | Self::BatchTopk(_))
+    }
 }
 
 /// `h = activation((x' - b_in) W_enc^T + b_enc)`, `y' = h W_dec + b_dec`, row-major.
@@ -35,6 +46,10 @@ pub struct Foreign {
     pub b_dec: Vec<f32>,
     /// How scores become codes.
     pub activation: ForeignActivation,
+    /// (M), where codes are made by thresholds. One below 0 is as good as 0: codes are relu of the scores first.
+    pub threshold: Option<Vec<f32>>,
+    /// Numbers of latents that reconstruct on their own (Matryoshka); empty where only all of them do.
+    pub prefixes: Vec<usize>,
     /// Whether the library normalises each row; `None` where it has no such thing and the caller may do it.
     pub normalize: Option<bool>,
 }
@@ -86,7 +101,7 @@ impl Foreign {
             w_dec: (!tied).then_some(self.w_dec),
             b_pre: self.b_dec,
             b_lat,
-            threshold: None,
+            threshold: self.threshold.map(|all| all.into_iter().map(|t| t.max(0.0)).collect()),
         }
     }
 }
@@ -95,11 +110,12 @@ impl Foreign {
 /// the mean of the rows that it is given.
 ///
 /// # Errors
-/// A k that does not fit, or rows of one value that are to be normalised.
+/// A k that does not fit, prefixes that do not rise up to M, or rows of one value that are to be normalised.
 pub fn fresh_meta(
     params: &Params,
     k: usize,
     (activation, inference): (Activation, Inference),
+    prefixes: &[usize],
     normalize: bool,
     origin: &str,
 ) -> Result<ModelMeta> {
@@ -112,7 +128,15 @@ pub fn fresh_meta(
     if normalize && d_in < 2 {
         return Err(Error::Usage("rows of one value cannot be normalised: leave --normalize out".into()));
     }
-    let prefixes = Prefixes::default();
+    let ends: Vec<u32> = prefixes.iter().map(|&end| u32::try_from(end).unwrap_or(u32::MAX)).collect();
+    let prefixes = Prefixes::new(&ends)
+        .and_then(|prefixes| match ends.last() {
+            Some(&last) if last as usize != n_latents => {
+                Err(format!("the last of the prefixes {prefixes} is not the number of latents, {n_latents}"))
+            }
+            _ => Ok(prefixes),
+        })
+        .map_err(|what| Error::Usage(format!("the model cannot be imported with its prefixes: {what}")))?;
     let forward = Forward { k, activation, inference, normalize, norm_eps: NORM_EPS, prefixes };
     Ok(ModelMeta {
         architecture: Architecture { d_in, n_latents, tied: params.tied(), forward },
@@ -144,6 +168,8 @@ mod tests {
             b_in: vec![0.0, 1.0],
             b_dec: vec![2.0, -1.0],
             activation: ForeignActivation::Relu,
+            threshold: None,
+            prefixes: vec![],
             normalize: None,
         }
     }

@@ -2,7 +2,9 @@
 
 use super::foreign::{Foreign, ForeignActivation, fresh_meta};
 use super::tensors::wrong;
-use super::{Format, SIDECAR, Sidecar, dictionary_learning, interprot, openai, saelens, sparsify};
+use super::{
+    Format, SIDECAR, Sidecar, dictionary_learning, esmc, gemma_scope, interprot, openai, saelens, sparsify,
+};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
@@ -25,6 +27,8 @@ pub struct ImportRequest {
     pub k: Option<usize>,
     /// The model was trained on rows normalised outside the library.
     pub normalize: bool,
+    /// Which layer, of a folder of ESMC with several; an error for other formats.
+    pub layer: Option<u32>,
     /// Settings and tensors that are not understood and may be left out: a person has looked at them.
     pub ignore: Vec<String>,
     /// `model.safetensors` to write.
@@ -51,6 +55,8 @@ pub struct Imported {
     pub inference: Inference,
     /// Whether rows are normalised.
     pub normalize: bool,
+    /// Which rows the model takes, where the files say it.
+    pub rows: Option<String>,
     /// True where the folder came from `sae export`, with everything that was known there.
     pub own: bool,
 }
@@ -78,12 +84,23 @@ pub fn import(request: &ImportRequest) -> Result<Imported> {
 pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
     let (format, place) = find(&request.from, request.format)?;
     let ignored = &request.ignore;
+    if request.layer.is_some() && format != Format::Esmc {
+        let what =
+            format!("--layer is for esmc, and {} is of {format}; leave it out", request.from.display());
+        return Err(Error::Usage(what));
+    }
+    let mut rows = None;
     let mut foreign = match format {
         Format::Saelens => saelens::read(&place, ignored),
         Format::Sparsify => sparsify::read(&place, ignored),
         Format::DictionaryLearning => dictionary_learning::read(&place, ignored),
         Format::Interprot => interprot::read(&place, ignored),
         Format::Openai => openai::read(&place, ignored),
+        Format::GemmaScope => gemma_scope::read(&place, ignored),
+        Format::Esmc => esmc::read(&place, request.layer, ignored).map(|(foreign, origin)| {
+            rows = Some(origin.rows());
+            foreign
+        }),
     }?;
     let own = own(&place, format, &foreign);
     let relu = foreign.activation == ForeignActivation::Relu;
@@ -92,6 +109,7 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
         foreign.fold_decoder_norms();
     }
     let (activation, normalize) = (foreign.activation, foreign.normalize);
+    let prefixes = std::mem::take(&mut foreign.prefixes);
     let params = foreign.into_params();
     let m = params.n_latents;
     let mut meta = match &own {
@@ -101,6 +119,13 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
             let (code, k) = match activation {
                 ForeignActivation::Relu => ((topk, Inference::Relu), m),
                 ForeignActivation::AbsTopk(k) => ((Activation::AbsTopk, Inference::Topk), k),
+                // The thresholds decide; k is what the model was trained for, where somebody knows it.
+                ForeignActivation::JumpRelu(k) => {
+                    ((Activation::JumpRelu, Inference::Threshold), k.or(request.k).unwrap_or(m))
+                }
+                ForeignActivation::BatchTopk(k) => {
+                    ((Activation::BatchTopk, Inference::Threshold), k.or(request.k).unwrap_or(m))
+                }
                 ForeignActivation::Topk(k) => {
                     let missing =
                         format!("{} does not say how many latents are active; give --k", place.display());
@@ -108,7 +133,8 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
                 }
             };
             let normalize = normalize.unwrap_or(false) || request.normalize;
-            fresh_meta(&params, k, code, normalize, &format.to_string())?
+            let origin = rows.iter().fold(format.to_string(), |format, rows| format!("{format}, {rows}"));
+            fresh_meta(&params, k, code, &prefixes, normalize, &origin)?
         }
     };
     meta.architecture.tied = params.tied();
@@ -120,6 +146,7 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
         k: meta.architecture.forward.k,
         inference: meta.architecture.forward.inference,
         normalize: meta.architecture.forward.normalize,
+        rows,
         own: own.is_some(),
     };
     Ok((params, meta, imported))
@@ -128,7 +155,9 @@ pub fn read(request: &ImportRequest) -> Result<(Params, ModelMeta, Imported)> {
 /// What may be read where a model is at `from`, a folder or a file with others beside it.
 fn inputs(from: &Path) -> Vec<PathBuf> {
     let folder = if from.is_dir() { from } else { from.parent().unwrap_or(Path::new("")) };
-    super::NAMES.iter().map(|name| folder.join(name)).chain([from.to_owned()]).collect()
+    let layers = esmc::layers_in(folder).into_iter().map(esmc::weights);
+    let more = layers.chain(gemma_scope::WEIGHTS.map(str::to_owned)).map(|name| folder.join(name));
+    super::NAMES.iter().map(|name| folder.join(name)).chain(more).chain([from.to_owned()]).collect()
 }
 
 /// What our own export kept beside the weights, if it is of this model: the same format, sizes, and k.
@@ -141,9 +170,15 @@ fn own(place: &Path, format: Format, foreign: &Foreign) -> Option<ModelMeta> {
         ForeignActivation::AbsTopk(k) => signed && k == super::top(&meta),
         ForeignActivation::Topk(k) => !signed && k.is_none_or(|k| k == super::top(&meta)),
         ForeignActivation::Relu => meta.architecture.forward.inference == Inference::Relu,
+        // A constant threshold can be of either kind, and what it is of is in the file.
+        ForeignActivation::JumpRelu(k) | ForeignActivation::BatchTopk(k) => {
+            meta.architecture.forward.has_threshold() && k.is_none_or(|k| k == meta.architecture.forward.k)
+        }
     };
     let sizes = (meta.architecture.d_in, meta.architecture.n_latents) == (foreign.d_in, foreign.n_latents);
-    (kept.format == format && sizes && same_k).then_some(meta)
+    let ends = meta.architecture.forward.prefixes.ends().iter().map(|&end| end as usize);
+    let same_prefixes = foreign.prefixes.is_empty() || foreign.prefixes.iter().copied().eq(ends);
+    (kept.format == format && sizes && same_k && same_prefixes).then_some(meta)
 }
 
 /// The format of a folder or file, and what its reader takes: the folder, or the file of weights.
@@ -159,6 +194,10 @@ fn find(from: &Path, asked: Option<Format>) -> Result<(Format, PathBuf)> {
         match asked {
             Some(Format::Interprot) => Some(in_folder(Format::Interprot, interprot::WEIGHTS)),
             Some(Format::Openai) => Some(in_folder(Format::Openai, openai::WEIGHTS)),
+            Some(Format::GemmaScope) => {
+                let [first, second] = gemma_scope::WEIGHTS.map(|name| from.join(name));
+                Some((Format::GemmaScope, if first.is_file() { first } else { second }))
+            }
             Some(format) => Some((format, from.to_owned())),
             None if holds(saelens::WEIGHTS) && holds(saelens::CONFIG) => {
                 Some((Format::Saelens, from.to_owned()))
@@ -169,9 +208,10 @@ fn find(from: &Path, asked: Option<Format>) -> Result<(Format, PathBuf)> {
             None if holds(dictionary_learning::WEIGHTS) => {
                 Some((Format::DictionaryLearning, from.to_owned()))
             }
+            None if esmc::is_one(from) => Some((Format::Esmc, from.to_owned())),
             None if holds(interprot::WEIGHTS) => Some(in_folder(Format::Interprot, interprot::WEIGHTS)),
             None if holds(openai::WEIGHTS) => Some(in_folder(Format::Openai, openai::WEIGHTS)),
-            None => None,
+            None => gemma_scope::weights_in(from).map(|path| (Format::GemmaScope, path)),
         }
     } else {
         asked.or_else(|| by_names(from)).map(|format| match format {
@@ -194,9 +234,17 @@ fn by_names(file: &Path) -> Option<Format> {
         let openai = found.tensors.contains_key("latent_bias");
         return Some(if openai { Format::Openai } else { Format::DictionaryLearning });
     }
+    if file.extension().is_some_and(|e| e == "npz") {
+        return Some(Format::GemmaScope);
+    }
     let (header, _) = files::safetensors_header(file, &File::open(file).ok()?).ok()?;
     let has = |name: &str| header.tensors().contains_key(name);
+    if has("w_enc") && has("threshold") {
+        return Some(Format::GemmaScope);
+    }
     [
+        ("idf", Format::Esmc),
+        ("group_sizes", Format::DictionaryLearning),
         ("W_enc", Format::Saelens),
         ("W_dec", Format::Sparsify),
         ("w_enc", Format::Interprot),

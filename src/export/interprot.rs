@@ -61,6 +61,8 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         b_in: b_pre.clone(),
         b_dec: b_pre,
         activation: ForeignActivation::Topk(None),
+        threshold: None,
+        prefixes: vec![],
         normalize: Some(true),
     };
     tensors.nothing_left(&["stats_last_nonzero"], ignored)?;

@@ -9,16 +9,21 @@
 //! | [`foreign`] | a model as other libraries have it, folded into ours |
 //! | [`tensors`] | tensors and settings read from files that are not ours |
 //! | [`pt`], [`pickle`] | PyTorch's `.pt` without Python |
+//! | [`npz`] | NumPy's archives |
 //!
-//! Every format here computes `z = W_enc (x - b) + b_enc`, a top k or a relu, and `W_dec h + b`, so no bias has to
-//! be folded on the way out. They differ in normalisation: SAELens and InterProt have our LayerNorm (unbiased
-//! standard deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify and dictionary_learning have
-//! none. Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
+//! Every format here computes `z = W_enc (x - b) + b_enc`, a top k, a relu or scores above thresholds, and `W_dec h + b`, so
+//! that no bias has to be folded on the way out, but for the two that lack one: ESMC's, and the `JumpReluAutoEncoder` of
+//! dictionary_learning. They differ in normalisation: SAELens, InterProt and ESMC have our LayerNorm (unbiased standard
+//! deviation, 1e-5 added to it), OpenAI has it beside a top k alone, sparsify, dictionary_learning and Gemma Scope have none.
+//! Where a library cannot do what the model does, [`Exported::warning`] and `README.txt` say so.
 
 mod dictionary_learning;
+pub mod esmc;
 pub mod foreign;
+mod gemma_scope;
 pub mod import;
 mod interprot;
+pub mod npz;
 mod openai;
 pub mod pickle;
 pub mod pt;
@@ -26,7 +31,8 @@ mod saelens;
 mod sparsify;
 pub mod tensors;
 
-use crate::analysis::{Source, codes, load_model};
+use crate::analysis::codes::{self, Firing};
+use crate::analysis::{Source, load_model};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt::check_flag;
@@ -43,7 +49,7 @@ const SIDECAR: &str = "topk_sae.json";
 
 const README: &str = "README.txt";
 
-/// Every file that an export writes.
+/// Every file that an export writes, but for ESMC's, whose names have the layer in them.
 const NAMES: [&str; 11] = [
     SIDECAR,
     README,
@@ -71,17 +77,25 @@ choices! {
         Interprot = "interprot",
         /// OpenAI's sparse_autoencoder: `Autoencoder.from_state_dict`
         Openai = "openai",
+        /// Biohub's autoencoders of ESMC: `EsmcSaeModel.from_pretrained(DIR)`
+        Esmc = "esmc",
+        /// Gemma Scope 1 and 2, which are imported alone
+        GemmaScope = "gemma-scope",
     }
 }
 
 /// What to export.
 #[derive(Debug, Clone)]
 pub struct ExportRequest {
-    /// The model, and rows to count firing rates on: none (no data) where they are not wanted. Only SAELens has a place
-    /// for them.
+    /// The model, and rows to see its latents on, none (no data) where that is not wanted: SAELens has a place for their
+    /// firing rates, ESMC for these and their largest activations.
     pub source: Source,
     /// For which library.
     pub format: Format,
+    /// The layer of ESMC that rows are taken from, 0 where it is not said; an error for other formats.
+    pub layer: Option<u32>,
+    /// Rows are ESMC's residual updates; an error for other formats.
+    pub residual_updates: bool,
     /// Folder to make.
     pub out: PathBuf,
     /// Replace a folder that an export made.
@@ -120,33 +134,23 @@ struct Sidecar {
 /// Writes a model for another library, the whole folder or nothing.
 ///
 /// # Errors
-/// No such model; a folder that is there already and may not be replaced; data for a format that has no place for
-/// firing rates, or what [`codes::walk`] meets in them; as the disk gives them.
+/// No such model, or one that the format cannot hold; a folder that is there already and may not be replaced; a layer, or
+/// data, for a format that has no place for them; what [`codes::walk`] meets in the data; as the disk gives them.
 pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     let out = &crate::run::check_folder("--out", &request.out, &request.source.inputs())?;
     let (params, meta) = load_model(&request.source.model)?;
-    if meta.architecture.forward.activation == Activation::AbsTopk && request.format != Format::Sparsify {
+    check(request.format, &meta)?;
+    let origin =
+        esmc::Origin { layer: request.layer.unwrap_or(0), residual_updates: request.residual_updates };
+    if request.format != Format::Esmc && (request.layer.is_some() || request.residual_updates) {
+        let flag = if request.layer.is_some() { "--layer" } else { "--residual-updates" };
         return Err(Error::Usage(format!(
-            "--format {} has no codes with signs, which --activation abs-topk gives; use --format sparsify",
+            "{flag} is for --format esmc; leave it out for {}",
             request.format
         )));
     }
-    if meta.architecture.forward.has_threshold() {
-        return Err(Error::Usage(format!(
-            "--format {} has no thresholds, by which --activation {} makes its codes; `sae encode` writes these",
-            request.format, meta.architecture.forward.activation
-        )));
-    }
     let old = check_target(out, request.overwrite)?;
-    let rates = match (request.format, request.source.data.is_empty()) {
-        (_, true) => None,
-        (Format::Saelens, false) => Some(codes::firing_rates(&request.source, (&params, &meta), stop)?),
-        (other, false) => {
-            return Err(Error::Usage(format!(
-                "--data: {other} has no place for firing rates; leave it out, or use --format saelens"
-            )));
-        }
-    };
+    let firing = firing(request, (&params, &meta), stop)?;
     check_flag(stop)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make"))?;
@@ -156,11 +160,13 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     fs::create_dir(&new).map_err(Error::io(&new, "write"))?;
     let fill = || -> Result<Notes> {
         let notes = match request.format {
-            Format::Saelens => saelens::write(&new, &params, &meta, rates.as_deref()),
+            Format::Saelens => saelens::write(&new, &params, &meta, firing.as_ref()),
             Format::Sparsify => sparsify::write(&new, &params, &meta),
             Format::DictionaryLearning => dictionary_learning::write(&new, &params, &meta),
             Format::Interprot => interprot::write(&new, &params, &meta),
             Format::Openai => openai::write(&new, &params, &meta),
+            Format::Esmc => esmc::write(&new, &params, &meta, origin, firing.as_ref()),
+            Format::GemmaScope => Err(read_alone()),
         }?;
         write_json(&new.join(SIDECAR), &Sidecar { format: request.format, model: meta.clone() })?;
         files::write_whole(&new.join(README), readme(request.format, &params, &meta, &notes).as_bytes())?;
@@ -190,6 +196,60 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
     Ok(Exported { format: request.format, folder: request.out.clone(), files, load, warning })
 }
 
+/// What the data show of the latents; `None` without data.
+fn firing(
+    request: &ExportRequest,
+    model: (&Params, &ModelMeta),
+    stop: &AtomicBool,
+) -> Result<Option<Firing>> {
+    match request.format {
+        _ if request.source.data.is_empty() => Ok(None),
+        Format::Saelens | Format::Esmc => codes::firing(&request.source, model, stop).map(Some),
+        other => Err(Error::Usage(format!(
+            "--data: {other} has no place for firing rates; leave it out, or use --format saelens or esmc"
+        ))),
+    }
+}
+
+/// Nothing loads a folder in the form of Gemma Scope from a disk.
+fn read_alone() -> Error {
+    Error::Usage(
+        "gemma-scope is imported alone; models with thresholds are written by --format saelens".into(),
+    )
+}
+
+/// Refuses what the format cannot hold, before anything is read or written.
+fn check(format: Format, meta: &ModelMeta) -> Result<()> {
+    let forward = &meta.architecture.forward;
+    if format == Format::GemmaScope {
+        return Err(read_alone());
+    }
+    if forward.activation == Activation::AbsTopk && format != Format::Sparsify {
+        return Err(Error::Usage(format!(
+            "--format {format} has no codes with signs, which --activation abs-topk gives; use --format sparsify"
+        )));
+    }
+    if forward.has_threshold() && !matches!(format, Format::Saelens | Format::DictionaryLearning) {
+        return Err(Error::Usage(format!(
+            "--format {format} has no thresholds, by which --activation {} makes its codes; use --format saelens or \
+             dictionary-learning",
+            forward.activation
+        )));
+    }
+    if format == Format::Esmc { esmc::check(meta) } else { Ok(()) }
+}
+
+/// The threshold of all latents, where there is one.
+fn constant_threshold(params: &Params) -> Option<f32> {
+    let all = params.threshold.as_ref()?;
+    all.first().copied().filter(|first| all.iter().all(|threshold| threshold == first))
+}
+
+/// Whether an export writes files of this name.
+fn is_ours(name: &str) -> bool {
+    NAMES.contains(&name) || esmc::layer_of(name).is_some()
+}
+
 /// Whether there is a folder to replace. Only what an export made is replaced: `-o .` must not empty a home folder.
 fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
     if !out.exists() {
@@ -202,7 +262,7 @@ fn check_target(out: &Path, overwrite: bool) -> Result<bool> {
         let entry = entry.map_err(Error::io(out, "list"))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         empty = false;
-        if !NAMES.contains(&name.as_str()) || entry.path().is_dir() {
+        if !is_ours(&name) || entry.path().is_dir() {
             foreign = Some(name);
         }
     }

@@ -81,6 +81,8 @@ pub(super) fn read(path: &Path, ignored: &[String]) -> Result<Foreign> {
         b_in: pre_bias.clone(),
         b_dec: pre_bias,
         activation,
+        threshold: None,
+        prefixes: vec![],
         normalize,
     };
     let used = ["activation", "activation_state_dict.k", "activation_state_dict.postact_fn"];

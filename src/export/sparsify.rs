@@ -101,6 +101,8 @@ pub(super) fn read(folder: &Path, ignored: &[String]) -> Result<Foreign> {
         } else {
             ForeignActivation::Topk(Some(k))
         },
+        threshold: None,
+        prefixes: vec![],
         normalize: None,
     };
     tensors.nothing_left(&[], ignored)?;

@@ -1,6 +1,6 @@
 //! Tensors and settings read from files that are not ours: every one is asked for by name and shape.
 
-use super::pt;
+use super::{npz, pt};
 use crate::error::{Error, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -62,13 +62,16 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
 }
 
 impl Tensors {
-    /// Reads a safetensors file, or a `.pt` by its ending.
+    /// Reads a safetensors file, or a `.pt` or `.npz` by its ending.
     ///
     /// # Errors
     /// A file that cannot be read, is damaged, or holds types that are not numbers.
     pub fn read(path: &Path) -> Result<Self> {
         if path.extension().is_some_and(|e| e == "pt" || e == "pth") {
             return pt::read(path);
+        }
+        if path.extension().is_some_and(|e| e == "npz") {
+            return npz::read(path);
         }
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
         let file = SafeTensors::deserialize(&bytes)
@@ -83,9 +86,12 @@ impl Tensors {
     }
 
     fn pop(&mut self, name: &str) -> Result<Loaded> {
-        let names = || self.tensors.keys().map(String::as_str).take(12).collect::<Vec<_>>().join(", ");
-        let missing = format!("has no tensor {name}, but {}; is --format right?", names());
-        self.tensors.remove(name).ok_or_else(|| wrong(&self.path, missing))
+        if let Some(found) = self.tensors.remove(name) {
+            return Ok(found);
+        }
+        let others: Vec<&str> = self.tensors.keys().map(String::as_str).take(12).collect();
+        let others = if others.is_empty() { String::new() } else { format!(", but {}", others.join(", ")) };
+        Err(wrong(&self.path, format!("has no tensor {name}{others}; is --format right?")))
     }
 
     /// The tensor `name`, which must have this shape and finite values.
@@ -205,6 +211,23 @@ impl ForeignSettings {
     /// Something else under that name.
     pub fn count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key, "a whole number", |v| v.as_u64().and_then(|v| usize::try_from(v).ok()))
+    }
+
+    /// A number, finite and at least 0.
+    ///
+    /// # Errors
+    /// Something else under that name.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key, "a number of at least 0", |v| v.as_f64().filter(|v| v.is_finite() && *v >= 0.0))
+    }
+
+    /// A list of whole numbers, at least 0.
+    ///
+    /// # Errors
+    /// Something else under that name.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let count = |v: &serde_json::Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+        self.get(key, "a list of whole numbers", |v| v.as_array()?.iter().map(count).collect())
     }
 
     /// True or false.

@@ -1,4 +1,4 @@
-//! `sae report`: a run and its latents on one page.
+//! `sae report`: a run, or a model alone, and its latents on one page.
 
 use super::curves::{LOSS_TITLE, loss_curves};
 use crate::analysis::features::associate::Association;
@@ -9,29 +9,32 @@ use crate::analysis::labels::LabelTable;
 use crate::config::Options;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::file::{ModelMeta, Provenance};
 use crate::report::html::chart::Histogram;
-use crate::report::html::{IdLabel, Page, Shown, render};
+use crate::report::html::{IdLabel, Page, Past, Shown, render};
 use crate::report::views::{Curve, CurvePlot};
 use crate::rows::Part;
 use crate::run::folder::names;
 use crate::run::outputs::read_summary;
 use crate::run::{Kind, Output, Outputs};
+use crate::spec::Architecture;
 use crate::text::thousands;
 use serde::Serialize;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Bars of a histogram.
 const BINS: usize = 40;
 
-/// A run, and what is asked about it.
+/// A run or a model, and what is asked about it.
 #[derive(Debug, Clone)]
 pub struct ReportRequest {
-    /// Data, split, labels. No data are those that the run was trained on. The model is the run folder.
+    /// Data, split, labels. The model is a run folder, of which no data are those that it was trained on, or a model file.
     pub features: FeaturesRequest,
     /// Latents in the table, at most.
     pub shown: usize,
-    /// The file that is made; `None` is `report.html` in the run folder.
+    /// The file that is made; `None` is `report.html` in the run folder, and an error for a model file.
     pub out: Option<PathBuf>,
     /// Replace a file that is there.
     pub overwrite: bool,
@@ -52,34 +55,31 @@ pub struct Reported {
     pub features: Features,
 }
 
-/// Writes the page of a run, whole or not at all.
+/// Writes the page, whole or not at all.
 ///
 /// # Errors
-/// A folder that is no run, or a run without a model; an output that is there already; a run that does not say where its
-/// data are; as [`features_of`].
+/// A folder that is no run, or a run without a model; an output that is there already, or is not named; a run that does not
+/// say where its data are, or a model without data; as [`features_of`].
 pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
-    let run = &request.features.source.model;
-    if !run.join(names::CONFIG).is_file() {
-        return Err(Error::Usage(format!(
-            "{} is not a run folder (it has no {}); name a folder that `sae train` made",
-            run.display(),
-            names::CONFIG
-        )));
-    }
-    let options = Options::of_run(&run.join(names::CONFIG))?;
-    let mut wanted = with_defaults(&request.features, &options)?;
-    let out = request.out.clone().unwrap_or_else(|| run.join(names::REPORT));
+    let model = &request.features.source.model;
+    let run = Run::of(model)?;
+    let (mut wanted, out) = match &run {
+        Some(run) => {
+            let out = request.out.clone().unwrap_or_else(|| model.join(names::REPORT));
+            (with_defaults(&request.features, &run.options)?, out)
+        }
+        None => alone(request)?,
+    };
     let mut inputs = wanted.source.inputs();
     inputs.extend(wanted.labels.iter().map(|(path, _)| path.clone()));
     Outputs {
         files: &[Output { flag: "--out", path: &out, kind: Kind::Text }],
         inputs: &inputs,
         overwrite: request.overwrite,
-        report_of: Some(run),
+        report_of: run.is_some().then_some(model),
     }
     .check()?;
-    let summary = read_summary(&run.join(names::SUMMARY))?;
-    let curves = curves(&run.join(names::METRICS), options.anneal_steps)?;
+    let past = run.map(|run| run.past(model)).transpose()?;
     wanted.outputs.push(out.clone());
     let (features, gathered) = features_of(&wanted, Keep::All, stop)?;
     let histograms = histograms(&features, &gathered.codes, wanted.pool, stop)?;
@@ -88,28 +88,17 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
         None => None,
     };
     let shown = shown(&features, table.as_ref().map(|(table, unknown)| (table, *unknown)), request.shown);
+    let whole = model.canonicalize().ok();
     let page = Page {
-        title: run
-            .canonicalize()
-            .ok()
+        title: whole
             .as_deref()
-            .unwrap_or(run)
+            .unwrap_or(model)
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned(),
-        about: format!(
-            "{} autoencoder, D = {}, M = {}, k = {}, {}, {} steps",
-            gathered.meta.provenance.preset,
-            gathered.meta.architecture.d_in,
-            gathered.meta.architecture.n_latents,
-            gathered.meta.architecture.forward.k,
-            if gathered.meta.architecture.tied { "tied" } else { "untied" },
-            gathered.meta.provenance.steps
-        ),
-        options: listed(&options)?,
-        summary,
-        curves,
+        about: about(&gathered.meta),
+        past,
         histograms,
         linked: shown.iter().map(|s| s.at as u32).collect(),
         shown,
@@ -123,6 +112,78 @@ pub fn report(request: &ReportRequest, stop: &AtomicBool) -> Result<Reported> {
     let Page { shown, mut features, .. } = page;
     features.latents.clear();
     Ok(Reported { path: out, bytes: html.len(), shown: shown.len(), features })
+}
+
+/// A run folder, as far as its settings tell.
+struct Run {
+    options: Options,
+}
+
+impl Run {
+    /// The run of this folder; `None` for a model file.
+    fn of(model: &Path) -> Result<Option<Self>> {
+        let config = model.join(names::CONFIG);
+        if model.is_file() && is_model(model) {
+            return Ok(None);
+        }
+        if !config.is_file() {
+            return Err(Error::Usage(format!(
+                "{} is not a run folder (it has no {}), nor a model; name a folder that `sae train` made, or a \
+                 model.safetensors",
+                model.display(),
+                names::CONFIG
+            )));
+        }
+        Ok(Some(Self { options: Options::of_run(&config)? }))
+    }
+
+    /// What the page says of its training.
+    fn past(self, folder: &Path) -> Result<Past> {
+        Ok(Past {
+            summary: read_summary(&folder.join(names::SUMMARY))?,
+            curves: curves(&folder.join(names::METRICS), self.options.anneal_steps)?,
+            options: listed(&self.options)?,
+        })
+    }
+}
+
+fn is_model(file: &Path) -> bool {
+    let header = File::open(file).map_err(Error::io(file, "read"));
+    header
+        .and_then(|open| files::safetensors_header(file, &open))
+        .is_ok_and(|(header, _)| files::is_model(&header))
+}
+
+/// What is asked of a model that is a file, and where the page goes: nothing of that is known of it.
+fn alone(request: &ReportRequest) -> Result<(FeaturesRequest, PathBuf)> {
+    let source = &request.features.source;
+    let model = source.model.display();
+    if source.data.is_empty() && source.given.is_none() {
+        let what =
+            format!("{model} is a model and no run: name the data, `sae report {model} DATA -o report.html`");
+        return Err(Error::Usage(what));
+    }
+    let out = request.out.clone().ok_or_else(|| {
+        Error::Usage(format!(
+            "{model} is a model and no run folder that the page could go to; add `-o report.html`"
+        ))
+    })?;
+    Ok((request.features.clone(), out))
+}
+
+/// What is known of a model in a line.
+fn about(meta: &ModelMeta) -> String {
+    let Architecture { d_in, n_latents, tied, forward } = &meta.architecture;
+    let sizes = format!(
+        "autoencoder, D = {d_in}, M = {n_latents}, k = {}, {}",
+        forward.k,
+        if *tied { "tied" } else { "untied" }
+    );
+    let Provenance { version, preset, steps, .. } = &meta.provenance;
+    match preset.is_empty() {
+        true => format!("{sizes}, by {version}"),
+        false => format!("{preset} {sizes}, {steps} steps"),
+    }
 }
 
 /// What the run itself says of its data, where the request does not.

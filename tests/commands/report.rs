@@ -60,6 +60,36 @@ fn a_report_is_one_file_with_all_that_there_is_to_say() {
 }
 
 #[test]
+fn a_model_alone_has_a_report_of_its_latents_and_none_of_a_training() {
+    let place = Place::with_data(300, 16);
+    place.train("run", &[]);
+    let (model, data, out) =
+        (place.name("alone.safetensors"), place.name("data.h5"), place.name("alone.html"));
+    std::fs::copy(place.path("run/model.safetensors"), &model).unwrap();
+    let (status, line) = sae_fails(["report", &model, "-o", &out]);
+    assert!(status == 2 && line.contains("name the data, `sae report "), "{line}");
+    let (status, line) = sae_fails(["report", &model, &data]);
+    assert!(status == 2 && line.contains("-o report.html"), "{line}");
+    sae_ok(["report", &model, &data, "-o", &out]);
+    let html = page(Path::new(&out));
+    for part in ["<h1>alone.safetensors</h1>", "D = 16, M = 64, k = 4", "Dead latents", "Firing rates"] {
+        assert!(html.contains(part), "{part}");
+    }
+    for part in ["Final metrics", "not finished", "Settings", "#metrics", "#curves", "#settings"] {
+        assert!(!html.contains(part), "{part}");
+    }
+    // The same latents as of the run.
+    sae_ok(["report", &place.name("run"), &data]);
+    let rows = |html: &str| html.split("<tr id=\"latent-").skip(1).map(str::to_owned).collect::<Vec<_>>();
+    let of_run = page(&place.path("run/report.html"));
+    let up_to_last = rows(&html).len() - 1;
+    assert!(up_to_last > 1 && rows(&html)[..up_to_last] == rows(&of_run)[..up_to_last]);
+    // A page that is there is kept.
+    let (status, line) = sae_fails(["report", &model, &data, "-o", &out]);
+    assert!(status == 2 && line.contains("--overwrite"), "{line}");
+}
+
+#[test]
 fn what_comes_from_data_is_text_and_never_markup() {
     let place = Place::with_data(10, 16);
     let ids: Vec<String> = (0..300).map(|n| format!("{EVIL}{n:04}")).collect();

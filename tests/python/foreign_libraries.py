@@ -1,7 +1,7 @@
 """Exports a model in every format, loads it with the libraries themselves, and compares codes and reconstructions
 with the model's own formulas in float64. Outside the quick suite: it needs the libraries.
 
-    python3 -m venv V && V/bin/pip install torch h5py sae-lens eai-sparsify dictionary-learning
+    python3 -m venv V && V/bin/pip install torch h5py sae-lens eai-sparsify dictionary-learning && V/bin/pip install --no-deps --ignore-requires-python esm
     V/bin/python tests/python/foreign_libraries.py SAE MODEL DATA.h5 [FOLDER]
 
 SAE is the binary, MODEL a run folder or model.safetensors, DATA one 1-D dataset an id. InterProt and OpenAI have no
@@ -9,6 +9,7 @@ wheel: where their classes cannot be imported, their forward passes are written 
 line says so. Exits with 1 if anything is further than 1e-5 away or a library is missing.
 """
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ path = Path(model)
 with safe_open(path / "model.safetensors" if path.is_dir() else path, "pt") as f:
     cfg = json.loads(f.metadata()["architecture"])
     w_enc, w_dec, b_pre, b_lat = (f.get_tensor(n).double() for n in ("w_enc", "w_dec", "b_pre", "b_lat"))
+    threshold = f.get_tensor("threshold").double() if cfg["inference"] == "threshold" else None
 
 
 def normalised(x):
@@ -39,10 +41,14 @@ def normalised(x):
 
 
 def ours(x):
-    """Codes, reconstruction, and for each row the gap between the last score taken and the first left out."""
+    """Codes, reconstruction, and for each row the gap between the last score taken and the first left out, or between a score
+    and its threshold."""
     x = x.double()
     rows, mean, std = normalised(x) if cfg["normalize"] else (x, 0.0, 1.0)
     z = (rows - b_pre) @ w_enc.T + b_lat
+    if threshold is not None:
+        h = z * (z > threshold)
+        return h, (h @ w_dec + b_pre) * std + mean, (z - threshold).abs().min(1).values
     k, gap = z.shape[1], torch.full((len(x),), torch.inf, dtype=torch.float64)
     if cfg["inference"] == "topk":
         k = cfg["k"]
@@ -54,7 +60,8 @@ def ours(x):
 
 
 codes, recon, gap = ours(x)
-# Where two scores differ by less than float32 can tell, which one is among the k is not the format's doing.
+# Where two scores, or a score and a threshold, differ by less than float32 can tell, which one is active is not the format's
+# doing.
 clear = gap > 1e-5 * codes.abs().max()
 
 
@@ -130,7 +137,7 @@ def dictionary_learning(where):
         sys.modules["nnsight"] = stub
     from dictionary_learning.utils import load_dictionary
     lib, _ = load_dictionary(str(where), "cpu")
-    what = version("dictionary-learning") + ", rows normalised by hand" * cfg["normalize"]
+    what = version("dictionary-learning") + f" {type(lib).__name__}" * (threshold is not None) + ", rows normalised by hand" * cfg["normalize"]
     if cfg["inference"] == "relu":
         # As the export's warning says: load_dictionary scales decoder rows to norm 1, and codes by their norms.
         h, y = by_hand(lib.encode, lib.decode)
@@ -181,19 +188,53 @@ def openai(where):
     report("openai", "its forward written out, no wheel", h, y * std + mean)
 
 
+def esmc(where):
+    # The file alone: importing the package asks for all that ESMC itself needs.
+    at = importlib.util.find_spec("esm")
+    if at is None:
+        raise ImportError("esm")
+    spec = importlib.util.spec_from_file_location("esmc_sae", Path(at.submodule_search_locations[0], "models/esmc/sae.py"))
+    sys.modules["esmc_sae"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lib = module.EsmcSaeModel.from_pretrained(where)
+    layer, = lib.layers.values()
+    h = lib(x).feature_magnitudes
+    # It keeps its reconstruction to itself, and says how far that is from the normalised row.
+    rows, mean, std = normalised(x)
+    y = h @ layer.W_dec + layer.b_dec
+    loss = (y - rows).pow(2).mean(1)
+    assert torch.allclose(lib(x).reconstruction_loss, loss, rtol=1e-4), "another reconstruction"
+    shift = (layer.b_dec.double() - b_pre).mean()
+    report("esmc", f"{version('esm')}, its reconstruction less {shift.item():.4f}", h, (y - shift) * std + mean)
+    fired = (h > 0).sum(0)
+    seen = fired > 0
+    miss = ((layer.max - h.max(0).values).abs() / layer.max)[seen].max().item()
+    unclear = (~clear).sum().item() / len(x)
+    rates = ((-layer.idf.double()).exp() - fired.double() / len(x)).abs()[seen].max().item()
+    good = miss <= 1e-5 and rates <= 1e-5 + unclear and (layer.max[~seen] == 1).all()
+    global failed
+    failed |= not good
+    print(f"{'':<20} max differs by {miss:.1e}, the rates of idf by {rates:.1e}  {'ok' if good else 'TOO FAR'}")
+
+
 print(f"{version('torch')}, Python {sys.version.split()[0]}, {subprocess.check_output([sae, '--version'], text=True).strip()}")
-print(f"{len(x)} rows, D = {x.shape[1]}, M = {len(b_lat)}, {cfg['inference']}, k = {cfg['k']}, normalize = {cfg['normalize']}, "
-      f"tied = {cfg['tied']}; {int((~clear).sum())} rows left out whose k-th score is not clear in float32")
+kind = cfg["activation"] if threshold is not None else cfg["inference"]
+print(f"{len(x)} rows, D = {x.shape[1]}, M = {len(b_lat)}, {kind}, k = {cfg['k']}, normalize = {cfg['normalize']}, "
+      f"tied = {cfg['tied']}; {int((~clear).sum())} rows left out whose active latents are not clear in float32")
 torch.set_grad_enabled(False)
 for name, check in (("saelens", saelens), ("sparsify", sparsify), ("dictionary-learning", dictionary_learning),
-                    ("interprot", interprot), ("openai", openai)):
+                    ("interprot", interprot), ("openai", openai), ("esmc", esmc)):
     where = folder / name
-    rates = ["--data", data] if name == "saelens" else []
+    if name in ("interprot", "esmc") and not cfg["normalize"]:
+        print(f"{name:<20} always normalises: not for this model, as the export {'warns' if name == 'interprot' else 'says'}")
+        continue
+    if threshold is not None and name not in ("saelens", "dictionary-learning"):
+        print(f"{name:<20} has no thresholds: not for this model, as the export says")
+        continue
+    rates = ["--data", data] if name in ("saelens", "esmc") else []
+    rates += ["--layer", "3"] if name == "esmc" else []
     subprocess.run([sae, "export", model, "--format", name, "-o", where, "--overwrite", "--quiet", *rates], check=True,
                    stdout=subprocess.DEVNULL)
-    if name == "interprot" and not cfg["normalize"]:
-        print("interprot            always normalises: not for this model, as the export warns")
-        continue
     try:
         check(where)
     except ImportError as e:

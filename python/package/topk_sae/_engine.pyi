@@ -23,7 +23,15 @@ class Rows:
     ) -> Rows: ...
 
 class Model:
-    def __new__(cls, path: Path, format: str | None, k: int | None, normalize: bool, ignore: list[str]) -> Model: ...
+    def __new__(
+        cls,
+        path: Path,
+        format: str | None,
+        k: int | None,
+        normalize: bool,
+        layer: int | None,
+        ignore: list[str],
+    ) -> Model: ...
     own: bool
     @property
     def architecture(self) -> str: ...

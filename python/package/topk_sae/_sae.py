@@ -313,14 +313,15 @@ def load(
     format: str | None = None,
     k: int | None = None,
     normalize: bool = False,
+    layer: int | None = None,
     ignore: Sequence[str] = (),
 ) -> Sae:
     """A model: a run folder, a `model.safetensors`, or a folder or file of another library.
 
-    Those of other libraries are SAELens, sparsify, dictionary_learning, InterProt and OpenAI's; `format`, `k`,
-    `normalize` and `ignore` are for them, and mean what `sae import --help` says.
+    Those of other libraries are SAELens, sparsify, dictionary_learning, InterProt, OpenAI's, Biohub's of ESMC and Gemma Scope;
+    `format`, `k`, `normalize`, `layer` and `ignore` are for them, and mean what `sae import --help` says.
     """
     # Absolute, for the working folder may change.
     place = Path(path).absolute()
-    model = _engine.Model(Path(path), format, k, normalize, list(ignore))
+    model = _engine.Model(Path(path), format, k, normalize, layer, list(ignore))
     return Sae(model, place if model.own else None)

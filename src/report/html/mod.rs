@@ -1,4 +1,4 @@
-//! A run as one HTML file that needs nothing else: no network, no fonts, no scripts but its own.
+//! A run, or a model, as one HTML file that needs nothing else: no network, no fonts, no scripts but its own.
 //!
 //! Whatever comes from data (ids, labels, paths, options) goes through [`escape`]; the page's policy forbids it to load
 //! or send anything even so.
@@ -21,19 +21,26 @@ use super::views::CurvePlot;
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 
-/// A run and what its latents do.
+/// How a model was trained.
 #[derive(Debug)]
-pub struct Page {
-    /// The run's name.
-    pub title: String,
-    /// What is known of the model in a line.
-    pub about: String,
+pub struct Past {
     /// Options of the run, name and value.
     pub options: Vec<(String, String)>,
     /// Final figures, of a run that is finished.
     pub summary: Option<Summary>,
     /// Curves over the steps.
     pub curves: Vec<CurvePlot>,
+}
+
+/// A model and what its latents do.
+#[derive(Debug)]
+pub struct Page {
+    /// The name of the run or of the model.
+    pub title: String,
+    /// What is known of the model in a line.
+    pub about: String,
+    /// The run; `None` for a model alone.
+    pub past: Option<Past>,
     /// Firing rates of latents and activations.
     pub histograms: Vec<Histogram>,
     /// What latents do.
@@ -69,6 +76,10 @@ pub struct IdLabel {
 }
 
 impl Page {
+    fn summary(&self) -> Option<&Summary> {
+        self.past.as_ref()?.summary.as_ref()
+    }
+
     fn feature(&self, shown: &Shown) -> &Feature {
         &self.features.latents[shown.at]
     }
@@ -95,20 +106,28 @@ pub fn escape(text: &str) -> String {
 /// The whole page.
 pub fn render(page: &Page) -> String {
     let title = escape(&page.title);
+    let (metrics, charts) = (page.past.as_ref().map(metrics), charts(page));
+    let settings = page.past.as_ref().map(settings);
+    let links = [
+        (metrics.is_some(), "metrics", "metrics"),
+        (page.past.is_some(), "curves", "curves"),
+        (page.features.labels.is_some(), "by-label", "labels"),
+        (true, "by-latent", "features"),
+        (settings.is_some(), "settings", "settings"),
+    ];
+    let links = links.iter().filter(|(there, ..)| *there);
     let mut body = format!(
-        "<header><h1>{title}</h1><p class=\"about\">{}</p><nav><a href=\"#metrics\">metrics</a>\
-         <a href=\"#curves\">curves</a>{}<a href=\"#by-latent\">features</a><a href=\"#settings\">settings</a></nav>\
-         </header>\n<main>\n",
+        "<header><h1>{title}</h1><p class=\"about\">{}</p><nav>{}</nav></header>\n<main>\n",
         escape(&page.about),
-        page.features.labels.as_ref().map_or("", |_| "<a href=\"#by-label\">labels</a>")
+        links.map(|(_, to, name)| format!("<a href=\"#{to}\">{name}</a>")).collect::<String>()
     );
     body += &tiles(page);
-    body += &metrics(page);
-    body += &charts(page);
+    body += metrics.as_deref().unwrap_or_default();
+    body += &charts;
     body += &dead(page);
     body += &features::labels(page);
     body += &features::table(page);
-    body += &settings(page);
+    body += settings.as_deref().unwrap_or_default();
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
@@ -127,7 +146,7 @@ fn tiles(page: &Page) -> String {
     let f = &page.features;
     let share = 100.0 * f.alive as f64 / f.width.max(1) as f64;
     let mut tiles = vec![];
-    if let Some(val) = page.summary.as_ref().and_then(|s| s.val) {
+    if let Some(val) = page.summary().and_then(|s| s.val) {
         tiles.push(("FVU, validation", number(val.fvu)));
         tiles.push(("active latents per row", number(val.l0)));
     }
@@ -147,8 +166,8 @@ fn tiles(page: &Page) -> String {
     format!("<section class=\"tiles\" aria-label=\"Summary\">{tiles}</section>\n")
 }
 
-fn metrics(page: &Page) -> String {
-    let Some(summary) = &page.summary else {
+fn metrics(past: &Past) -> String {
+    let Some(summary) = &past.summary else {
         return "<section id=\"metrics\"><h2>Final metrics</h2><p>The run is not finished: it has none yet.</p></section>\n"
             .into();
     };
@@ -198,8 +217,8 @@ fn by_prefix(summary: &Summary) -> String {
 
 fn charts(page: &Page) -> String {
     let mut out = String::new();
-    if !page.curves.is_empty() {
-        let curves: String = page.curves.iter().map(chart::curves).collect();
+    if let Some(past) = page.past.as_ref().filter(|past| !past.curves.is_empty()) {
+        let curves: String = past.curves.iter().map(chart::curves).collect();
         let _ = writeln!(
             out,
             "<section id=\"curves\"><h2>Curves</h2><div class=\"charts\">{curves}</div></section>"
@@ -223,7 +242,7 @@ fn dead(page: &Page) -> String {
         number(100.0 * n as f64 / f.width.max(1) as f64),
         escape(&page.rows)
     );
-    if let Some(advice) = page.summary.as_ref().and_then(Summary::dead_warning) {
+    if let Some(advice) = page.summary().and_then(Summary::dead_warning) {
         let _ = write!(text, " On the training split, {}.", escape(&advice));
     }
     if n > 0 {
@@ -244,8 +263,8 @@ fn dead(page: &Page) -> String {
     format!("<section><h2>Dead latents</h2><p>{text}</p></section>\n").replace("<p></p>", "")
 }
 
-fn settings(page: &Page) -> String {
-    let rows: String = page
+fn settings(past: &Past) -> String {
+    let rows: String = past
         .options
         .iter()
         .map(|(name, value)| {
