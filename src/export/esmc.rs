@@ -7,7 +7,7 @@
 //! `idf / max` afterwards.
 //!
 //! There is no bias of latents. A normalised row sums to zero, so that adding one number c to all values of a column of
-//! `W_enc` changes its score by `-c sum(b_dec)` and by nothing else: see [`fold_latent_bias`].
+//! `W_enc` changes its score by `-c sum(b_dec)` and by nothing else: see `fold_latent_bias`.
 
 use super::foreign::{Foreign, ForeignActivation};
 use super::tensors::{ForeignSettings, Tensors, wrong};
