@@ -388,8 +388,8 @@ fn pre_bias_gradient(grad_recon: &[f32], parts: &[Vec<f32>], d: usize) -> Vec<f3
 
 /// Global L2 norm: float64 partial sums of fixed runs.
 fn global_norm(grads: &Params) -> f64 {
-    let run = |t: &[f32]| t.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-    let tensor = |t: &[f32]| t.par_chunks(1 << 16).map(run).collect::<Vec<f64>>().iter().sum::<f64>();
+    let tensor =
+        |t: &[f32]| t.par_chunks(1 << 16).map(simd::sum_of_squares).collect::<Vec<f64>>().iter().sum::<f64>();
     grads.tensors().iter().map(|(_, _, t)| tensor(t)).sum::<f64>().sqrt()
 }
 
