@@ -229,7 +229,7 @@ options! {
         /// Epochs over which the L1 weight rises from 0
         l1_warmup: u64, "EPOCHS", default 0;
         /// Dead latents that the auxiliary loss uses per row; 0 is none
-        aux_k: usize, "K", default 0, depends [("topk", "D/2")];
+        aux_k: usize, "K", default 0, depends [("topk", "64, or D/2 if fewer")];
         /// Weight of the auxiliary loss
         aux_coef: f64, "COEF", default 1.0 / 32.0, range 0.0, MOST;
         /// Rows without firing after which a latent is dead to the auxiliary loss
