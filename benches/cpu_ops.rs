@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::cpu::linalg::{View, parallel_product, product};
-use topk_sae::backend::cpu::sparse::{ByLatent, CodeChunk, ROWS, gather_rows};
+use topk_sae::backend::cpu::sparse::{ByLatent, CodeChunk, ROWS, Rows, gather_rows};
 use topk_sae::backend::cpu::{select, simd};
 use topk_sae::backend::{Look, StepPlan};
 use topk_sae::data::Embeddings;
@@ -173,22 +173,23 @@ fn sparse(c: &mut Criterion) {
         let shape = format!("D {d} M {m} k {k}");
         group.throughput(Throughput::Elements((ROWS * k * d) as u64));
         group.bench_function(BenchmarkId::new("decode, latents far apart", &shape), |b| {
-            b.iter(|| (0..ROWS).for_each(|i| spread.decode(i, &w, &mut out)));
+            b.iter(|| (0..ROWS).for_each(|i| spread.decode(spread.row(i), &w, &mut out)));
         });
         let same = sparse_rows(k, |i| (i % k) as u32);
         group.bench_function(BenchmarkId::new("decode, the same latents in every row", &shape), |b| {
-            b.iter(|| (0..ROWS).for_each(|i| same.decode(i, &w, &mut out)));
+            b.iter(|| (0..ROWS).for_each(|i| same.decode(same.row(i), &w, &mut out)));
         });
         let grads = values(ROWS * d, 8);
         for (name, chunk) in [("spread", &spread), ("same", &same)] {
             let mut entries = ByLatent::default();
+            let grads = Rows { values: &grads, stride: d };
             group.bench_function(BenchmarkId::new(format!("gather, {name}"), &shape), |b| {
                 b.iter(|| {
                     entries.build(std::slice::from_ref(chunk), m);
                     for j in 0..m {
                         let range = entries.latent(j);
                         if !range.is_empty() {
-                            gather_rows(&entries.value[range.clone()], &entries.row[range], &grads, &mut out);
+                            gather_rows(&entries.value[range.clone()], &entries.row[range], grads, &mut out);
                         }
                     }
                 });

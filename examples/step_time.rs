@@ -233,6 +233,7 @@ fn read(path: &Path, args: &Args) -> Result<(Vec<f32>, Params)> {
         w_dec: if args.tied { None } else { Some(tensor("w_dec", &[m, d])?) },
         b_pre: tensor("b_pre", &[d])?,
         b_lat: tensor("b_lat", &[m])?,
+        threshold: None,
     };
     Ok((tensor("x", &[n, d])?, params))
 }

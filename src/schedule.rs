@@ -37,6 +37,31 @@ pub fn l1_share(epoch: u64, warmup_epochs: u64) -> f64 {
     if warmup_epochs == 0 { 1.0 } else { (epoch as f64 / warmup_epochs as f64).min(1.0) }
 }
 
+/// Share of the penalty's weight at `step` of a warm-up of so many steps: a linear rise, and 1 without one.
+pub fn penalty_share(step: u64, warmup: u64) -> f64 {
+    if step < warmup { (step + 1) as f64 / warmup as f64 } else { 1.0 }
+}
+
+/// How far a batch is from the number of active latents that is sought: `ln(l0 / k)`, held between -1 and 1.
+fn distance(l0: f64, k: usize) -> f64 {
+    (l0 / k as f64).ln().clamp(-1.0, 1.0)
+}
+
+/// The weight of a step's penalty that seeks k, from the one that is carried from step to step (`carried`) and the mean
+/// number of active latents of the step's batch: `carried e^distance`. Going with the batch itself damps the swings that
+/// following it alone would have.
+pub fn seeking_weight(carried: f32, l0: f64, k: usize) -> f64 {
+    f64::from(carried) * distance(l0, k).exp()
+}
+
+/// What a step carries on: `carried e^(rate distance)`.
+pub fn next_weight(carried: f32, l0: f64, k: usize) -> f32 {
+    (f64::from(carried) * (SEEKING_RATE * distance(l0, k)).exp()) as f32
+}
+
+/// Most that the logarithm of a seeking weight moves in a step.
+const SEEKING_RATE: f64 = 0.01;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ use case::{Case, Check};
 use rayon::prelude::*;
 use topk_sae::backend::cpu::{fast::FastCpu, relax::Mode};
 use topk_sae::backend::{Backend, Look, Pass};
+use topk_sae::spec::{Activation, Relaxation};
 
 const PHASES: [f64; 5] = [1.0, 0.0, 0.3, 0.7, 0.97];
 
@@ -305,5 +306,62 @@ fn codes_with_signs_have_both_and_are_the_largest_in_magnitude() {
         let codes = backend.encode(&case.rows(), topk_sae::model::Weights::Last).unwrap();
         assert_eq!(codes.values.len(), 5 * case.n, "{name}");
         assert!(codes.values.iter().any(|v| *v < 0.0), "{name}");
+    }
+}
+
+#[test]
+fn every_activation_without_places_per_row_agrees_at_awkward_sizes_and_with_options() {
+    for activation in [Activation::BatchTopk, Activation::JumpRelu, Activation::Relu] {
+        let cases = case::unplaced(activation);
+        let modes: Vec<Mode> = cases.into_par_iter().flat_map_iter(Case::agree).collect();
+        let [sparse, dense] = [Mode::Hard, Mode::DenseCode].map(|mode| count(&modes, mode));
+        assert_eq!(sparse + dense, modes.len());
+        // The test is void unless both ways of holding a code were taken.
+        let least = if activation == Activation::BatchTopk { 0 } else { 8 };
+        assert!(sparse > 8 && dense >= least, "{activation}: {sparse} {dense}");
+    }
+}
+
+#[test]
+fn few_scores_above_thresholds_are_held_as_entries_without_prefixes_too() {
+    let mut modes = vec![];
+    for (activation, i) in [(Activation::JumpRelu, 0), (Activation::JumpRelu, 1), (Activation::Relu, 2)] {
+        let mut case = Case::new(17, 33, 300, 5);
+        (case.l1, case.steps) = (0.3, 3);
+        case.spec.forward.activation = activation;
+        case.spec.forward.inference = activation.inference();
+        case.spec.warmup.relaxation = Relaxation::None;
+        case.spec.objective.penalty = activation.penalty();
+        case.spec.optimizer.clip_norm = (i == 1).then_some(1e-3);
+        // Scores spread over about one, so that a bias of minus two leaves few of them.
+        case.edit = |params, _| params.b_lat.iter_mut().for_each(|b| *b -= 2.0);
+        modes.extend(case.agree());
+    }
+    assert_eq!(count(&modes, Mode::Hard), 9, "{modes:?}");
+}
+
+#[test]
+fn prefixes_agree_with_places_per_row_and_over_candidates() {
+    let mut cases = case::over_candidates(&[0.0, 0.7]);
+    cases.extend(case::signed());
+    cases.extend(sizes().into_iter().map(|(m, k)| Case::new(17, 33, m, k)));
+    for (i, case) in cases.iter_mut().enumerate() {
+        case.spec.forward.prefixes = case::with_ends(case.m, i);
+    }
+    let modes: Vec<Mode> = cases.into_par_iter().flat_map_iter(Case::agree).collect();
+    assert_eq!(count(&modes, Mode::Hard), modes.len());
+}
+
+#[test]
+fn a_larger_k_of_a_batch_that_falls_to_k_agrees() {
+    for t in PHASES {
+        for (m, k, pool) in [(7, 1, 3), (257, 5, 40), (1000, 32, 96)] {
+            let mut case = Case::new(17, 33, m, k);
+            case.t = t;
+            case.spec.forward.activation = Activation::BatchTopk;
+            case.spec.forward.inference = Activation::BatchTopk.inference();
+            (case.spec.warmup.relaxation, case.spec.warmup.pool) = (Relaxation::AnnealK, pool);
+            case.agree();
+        }
     }
 }

@@ -6,6 +6,8 @@ mod common;
 mod encode;
 #[path = "commands/features.rs"]
 mod features;
+#[path = "commands/kinds.rs"]
+mod kinds;
 #[path = "commands/labels.rs"]
 mod labels;
 #[path = "commands/outputs.rs"]

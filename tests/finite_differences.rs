@@ -13,7 +13,7 @@ use topk_sae::data::Embeddings;
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::schedule::temperature;
-use topk_sae::spec::{Activation, ModelSpec, NORM_EPS, Relaxation};
+use topk_sae::spec::{Activation, ModelSpec, NORM_EPS, Prefixes, Relaxation};
 
 /// Weights are multiples of 2^-12 below 2, so that adding or taking this leaves exact float32 values.
 const STEP: f32 = 1.0 / 65536.0;
@@ -23,6 +23,7 @@ const STEP: f32 = 1.0 / 65536.0;
 /// as float32 (6e-8). All relative to the tensor's largest gradient.
 const TOLERANCE: f64 = 1e-6;
 
+#[derive(Clone)]
 struct Case {
     n: usize,
     d: usize,
@@ -167,6 +168,82 @@ fn gradients_of_codes_with_signs_are_slopes_of_their_loss() {
         let case = Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1, spec };
         check(&format!("tied {tied}, normalize {normalize}, l1 {l1}"), &case);
     }
+}
+
+/// Whether every score is far from its threshold, and from the last place of a batch.
+fn clear(case: &Case, params: &Params) -> bool {
+    let margin = 40.0 * STEP;
+    let scores = case.pass(params).pre_acts;
+    let beside = |i: usize| params.threshold.as_ref().map_or(0.0, |t| t[i % case.m]);
+    let mut sorted = scores.clone();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let places = case.n * case.spec.forward.k;
+    scores.iter().enumerate().all(|(i, z)| (z - beside(i)).abs() > margin && z.abs() > margin)
+        && sorted[places - 1] - sorted[places] > margin
+}
+
+/// The kind of code that `activation` makes, with and without prefixes.
+fn unplaced(activation: Activation, prefixed: bool, tied: bool) -> Case {
+    let spec = spec(3).with(|spec| {
+        spec.forward.activation = activation;
+        spec.forward.inference = activation.inference();
+        spec.objective.penalty = activation.penalty();
+        spec.warmup.relaxation = Relaxation::None;
+        if prefixed {
+            spec.forward.prefixes = Prefixes::new(&[2, 3, 9]).unwrap();
+        }
+    });
+    // The penalty of thresholds has no slope but that of its kernel.
+    let l1 = if activation == Activation::JumpRelu { 0.0 } else { 0.7 };
+    Case { n: 4, d: 5, m: 9, tied, t: 1.0, l1, spec }
+}
+
+#[test]
+fn gradients_of_codes_without_places_per_row_and_of_prefixes_are_slopes_of_their_loss() {
+    for activation in [Activation::Topk, Activation::BatchTopk, Activation::JumpRelu, Activation::Relu] {
+        for (prefixed, tied) in [(false, false), (false, true), (true, false), (true, true)] {
+            let case = unplaced(activation, prefixed, tied);
+            let with_threshold = |mut params: Params| {
+                if case.spec.forward.has_threshold() {
+                    params.threshold = Some((0..9).map(|j| 0.125 * (j % 3) as f32).collect());
+                }
+                params
+            };
+            let good = |params: &Params| clear(&case, params);
+            let params =
+                (0..200).map(|seed| with_threshold(case.params(10 * seed))).find(good).expect("no kinks");
+            let mut pass = case.pass(&params);
+            // No slope: what is not in the loss, or goes through the kernel alone.
+            let no_threshold = |p: &Params| Params { threshold: None, ..p.clone() };
+            let loss = |p: &Params| {
+                let p = Params { threshold: params.threshold.clone(), ..p.clone() };
+                case.pass(&p).stats.loss
+            };
+            pass.grads = no_threshold(&pass.grads);
+            let (name, error) = worst(&no_threshold(&params), &pass.grads, &loss);
+            let what = format!("{activation} prefixed {prefixed} tied {tied}");
+            assert!(error <= TOLERANCE, "{what}: {name} is off by {error:.1e}");
+        }
+    }
+}
+
+#[test]
+fn the_squared_error_with_prefixes_is_the_mean_of_theirs() {
+    let case = unplaced(Activation::Topk, true, false);
+    let params = case.settled();
+    let pass = case.pass(&params);
+    let mut own = 0.0;
+    for end in [2, 3, 9] {
+        // The same code, cut off: latents beyond the prefix decode to nothing.
+        let mut cut = params.clone();
+        cut.w_dec.as_mut().unwrap()[end * 5..].fill(0.0);
+        let plain = Case {
+            spec: case.spec.clone().with(|s| s.forward.prefixes = Prefixes::default()),
+            ..case.clone()
+        };
+        own += plain.pass(&cut).stats.mse / 3.0;
+    }
+    assert!((own - pass.stats.mse).abs() < 1e-12 * own, "{own} {}", pass.stats.mse);
 }
 
 #[test]

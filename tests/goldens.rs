@@ -23,6 +23,7 @@ fn start(golden: &Golden, d: usize, m: usize, tied: bool) -> TrainState {
         w_dec: (!tied).then(|| golden.f32("w_dec")),
         b_pre: or_zero("b_pre", d),
         b_lat: or_zero("b_lat", m),
+        threshold: None,
     };
     TrainState::start(params, false)
 }

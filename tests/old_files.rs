@@ -251,8 +251,8 @@ fn a_model_says_what_it_needs_and_nothing_else_is_needed() {
         let (got, read) = with("2", provenance).unwrap();
         assert_eq!((got, read.architecture), (params.clone(), meta.architecture), "{provenance:?}");
     }
-    let error = with("3", None).unwrap_err().to_string();
-    assert!(error.contains("written by a newer sae (schema 3, this one reads up to 2)"), "{error}");
+    let error = with("4", None).unwrap_err().to_string();
+    assert!(error.contains("written by a newer sae (schema 4, this one reads up to 3)"), "{error}");
     let error = with("two", None).unwrap_err().to_string();
     assert!(error.contains("is not a model of sae"), "{error}");
     // The metadata of 0.1.0 with an option that no version has.

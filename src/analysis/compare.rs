@@ -4,6 +4,7 @@ use crate::config::{Options, Preset};
 use crate::error::{Error, Result};
 use crate::run::folder::names;
 use crate::run::outputs::Summary;
+use crate::spec::Activation;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,8 @@ pub struct RunRow {
     pub run: String,
     /// Preset it was trained with.
     pub preset: Option<Preset>,
+    /// What makes its codes, `prefixes` where some latents reconstruct on their own.
+    pub activation: String,
     /// Decoder and encoder are one tensor.
     pub tied: bool,
     /// Latents, M.
@@ -58,6 +61,7 @@ fn read(run: &Path) -> Result<RunRow> {
     let base = RunRow {
         run: run.display().to_string(),
         preset: options.preset,
+        activation: kind(&options),
         tied: options.tied.unwrap_or(false),
         n_latents: options.latents,
         k: options.k,
@@ -88,6 +92,12 @@ fn read(run: &Path) -> Result<RunRow> {
         rows_per_second: finite(s.rows_per_second),
         ..base
     })
+}
+
+/// As in `batch-topk, prefixes`.
+fn kind(options: &Options) -> String {
+    let activation = options.activation.unwrap_or(Activation::Topk);
+    format!("{activation}{}", if options.prefixes.is_some() { ", prefixes" } else { "" })
 }
 
 fn finite(value: f64) -> Option<f64> {

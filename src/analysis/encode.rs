@@ -3,12 +3,14 @@
 use super::codes::{self, Walked};
 use super::sink::{CodeFormat, Shape, Sink};
 use super::{Source, load_model};
-use crate::error::Result;
+use crate::backend::Codes;
+use crate::error::{Error, Result};
 use crate::files;
+use crate::model::ModelMeta;
 use crate::rows::Part;
 use crate::run::{Kind, Output, Outputs};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// What to encode, and where to.
@@ -18,6 +20,8 @@ pub struct EncodeRequest {
     pub source: Source,
     /// Rows of one split; `None` is all rows.
     pub split: Option<Part>,
+    /// Number of a prefix, from 1, whose latents are kept alone; `None` is all latents.
+    pub prefix: Option<usize>,
     /// The file that is made.
     pub out: PathBuf,
     /// What is written into it.
@@ -39,7 +43,7 @@ pub struct Encoded {
     pub l0: f64,
     /// Latents, M.
     pub width: usize,
-    /// Most active latents per row; `None` where the model keeps all positive scores.
+    /// Most active latents per row; `None` where the model has no places per row.
     pub k: Option<usize>,
     /// Bad rows that were dropped.
     pub skipped_rows: usize,
@@ -63,13 +67,22 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
     }
     .check()?;
     let (params, meta) = load_model(&request.source.model)?;
-    let shape = Shape::new(&meta, request.source.model.display().to_string());
+    let prefix = request.prefix.map(|number| latents_of(&request.source.model, &meta, number)).transpose()?;
+    let shape = Shape::new(&meta, request.source.model.display().to_string(), prefix);
     let mut walked = Walked::default();
     let mut active = 0;
     let fill = |mut sink: Sink| {
-        walked = codes::walk(&request.source, (params, &meta), request.split, stop, |names, codes| {
-            sink.add(&names.ids, codes)
-        })?;
+        walked =
+            codes::walk(
+                &request.source,
+                (params, &meta),
+                request.split,
+                stop,
+                |names, codes| match prefix {
+                    None => sink.add(&names.ids, codes),
+                    Some(latents) => sink.add(&names.ids, &first_latents(codes, latents)),
+                },
+            )?;
         active = sink.finish()?.1;
         Ok(())
     };
@@ -88,4 +101,33 @@ pub fn encode(request: &EncodeRequest, stop: &AtomicBool) -> Result<Encoded> {
         k: shape.k,
         skipped_rows: walked.skipped_rows,
     })
+}
+
+/// Latents of prefix `number` (from 1) of the model at `path`.
+fn latents_of(path: &Path, meta: &ModelMeta, number: usize) -> Result<usize> {
+    let prefixes = meta.architecture.forward.prefixes;
+    let latents = number.checked_sub(1).and_then(|at| prefixes.ends().get(at));
+    latents.map(|&latents| latents as usize).ok_or_else(|| {
+        let there = if prefixes.is_empty() {
+            "has no prefixes: leave --prefix out, or train with --prefixes".to_owned()
+        } else {
+            format!(
+                "has {} prefixes, of {prefixes} latents: give --prefix 1 to {}",
+                prefixes.len(),
+                prefixes.len()
+            )
+        };
+        Error::Usage(format!("--prefix {number}: {} {there}", path.display()))
+    })
+}
+
+/// The entries of the first latents alone.
+fn first_latents(codes: &Codes, latents: usize) -> Codes {
+    let mut first = Codes::default();
+    for row in 0..codes.n_rows() {
+        let (indices, values) = codes.row(row);
+        let end = indices.partition_point(|&j| (j as usize) < latents);
+        first.push_row(indices[..end].iter().copied().zip(values[..end].iter().copied()), true);
+    }
+    first
 }

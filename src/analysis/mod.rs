@@ -24,7 +24,7 @@ use crate::run;
 use crate::run::folder::{files_of, names};
 use crate::run::outputs;
 use crate::spec::ModelSpec;
-use crate::spec::Precision;
+use crate::spec::{Precision, Prefixes};
 use crate::train::metrics::{EvalSet, Quality, dead_fraction};
 use serde::Serialize;
 use splits::RunSplits;
@@ -122,6 +122,9 @@ pub struct EvalResult {
     pub dead_on_these_rows: f64,
     /// Share of latents active on no training row, as the run's `summary.json` says; `None` where there is none.
     pub dead_on_training_rows: Option<f64>,
+    /// Prefixes of the latents that reconstruct on their own: those of `fvu_by_prefix`.
+    #[serde(skip_serializing_if = "Prefixes::is_empty")]
+    pub prefixes: Prefixes,
     /// [`EvalResult::dead_on_these_rows`] under its older name.
     pub dead_fraction: f64,
 }
@@ -179,6 +182,7 @@ pub fn evaluate(request: &Source, wanted: EvalRows, stop: &AtomicBool) -> Result
                 quality,
                 dead_on_these_rows: dead,
                 dead_on_training_rows,
+                prefixes: meta.architecture.forward.prefixes,
                 dead_fraction: dead,
             });
         }

@@ -4,7 +4,7 @@ use crate::backend::Codes;
 use crate::data::{brief, library_name};
 use crate::error::{Error, Result};
 use crate::model::file::ModelMeta;
-use crate::spec::{Inference, choices};
+use crate::spec::{Choice, Inference, choices};
 use crate::text::tsv;
 use hdf5::types::VarLenUnicode;
 use std::io::{BufWriter, Write};
@@ -29,7 +29,11 @@ pub(super) struct Shape {
     model: String,
     width: usize,
     d_in: usize,
-    /// The fixed number of places per row; `None` where all positive scores are kept.
+    /// How codes are made.
+    inference: Inference,
+    /// Latents of the prefix that is kept alone, where it is one.
+    prefix: Option<usize>,
+    /// The fixed number of places per row; `None` where rows have as many entries as they have active latents.
     pub k: Option<usize>,
     /// k of training, whatever the inference.
     trained_k: usize,
@@ -37,13 +41,15 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Of the model called `model`.
-    pub fn new(meta: &ModelMeta, model: String) -> Self {
+    pub fn new(meta: &ModelMeta, model: String, prefix: Option<usize>) -> Self {
         let k =
             (meta.architecture.forward.inference == Inference::Topk).then_some(meta.architecture.forward.k);
         Self {
             model,
             width: meta.architecture.n_latents,
             d_in: meta.architecture.d_in,
+            inference: meta.architecture.forward.inference,
+            prefix,
             k,
             trained_k: meta.architecture.forward.k,
         }
@@ -177,7 +183,10 @@ impl Hdf5 {
         };
         text("model", &shape.model)?;
         text("version", concat!("sae ", env!("CARGO_PKG_VERSION")))?;
-        text("inference", if shape.k.is_some() { "topk" } else { "relu" })?;
+        text("inference", shape.inference.name())?;
+        if let Some(prefix) = shape.prefix {
+            number("prefix", prefix)?;
+        }
         number("k", shape.trained_k)?;
         number("width", shape.width)?;
         number("d_in", shape.d_in)?;

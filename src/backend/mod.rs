@@ -11,16 +11,17 @@
 //! h    = relaxed top-k of z (below)
 //! y'   = h W_dec + b_pre
 //! y    = y' std + mu
-//! loss = mean over N D of (y - x)^2  +  l1 / scale mean over N M of |h|  +  aux_coef * aux
+//! loss = mean over N D of (y - x)^2  +  weight / scale * penalty  +  aux_coef * aux
+//! penalty = mean over N M of |h|                     the others are below
 //!
 //! r    = relu(z),  g = -ln(-ln(U + 1e-9) + 1e-9),  p = softmax((r + g) / tau),  S = sum_j r_j
 //! hard = r on the k largest z of the row, else 0 (the lowest index wins a tie)
 //! h    = (1 - alpha) p S + alpha hard
 //! ```
 //!
-//! and backwards, for `scale` times the loss, with `a = l1 / (N M)` on entries with h > 0. The scale is 1 in the presets
+//! and backwards, for `scale` times the loss, with `a = weight / (N M)` on entries with h > 0. The scale is 1 in the presets
 //! that repeat published models, and else one over the variance of the training rows, so that Adam's epsilon, the
-//! clipping and `l1` meet gradients that do not depend on the data's unit:
+//! clipping and the penalty's weight meet gradients that do not depend on the data's unit:
 //!
 //! ```text
 //! dy'  = 2 scale (y - x) std / (N D)
@@ -32,6 +33,40 @@
 //!
 //! With [`Activation::AbsTopk`](crate::spec::Activation::AbsTopk), `hard = z` on the k largest |z| of the row, the L1 part is
 //! `a sign(h)`, and `dz_j = dh_j [j in top k]`; it has no warm-up.
+//!
+//! With [`Activation::BatchTopk`](crate::spec::Activation::BatchTopk) (Bussmann, Leask & Nanda 2024, arXiv 2412.06410) the
+//! places belong to the batch: `hard = relu(z)` on the N k largest z of all rows (a tie goes to the lowest row, then to the
+//! lowest latent), backwards as above. Outside training no row depends on others: `h_j = z_j [z_j > threshold]`, with the
+//! one threshold at which the weights give k active latents per row on rows that were not trained on
+//! ([`Backend::calibrate`]). The paper and its libraries average the smallest kept score of the batches instead, which
+//! lags behind the weights, is not that of their moving average, and leaves rows that were not trained on with more than k.
+//!
+//! With [`Activation::JumpRelu`](crate::spec::Activation::JumpRelu) (Rajamanoharan et al. 2024, arXiv 2407.14435) every latent
+//! has a threshold t_j, kept at 0 or above by the update:
+//!
+//! ```text
+//! h_j  = z_j [z_j > t_j],   dz_j = [z_j > t_j] dh_j,   K(u) = [|u| < 1/2]
+//! dt_j = - sum_n K((z_nj - t_j) / eps) (t_j dh_nj + c_n) / eps
+//! ```
+//!
+//! where dh is that of the squared error, and `c_n` the penalty's gradient by row n's number of active latents L0_n:
+//!
+//! ```text
+//! l0-target:  penalty = (mean L0 / k - 1)^2,        c_n = weight 2 (mean L0 / k - 1) / (k N)
+//! l0:         penalty = mean L0,                    c_n = weight / N
+//! l0-rows:    penalty = 2/k mean (L0_n - k)^2,      c_n = weight 4 (L0_n - k) / (k N)
+//! ```
+//!
+//! With [`Activation::Relu`](crate::spec::Activation::Relu) (Bricken et al. 2023; the norm as in SAELens) `h = relu(z)` and
+//! `penalty = mean over rows of sum_j h_j |W_dec_j|`: `dh_j` gets `weight |W_dec_j| / N` on entries with h > 0, and `dW_dec_j`
+//! gets `weight / N  sum_n h_nj  W_dec_j / |W_dec_j|`. Where the weight seeks k, that of a step is
+//! [`crate::schedule::seeking_weight`].
+//!
+//! With prefixes `m_1 < ... < m_P = M` (Matryoshka; Bussmann, Nabeshima, Karvonen & Nanda 2025, arXiv 2503.17547), each
+//! reconstructs on its own, `y'_p = sum_{j < m_p} h_j W_dec_j + b_pre`, and the squared error of the loss is the mean of
+//! those of all y_p. The paper and SAELens add them up; the mean leaves the weights beside it what they mean without
+//! prefixes. Backwards, `dy'_p = 2 scale (y_p - x) std / (N D P)`, an entry in the segment s, `m_{s-1} <= j < m_s`, meets
+//! `G_s = sum_{p >= s} dy'_p` in place of dy', and `db_pre = sum_n G_1 - db_lat W_enc`. The auxiliary loss takes what y_P leaves.
 //!
 //! The mix above is the warm-up with [`Relaxation::Softmax`](crate::spec::Relaxation::Softmax); [`relaxation`] has the others.
 //!
@@ -45,6 +80,7 @@
 //! matrices (Loshchilov & Hutter 2019); unit-norm rows are scaled back to length 1; moving average, whose unit-norm rows
 //! are scaled back as well.
 
+pub mod calibrate;
 mod choice;
 mod codes;
 pub mod cpu;
@@ -53,7 +89,9 @@ pub mod cuda;
 #[cfg(not(feature = "cuda"))]
 #[path = "no_cuda.rs"]
 pub mod cuda;
+pub mod largest;
 mod look;
+pub mod penalty;
 pub mod relaxation;
 
 pub use choice::{DeviceChoice, Selected, memory, open};
@@ -65,7 +103,7 @@ use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
 use crate::rows::RowSource;
-use crate::spec::ModelSpec;
+use crate::spec::{MOST_PREFIXES, ModelSpec};
 use std::sync::Arc;
 
 /// What the schedules say of one step.
@@ -79,16 +117,16 @@ pub struct StepPlan<'a> {
     pub tau: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Weight of the mean absolute code, warm-up included.
+    /// Weight of the penalty, warm-up included; where the weight seeks k, a factor on it.
     pub l1: f64,
     /// The uniform numbers.
     pub noise: Noise<'a>,
 }
 
 impl ModelSpec {
-    /// The whole loss in the data's unit, from its parts.
-    pub fn loss(&self, plan: &StepPlan<'_>, mse: f64, l1: f64, aux: f64) -> f64 {
-        mse + plan.l1 / self.objective.loss_scale * l1 + self.objective.aux_coef * aux
+    /// The whole loss in the data's unit, from its parts and the penalty's weight.
+    pub fn loss(&self, weight: f64, mse: f64, penalty: f64, aux: f64) -> f64 {
+        mse + weight / self.objective.loss_scale * penalty + self.objective.aux_coef * aux
     }
 }
 
@@ -106,7 +144,7 @@ pub struct StepStats {
     pub loss: f64,
     /// Its mean squared error.
     pub mse: f64,
-    /// Mean absolute code over N M, before its weight; known without one too.
+    /// The penalty before its weight; known without one too.
     pub l1: f64,
     /// The auxiliary loss before its weight.
     pub aux: f64,
@@ -127,6 +165,10 @@ pub struct EvalSums {
     pub cosine: f64,
     /// Active latents, summed over rows.
     pub active: u64,
+    /// As `squared`, of the reconstruction by each prefix; zeros beyond the last, and where there is none.
+    pub by_prefix: [f64; MOST_PREFIXES],
+    /// Prefixes, P; 0 where only all latents reconstruct.
+    pub prefixes: usize,
 }
 
 /// When a backend asks the source of the rows for those of a step.
@@ -215,6 +257,16 @@ pub trait Backend: Send {
     /// # Errors
     /// As for [`Backend::step`].
     fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes>;
+
+    /// Gives `weights` k active latents per row on average over `rows` (or as many as scores that differ allow, where some
+    /// are equal) by one number: the threshold of a model of [`BatchTopk`](crate::spec::Activation::BatchTopk), what is
+    /// added to the thresholds of [`JumpRelu`](crate::spec::Activation::JumpRelu), which stay at 0 or above, or taken from the
+    /// biases of [`Relu`](crate::spec::Activation::Relu). Does nothing to a model that has k places per row, or does not aim at k
+    /// ([`ModelSpec::seeks_k`]).
+    ///
+    /// # Errors
+    /// As for [`Backend::step`].
+    fn calibrate(&mut self, rows: &[u32], weights: Weights) -> Result<()>;
 
     /// Goes on with other data: row numbers are those of `data` from here on. Width (D) and type of the values must
     /// be those of the data before.

@@ -45,7 +45,8 @@ pub fn run(args: &Args, global: &Global) -> Result<()> {
 
 /// Runs as a table.
 pub fn table_of(rows: &[RunRow]) -> String {
-    let header = ["run", "preset", "tied", "M", "k", "steps", "val FVU", "val L0", "dead %", "rows/s"];
+    let header =
+        ["run", "preset", "activation", "tied", "M", "k", "steps", "val FVU", "val L0", "dead %", "rows/s"];
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
     let mut text = table(&header, &lines);
     if rows.iter().any(|r| !r.finished) {
@@ -69,6 +70,7 @@ fn line(r: &RunRow) -> Vec<String> {
     vec![
         r.run.clone(),
         r.preset.map_or("-".to_owned(), |p| p.to_string()),
+        r.activation.clone(),
         if r.tied { "tied" } else { "untied" }.to_owned(),
         size(r.n_latents),
         size(r.k),

@@ -20,6 +20,9 @@ pub struct Args {
     /// Rows to encode
     #[arg(long, default_value = "all")]
     split: SplitArg,
+    /// Keep the latents of one prefix of a Matryoshka model alone: its number, from 1
+    #[arg(long, value_name = "I")]
+    prefix: Option<usize>,
     /// h5: ids, and (N, k) indices and values or compressed sparse rows; tsv: id, latent, value
     #[arg(long, default_value = "h5", value_parser = choice::<CodeFormat>())]
     format: CodeFormat,
@@ -32,6 +35,7 @@ pub struct Args {
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let request = EncodeRequest {
         split: args.split.part(),
+        prefix: args.prefix,
         source: global.source_of(args.source),
         out: args.out,
         format: args.format,

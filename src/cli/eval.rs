@@ -4,7 +4,7 @@ use super::{Global, SourceArgs, SplitArg, print, print_json};
 use crate::analysis::{self, EvalResult, EvalRows, NEW};
 use crate::error::Result;
 use crate::run::folder::names;
-use crate::run::outputs::quality_row;
+use crate::run::outputs::{prefix_table, quality_row};
 use crate::text::{number, table};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -39,7 +39,11 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         row
     });
     let table = table(&header, &rows.collect::<Vec<_>>());
-    print(&format!("{table}{}", notes(&request.model, wanted, &results)))
+    let splits: Vec<_> = results.iter().map(|r| (r.split.as_str(), &r.quality)).collect();
+    let by_prefix = results.first().map_or(String::new(), |r| prefix_table(r.prefixes.ends(), &splits));
+    let end = if by_prefix.is_empty() { "" } else { "\n" };
+    let notes = notes(&request.model, wanted, &results);
+    print(&format!("{}{by_prefix}{end}{notes}", if by_prefix.is_empty() { &table } else { table.trim_end() }))
 }
 
 /// What a table of figures does not say.

@@ -50,6 +50,7 @@ pub fn run(args: Args, global: &Global) -> Result<()> {
         match done.inference {
             Inference::Topk => format!("k = {}", done.k),
             Inference::Relu => "relu of all scores".into(),
+            Inference::Threshold => "scores above the latents' thresholds".into(),
         },
         if done.normalize { "rows normalised" } else { "rows as they are" },
         if done.own { ", as sae exported it" } else { "" }

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::files;
 use crate::model::file::ModelMeta;
 use crate::run::folder::names;
+use crate::spec::Activation;
 use crate::text::{bytes, number, thousands};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -57,12 +58,22 @@ fn describe_model(meta: &ModelMeta, n_params: u64) -> String {
     let ModelMeta { architecture: a, provenance: p, .. } = meta;
     let preset = if p.preset.is_empty() { String::new() } else { format!("{}, ", p.preset) };
     let mut text = format!(
-        "model        {preset}D = {}, M = {}, k = {}, {}, {}\nparameters   {}\nwritten by   {}, after {} steps, seed {}\n",
+        "model        {preset}D = {}, M = {}, {}k = {}, {}, {}{}\nparameters   {}\nwritten by   {}, after {} steps, seed {}\n",
         a.d_in,
         a.n_latents,
+        if a.forward.activation == Activation::Topk {
+            String::new()
+        } else {
+            format!("{}, ", a.forward.activation)
+        },
         a.forward.k,
         if a.tied { "tied" } else { "untied" },
         if a.forward.normalize { "rows normalised" } else { "rows as they are" },
+        if a.forward.prefixes.is_empty() {
+            String::new()
+        } else {
+            format!(", prefixes {}", a.forward.prefixes)
+        },
         thousands(n_params),
         p.version,
         p.steps,

@@ -5,10 +5,11 @@ mod options;
 mod preset;
 mod ranges;
 mod settings;
+mod sparsity;
 mod table;
 
 use options::DEFAULTS;
-pub use options::{InitKind, NumberOr, Options, RowMemory, StoredAs, Word};
+pub use options::{InitKind, NumberOr, Options, PrefixList, RowMemory, StoredAs, Word};
 pub use preset::Preset;
 pub use settings::Settings;
 pub use table::{OptionRow, OptionValue, options_chapter};
@@ -18,8 +19,8 @@ use crate::error::{Error, Result};
 use crate::model::file::{ModelMeta, Provenance};
 use crate::schedule;
 use crate::spec::{
-    Activation, Architecture, Forward, Inference, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias,
-    Precision, Relaxation, Schedule, Training, Warmup,
+    Architecture, Forward, Init, ModelSpec, NORM_EPS, Objective, Optimizer, PreBias, Precision, Relaxation,
+    Schedule, Training, Warmup,
 };
 use std::path::PathBuf;
 
@@ -123,7 +124,7 @@ impl Config {
     /// [`Error::Usage`] naming the flag, its value and what would do.
     pub fn resolve(o: &Options, d_in: usize, n_train: usize) -> Result<Self> {
         let preset = o.preset.unwrap_or(DEFAULTS.preset);
-        let (given_k, given_relaxation) = (o.k, o.relaxation);
+        let (given, given_k) = (o, o.k);
         let o = &o.clone().or(preset.options(d_in));
         o.check_ranges()?;
 
@@ -136,11 +137,10 @@ impl Config {
             None => o.steps.unwrap_or(DEFAULTS.steps),
         };
         let activation = o.activation.unwrap_or(DEFAULTS.activation);
-        let relaxation = if activation == Activation::AbsTopk {
-            no_relaxation(activation, given_relaxation)?
-        } else {
-            relaxation(o)
-        };
+        let relaxation = sparsity::relaxation(o, given, activation)?;
+        let normalize = o.normalize.unwrap_or(DEFAULTS.normalize);
+        let loss_scale = o.loss_scale.unwrap_or(1.0);
+        let sparse = sparsity::Settled::new(o, given, activation, n_latents, steps)?;
         let anneal_steps = match (relaxation, o.anneal_steps) {
             (Relaxation::None, Some(given)) if given > 0 => {
                 return usage(format!(
@@ -184,15 +184,21 @@ impl Config {
                 forward: Forward {
                     k,
                     activation,
-                    inference: o.inference.unwrap_or(DEFAULTS.inference),
-                    normalize: o.normalize.unwrap_or(DEFAULTS.normalize),
+                    inference: sparse.inference,
+                    normalize,
                     norm_eps: o.norm_eps.unwrap_or(NORM_EPS),
+                    prefixes: sparse.prefixes,
                 },
                 objective: Objective {
-                    loss_scale: o.loss_scale.unwrap_or(1.0),
+                    loss_scale,
                     aux_k: o.aux_k.unwrap_or(DEFAULTS.aux_k),
                     aux_coef: o.aux_coef.unwrap_or(DEFAULTS.aux_coef),
                     dead_after: o.dead_after.unwrap_or(two_epochs.min(10_000_000)),
+                    penalty: sparse.penalty,
+                    seeks_k: sparse.seeks_k,
+                    bandwidth: o
+                        .bandwidth
+                        .unwrap_or_else(|| sparsity::bandwidth(d_in, normalize, loss_scale)),
                 },
                 warmup: Warmup { relaxation, pool },
                 optimizer: Optimizer {
@@ -215,8 +221,9 @@ impl Config {
                 anneal_steps,
                 tau_start: o.tau_start.unwrap_or(DEFAULTS.tau_start),
                 tau_end: o.tau_end.unwrap_or(DEFAULTS.tau_end),
-                l1: o.l1.unwrap_or(DEFAULTS.l1),
+                l1: sparse.weight,
                 l1_warmup: o.l1_warmup.unwrap_or(DEFAULTS.l1_warmup),
+                l0_warmup: sparse.l0_warmup,
             },
             n_train,
             memory: o.memory.filter(|&memory| memory != RowMemory::All),
@@ -250,12 +257,6 @@ impl Config {
                 "--k {k} must lie between 1 and the number of latents, {m}: lower --k or raise --latents"
             ));
         }
-        if (s.activation, s.inference) == (Activation::AbsTopk, Inference::Relu) {
-            return usage(
-                "--inference relu drops the negative codes of --activation abs-topk: leave one of them out"
-                    .into(),
-            );
-        }
         if d < 2 && s.normalize {
             return usage("rows of one value cannot be normalised: add --no-normalize".into());
         }
@@ -285,6 +286,7 @@ impl Config {
     pub fn to_options(&self) -> Options {
         let ModelSpec { forward, objective, warmup, optimizer } = &self.spec;
         let (s, literal) = (&self.schedule, self.preset.is_literal());
+        let counts = objective.penalty.counts();
         let (init, gain) = match self.init {
             Init::Linear => (InitKind::Linear, None),
             Init::Xavier { gain } => (InitKind::Xavier, Some(f64::from(gain))),
@@ -315,6 +317,7 @@ impl Config {
             loss_scale: (!literal || objective.loss_scale != 1.0).then_some(objective.loss_scale),
             activation: Some(forward.activation),
             inference: Some(forward.inference),
+            prefixes: (!forward.prefixes.is_empty()).then_some(PrefixList::Given(forward.prefixes)),
             init: Some(init),
             init_gain: gain,
             pre_bias: Some(self.pre_bias),
@@ -329,8 +332,13 @@ impl Config {
             anneal_steps: Some(s.anneal_steps),
             tau_start: Some(s.tau_start),
             tau_end: Some(s.tau_end),
-            l1: Some(s.l1),
+            // Left out where there is nothing to choose: files of earlier versions do without them.
+            penalty: counts.then_some(objective.penalty),
+            l1: (!counts && !objective.seeks_k).then_some(s.l1),
             l1_warmup: Some(s.l1_warmup),
+            l0_weight: counts.then_some(s.l1),
+            l0_warmup: counts.then_some(s.l0_warmup),
+            bandwidth: counts.then_some(objective.bandwidth),
             clip_norm: Some(optimizer.clip_norm.unwrap_or(0.0)),
             weight_decay: Some(optimizer.weight_decay),
             adam_b1: Some(optimizer.beta1),
@@ -428,22 +436,6 @@ fn steps_of(epochs: f64, n_train: usize, batch_size: usize) -> Result<u64> {
         return usage(format!("--epochs {epochs:?} is more steps than can be counted: give fewer"));
     }
     Ok(steps as u64)
-}
-
-/// A preset without a warm-up gets the softmax only where the length of one is given.
-fn relaxation(o: &Options) -> Relaxation {
-    let warms_up = o.anneal_steps.is_some_and(|steps| steps > 0);
-    o.relaxation.unwrap_or(if warms_up { Relaxation::Softmax } else { Relaxation::None })
-}
-
-/// An activation that has no relaxed form is exact from the first step.
-fn no_relaxation(activation: Activation, given: Option<Relaxation>) -> Result<Relaxation> {
-    match given {
-        None | Some(Relaxation::None) => Ok(Relaxation::None),
-        Some(other) => usage(format!(
-            "--activation {activation} has no relaxed form, such as --relaxation {other}: leave --relaxation out"
-        )),
-    }
 }
 
 /// Candidates per row; k where the relaxation has none.

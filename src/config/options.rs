@@ -4,7 +4,9 @@ use super::table::{OptionRow, OptionValue, options};
 use super::{Config, Preset};
 use crate::data::{AxisPicks, BadRows, LoadOptions};
 use crate::error::{Error, Result};
-use crate::spec::{Activation, Inference, LrSchedule, NORM_EPS, PreBias, Precision, Relaxation, choices};
+use crate::spec::{
+    Activation, Inference, LrSchedule, NORM_EPS, Penalty, PreBias, Precision, Prefixes, Relaxation, choices,
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -115,6 +117,45 @@ impl std::fmt::Display for RowMemory {
     }
 }
 
+/// Which latents reconstruct on their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum PrefixList {
+    /// Those of the published demo.
+    Auto,
+    /// Rising numbers of latents; all of them are added.
+    Given(Prefixes),
+}
+
+impl FromStr for PrefixList {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if text == "auto" { Ok(Self::Auto) } else { text.parse().map(Self::Given) }
+    }
+}
+
+impl TryFrom<String> for PrefixList {
+    type Error = String;
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for PrefixList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Given(prefixes) => write!(f, "{prefixes}"),
+        }
+    }
+}
+
+impl From<PrefixList> for String {
+    fn from(list: PrefixList) -> Self {
+        list.to_string()
+    }
+}
+
 /// A number or a word that stands for one found later.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -206,13 +247,16 @@ options! {
         init_gain: f64, "GAIN", default 1.0, range ABOVE_0, MOST;
     }
     "Sparsity" {
-        /// Active latents per row, k
+        /// Active latents per row, k; their mean where the activation has no places per row
         #[short('k')]
         k: usize, "K", default 32;
         /// What makes a code of scores
         activation: Activation, "ACTIVATION", default Activation::Topk;
-        /// Codes outside training: those of the activation, or relu of all scores
-        inference: Inference, "CODES", default Inference::Topk;
+        /// Codes outside training: those of the activation, or, with topk, relu of all scores
+        inference: Inference, "CODES", depends [("", "as the activation")];
+        /// Numbers of latents that reconstruct on their own (Matryoshka), rising, as in 256,1024,4096, or `auto` for M/32,
+        /// 3M/32, 7M/32, 15M/32; M itself is added
+        prefixes: PrefixList, "M1,M2,...", depends [("", "none")];
         /// What stands in for the exact top k during the warm-up
         relaxation: Relaxation, "RELAXATION", depends [("topk", "none"), ("sparse-l1", "none")];
         /// Steps of the relaxed warm-up, T; 0 is none
@@ -224,10 +268,20 @@ options! {
         tau_start: f64, "TAU", default 1.0, range 1e-3, MOST;
         /// Temperature at the end of the warm-up
         tau_end: f64, "TAU", default 0.05, range 1e-3, MOST;
-        /// Weight of the mean absolute code, beside --loss-scale times the squared error
-        l1: f64, "LAMBDA", default 0.0, range 0.0, MOST;
+        /// What keeps codes sparse, beside or in place of k places
+        penalty: Penalty, "PENALTY",
+            depends [("", "mean-code; with --activation relu l1, with jumprelu l0-target")];
+        /// Weight of --penalty mean-code or l1, beside --loss-scale times the squared error
+        l1: f64, "LAMBDA", default 0.0, depends [("", "0; with --activation relu what gives k active latents per row"), ("sparse-l1", "0.1")],
+            range 0.0, MOST;
         /// Epochs over which the L1 weight rises from 0
         l1_warmup: u64, "EPOCHS", default 0;
+        /// Weight of the penalties of --activation jumprelu, beside --loss-scale times the squared error
+        l0_weight: f64, "LAMBDA", default 1.0, range 0.0, MOST;
+        /// Steps over which that weight rises from 0
+        l0_warmup: u64, "STEPS", depends [("", "a tenth of the steps")];
+        /// Width of the kernel through which the thresholds of --activation jumprelu are trained, in units of the scores
+        bandwidth: f64, "EPS", depends [("", "0.01 times the length of a usual row as the encoder sees it")], range ABOVE_0, MOST;
         /// Dead latents that the auxiliary loss uses per row; 0 is none
         aux_k: usize, "K", default 0, depends [("topk", "64, or D/2 if fewer")];
         /// Weight of the auxiliary loss

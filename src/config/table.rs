@@ -2,7 +2,7 @@
 //! The struct [`Options`], the flags of `sae train`, the keys of a configuration file, their help, the checks of ranges
 //! and the book's chapter of options are all made from it.
 
-use super::{NumberOr, Options, Preset, RowMemory};
+use super::{NumberOr, Options, PrefixList, Preset, RowMemory};
 use crate::data::{AxisPicks, BadRows};
 use crate::spec::Choice;
 
@@ -55,7 +55,7 @@ macro_rules! plain_values {
         }
     )* };
 }
-plain_values!(u64, u32, usize, bool, String, AxisPicks, BadRows, RowMemory);
+plain_values!(u64, u32, usize, bool, String, AxisPicks, BadRows, PrefixList, RowMemory);
 
 impl OptionValue for f64 {
     fn read(text: &str) -> Result<Self, String> {

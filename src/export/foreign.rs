@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::Params;
 use crate::model::file::{ModelMeta, Provenance};
-use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS};
+use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS, Prefixes};
 
 /// Codes of a foreign model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,7 @@ impl Foreign {
             w_dec: (!tied).then_some(self.w_dec),
             b_pre: self.b_dec,
             b_lat,
+            threshold: None,
         }
     }
 }
@@ -111,7 +112,8 @@ pub fn fresh_meta(
     if normalize && d_in < 2 {
         return Err(Error::Usage("rows of one value cannot be normalised: leave --normalize out".into()));
     }
-    let forward = Forward { k, activation, inference, normalize, norm_eps: NORM_EPS };
+    let prefixes = Prefixes::default();
+    let forward = Forward { k, activation, inference, normalize, norm_eps: NORM_EPS, prefixes };
     Ok(ModelMeta {
         architecture: Architecture { d_in, n_latents, tied: params.tied(), forward },
         provenance: Provenance {

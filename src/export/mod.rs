@@ -131,6 +131,12 @@ pub fn export(request: &ExportRequest, stop: &AtomicBool) -> Result<Exported> {
             request.format
         )));
     }
+    if meta.architecture.forward.has_threshold() {
+        return Err(Error::Usage(format!(
+            "--format {} has no thresholds, by which --activation {} makes its codes; `sae encode` writes these",
+            request.format, meta.architecture.forward.activation
+        )));
+    }
     let old = check_target(out, request.overwrite)?;
     let rates = match (request.format, request.source.data.is_empty()) {
         (_, true) => None,
@@ -222,16 +228,17 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
         params.d_in,
         params.n_latents,
         match (meta.architecture.forward.inference, meta.architecture.forward.activation) {
-            (Inference::Topk, Activation::Topk) => {
-                format!("codes: relu of the {} largest scores", meta.architecture.forward.k)
-            }
             (Inference::Topk, Activation::AbsTopk) => {
                 format!(
                     "codes: the {} scores of largest magnitude, with their signs",
                     meta.architecture.forward.k
                 )
             }
+            (Inference::Topk, _) => {
+                format!("codes: relu of the {} largest scores", meta.architecture.forward.k)
+            }
             (Inference::Relu, _) => "codes: relu of all scores".to_owned(),
+            (Inference::Threshold, _) => "codes: scores above the latents' thresholds".to_owned(),
         },
         notes.load.lines().map(|line| format!("    {line}\n")).collect::<String>()
     );
@@ -247,7 +254,7 @@ fn readme(format: Format, params: &Params, meta: &ModelMeta, notes: &Notes) -> S
 fn top(meta: &ModelMeta) -> usize {
     match meta.architecture.forward.inference {
         Inference::Topk => meta.architecture.forward.k,
-        Inference::Relu => meta.architecture.n_latents,
+        Inference::Relu | Inference::Threshold => meta.architecture.n_latents,
     }
 }
 

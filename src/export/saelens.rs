@@ -50,7 +50,8 @@ pub(super) fn write(
             config["k"] = json!(meta.architecture.forward.k);
             config["rescale_acts_by_decoder_norm"] = json!(false);
         }
-        Inference::Relu => config["architecture"] = json!("standard"),
+        // Models with thresholds are refused before they get here.
+        Inference::Relu | Inference::Threshold => config["architecture"] = json!("standard"),
     }
     write_json(&folder.join(CONFIG), &config)?;
     let w_enc = transpose(&params.w_enc, m, d);

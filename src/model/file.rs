@@ -1,7 +1,8 @@
 //! `model.safetensors`: the trained model as other programs read it, and as every later version of this one does.
 //!
 //! Tensors, float32, row-major: `w_enc` (M, D), `w_dec` (M, D; written out in a tied model too), `b_pre` (D),
-//! `b_lat` (M), and `train_mean` (D) where the model was trained here. The metadata, all of them texts:
+//! `b_lat` (M), `threshold` (M) where codes are made by thresholds, and `train_mean` (D) where the model was trained here. The
+//! metadata, all of them texts:
 //!
 //! | key | holds |
 //! | --- | --- |
@@ -9,19 +10,20 @@
 //! | `architecture` | JSON of [`Architecture`]: what is needed to run the model, and nothing else |
 //! | `provenance` | JSON of [`Provenance`]: where the model came from; shown, and never needed to run it |
 //!
-//! Version 0.1.0 wrote one key, `config`, with everything in it (schema 1).
+//! Version 0.1.0 wrote one key, `config`, with everything in it (schema 1). Models of thresholds, and of activations or
+//! prefixes that schema 2 does not know, are of schema 3; all others are written as schema 2, for earlier versions to read.
 
 use super::Params;
 use crate::error::{Error, Result};
 use crate::files::{self, Tensor};
-use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS};
+use crate::spec::{Activation, Architecture, Forward, Inference, NORM_EPS, Prefixes};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The newest format that this version reads, and the one that it writes.
-pub const SCHEMA: u32 = 2;
+/// The newest format that this version reads.
+pub const SCHEMA: u32 = 3;
 /// Keys of the metadata, of this format and of that of version 0.1.0.
 const SCHEMA_KEY: &str = "schema";
 const ARCHITECTURE_KEY: &str = "architecture";
@@ -127,11 +129,17 @@ impl ModelMeta {
     fn from_0_1_0(json: serde_json::Value) -> serde_json::Result<Self> {
         let old: Config010 = serde_json::from_value(json.clone())?;
         let Config010 { d_in, n_latents, k, tied, normalize, norm_eps, inference, train_mean } = old;
-        let forward = Forward { k, activation: Activation::Topk, inference, normalize, norm_eps };
+        let (activation, prefixes) = (Activation::Topk, Prefixes::default());
+        let forward = Forward { k, activation, inference, normalize, norm_eps, prefixes };
         let architecture = Architecture { d_in, n_latents, tied, forward };
         let provenance = Provenance::from_json(json);
         Ok(Self { architecture, provenance, train_mean })
     }
+}
+
+/// The format that a model is written in.
+fn schema_of(forward: &Forward) -> u32 {
+    if forward.activation.is_per_row() && forward.prefixes.is_empty() { 2 } else { 3 }
 }
 
 /// Writes a model, whole or not at all.
@@ -146,12 +154,15 @@ pub fn save(path: &Path, params: &Params, meta: &ModelMeta) -> Result<()> {
         Tensor::f32("b_pre".into(), vec![d], &params.b_pre),
         Tensor::f32("b_lat".into(), vec![m], &params.b_lat),
     ];
+    if let Some(threshold) = &params.threshold {
+        tensors.push(Tensor::f32("threshold".into(), vec![m], threshold));
+    }
     if !meta.train_mean.is_empty() {
         tensors.push(Tensor::f32("train_mean".into(), vec![d], &meta.train_mean));
     }
     let cannot = |e| Error::Failed(format!("the model's metadata cannot be written: {e}"));
     let metadata = [
-        (SCHEMA_KEY, SCHEMA.to_string()),
+        (SCHEMA_KEY, schema_of(&meta.architecture.forward).to_string()),
         (ARCHITECTURE_KEY, serde_json::to_string(&meta.architecture).map_err(cannot)?),
         (PROVENANCE_KEY, serde_json::to_string(&meta.provenance).map_err(cannot)?),
     ];
@@ -221,12 +232,24 @@ pub fn load(path: &Path) -> Result<(Params, ModelMeta)> {
         w_dec: (!tied).then_some(w_dec),
         b_pre: read("b_pre", &[d])?,
         b_lat: read("b_lat", &[m])?,
+        threshold: if forward.has_threshold() { Some(read("threshold", &[m])?) } else { None },
     };
+    if params.threshold.iter().flatten().any(|t| !(*t >= 0.0 && t.is_finite())) {
+        return Err(wrong("a threshold is negative or not finite".into()));
+    }
     if file.names().contains(&"train_mean") {
         meta.train_mean = read("train_mean", &[d])?;
     }
-    let sizes_fit = forward.k > 0 && forward.k <= m && d > 0 && [0, d].contains(&meta.train_mean.len());
-    if !sizes_fit || (forward.normalize && !(forward.norm_eps > 0.0 && forward.norm_eps.is_finite())) {
+    let all = forward.prefixes.ends().last().is_none_or(|&last| last as usize == m);
+    let sizes_fit =
+        forward.k > 0 && forward.k <= m && d > 0 && all && [0, d].contains(&meta.train_mean.len());
+    // What makes no code of an activation: a threshold per row's place, places without a number.
+    let codes_fit = forward.inference == forward.activation.inference()
+        || (forward.activation, forward.inference) == (Activation::Topk, Inference::Relu);
+    if !sizes_fit
+        || !codes_fit
+        || (forward.normalize && !(forward.norm_eps > 0.0 && forward.norm_eps.is_finite()))
+    {
         return Err(wrong("its architecture does not fit together".into()));
     }
     Ok((params, meta))

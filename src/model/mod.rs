@@ -6,13 +6,14 @@
 //! | `w_dec` | (M, D) | decoder, one row per latent; absent in a tied model, where it *is* `w_enc` |
 //! | `b_pre` | (D) | subtracted before the encoder, added after the decoder |
 //! | `b_lat` | (M) | bias of each latent |
+//! | `threshold` | (M) | a score above it is active; in models whose codes are made so |
 
 pub mod file;
 
 pub use file::ModelMeta;
 
 use crate::error::{Error, Result};
-use crate::spec::{Init, PreBias};
+use crate::spec::{Init, PreBias, Training};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -31,6 +32,8 @@ pub struct Params {
     pub b_pre: Vec<f32>,
     /// (M).
     pub b_lat: Vec<f32>,
+    /// (M), at least 0; `None` where no code is made by thresholds.
+    pub threshold: Option<Vec<f32>>,
 }
 
 impl Params {
@@ -43,7 +46,15 @@ impl Params {
             w_dec: (!tied).then(|| vec![0.0; n_latents * d_in]),
             b_pre: vec![0.0; d_in],
             b_lat: vec![0.0; n_latents],
+            threshold: None,
         }
+    }
+
+    /// All zeros, of the shapes of these.
+    #[must_use]
+    pub fn zeros_like(&self) -> Self {
+        let threshold = self.threshold.as_ref().map(|t| vec![0.0; t.len()]);
+        Self { threshold, ..Self::zeros(self.d_in, self.n_latents, self.tied()) }
     }
 
     /// True when decoder and encoder are one tensor.
@@ -75,6 +86,9 @@ impl Params {
         }
         all.push(("b_pre", vec![self.d_in], &self.b_pre));
         all.push(("b_lat", vec![self.n_latents], &self.b_lat));
+        if let Some(threshold) = &self.threshold {
+            all.push(("threshold", vec![self.n_latents], threshold));
+        }
         all
     }
 
@@ -86,6 +100,9 @@ impl Params {
         }
         all.push(("b_pre", &mut self.b_pre));
         all.push(("b_lat", &mut self.b_lat));
+        if let Some(threshold) = &mut self.threshold {
+            all.push(("threshold", threshold));
+        }
         all
     }
 
@@ -227,12 +244,15 @@ pub struct TrainState {
     pub v: Params,
     /// Exponential moving average of the weights, where asked for.
     pub ema: Option<Params>,
-    /// Rows seen since each latent was last among the top k with a positive value (M).
+    /// Rows seen since each latent was last active in training (M).
     pub idle_rows: Vec<u32>,
+    /// Weight of the penalty (1 value) where it follows the codes, else empty.
+    pub penalty_weight: Vec<f32>,
 }
 
 /// Gives a tensor of a [`TrainState`]: writes its values, in native bytes, to a place of their size. Names are those of
-/// a checkpoint: `w_enc`, `w_dec`, `b_pre`, `b_lat`; with `m.`, `v.` and `ema.` before them; `idle_rows`.
+/// a checkpoint: `w_enc`, `w_dec`, `b_pre`, `b_lat`, `threshold`; with `m.`, `v.` and `ema.` before them;
+/// `penalty_weight` and `idle_rows`.
 pub type Fill<'a> = dyn FnMut(&str, &mut [u8]) -> Result<()> + 'a;
 
 /// What stands before a tensor's name: of the weights, Adam's moments, the moving average.
@@ -242,6 +262,15 @@ impl TrainState {
     /// Everything at 0.
     pub fn zeros(d_in: usize, n_latents: usize, tied: bool, with_ema: bool) -> Self {
         Self::start(Params::zeros(d_in, n_latents, tied), with_ema)
+    }
+
+    /// Everything at 0, of the shapes of a training.
+    pub fn zeros_of(t: &Training) -> Self {
+        let threshold = t.model.forward.has_threshold().then(|| vec![0.0; t.n_latents]);
+        let params = Params { threshold, ..Params::zeros(t.d_in, t.n_latents, t.tied) };
+        let mut state = Self::start(params, t.model.optimizer.ema.is_some());
+        state.penalty_weight = if t.model.objective.seeks_k { vec![0.0] } else { vec![] };
+        state
     }
 
     /// Overwrites all tensors in place; no second state is in memory meanwhile.
@@ -255,6 +284,9 @@ impl TrainState {
                 fill(&format!("{prefix}{name}"), bytemuck::cast_slice_mut(values))?;
             }
         }
+        if !self.penalty_weight.is_empty() {
+            fill("penalty_weight", bytemuck::cast_slice_mut(&mut self.penalty_weight))?;
+        }
         fill("idle_rows", bytemuck::cast_slice_mut(&mut self.idle_rows))
     }
 
@@ -266,6 +298,9 @@ impl TrainState {
             for (name, shape, values) in params.into_iter().flat_map(Params::tensors) {
                 all.push((format!("{prefix}{name}"), shape, values));
             }
+        }
+        if !self.penalty_weight.is_empty() {
+            all.push(("penalty_weight".into(), vec![1], self.penalty_weight.as_slice()));
         }
         all
     }
@@ -296,6 +331,14 @@ impl TrainState {
         }
     }
 
+    /// The same to write into.
+    pub fn weights_mut(&mut self, which: Weights) -> &mut Params {
+        match (which, &mut self.ema) {
+            (Weights::Averaged, Some(ema)) => ema,
+            _ => &mut self.params,
+        }
+    }
+
     /// The weights that `which` names, without the rest.
     pub fn into_weights(self, which: Weights) -> Params {
         match (which, self.ema) {
@@ -306,13 +349,14 @@ impl TrainState {
 
     /// A run at step 0 from start weights.
     pub fn start(params: Params, with_ema: bool) -> Self {
-        let zeros = Params::zeros(params.d_in, params.n_latents, params.tied());
+        let zeros = params.zeros_like();
         Self {
             step: 0,
             m: zeros.clone(),
             v: zeros,
             ema: with_ema.then(|| params.clone()),
             idle_rows: vec![0; params.n_latents],
+            penalty_weight: vec![],
             params,
         }
     }

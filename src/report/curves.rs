@@ -53,7 +53,7 @@ pub fn write_plots(folder: &Path, config: &Config, metrics: &[MetricRow]) -> Res
     let parts = loss_curves(
         curve("total", metrics, |row| row.train_loss),
         curve("reconstruction", metrics, |row| row.parts.recon),
-        curve("mean |code|", metrics, |row| row.parts.l1),
+        curve("penalty", metrics, |row| row.parts.l1),
         curve("AuxK", metrics, |row| row.parts.aux),
     );
     if parts.is_empty() {

@@ -184,7 +184,7 @@ fn curves(path: &Path, anneal_steps: Option<u64>) -> Result<Vec<CurvePlot>> {
     let loss = loss_curves(
         part("total", "train_loss"),
         part("reconstruction", "loss_recon"),
-        part("mean |code|", "loss_l1"),
+        part("penalty", "loss_l1"),
         part("AuxK", "loss_aux"),
     );
     let all = vec![

@@ -141,7 +141,15 @@ mod tests {
     use crate::train::metrics::{LossParts, Quality};
 
     fn row(step: u64) -> MetricRow {
-        let quality = Quality { mse: 0.5, mae: 0.25, fvu: 0.125, l0: 8.0, cosine: 0.0, rows: 4 };
+        let quality = Quality {
+            mse: 0.5,
+            mae: 0.25,
+            fvu: 0.125,
+            l0: 8.0,
+            cosine: 0.0,
+            rows: 4,
+            fvu_by_prefix: Default::default(),
+        };
         MetricRow {
             step,
             epoch: 0.5,

@@ -283,7 +283,7 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
     memory::check(&prepared)?;
     let c = &prepared.config;
     let id = RunId::of(c, data);
-    let zeros = || TrainState::zeros(c.d_in, c.n_latents, c.tied, c.spec.optimizer.ema.is_some());
+    let zeros = || TrainState::zeros_of(&c.training());
     let (state, progress) = match recover::last_good_checkpoint(&folder, zeros, session.quiet)? {
         Some((mut state, of, progress)) => {
             let differences = of.settings.differences(&id.settings);

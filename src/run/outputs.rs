@@ -4,6 +4,7 @@ use super::folder::{RunFolder, names};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::spec::Prefixes;
 use crate::text::{number, table};
 use crate::train::Trained;
 use crate::train::metrics::{Quality, null_is_nan};
@@ -45,6 +46,9 @@ pub struct Summary {
     pub k: usize,
     /// Step of the best validation FVU seen on the way.
     pub best_step: Option<u64>,
+    /// Prefixes of the latents that reconstruct on their own.
+    #[serde(default, skip_serializing_if = "Prefixes::is_empty")]
+    pub prefixes: Prefixes,
 }
 
 /// Rows of the splits.
@@ -82,6 +86,7 @@ impl Summary {
             n_latents: config.n_latents,
             k: config.spec.forward.k,
             best_step: trained.best_step,
+            prefixes: config.spec.forward.prefixes,
         }
     }
 
@@ -99,8 +104,10 @@ impl Summary {
         });
         let rows: Vec<Vec<String>> = rows.collect();
         let dead = 100.0 * self.dead_fraction;
+        let measured = splits.iter().filter_map(|(name, q)| Some((*name, q.as_ref()?)));
+        let by_prefix = prefix_table(self.prefixes.ends(), &measured.collect::<Vec<_>>());
         format!(
-            "{}\ndead latents: {} % of {} on these training rows; {} training rows/s on {} ({})\n",
+            "{}{by_prefix}\ndead latents: {} % of {} on these training rows; {} training rows/s on {} ({})\n",
             table(&header, &rows).trim_end(),
             number(dead),
             self.n_latents,
@@ -149,6 +156,24 @@ pub fn quality_row(name: &str, q: &Quality) -> Vec<String> {
     let mut row = vec![name.to_owned(), q.rows.to_string()];
     row.extend(numbers);
     row
+}
+
+/// The table of the FVU that each prefix reaches, with an empty line before it; nothing where there are no prefixes.
+pub fn prefix_table(ends: &[u32], splits: &[(&str, &Quality)]) -> String {
+    if ends.is_empty() {
+        return String::new();
+    }
+    let mut header = vec!["FVU by the first latents".to_owned()];
+    header.extend(splits.iter().map(|(name, _)| (*name).to_owned()));
+    let rows = ends.iter().enumerate().map(|(p, end)| {
+        let mut row = vec![end.to_string()];
+        row.extend(
+            splits.iter().map(|(_, q)| q.fvu_by_prefix.values().get(p).map_or("-".into(), |v| number(*v))),
+        );
+        row
+    });
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    format!("\n\n{}", table(&header, &rows.collect::<Vec<_>>()).trim_end())
 }
 
 /// Writes `summary.json`.

@@ -13,9 +13,11 @@
 //! | [`Training`] | all of it |
 
 mod choice;
+mod prefixes;
 
 pub use choice::Choice;
 pub(crate) use choice::choices;
+pub use prefixes::{MOST_PREFIXES, Prefixes};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,12 @@ choices! {
         Topk = "topk",
         /// The k scores that are largest in magnitude, with their signs (sparsify's `signed`)
         AbsTopk = "abs-topk",
+        /// relu of the N k largest scores of a batch; outside training, of the scores above one threshold
+        BatchTopk = "batch-topk",
+        /// Scores above a threshold per latent, which is trained
+        JumpRelu = "jumprelu",
+        /// relu of all scores, kept few by an L1 part of the loss
+        Relu = "relu",
     }
 }
 
@@ -36,16 +44,40 @@ impl Activation {
     /// By what a score competes for a place among the k.
     pub fn rank(self, z: f64) -> f64 {
         match self {
-            Self::Topk => z,
             Self::AbsTopk => z.abs(),
+            _ => z,
         }
     }
 
     /// The value of a score that has a place; 0 is no entry.
     pub fn value(self, z: f64) -> f64 {
         match self {
-            Self::Topk if z <= 0.0 => 0.0,
+            Self::AbsTopk => z,
+            _ if z <= 0.0 => 0.0,
             _ => z,
+        }
+    }
+
+    /// True where each row has k places, in training and outside it.
+    pub fn is_per_row(self) -> bool {
+        matches!(self, Self::Topk | Self::AbsTopk)
+    }
+
+    /// How codes are made outside training, unless another way is asked for.
+    pub fn inference(self) -> Inference {
+        match self {
+            Self::Topk | Self::AbsTopk => Inference::Topk,
+            Self::BatchTopk | Self::JumpRelu => Inference::Threshold,
+            Self::Relu => Inference::Relu,
+        }
+    }
+
+    /// The penalty that keeps codes sparse, unless another one is asked for.
+    pub fn penalty(self) -> Penalty {
+        match self {
+            Self::Topk | Self::AbsTopk | Self::BatchTopk => Penalty::MeanCode,
+            Self::JumpRelu => Penalty::L0Target,
+            Self::Relu => Penalty::L1,
         }
     }
 }
@@ -57,6 +89,31 @@ choices! {
         Topk = "topk",
         /// relu on all scores (what the sparse-l1 source does)
         Relu = "relu",
+        /// The scores above the latents' thresholds
+        Threshold = "threshold",
+    }
+}
+
+choices! {
+    /// The part of the loss that keeps codes sparse; the formulas are in [`crate::backend`].
+    pub enum Penalty {
+        /// Mean absolute value over N M of the code
+        MeanCode = "mean-code",
+        /// Sum of the code's values, each times the length of its decoder row
+        L1 = "l1",
+        /// (L0 / k - 1)^2 of the batch's mean number of active latents
+        L0Target = "l0-target",
+        /// Active latents per row
+        L0 = "l0",
+        /// 2 / k (L0 - k)^2 of each row's number of active latents
+        L0Rows = "l0-rows",
+    }
+}
+
+impl Penalty {
+    /// True where the gradient goes to thresholds alone, through the kernel of their bandwidth.
+    pub fn counts(self) -> bool {
+        matches!(self, Self::L0Target | Self::L0 | Self::L0Rows)
     }
 }
 
@@ -154,9 +211,17 @@ pub struct Forward {
     pub normalize: bool,
     /// Added to a row's standard deviation.
     pub norm_eps: f64,
+    /// Numbers of latents that reconstruct on their own (Matryoshka); empty where only all of them do.
+    #[serde(default, skip_serializing_if = "Prefixes::is_empty")]
+    pub prefixes: Prefixes,
 }
 
 impl Forward {
+    /// True where the model has a threshold per latent.
+    pub fn has_threshold(&self) -> bool {
+        self.inference == Inference::Threshold
+    }
+
     /// What is added to a row's standard deviation; none where rows are not normalised.
     pub fn row_eps(&self) -> Option<f64> {
         self.normalize.then_some(self.norm_eps)
@@ -177,7 +242,7 @@ pub struct Architecture {
     pub forward: Forward,
 }
 
-/// The loss, but for the weight of its L1 part, which a [`Schedule`] has.
+/// The loss, but for the weight of its penalty, which a [`Schedule`] has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
     /// Gradients are those of this many times the loss.
@@ -188,6 +253,13 @@ pub struct Objective {
     pub aux_coef: f64,
     /// Rows without firing after which a latent is dead to the auxiliary loss.
     pub dead_after: u32,
+    /// What keeps codes sparse beside, or in place of, a number of places.
+    pub penalty: Penalty,
+    /// The penalty's weight is not that of the [`Schedule`] but rises while a batch has more than k active latents per row,
+    /// and falls while it has fewer: [`crate::schedule::next_weight`].
+    pub seeks_k: bool,
+    /// Width eps of the kernel through which thresholds are trained, in units of the scores.
+    pub bandwidth: f64,
 }
 
 /// The start of training, where the code is not the exact top k yet.
@@ -237,9 +309,20 @@ impl ModelSpec {
     /// The plain model: normalised rows, a trained pre-bias, Adam as published, and nothing else switched on.
     pub fn plain(k: usize) -> Self {
         let (activation, inference) = (Activation::Topk, Inference::Topk);
-        let forward = Forward { k, activation, inference, normalize: true, norm_eps: NORM_EPS };
+        let prefixes = Prefixes::default();
+        let forward = Forward { k, activation, inference, normalize: true, norm_eps: NORM_EPS, prefixes };
         let warmup = Warmup { relaxation: Relaxation::Softmax, pool: 8 * k };
         Self { warmup, ..Self::to_run(forward) }
+    }
+
+    /// True where the number of active latents per row is not fixed, but aims at k.
+    pub fn seeks_k(&self) -> bool {
+        match self.forward.activation {
+            Activation::Topk | Activation::AbsTopk => false,
+            Activation::BatchTopk => true,
+            Activation::JumpRelu => matches!(self.objective.penalty, Penalty::L0Target | Penalty::L0Rows),
+            Activation::Relu => self.objective.seeks_k,
+        }
     }
 
     /// The same with what `change` changes.
@@ -253,7 +336,15 @@ impl ModelSpec {
     pub fn to_run(forward: Forward) -> Self {
         Self {
             forward,
-            objective: Objective { loss_scale: 1.0, aux_k: 0, aux_coef: 1.0 / 32.0, dead_after: u32::MAX },
+            objective: Objective {
+                loss_scale: 1.0,
+                aux_k: 0,
+                aux_coef: 1.0 / 32.0,
+                dead_after: u32::MAX,
+                penalty: forward.activation.penalty(),
+                seeks_k: false,
+                bandwidth: 0.05,
+            },
             warmup: Warmup { relaxation: Relaxation::None, pool: forward.k },
             optimizer: Optimizer {
                 beta1: 0.9,
@@ -288,10 +379,12 @@ pub struct Schedule {
     pub tau_start: f64,
     /// Temperature at step T.
     pub tau_end: f64,
-    /// Weight of the mean absolute code.
+    /// Weight of the penalty.
     pub l1: f64,
     /// Its warm-up in epochs.
     pub l1_warmup: u64,
+    /// Its warm-up in steps.
+    pub l0_warmup: u64,
 }
 
 /// A whole training: the model, how it starts, how it goes, and how often it is looked at.
@@ -332,7 +425,8 @@ impl Training {
     pub fn n_params(&self) -> u64 {
         // `Config` keeps the product far below the limit.
         let matrices = if self.tied { 1 } else { 2 };
-        (matrices * self.n_latents * self.d_in + self.n_latents + self.d_in) as u64
+        let biases = if self.model.forward.has_threshold() { 2 } else { 1 };
+        (matrices * self.n_latents * self.d_in + biases * self.n_latents + self.d_in) as u64
     }
 }
 

@@ -7,6 +7,7 @@ use crate::backend::{Backend, EvalSums, StepStats};
 use crate::error::{Error, Result};
 use crate::model::Weights;
 use crate::rows::{RowSource, variance_about};
+use crate::spec::MOST_PREFIXES;
 use serde::{Deserialize, Serialize};
 
 /// Quality on one split. A value that does not exist is NaN, and `null` in JSON.
@@ -29,6 +30,53 @@ pub struct Quality {
     pub cosine: f64,
     /// Rows measured.
     pub rows: u64,
+    /// FVU of the reconstruction by each prefix; empty where only all latents reconstruct.
+    #[serde(default, skip_serializing_if = "ByPrefix::is_empty")]
+    pub fvu_by_prefix: ByPrefix,
+}
+
+/// A figure for each prefix of a Matryoshka model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<Option<f64>>", into = "Vec<Option<f64>>")]
+pub struct ByPrefix {
+    values: [f64; MOST_PREFIXES],
+    len: usize,
+}
+
+impl ByPrefix {
+    /// True where there are no prefixes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The figures.
+    pub fn values(&self) -> &[f64] {
+        &self.values[..self.len]
+    }
+}
+
+impl FromIterator<f64> for ByPrefix {
+    /// Of at most [`MOST_PREFIXES`] figures; more are left out.
+    fn from_iter<T: IntoIterator<Item = f64>>(figures: T) -> Self {
+        let mut all = Self::default();
+        for (to, value) in all.values.iter_mut().zip(figures) {
+            *to = value;
+            all.len += 1;
+        }
+        all
+    }
+}
+
+impl From<Vec<Option<f64>>> for ByPrefix {
+    fn from(figures: Vec<Option<f64>>) -> Self {
+        figures.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect()
+    }
+}
+
+impl From<ByPrefix> for Vec<Option<f64>> {
+    fn from(figures: ByPrefix) -> Self {
+        figures.values().iter().map(|&v| v.is_finite().then_some(v)).collect()
+    }
 }
 
 impl Quality {
@@ -44,6 +92,7 @@ impl Quality {
             l0: finite(sums.active as f64 / rows),
             cosine: finite(sums.cosine / rows),
             rows: sums.rows,
+            fvu_by_prefix: sums.by_prefix[..sums.prefixes].iter().map(|v| finite(v / variance)).collect(),
         }
     }
 }
@@ -295,7 +344,15 @@ mod tests {
     #[test]
     fn every_figure_that_is_not_finite_is_read_back_from_json() {
         let none = f64::NAN;
-        let quality = Quality { mse: none, mae: none, fvu: none, l0: none, cosine: none, rows: 4 };
+        let quality = Quality {
+            mse: none,
+            mae: none,
+            fvu: none,
+            l0: none,
+            cosine: none,
+            rows: 4,
+            fvu_by_prefix: Default::default(),
+        };
         let row = MetricRow {
             step: 10,
             epoch: none,
@@ -321,7 +378,15 @@ mod tests {
 
     #[test]
     fn every_line_of_the_csv_has_as_many_fields_as_the_header() {
-        let quality = Quality { mse: 1.0, mae: 2.0, fvu: 0.5, l0: 3.0, cosine: 0.9, rows: 4 };
+        let quality = Quality {
+            mse: 1.0,
+            mae: 2.0,
+            fvu: 0.5,
+            l0: 3.0,
+            cosine: 0.9,
+            rows: 4,
+            fvu_by_prefix: [0.75, 0.5].into_iter().collect(),
+        };
         let row = MetricRow {
             step: 10,
             epoch: 0.5,

@@ -3,10 +3,11 @@
 use super::metrics::spread;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
+use crate::backend::largest::Largest;
 use crate::error::Result;
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
 use crate::rows::RowSource;
-use crate::spec::{Forward, Init, PreBias, Training};
+use crate::spec::{Activation, Forward, Init, PreBias, Training};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +21,9 @@ const SCALE_ROWS: usize = 128;
 const STAGES: usize = 4;
 /// Rows whose scores are held at once.
 const BLOCK_ROWS: usize = 256;
+/// Active latents of a row under the first thresholds, as a multiple of k: few enough for sparse steps, and enough that no
+/// latent is shut off before it has learned anything.
+const START_ACTIVE: usize = 4;
 /// Length of the random part of a latent beside that of its row.
 const RANDOM_SHARE: f32 = 0.25;
 
@@ -54,7 +58,43 @@ pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> 
             latents_from_rows(&mut params, &batch.input, &t.model.forward, unit, t.seed);
         }
     }
-    Ok(TrainState::start(params, t.model.optimizer.ema.is_some()))
+    if t.model.forward.has_threshold() {
+        let start = if t.model.forward.activation == Activation::JumpRelu {
+            first_threshold(t, &params, data, train)?
+        } else {
+            0.0
+        };
+        params.threshold = Some(vec![start; t.n_latents]);
+    }
+    let mut state = TrainState::start(params, t.model.optimizer.ema.is_some());
+    if t.model.objective.seeks_k {
+        state.penalty_weight = vec![first_weight(t)];
+    }
+    Ok(state)
+}
+
+/// The threshold at which rows start with [`START_ACTIVE`] k active latents, and at least half its kernel's width, so that no
+/// score at or below 0 is within reach of it.
+fn first_threshold(t: &Training, params: &Params, data: &dyn RowSource, train: &[u32]) -> Result<f32> {
+    let rows = spread(train, BLOCK_ROWS);
+    let (d, m, n) = (t.d_in, t.n_latents, rows.len());
+    let mut batch = Batch::default();
+    batch.load(data, &rows, t.model.forward.row_eps(), &params.b_pre)?;
+    let mut scores = vec![0.0; n * m];
+    let encoder = View::new(&params.w_enc, m, d, d).t();
+    parallel_product(&mut scores, View::new(&batch.input, n, d, d), encoder, (256, 256));
+    let mut largest = Largest::above(0.0, n * (START_ACTIVE * t.model.forward.k).min(m));
+    largest.add(&scores);
+    Ok(largest.next().max(0.5 * t.model.objective.bandwidth as f32))
+}
+
+/// Where a weight that seeks k starts. One more latent of k that a row of length r takes part in explains about `r^2 / k` of
+/// its square, `1 / k` of the variance, for `r / sqrt k` of code: a weight of `1 / (r sqrt k)` is what balances the two, and a
+/// tenth of it keeps the first steps to the rows.
+fn first_weight(t: &Training) -> f32 {
+    let variance = if t.model.forward.normalize { 1.0 } else { 1.0 / t.model.objective.loss_scale };
+    let length = (t.d_in as f64 * variance).sqrt();
+    (0.1 / (length * (t.model.forward.k as f64).sqrt())) as f32
 }
 
 /// Starts latents as what rows hold: directions in which there are data, where a random one may miss all of them.

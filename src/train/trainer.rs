@@ -12,8 +12,8 @@ use crate::interrupt::check_flag;
 use crate::model::{Params, Weights};
 use crate::noise::Noise;
 use crate::rows::{BatchOrder, Part, RowSource, Split, mean_row};
-use crate::schedule::{anneal_fraction, l1_share, learning_rate, temperature};
-use crate::spec::Training;
+use crate::schedule::{anneal_fraction, l1_share, learning_rate, penalty_share, temperature};
+use crate::spec::{Activation, Training};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,6 +67,11 @@ pub struct Trained {
     /// The evaluations on the way.
     pub metrics: Vec<MetricRow>,
 }
+
+/// Rows at most that a calibration looks at.
+const CALIBRATION_ROWS: usize = 4096;
+/// How far above k the active latents of training rows may be for a model to be compared with others by its FVU.
+const NEAR_K: f64 = 1.05;
 
 impl<'a> Trainer<'a> {
     /// A training from the start: finds start weights from the training rows and puts them on `device`.
@@ -264,7 +269,7 @@ impl<'a> Trainer<'a> {
             alpha,
             tau: temperature(alpha, s.tau_start, s.tau_end),
             lr: learning_rate(step, s.steps, s.lr, s.lr_warmup, s.lr_schedule),
-            l1: s.l1 * l1_share(epoch, s.l1_warmup),
+            l1: s.l1 * l1_share(epoch, s.l1_warmup) * penalty_share(step, s.l0_warmup),
             noise: Noise::Philox { seed: self.training.seed },
         }
     }
@@ -363,6 +368,9 @@ impl<'a> Trainer<'a> {
         let d = self.training.d_in;
         let mut ignored = vec![0u64; fired.len()];
         let backend = self.backend.as_mut();
+        if self.training.model.forward.activation == Activation::BatchTopk {
+            calibrate(backend, sets)?;
+        }
         let train = sets[0].measure(backend, d, fired, check)?;
         let val = sets[1].measure(backend, d, &mut ignored, check)?;
         let test = sets[2].measure(backend, d, &mut ignored, check)?;
@@ -396,7 +404,12 @@ impl<'a> Trainer<'a> {
         p.seconds.0 = 0.0;
         let mut improved = false;
         // Before the warm-up ends the model is not yet the one that is trained for.
-        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| p.step >= self.training.schedule.anneal_steps) {
+        let done_warming = p.step >= self.training.schedule.anneal_steps;
+        // Nor while it has more active latents than are wanted, which any FVU is better with.
+        let spec = &self.training.model;
+        let most = NEAR_K * spec.forward.k as f64;
+        let sparse = !spec.seeks_k() || train.is_none_or(|q| q.l0 <= most);
+        if let Some(fvu) = val.map(|q| q.fvu).filter(|_| done_warming && sparse) {
             improved = is_better(fvu, p.best);
             if improved {
                 p.best = Some((p.step, fvu));
@@ -446,6 +459,8 @@ impl<'a> Trainer<'a> {
             false => Ok(()),
             true => Err(Error::Interrupted("interrupted in the final evaluation; all steps are done".into())),
         };
+        // Others than those of a batch's places were trained towards k; this takes them there on rows they have not seen.
+        calibrate(self.backend.as_mut(), &sets)?;
         let [train, val, test] = self.measure(&sets, &mut fired, check)?;
         let done = self.progress.step as f64 * self.training.schedule.batch_size as f64;
         Ok(Trained {
@@ -491,9 +506,17 @@ fn check(training: &Training, rows: &dyn RowSource, split: &Split) -> Result<()>
     }
 }
 
+/// Gives the weights that are evaluated k active latents per row on validation rows: training rows have fewer than rows that
+/// were not trained on. On training rows where there are no others.
+fn calibrate(backend: &mut dyn Backend, sets: &[EvalSet; 3]) -> Result<()> {
+    let rows = if sets[1].rows.is_empty() { &sets[0].rows } else { &sets[1].rows };
+    backend.calibrate(&spread(rows, CALIBRATION_ROWS), Weights::Averaged)
+}
+
 /// Which parts the loss of a training has.
 fn parts_of(training: &Training) -> HasParts {
     HasParts {
+        // A weight that seeks k is a factor in the schedule.
         l1: training.schedule.l1 > 0.0,
         aux: training.model.objective.aux_k > 0,
         grad_norm: training.model.optimizer.clip_norm.is_some(),

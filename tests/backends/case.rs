@@ -9,7 +9,7 @@ use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
 use topk_sae::rows::Dtype;
 use topk_sae::schedule::temperature;
-use topk_sae::spec::{Activation, Forward, ModelSpec, Relaxation, Warmup};
+use topk_sae::spec::{Activation, Forward, ModelSpec, Penalty, Prefixes, Relaxation, Warmup};
 
 const EPS: f64 = f32::EPSILON as f64;
 
@@ -84,7 +84,15 @@ impl Case {
             (self.spec.forward, self.spec.warmup);
         let over =
             if relaxation.has_candidates() { format!(" {relaxation:?} {pool}") } else { String::new() };
-        format!("N {n} D {d} M {m} k {k}{over} t {t} tied {tied} normalize {normalize} l1 {l1} seed {seed}")
+        let kind = match self.spec.forward.activation {
+            Activation::Topk => String::new(),
+            other => {
+                format!(" {other} {} prefixes {}", self.spec.objective.penalty, self.spec.forward.prefixes)
+            }
+        };
+        format!(
+            "N {n} D {d} M {m} k {k}{over}{kind} t {t} tied {tied} normalize {normalize} l1 {l1} seed {seed}"
+        )
     }
 
     pub fn start(&self) -> (Arc<Embeddings>, TrainState) {
@@ -92,7 +100,15 @@ impl Case {
         let mut params = random_params(self.d, self.m, self.tied, seed);
         let mut x = values(self.n * self.d, seed + 5);
         (self.edit)(&mut params, &mut x);
+        if self.spec.forward.has_threshold() {
+            // Some at 0, where the kernel reaches across it.
+            let thresholds = values(self.m, seed + 9);
+            params.threshold = Some(thresholds.iter().map(|t| (0.6 * t).max(0.0)).collect());
+        }
         let mut state = TrainState::start(params, self.spec.optimizer.ema.is_some());
+        if self.spec.objective.seeks_k {
+            state.penalty_weight = vec![0.7];
+        }
         if let Some(every) = self.dead_every {
             // At the very edge, from both sides.
             let (dead, alive) = (self.spec.objective.dead_after, self.spec.objective.dead_after - 1);
@@ -120,13 +136,15 @@ impl Case {
 
     /// True where no decision (sign of a score, k-th against next largest) hangs on rounding. A case that is
     /// not so is drawn anew: the backends may then rightly differ.
-    fn decided(&self, pass: &Pass, idle: &[u32]) -> bool {
+    fn decided(&self, pass: &Pass, state: &TrainState) -> bool {
+        let (idle, thresholds) = (&state.idle_rows, state.params.threshold.as_deref());
         let scale = pass.pre_acts.iter().fold(1.0f32, |a, z| a.max(z.abs()));
         let margin = 16.0 * f32::EPSILON * scale;
         let rank = |z: f32| self.spec.forward.activation.rank(f64::from(z)) as f32;
         let gap = |mut z: Vec<f32>, k: usize| {
             z.iter_mut().for_each(|z| *z = rank(*z));
             z.sort_by(|a, b| b.total_cmp(a));
+            let k = if self.spec.forward.activation.is_per_row() { k } else { 0 };
             k == 0 || k >= z.len() || z[k - 1] < 0.0 || z[k - 1] - z[k] > margin
         };
         let dead = |z: &[f32]| {
@@ -136,13 +154,29 @@ impl Case {
                 .map(|(&z, _)| z)
                 .collect::<Vec<f32>>()
         };
+        let batch = self.spec.forward.activation == Activation::BatchTopk;
+        let all = |k: usize| {
+            let mut z: Vec<f32> = pass.pre_acts.clone();
+            z.sort_by(|a, b| b.total_cmp(a));
+            let places = k * self.n;
+            !batch || places >= z.len() || z[places - 1] < 0.0 || z[places - 1] - z[places] > margin
+        };
+        let reach = 0.5 * self.spec.objective.bandwidth as f32;
+        let beside = |z: f32, t: f32| [t, t - reach, t + reach].iter().all(|edge| (z - edge).abs() > margin);
+        let clear = match thresholds {
+            Some(t) if !batch => {
+                pass.pre_acts.chunks_exact(self.m).all(|z| z.iter().zip(t).all(|(&z, &t)| beside(z, t)))
+            }
+            _ => all(self.spec.forward.k) && all(self.spec.candidates(&self.plan(0, &[]))),
+        };
         self.exact
-            || pass.pre_acts.chunks_exact(self.m).all(|z| {
-                z.iter().all(|z| z.abs() > margin)
-                    && gap(z.to_vec(), self.spec.forward.k)
-                    && gap(z.to_vec(), self.spec.candidates(&self.plan(0, &[])))
-                    && gap(dead(z), self.spec.objective.aux_k)
-            })
+            || clear
+                && pass.pre_acts.chunks_exact(self.m).all(|z| {
+                    z.iter().all(|z| z.abs() > margin)
+                        && gap(z.to_vec(), self.spec.forward.k)
+                        && gap(z.to_vec(), self.spec.candidates(&self.plan(0, &[])))
+                        && gap(dead(z), self.spec.objective.aux_k)
+                })
     }
 
     /// What the reference does, step by step; `None` where a decision hangs on rounding.
@@ -154,7 +188,7 @@ impl Case {
             let uniform = self.uniform(step);
             let plan = self.plan(step, &uniform);
             let pass = backend.inspect(&self.rows(), &plan).unwrap();
-            if !self.decided(&pass, &backend.state().unwrap().idle_rows) {
+            if !self.decided(&pass, &backend.state().unwrap()) {
                 return None;
             }
             let stats = backend.step_now(&self.rows(), &plan).unwrap();
@@ -274,6 +308,59 @@ pub fn signed() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Cases of the activations without places per row: awkward sizes, tied and not; options take turns. With and without
+/// prefixes, the last of which are those of one latent each.
+#[allow(dead_code)] // As above.
+pub fn unplaced(activation: Activation) -> Vec<Case> {
+    let penalties: &[Penalty] = match activation {
+        Activation::JumpRelu => &[Penalty::L0Target, Penalty::L0, Penalty::L0Rows],
+        Activation::Relu => &[Penalty::L1],
+        _ => &[Penalty::MeanCode],
+    };
+    let mut cases = vec![];
+    for (m, k) in [(1, 1), (7, 3), (33, 33), (257, 5), (300, 32), (700, 40)] {
+        for tied in [false, true] {
+            for prefixed in [false, true] {
+                let i = cases.len();
+                let mut case = Case::new([1, 15, 17, 33][i % 4], [2, 31, 33, 100][i / 3 % 4], m, k);
+                case.tied = tied;
+                case.spec.forward.activation = activation;
+                case.spec.forward.inference = activation.inference();
+                case.spec.warmup.relaxation = Relaxation::None;
+                case.spec.objective.penalty = penalties[i % penalties.len()];
+                case.spec.objective.bandwidth = [0.1, 0.5][i % 2];
+                case.spec.objective.seeks_k = activation == Activation::Relu && i % 3 == 0;
+                case.l1 = if activation == Activation::BatchTopk { 0.0 } else { 0.3 };
+                if prefixed {
+                    case.spec.forward.prefixes = with_ends(m, i);
+                }
+                match i / 2 % 5 {
+                    0 => case.spec.optimizer.ema = Some(0.9),
+                    1 => (case.spec.objective.aux_k, case.dead_every) = (3, Some(4)),
+                    2 => case.spec.optimizer.unit_norm_decoder = true,
+                    3 => case.spec.optimizer.clip_norm = Some(1e-3),
+                    _ => case.spec.forward.normalize = false,
+                }
+                cases.push(case);
+            }
+        }
+    }
+    cases
+}
+
+/// Prefixes of M latents.
+#[allow(dead_code)] // As above.
+pub fn with_ends(m: usize, i: usize) -> Prefixes {
+    let mut ends: Vec<u32> = match i % 3 {
+        0 => Prefixes::of(m).ends().to_vec(),
+        1 => vec![1, (m / 2) as u32, m as u32],
+        _ => (0..16).map(|p| (m + p - 15.min(m - 1)) as u32).filter(|&end| end <= m as u32).collect(),
+    };
+    ends.retain(|&end| end > 0);
+    ends.dedup();
+    Prefixes::new(&ends).unwrap()
 }
 
 struct Record {

@@ -4,8 +4,8 @@ use crate::case::{Case, Check};
 use crate::common;
 use topk_sae::backend::cpu::fast::FastCpu;
 use topk_sae::backend::{Backend, Codes, EvalSums};
-use topk_sae::model::Weights;
-use topk_sae::spec::Inference;
+use topk_sae::model::{Params, Weights};
+use topk_sae::spec::{Activation, Inference, Penalty, Prefixes, Relaxation};
 
 #[test]
 fn evaluation_agrees_with_the_reference_for_both_codes_and_both_weights() {
@@ -158,5 +158,113 @@ fn other_data_of_the_same_kind_take_the_place_of_the_first() {
         let got = backend.encode(&(0..20).collect::<Vec<u32>>(), Weights::Last).unwrap();
         same_codes("other data", &got, &want);
         assert!(backend.set_data(common::embeddings(3, vec![0.0; 6])).is_err());
+    }
+}
+
+/// Cases of 300 rows whose codes come from thresholds, and of all kinds with prefixes.
+fn thresholded() -> Vec<Case> {
+    let mut cases = vec![];
+    for activation in [Activation::BatchTopk, Activation::JumpRelu, Activation::Relu, Activation::Topk] {
+        for prefixed in [false, true] {
+            let mut case = Case::new(300, 33, 257, 9);
+            case.spec.forward.activation = activation;
+            case.spec.forward.inference = activation.inference();
+            case.spec.warmup.relaxation = Relaxation::None;
+            case.spec.optimizer.ema = Some(0.99);
+            if prefixed {
+                case.spec.forward.prefixes = Prefixes::of(257);
+            }
+            cases.push(case);
+        }
+    }
+    cases
+}
+
+#[test]
+fn codes_by_thresholds_and_errors_by_prefixes_agree_with_the_reference() {
+    for case in thresholded() {
+        let (data, state) = case.start();
+        let mut all: Vec<_> =
+            common::cpu_backends(&data, &case.spec, &state).into_iter().map(|(_, backend)| backend).collect();
+        let sums = all.iter_mut().map(|backend| {
+            let mut fired = vec![0; case.m];
+            let sums = backend.evaluate(&case.rows(), Weights::Last, &mut fired).unwrap();
+            assert_eq!(sums.active, fired.iter().sum::<u64>());
+            (sums, backend.encode(&case.rows(), Weights::Last).unwrap())
+        });
+        let sums: Vec<(EvalSums, Codes)> = sums.collect();
+        let [(want, want_codes), (got, codes)] = &sums[..] else { panic!("two backends") };
+        let check = Check { what: case.name(), c: 64.0 };
+        check.number("squared", got.squared, want.squared);
+        same_codes(&check.what, codes, want_codes);
+        assert_eq!(got.active, codes.indices.len() as u64);
+        let parts = case.spec.forward.prefixes.len();
+        for (p, (got, want)) in got.by_prefix.iter().zip(want.by_prefix).enumerate() {
+            check.number(&format!("prefix {p}"), *got, want);
+            assert_eq!(*got > 0.0, p < parts, "{}: prefix {p}", check.what);
+        }
+        if parts > 0 {
+            assert_eq!(got.by_prefix[parts - 1], got.squared);
+        }
+    }
+}
+
+#[test]
+fn a_code_outside_training_depends_on_its_own_row_alone() {
+    for case in thresholded() {
+        let (data, state) = case.start();
+        for (name, mut backend) in common::cpu_backends(&data, &case.spec, &state) {
+            let all = backend.encode(&case.rows(), Weights::Last).unwrap();
+            for row in [0u32, 150, 299] {
+                let one = backend.encode(&[row], Weights::Last).unwrap();
+                assert_eq!(one.row(0).0, all.row(row as usize).0, "{name} {}: row {row}", case.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn one_number_gives_the_weights_it_is_for_k_active_latents_per_row() {
+    for mut case in thresholded().into_iter().filter(|case| !case.spec.forward.activation.is_per_row()) {
+        case.n = 700;
+        case.spec.objective.penalty = case.spec.forward.activation.penalty();
+        case.spec.objective.seeks_k = case.spec.forward.activation == Activation::Relu;
+        let (data, mut state) = case.start();
+        let threshold = state.params.threshold.clone();
+        state.ema = Some(Params { threshold, ..common::random_params(33, 257, false, 900) });
+        let mut found = vec![];
+        for (name, mut backend) in common::cpu_backends(&data, &case.spec, &state) {
+            let mut of = |weights| {
+                backend.calibrate(&case.rows(), weights).unwrap();
+                let sums = backend.evaluate(&case.rows(), weights, &mut vec![0; case.m]).unwrap();
+                let l0 = sums.active as f64 / 700.0;
+                assert!((l0 - 9.0).abs() < 0.02, "{name} {}: {l0}", case.name());
+                let state = backend.state().unwrap();
+                let params = state.weights(weights);
+                (
+                    params.b_lat[5],
+                    params.threshold.as_ref().map_or(0.0, |t| t.iter().fold(0.0f32, |a, t| a.max(*t))),
+                )
+            };
+            let [averaged, last] = [Weights::Averaged, Weights::Last].map(&mut of);
+            assert_ne!(averaged, last, "two models have two numbers");
+            found.push((averaged, last));
+        }
+        let far = |a: (f32, f32), b: (f32, f32)| (a.0 - b.0).abs().max((a.1 - b.1).abs());
+        assert!(far(found[0].0, found[1].0) < 1e-4 && far(found[0].1, found[1].1) < 1e-4, "{found:?}");
+    }
+    // Fewer positive scores than places: all of them are active. A weight that does not aim at k is left alone.
+    let mut case = thresholded().remove(0);
+    case.spec.forward.k = 257;
+    let (data, state) = case.start();
+    for (name, mut backend) in common::cpu_backends(&data, &case.spec, &state) {
+        backend.calibrate(&case.rows(), Weights::Last).unwrap();
+        assert_eq!(backend.state().unwrap().params.threshold.as_ref().unwrap()[0], 0.0, "{name}");
+    }
+    case.spec.forward.activation = Activation::JumpRelu;
+    case.spec.objective.penalty = Penalty::L0;
+    for (name, mut backend) in common::cpu_backends(&data, &case.spec, &state) {
+        backend.calibrate(&case.rows(), Weights::Last).unwrap();
+        assert_eq!(backend.state().unwrap().params.threshold, state.params.threshold, "{name}");
     }
 }

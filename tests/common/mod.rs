@@ -170,6 +170,7 @@ pub fn random_params(d: usize, m: usize, tied: bool, seed: u32) -> Params {
         w_dec: (!tied).then(|| scale(values(m * d, seed + 1), w)),
         b_pre: scale(values(d, seed + 2), 0.1),
         b_lat: scale(values(m, seed + 3), 0.1),
+        threshold: None,
     }
 }
 

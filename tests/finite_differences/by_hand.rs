@@ -1,10 +1,10 @@
 //! Cases small enough to work on paper; each runs on both backends.
 
-use crate::common::{backends, embeddings, spec};
+use crate::common::{backends, cpu_backends, embeddings, spec};
 use topk_sae::backend::{Pass, StepPlan};
 use topk_sae::model::{Params, TrainState};
 use topk_sae::noise::Noise;
-use topk_sae::spec::ModelSpec;
+use topk_sae::spec::{Activation, Inference, ModelSpec, Penalty};
 
 fn plan(alpha: f64, tau: f64, noise: Noise<'_>) -> StepPlan<'_> {
     StepPlan { step: 0, alpha, tau, lr: 0.1, l1: 0.0, noise }
@@ -20,6 +20,7 @@ fn model(w_enc: &[f32], w_dec: Option<&[f32]>, b_pre: &[f32], b_lat: &[f32]) -> 
         w_dec: w_dec.map(<[f32]>::to_vec),
         b_pre: b_pre.to_vec(),
         b_lat: b_lat.to_vec(),
+        threshold: None,
     };
     TrainState::start(params, false)
 }
@@ -193,5 +194,44 @@ fn clipping_decay_unit_rows_and_the_average_are_as_worked_on_paper() {
         close("average", &state.ema.as_ref().unwrap().w_enc, &[0.955, 0.4775]);
         close("b_lat", &state.params.b_lat, &[-100.0]);
         close("b_pre", &state.params.b_pre, &[0.1, -0.1]);
+    }
+}
+
+#[test]
+fn thresholds_get_the_gradient_of_their_kernel_as_worked_on_paper() {
+    // As above, but b_lat_1 = 9/4, so that z = (5/2, 3/4). Thresholds (9/4, 1), eps = 1: both scores are within 1/2 of
+    // theirs, and h = (5/2, 0). L0 = 1.
+    // dh = (7/8, 3 * 3/4 + 3 * 1/2) = (7/8, 15/4);  dz = (7/8, 0)
+    // dt_j = -(t_j dh_j + c): with a weight of 1/2 on L0, c = 1/2: -(63/32 + 1/2), -(15/4 + 1/2)
+    // with (L0 / k - 1)^2 and k = 2: c = 1/2 * 2 (1/2 - 1) / 2 = -1/4;  with 2/k (L0 - k)^2: c = 1/2 * 4 (1 - 2) / 2 = -1
+    let mut state = model(&[1.0, 1.0, 1.0, -1.0], Some(&[0.5, 1.0, 3.0, 3.0]), &[0.5, 0.0], &[0.0, 2.25]);
+    let params = Params { threshold: Some(vec![2.25, 1.0]), ..state.params };
+    state = TrainState::start(params, false);
+    for (penalty, k, c, value) in
+        [(Penalty::L0, 1, 0.5, 1.0), (Penalty::L0Target, 2, -0.25, 0.25), (Penalty::L0Rows, 2, -1.0, 1.0)]
+    {
+        let spec = raw(k).with(|spec| {
+            spec.forward.activation = Activation::JumpRelu;
+            spec.forward.inference = Inference::Threshold;
+            (spec.objective.penalty, spec.objective.bandwidth) = (penalty, 1.0);
+        });
+        let plan = StepPlan { l1: 0.5, ..plan(1.0, 0.05, SILENT) };
+        for (name, mut backend) in cpu_backends(&embeddings(2, vec![1.0, 2.0]), &spec, &state) {
+            let pass = backend.inspect(&[0], &plan).unwrap();
+            assert_eq!(pass.code, [2.5, 0.0], "{name}");
+            assert_eq!(pass.grad_pre_acts, [0.875, 0.0], "{name}");
+            assert_eq!(pass.stats.l1, value, "{name} {penalty}");
+            assert_eq!(pass.stats.loss, 0.40625 + 0.5 * value, "{name} {penalty}");
+            assert_eq!(pass.grads.threshold.unwrap(), [-1.96875 - c, -3.75 - c], "{name} {penalty}");
+        }
+        // The update keeps them at 0 or above; Adam's first step is the learning rate, down where the gradient rises.
+        let low = Params { threshold: Some(vec![0.05, 0.05]), ..state.params.clone() };
+        let low = TrainState::start(low, false);
+        for (name, mut backend) in cpu_backends(&embeddings(2, vec![1.0, 2.0]), &spec, &low) {
+            let falling = StepPlan { l1: -50.0, ..plan };
+            backend.step_now(&[0], &falling).unwrap();
+            let after = backend.state().unwrap().params.threshold.clone().unwrap();
+            assert!(after.iter().all(|t| *t >= 0.0), "{name}: {after:?}");
+        }
     }
 }

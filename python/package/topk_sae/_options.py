@@ -57,12 +57,16 @@ class Options(TypedDict, total=False):
     init_gain: float | None
 
     # Sparsity
-    # Active latents per row, k [default: 32; sparse-l1: 30]
+    # Active latents per row, k; their mean where the activation has no places per row [default: 32; sparse-l1: 30]
     k: int | None
     # What makes a code of scores [default: topk]
-    activation: Literal["topk", "abs-topk"] | None
-    # Codes outside training: those of the activation, or relu of all scores [default: topk]
-    inference: Literal["topk", "relu"] | None
+    activation: Literal["topk", "abs-topk", "batch-topk", "jumprelu", "relu"] | None
+    # Codes outside training: those of the activation, or, with topk, relu of all scores [default: as the
+    # activation]
+    inference: Literal["topk", "relu", "threshold"] | None
+    # Numbers of latents that reconstruct on their own (Matryoshka), rising, as in 256,1024,4096, or `auto` for
+    # M/32, 3M/32, 7M/32, 15M/32; M itself is added [default: none]
+    prefixes: int | Literal["auto"] | None
     # What stands in for the exact top k during the warm-up [default: lapsum; relaxed-topk: softmax; topk,
     # sparse-l1: none]
     relaxation: Literal["softmax", "lapsum", "anneal-k", "none"] | None
@@ -74,10 +78,21 @@ class Options(TypedDict, total=False):
     tau_start: float | None
     # Temperature at the end of the warm-up [default: 0.05]
     tau_end: float | None
-    # Weight of the mean absolute code, beside --loss-scale times the squared error [default: 0; sparse-l1: 0.1]
+    # What keeps codes sparse, beside or in place of k places [default: mean-code; with --activation relu l1, with
+    # jumprelu l0-target]
+    penalty: Literal["mean-code", "l1", "l0-target", "l0", "l0-rows"] | None
+    # Weight of --penalty mean-code or l1, beside --loss-scale times the squared error [default: 0; with
+    # --activation relu what gives k active latents per row; sparse-l1: 0.1]
     l1: float | None
     # Epochs over which the L1 weight rises from 0 [default: 0; sparse-l1: 50]
     l1_warmup: int | None
+    # Weight of the penalties of --activation jumprelu, beside --loss-scale times the squared error [default: 1]
+    l0_weight: float | None
+    # Steps over which that weight rises from 0 [default: a tenth of the steps]
+    l0_warmup: int | None
+    # Width of the kernel through which the thresholds of --activation jumprelu are trained, in units of the scores
+    # [default: 0.01 times the length of a usual row as the encoder sees it]
+    bandwidth: float | None
     # Dead latents that the auxiliary loss uses per row; 0 is none [default: 0; topk: 64, or D/2 if fewer]
     aux_k: int | None
     # Weight of the auxiliary loss [default: 0.03125]

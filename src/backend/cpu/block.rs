@@ -1,13 +1,15 @@
 //! The backward pass of a block of latents: their gradients in scratch memory, and the optimizer's step on
 //! them while they are in cache. Blocks are independent of each other and of the number of threads.
 
+use super::above::Above;
 use super::linalg::{View, product};
 use super::relax::{Mode, RowSoftmax};
 use super::simd::{self, AdamStep};
-use super::sparse::{ByLatent, gather_rows};
+use super::sparse::{ByLatent, Rows, gather_rows};
+use crate::backend::penalty::Sparsity;
 use crate::backend::{StepPlan, ema_decay};
 use crate::model::Params;
-use crate::spec::ModelSpec;
+use crate::spec::{Activation, ModelSpec, Penalty, Prefixes};
 use std::sync::{Mutex, PoisonError};
 
 /// Latents in a block: large where dense products run on it, so that their operands are packed less often;
@@ -22,6 +24,7 @@ pub struct Scratch {
     w_enc: Vec<f32>,
     w_dec: Vec<f32>,
     b_lat: Vec<f32>,
+    threshold: Vec<f32>,
     /// For (N, B) scores.
     pub scores: Vec<f32>,
 }
@@ -56,16 +59,26 @@ pub struct StepInputs<'a> {
     pub rest: f32,
     /// Temperature.
     pub tau: f32,
-    /// L1 weight of one active entry.
-    pub sparsity: f32,
+    /// The penalty.
+    pub sparsity: &'a Sparsity,
+    /// (M) lengths of decoder rows, where the penalty needs them.
+    pub lengths: &'a [f32],
+    /// (N) active latents of each row, where the penalty needs them.
+    pub active: &'a [u32],
+    /// Half the width of the kernel of thresholds.
+    pub reach: f32,
+    /// Which latents reconstruct on their own.
+    pub prefixes: Prefixes,
     /// (N, D) `x' - b_pre`.
     pub input: &'a [f32],
-    /// (N, D) dy'.
+    /// (N, P, D): what the entries of each segment meet, dy' where there is one.
     pub grad_recon: &'a [f32],
     /// (N, D) dy' times each row's `(1 - alpha) S / total`; empty unless dense.
     pub grad_scaled: &'a [f32],
-    /// (N, M) exponentials with the mask; empty in the hard mode.
-    pub exponentials: &'a [f32],
+    /// (N, M) exponentials with the mask, or the scores of a dense code; empty in the hard mode.
+    pub scores: &'a [f32],
+    /// (N, M) a dense code without a softmax; of no use in other modes.
+    pub code: &'a [f32],
     /// (N) of the softmax.
     pub softmax: &'a [RowSoftmax],
     /// (N) the constant c.
@@ -84,6 +97,8 @@ pub struct BlockWeights<'a> {
     pub w_enc: &'a [f32],
     /// (B, D); `None` when tied.
     pub w_dec: Option<&'a [f32]>,
+    /// (B), where the model has thresholds.
+    pub threshold: Option<&'a [f32]>,
 }
 
 /// Where a block's gradients go; (B, D), (B, D) unless tied, (B).
@@ -94,6 +109,8 @@ pub struct BlockGrads<'a> {
     pub w_dec: Option<&'a mut [f32]>,
     /// Biases.
     pub b_lat: &'a mut [f32],
+    /// (B) thresholds, where the model has them.
+    pub threshold: Option<&'a mut [f32]>,
 }
 
 impl StepInputs<'_> {
@@ -109,7 +126,7 @@ impl StepInputs<'_> {
         let d = self.d_in;
         let count = weights.w_enc.len() / d;
         let decoder = weights.w_dec.unwrap_or(weights.w_enc);
-        self.decoder_gradient(weights.first, grads.w_dec.as_deref_mut().unwrap_or(grads.w_enc));
+        self.decoder_gradient(weights.first, decoder, grads.w_dec.as_deref_mut().unwrap_or(grads.w_enc));
         if let Some(grad) = &mut grads.w_dec {
             if self.mode == Mode::Hard {
                 grads.w_enc.fill(0.0);
@@ -119,15 +136,24 @@ impl StepInputs<'_> {
             }
         }
         grads.b_lat.fill(0.0);
+        if let Some(threshold) = &mut grads.threshold {
+            threshold.fill(0.0);
+            if !self.entries.edge.is_empty() {
+                for (j, grad) in threshold.iter_mut().enumerate() {
+                    *grad = self.entries.edge[self.entries.latent(weights.first + j)].iter().sum();
+                }
+            }
+        }
         if self.mode == Mode::Hard {
             for j in 0..count {
                 let range = self.entries.latent(weights.first + j);
                 let (grad, row) = (&self.entries.grad[range.clone()], &self.entries.row[range]);
-                gather_rows(grad, row, self.input, &mut grads.w_enc[j * d..(j + 1) * d]);
+                let input = Rows { values: self.input, stride: d };
+                gather_rows(grad, row, input, &mut grads.w_enc[j * d..(j + 1) * d]);
                 grads.b_lat[j] += grad.iter().sum::<f32>();
             }
         } else {
-            self.score_gradients(weights.first, decoder, scores);
+            self.score_gradients(weights, scores, grads.threshold.as_deref_mut());
             let dz = View::new(scores, self.n_rows, count, count);
             // A tied model adds to what the decoder's use left there.
             let add = grads.w_dec.is_none();
@@ -149,22 +175,56 @@ impl StepInputs<'_> {
     }
 
     /// dW_dec of the block: overwritten, not added to.
-    fn decoder_gradient(&self, first: usize, out: &mut [f32]) {
+    fn decoder_gradient(&self, first: usize, decoder: &[f32], out: &mut [f32]) {
         let d = self.d_in;
         let count = out.len() / d;
-        if self.mode == Mode::Dense {
-            let e = &self.exponentials[first..];
-            let e = View::new(e, self.n_rows, count, self.n_latents);
-            product(out, d, e.t(), View::new(self.grad_scaled, self.n_rows, d, d), false);
-        } else {
+        let (code, grad) = match self.mode {
+            Mode::Dense => (self.scores, self.grad_scaled),
+            Mode::DenseCode => (self.code, self.grad_recon),
+            Mode::Hard | Mode::Support => (&[][..], &[][..]),
+        };
+        if code.is_empty() {
             out.fill(0.0);
+        } else {
+            let code = View::new(&code[first..], self.n_rows, count, self.n_latents);
+            product(out, d, code.t(), View::new(grad, self.n_rows, d, d), false);
         }
+        let stride = self.prefixes.parts() * d;
         for (j, out) in out.chunks_exact_mut(d).enumerate() {
             let range = self.entries.latent(first + j);
-            gather_rows(&self.entries.value[range.clone()], &self.entries.row[range], self.grad_recon, out);
+            let from = self.prefixes.segment(first + j) * d;
+            let grad_recon = Rows { values: &self.grad_recon[from..], stride };
+            gather_rows(&self.entries.value[range.clone()], &self.entries.row[range], grad_recon, out);
             if let Some((aux, grad)) = self.aux {
                 let range = aux.latent(first + j);
+                let grad = Rows { values: grad, stride: d };
                 gather_rows(&aux.value[range.clone()], &aux.row[range], grad, out);
+            }
+        }
+        if self.sparsity.penalty == Penalty::L1 {
+            self.length_gradient(first, decoder, out);
+        }
+    }
+
+    /// What the lengths of decoder rows (B, D) add to their gradient, where the penalty has them.
+    fn length_gradient(&self, first: usize, decoder: &[f32], out: &mut [f32]) {
+        let d = self.d_in;
+        let count = out.len() / d;
+        let mut sums = vec![0.0f64; count];
+        if self.mode == Mode::DenseCode {
+            for row in self.code.chunks_exact(self.n_latents) {
+                row[first..first + count].iter().zip(&mut sums).for_each(|(&h, sum)| *sum += f64::from(h));
+            }
+        } else {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let values = &self.entries.value[self.entries.latent(first + j)];
+                *sum = values.iter().map(|&h| f64::from(h)).sum();
+            }
+        }
+        let rows = out.chunks_exact_mut(d).zip(decoder.chunks_exact(d));
+        for ((out, weights), (sum, &length)) in rows.zip(sums.into_iter().zip(&self.lengths[first..])) {
+            if length > 0.0 {
+                simd::axpy((self.sparsity.per_entry() * sum / f64::from(length)) as f32, weights, out);
             }
         }
     }
@@ -175,37 +235,72 @@ impl StepInputs<'_> {
         for (j, out) in grads.w_enc.chunks_exact_mut(d).enumerate() {
             let range = aux.latent(first + j);
             let (grad, row) = (&aux.grad[range.clone()], &aux.row[range]);
-            gather_rows(grad, row, self.input, out);
+            gather_rows(grad, row, Rows { values: self.input, stride: d }, out);
             grads.b_lat[j] += grad.iter().sum::<f32>();
         }
     }
 
-    /// dz of the block (N, B) while the softmax plays a part, into `out`; `decoder` is the block of W_dec (B, D).
-    pub fn score_gradients(&self, first: usize, decoder: &[f32], out: &mut Vec<f32>) {
-        let (n, d) = (self.n_rows, self.d_in);
+    /// dz of the block (N, B) while the code is not held as entries alone, into `out`. Adds to the gradient of the block's
+    /// thresholds (B), where there are any.
+    pub fn score_gradients(
+        &self,
+        weights: &BlockWeights<'_>,
+        out: &mut Vec<f32>,
+        mut threshold: Option<&mut [f32]>,
+    ) {
+        let (n, d, first) = (self.n_rows, self.d_in, weights.first);
+        let decoder = weights.w_dec.unwrap_or(weights.w_enc);
         let count = decoder.len() / d;
         out.resize(n * count, 0.0);
-        if self.mode == Mode::Dense {
+        if matches!(self.mode, Mode::Dense | Mode::DenseCode) {
             let grad = View::new(self.grad_recon, n, d, d);
             product(out, count, grad, View::new(decoder, count, d, d).t(), false);
         }
+        let per_entry = self.sparsity.per_entry() as f32;
         for (row, out) in out.chunks_exact_mut(count).enumerate() {
-            let e = &self.exponentials[row * self.n_latents + first..][..count];
-            if self.mode == Mode::Dense {
-                let soft = self.softmax[row];
-                let a = soft.inv_total * soft.sum / self.tau;
-                if self.sparsity > 0.0 {
-                    out.iter_mut().for_each(|dh| *dh += self.sparsity);
+            let scores = &self.scores[row * self.n_latents + first..][..count];
+            match self.mode {
+                Mode::Dense => {
+                    let soft = self.softmax[row];
+                    let a = soft.inv_total * soft.sum / self.tau;
+                    if per_entry > 0.0 {
+                        out.iter_mut().for_each(|dh| *dh += per_entry);
+                    }
+                    simd::softmax_backward(a, self.rest, self.c[row], scores, out);
                 }
-                simd::softmax_backward(a, self.rest, self.c[row], e, out);
-            } else {
-                simd::masked_constant(self.c[row], e, out);
+                Mode::DenseCode => self.masked(row, weights, scores, out, threshold.as_deref_mut()),
+                Mode::Hard | Mode::Support => simd::masked_constant(self.c[row], scores, out),
             }
         }
         for j in 0..count {
             for entry in self.entries.latent(first + j) {
                 out[self.entries.row[entry] as usize * count + j] += self.entries.grad[entry];
             }
+        }
+    }
+
+    /// dh of the squared error becomes dz, for the scores `z` of a row of a dense code.
+    fn masked(
+        &self,
+        row: usize,
+        weights: &BlockWeights<'_>,
+        z: &[f32],
+        out: &mut [f32],
+        threshold: Option<&mut [f32]>,
+    ) {
+        let above = Above { thresholds: weights.threshold, reach: self.reach };
+        if let (Some(grads), Some(thresholds)) = (threshold, weights.threshold) {
+            let slope = self.sparsity.slope(self.active[row]) as f32;
+            for (j, grad) in grads.iter_mut().enumerate() {
+                if above.is_edge(j, z[j]) {
+                    *grad -= (thresholds[j] * out[j] + slope) * self.sparsity.inv_bandwidth;
+                }
+            }
+        }
+        let per_entry = self.sparsity.per_entry() as f32;
+        for (j, (dh, &z)) in out.iter_mut().zip(z).enumerate() {
+            let length = self.lengths.get(weights.first + j).copied().unwrap_or(0.0);
+            *dh = if above.is_active(j, z) { *dh + per_entry * length } else { 0.0 };
         }
     }
 }
@@ -224,6 +319,7 @@ pub struct StepOptimizer {
     bias: AdamStep,
     keep: Option<f32>,
     unit_norm_decoder: bool,
+    trains_thresholds: bool,
 }
 
 impl StepOptimizer {
@@ -246,6 +342,7 @@ impl StepOptimizer {
             bias,
             keep: spec.optimizer.ema.map(|decay| ema_decay(decay, plan.step) as f32),
             unit_norm_decoder: spec.optimizer.unit_norm_decoder,
+            trains_thresholds: spec.forward.activation == Activation::JumpRelu,
         }
     }
 
@@ -287,12 +384,16 @@ impl StepOptimizer {
         block: &mut BlockState<'_>,
         scratch: &mut Scratch,
     ) -> Vec<f32> {
-        let Scratch { w_enc, w_dec, b_lat, scores } = scratch;
+        let Scratch { w_enc, w_dec, b_lat, threshold, scores } = scratch;
         let (count, tied) = (block.b_lat.w.len(), block.w_dec.is_none());
+        let thresholds = block.threshold.is_some();
         w_enc.resize(count * shared.d_in, 0.0);
         w_dec.resize(if tied { 0 } else { count * shared.d_in }, 0.0);
         b_lat.resize(count, 0.0);
-        let mut grads = BlockGrads { w_enc, w_dec: (!tied).then_some(w_dec), b_lat };
+        threshold.resize(count, 0.0);
+        let (w_dec, threshold) =
+            ((!tied).then_some(&mut w_dec[..]), thresholds.then_some(&mut threshold[..]));
+        let mut grads = BlockGrads { w_enc, w_dec, b_lat, threshold };
         let part = shared.gradients(&block.weights(), &mut grads, scores, self.unit_norm_decoder);
         self.block(block, &grads, shared.d_in);
         part
@@ -307,6 +408,19 @@ impl StepOptimizer {
             self.matrix(slot, grad, d, unit);
         }
         self.bias(&mut block.b_lat, grads.b_lat);
+        if let (Some(slot), Some(grad)) = (&mut block.threshold, &grads.threshold) {
+            self.threshold(slot, grad);
+        }
+    }
+
+    /// One step on thresholds, which stay at 0 or above. The one of a batch's places is found, not trained.
+    fn threshold(&self, t: &mut Slot<'_>, grad: &[f32]) {
+        if !self.trains_thresholds {
+            return;
+        }
+        simd::adam(self.bias, t.w, t.m, t.v, grad);
+        t.w.iter_mut().for_each(|w| *w = w.max(0.0));
+        self.average(t);
     }
 }
 
@@ -332,6 +446,8 @@ pub struct BlockState<'a> {
     pub w_dec: Option<Slot<'a>>,
     /// (B).
     pub b_lat: Slot<'a>,
+    /// (B), where the model has thresholds.
+    pub threshold: Option<Slot<'a>>,
 }
 
 impl BlockState<'_> {
@@ -341,6 +457,7 @@ impl BlockState<'_> {
             first: self.first,
             w_enc: self.w_enc.w,
             w_dec: self.w_dec.as_ref().map(|slot| &*slot.w),
+            threshold: self.threshold.as_ref().map(|slot| &*slot.w),
         }
     }
 }
@@ -368,8 +485,9 @@ pub fn blocks<'a>(
     latents: usize,
 ) -> (Vec<BlockState<'a>>, Slot<'a>) {
     let size = latents * w.d_in;
-    let (mut e_enc, mut e_dec, mut e_pre, mut e_lat) = (None, None, None, None);
+    let (mut e_enc, mut e_dec, mut e_pre, mut e_lat, mut e_threshold) = (None, None, None, None, None);
     if let Some(ema) = ema {
+        e_threshold = ema.threshold.as_deref_mut();
         e_enc = Some(ema.w_enc.as_mut_slice());
         e_dec = ema.w_dec.as_deref_mut();
         (e_pre, e_lat) = (Some(ema.b_pre.as_mut_slice()), Some(ema.b_lat.as_mut_slice()));
@@ -380,10 +498,17 @@ pub fn blocks<'a>(
         _ => vec![],
     };
     let lat = slots(&mut w.b_lat, &mut m.b_lat, &mut v.b_lat, e_lat, latents);
-    let mut dec = dec.into_iter();
+    let thresholds = match (&mut w.threshold, &mut m.threshold, &mut v.threshold) {
+        (Some(w), Some(m), Some(v)) => slots(w, m, v, e_threshold, latents),
+        _ => vec![],
+    };
+    let (mut dec, mut thresholds) = (dec.into_iter(), thresholds.into_iter());
     let blocks = enc.into_iter().zip(lat).enumerate();
     let blocks = blocks
-        .map(|(i, (w_enc, b_lat))| BlockState { first: i * latents, w_enc, w_dec: dec.next(), b_lat })
+        .map(|(i, (w_enc, b_lat))| {
+            let (w_dec, threshold) = (dec.next(), thresholds.next());
+            BlockState { first: i * latents, w_enc, w_dec, b_lat, threshold }
+        })
         .collect();
     (blocks, Slot { w: &mut w.b_pre, m: &mut m.b_pre, v: &mut v.b_pre, ema: e_pre })
 }
@@ -392,9 +517,15 @@ pub fn blocks<'a>(
 pub fn grad_blocks(grads: &mut Params, latents: usize) -> Vec<BlockGrads<'_>> {
     let size = latents * grads.d_in;
     let mut dec = grads.w_dec.as_mut().map(|t| t.chunks_mut(size));
+    let mut threshold = grads.threshold.as_mut().map(|t| t.chunks_mut(latents));
     let parts = grads.w_enc.chunks_mut(size).zip(grads.b_lat.chunks_mut(latents));
     parts
-        .map(|(w_enc, b_lat)| BlockGrads { w_enc, w_dec: dec.as_mut().and_then(Iterator::next), b_lat })
+        .map(|(w_enc, b_lat)| BlockGrads {
+            w_enc,
+            w_dec: dec.as_mut().and_then(Iterator::next),
+            b_lat,
+            threshold: threshold.as_mut().and_then(Iterator::next),
+        })
         .collect()
 }
 
@@ -402,12 +533,14 @@ pub fn grad_blocks(grads: &mut Params, latents: usize) -> Vec<BlockGrads<'_>> {
 pub fn weight_blocks(params: &Params, latents: usize) -> Vec<BlockWeights<'_>> {
     let size = latents * params.d_in;
     let mut dec = params.w_dec.as_ref().map(|t| t.chunks(size));
+    let mut threshold = params.threshold.as_ref().map(|t| t.chunks(latents));
     let parts = params.w_enc.chunks(size).enumerate();
     parts
         .map(|(i, w_enc)| BlockWeights {
             first: i * latents,
             w_enc,
             w_dec: dec.as_mut().and_then(Iterator::next),
+            threshold: threshold.as_mut().and_then(Iterator::next),
         })
         .collect()
 }

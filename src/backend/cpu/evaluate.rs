@@ -1,5 +1,6 @@
 //! The inference code of rows: its entries, and the errors of the reconstruction from it.
 
+use super::above::Above;
 use super::fast::{Work, encode, make_room};
 use super::norm::Batch;
 use super::relax::{RowScratch, hard_row};
@@ -8,8 +9,42 @@ use crate::backend::{Codes, EvalSums};
 use crate::error::Result;
 use crate::model::Params;
 use crate::rows::RowSource;
-use crate::spec::{Inference, ModelSpec};
+use crate::spec::{Inference, MOST_PREFIXES, ModelSpec};
 use rayon::prelude::*;
+
+/// The inference code of a row of scores into `codes`; false where a score is not finite.
+fn code_row(
+    spec: &ModelSpec,
+    params: &Params,
+    z: &[f32],
+    scratch: &mut RowScratch,
+    codes: &mut CodeChunk,
+) -> bool {
+    let thresholds = params.threshold.as_deref();
+    match spec.forward.inference {
+        Inference::Topk => hard_row(spec.forward.activation, z, spec.forward.k, 1.0, scratch, codes),
+        Inference::Relu => hard_row(spec.forward.activation, z, z.len(), 1.0, scratch, codes),
+        Inference::Threshold => Above { thresholds, reach: 0.0 }.row(z, codes),
+    }
+}
+
+/// What a row, or a few of them, add to the sums of an evaluation.
+#[derive(Clone, Copy, Default)]
+struct Errors {
+    squared: f64,
+    absolute: f64,
+    cosine: f64,
+    by_prefix: [f64; MOST_PREFIXES],
+}
+
+impl Errors {
+    fn add(&mut self, other: &Self) {
+        self.squared += other.squared;
+        self.absolute += other.absolute;
+        self.cosine += other.cosine;
+        self.by_prefix.iter_mut().zip(other.by_prefix).for_each(|(sum, part)| *sum += part);
+    }
+}
 
 /// Adds a chunk of rows to the sums of an evaluation.
 pub(super) fn evaluate_rows(
@@ -24,12 +59,10 @@ pub(super) fn evaluate_rows(
     let (n, d, m) = (rows.len(), params.d_in, params.n_latents);
     work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre)?;
     encode(&work.batch.input, params, &mut work.scores);
-    let relu = spec.forward.inference == Inference::Relu;
     work.codes.resize_with(n.div_ceil(ROWS), CodeChunk::default);
-    let k = if relu { m } else { spec.forward.k };
     make_room(&mut work.recon, n * d);
-    let batch = &work.batch;
-    let parts: Vec<(f64, f64, f64)> = work
+    let (batch, ends) = (&work.batch, spec.forward.prefixes.ends());
+    let parts: Vec<Errors> = work
         .codes
         .par_iter_mut()
         .zip(work.scores.par_chunks(ROWS * m))
@@ -37,30 +70,40 @@ pub(super) fn evaluate_rows(
         .enumerate()
         .map_init(RowScratch::default, |scratch, (chunk, ((codes, scores), recon))| {
             codes.clear();
-            let mut part = (0.0, 0.0, 0.0);
+            let mut part = Errors::default();
             for (i, (z, recon)) in scores.chunks_exact(m).zip(recon.chunks_exact_mut(d)).enumerate() {
-                let finite = hard_row(spec.forward.activation, z, k, 1.0, scratch, codes);
+                let finite = code_row(spec, params, z, scratch, codes);
                 recon.copy_from_slice(&params.b_pre);
-                codes.decode(i, params.decoder(), recon);
-                let row = row_errors(batch, chunk * ROWS + i, recon);
-                part = (part.0 + row.0, part.1 + row.1, part.2 + row.2);
+                let mut row = Errors::default();
+                for (p, entries) in codes.segments(i, ends).enumerate() {
+                    codes.decode(entries, params.decoder(), recon);
+                    let by_prefix = row.by_prefix;
+                    row = row_errors(batch, chunk * ROWS + i, recon);
+                    row.by_prefix = by_prefix;
+                    if !ends.is_empty() {
+                        row.by_prefix[p] = row.squared;
+                    }
+                }
+                part.add(&row);
                 if !finite {
-                    part.0 = f64::NAN;
+                    part.squared = f64::NAN;
                 }
             }
             part
         })
         .collect();
     for part in parts {
-        sums.squared += part.0;
-        sums.absolute += part.1;
-        sums.cosine += part.2;
+        sums.squared += part.squared;
+        sums.absolute += part.absolute;
+        sums.cosine += part.cosine;
+        sums.by_prefix.iter_mut().zip(part.by_prefix).for_each(|(sum, part)| *sum += part);
     }
     for chunk in &work.codes {
         sums.active += chunk.index.len() as u64;
         chunk.index.iter().for_each(|&j| fired[j as usize] += 1);
     }
     sums.rows += n as u64;
+    sums.prefixes = ends.len();
     Ok(())
 }
 
@@ -76,7 +119,6 @@ pub(super) fn encode_rows(
     let m = params.n_latents;
     work.batch.load(data, rows, spec.forward.row_eps(), &params.b_pre)?;
     encode(&work.batch.input, params, &mut work.scores);
-    let k = if spec.forward.inference == Inference::Relu { m } else { spec.forward.k };
     work.codes.resize_with(rows.len().div_ceil(ROWS), CodeChunk::default);
     let finite: Vec<Vec<bool>> = work
         .codes
@@ -84,8 +126,7 @@ pub(super) fn encode_rows(
         .zip(work.scores.par_chunks(ROWS * m))
         .map_init(RowScratch::default, |scratch, (codes, scores)| {
             codes.clear();
-            let activation = spec.forward.activation;
-            scores.chunks_exact(m).map(|z| hard_row(activation, z, k, 1.0, scratch, codes)).collect()
+            scores.chunks_exact(m).map(|z| code_row(spec, params, z, scratch, codes)).collect()
         })
         .collect();
     for (chunk, finite) in work.codes.iter().zip(finite) {
@@ -97,7 +138,7 @@ pub(super) fn encode_rows(
 }
 
 /// Squared error, absolute error and cosine of one reconstructed row.
-fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> (f64, f64, f64) {
+fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> Errors {
     let d = recon.len();
     let (std, mean) = (f64::from(batch.std[n]), f64::from(batch.mean[n]));
     let (mut squared, mut absolute) = (0.0, 0.0);
@@ -111,5 +152,5 @@ fn row_errors(batch: &Batch, n: usize, recon: &[f32]) -> (f64, f64, f64) {
         (xx, yy, xy) = (xx + x * x, yy + y * y, xy + x * y);
     }
     let cosine = if xx > 0.0 && yy > 0.0 { xy / (xx * yy).sqrt() } else { 0.0 };
-    (squared, absolute, cosine)
+    Errors { squared, absolute, cosine, ..Errors::default() }
 }

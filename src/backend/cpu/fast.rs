@@ -9,6 +9,8 @@
 //!
 //! Every sum has a fixed order: the same seed gives the same bits whatever the number of threads.
 
+use super::above::Above;
+use super::batch::BatchTop;
 use super::block::{Pool, StepInputs, StepOptimizer, blocks, grad_blocks, latents_in_block, weight_blocks};
 use super::evaluate::{encode_rows, evaluate_rows};
 use super::gates::GateRule;
@@ -18,11 +20,14 @@ use super::relax::{DENSEST, Mode, RowScratch, RowSoftmax, add_support, candidate
 use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
+use crate::backend::calibrate::Calibration;
+use crate::backend::penalty::Sparsity;
 use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
 use crate::rows::RowSource;
-use crate::spec::ModelSpec;
+use crate::schedule::next_weight;
+use crate::spec::{Activation, ModelSpec, Penalty};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -48,7 +53,9 @@ pub(super) struct Work {
     pub(super) batch: Batch,
     /// (N, M): scores, then exponentials while the softmax plays a part.
     pub(super) scores: Vec<f32>,
-    /// (N, D): y', then dy'.
+    /// (N, M): a code that many latents take part in.
+    pub(super) code: Vec<f32>,
+    /// (N, P, D): y' by each of P prefixes, then the gradient that each segment's entries meet.
     pub(super) recon: Vec<f32>,
     /// (N, D): dense decoder product, then dy' scaled for dW_dec.
     pub(super) dense: Vec<f32>,
@@ -60,6 +67,11 @@ pub(super) struct Work {
     pub(super) aux_codes: Vec<CodeChunk>,
     pub(super) entries: ByLatent,
     pub(super) aux_entries: ByLatent,
+    /// (N) active latents of each row, where they are not the same for all.
+    pub(super) active: Vec<u32>,
+    /// (M) lengths of the decoder's rows, where the penalty needs them.
+    pub(super) lengths: Vec<f32>,
+    batch_top: BatchTop,
     pub(super) pool: Pool,
     /// Gradients of all parameters, where clipping needs them.
     pub(super) grads: Option<Params>,
@@ -72,6 +84,7 @@ pub(super) struct ForwardPass {
     pub(super) mode: Mode,
     pub(super) stats: StepStats,
     pub(super) has_aux: bool,
+    pub(super) sparsity: Sparsity,
 }
 
 impl FastCpu {
@@ -91,45 +104,85 @@ impl FastCpu {
         let work = &mut self.work;
         work.batch.load(self.data.as_ref(), rows, self.spec.forward.row_eps(), &params.b_pre)?;
         encode(&work.batch.input, params, &mut work.scores);
-        make_room(&mut work.recon, n * d);
+        let parts = self.spec.forward.prefixes.parts();
+        make_room(&mut work.recon, n * parts * d);
         let chunks = n.div_ceil(ROWS);
         work.codes.resize_with(chunks, CodeChunk::default);
         let dead = dead_latents(&self.spec, &self.state.idle_rows);
         let has_aux = !dead.is_empty();
         work.aux_codes.resize_with(if has_aux { chunks } else { 0 }, CodeChunk::default);
-        let finite = select_codes(work, &self.spec, plan, m, &dead);
-        let mode = soften(work, &self.spec, plan, n, m);
-        work.mode = Some(mode);
-        if mode == Mode::Dense {
-            make_room(&mut work.dense, n * d);
-            let e = View::new(&work.scores, n, m, m);
-            let decoder = View::new(params.decoder(), m, d, d);
-            parallel_product(&mut work.dense, e, decoder, (256, 256));
+        let (mut mode, finite) = select_codes(work, &self.spec, plan, params);
+        let finite = select_dead(work, &self.spec, m, &dead) && finite;
+        if self.spec.phase(plan) == Phase::Softmax {
+            mode = soften(work, plan, n, m);
         }
-        let sums = self.reconstruct(plan, mode, has_aux);
+        work.mode = Some(mode);
+        if matches!(mode, Mode::Dense | Mode::DenseCode) {
+            make_room(&mut work.dense, n * d);
+            let code = if mode == Mode::Dense { &work.scores } else { &work.code };
+            let decoder = View::new(params.decoder(), m, d, d);
+            parallel_product(&mut work.dense, View::new(code, n, m, m), decoder, (256, 256));
+        }
+        work.lengths.clear();
+        if self.spec.objective.penalty == Penalty::L1 {
+            let length = |row: &[f32]| simd::sum_of_squares(row).sqrt() as f32;
+            work.lengths.par_extend(params.decoder().par_chunks_exact(d).map(length));
+        }
+        let active = work.active.iter().map(|&l0| u64::from(l0)).sum();
+        let sparsity = Sparsity::new(&self.spec, plan, &self.state, n, active);
+        let sums = self.reconstruct(plan, mode, has_aux, &sparsity);
         let values = (n * d) as f64;
         let mut stats = StepStats {
             mse: sums.0 / values,
-            l1: sums.1 / (n * m) as f64,
+            l1: sparsity.value(sums.1 + self.dense_code_sum(mode), &self.work.active),
             aux: sums.2 / values,
             grad_norm: f64::NAN,
             loss: 0.0,
         };
-        stats.loss = self.spec.loss(plan, stats.mse, stats.l1, stats.aux);
+        stats.loss = self.spec.loss(sparsity.weight, stats.mse, stats.l1, stats.aux);
         if !finite {
             stats.loss = f64::NAN;
         }
-        Ok(ForwardPass { mode, stats, has_aux })
+        Ok(ForwardPass { mode, stats, has_aux, sparsity })
+    }
+
+    /// The part of the penalty that grows with the values of a code that is held as a matrix.
+    fn dense_code_sum(&self, mode: Mode) -> f64 {
+        if mode != Mode::DenseCode || self.spec.objective.penalty != Penalty::L1 {
+            return 0.0;
+        }
+        let lengths = &self.work.lengths;
+        let row = |h: &[f32]| h.iter().zip(lengths).map(|(&h, &l)| f64::from(h) * f64::from(l)).sum::<f64>();
+        let rows: Vec<f64> = self.work.code.par_chunks_exact(lengths.len()).map(row).collect();
+        rows.iter().sum()
     }
 
     /// Reconstruction, loss and the gradients of the sparse entries, row by row.
-    fn reconstruct(&mut self, plan: &StepPlan<'_>, mode: Mode, has_aux: bool) -> RowSums {
+    fn reconstruct(
+        &mut self,
+        plan: &StepPlan<'_>,
+        mode: Mode,
+        has_aux: bool,
+        sparsity: &Sparsity,
+    ) -> RowSums {
         let params = &self.state.params;
-        let (d, m) = (params.d_in, params.n_latents);
-        let Work { batch, scores, recon, dense, aux_recon, softmax, c, codes, aux_codes, .. } =
-            &mut self.work;
+        let d = params.d_in;
+        let Work {
+            batch,
+            scores,
+            recon,
+            dense,
+            aux_recon,
+            softmax,
+            c,
+            codes,
+            aux_codes,
+            lengths,
+            active,
+            ..
+        } = &mut self.work;
         let n = batch.std.len();
-        let dense_active = mode == Mode::Dense;
+        let dense_active = matches!(mode, Mode::Dense | Mode::DenseCode);
         dense.resize(if dense_active { n * d } else { 0 }, 0.0);
         make_room(aux_recon, if has_aux { n * d } else { 0 });
         c.resize(n, 0.0);
@@ -142,7 +195,10 @@ impl FastCpu {
             gates: (self.spec.phase(plan) == Phase::Weighed).then(|| GateRule::new(&self.spec, plan)),
             plan,
             mode,
-            sparsity: (plan.l1 / (n * m) as f64) as f32,
+            sparsity,
+            lengths,
+            active,
+            ends: self.spec.forward.prefixes.ends(),
             per_value: 2.0 / (n * d) as f64 * self.spec.objective.loss_scale,
             aux_coef: self.spec.objective.aux_coef,
         };
@@ -158,7 +214,7 @@ impl FastCpu {
         aux.resize_with(codes.len(), || (&mut [], None));
         let sums: Vec<RowSums> = codes
             .par_iter_mut()
-            .zip(recon.par_chunks_mut(ROWS * d))
+            .zip(recon.par_chunks_mut(ROWS * self.spec.forward.prefixes.parts() * d))
             .zip(c.par_chunks_mut(ROWS))
             .zip(dense.into_par_iter().zip(aux))
             .enumerate()
@@ -216,7 +272,7 @@ impl FastCpu {
     fn fused_update(&mut self, n: usize, plan: &StepPlan<'_>, forward: &ForwardPass) {
         let Self { spec, state, work, .. } = self;
         let d = state.params.d_in;
-        let shared = shared(work, n, &state.params, plan, forward);
+        let shared = shared(work, n, &state.params, spec, plan, forward);
         let optimizer = StepOptimizer::new(spec, plan, 1.0);
         let latents = latents_in_block(forward.mode);
         let (states, mut pre) =
@@ -226,18 +282,17 @@ impl FastCpu {
             .map(|mut block| work.pool.with(|scratch| optimizer.fused(&shared, &mut block, scratch)))
             .collect();
         if spec.optimizer.train_pre_bias {
-            let grad = pre_bias_gradient(shared.grad_recon, &parts, d);
+            let grad = pre_bias_gradient(&shared, &parts, d);
             optimizer.bias(&mut pre, &grad);
         }
     }
 
     /// Gradients of all parameters into `work.grads`.
     fn store_gradients(&mut self, n: usize, plan: &StepPlan<'_>, forward: &ForwardPass, unit_norm: bool) {
-        let Self { state, work, .. } = self;
+        let Self { spec, state, work, .. } = self;
         let params = &state.params;
-        let zeros = || Params::zeros(params.d_in, params.n_latents, params.tied());
-        let mut grads = work.grads.take().unwrap_or_else(zeros);
-        let shared = shared(work, n, params, plan, forward);
+        let mut grads = work.grads.take().unwrap_or_else(|| params.zeros_like());
+        let shared = shared(work, n, params, spec, plan, forward);
         let latents = latents_in_block(forward.mode);
         let parts: Vec<Vec<f32>> = weight_blocks(params, latents)
             .into_par_iter()
@@ -247,7 +302,7 @@ impl FastCpu {
                     .with(|scratch| shared.gradients(&weights, &mut grads, &mut scratch.scores, unit_norm))
             })
             .collect();
-        grads.b_pre = pre_bias_gradient(shared.grad_recon, &parts, params.d_in);
+        grads.b_pre = pre_bias_gradient(&shared, &parts, params.d_in);
         work.grads = Some(grads);
     }
 
@@ -289,16 +344,37 @@ fn dead_latents(spec: &ModelSpec, idle: &[u32]) -> Vec<u32> {
     numbered.filter(|&(_, &rows)| rows >= spec.objective.dead_after).map(|(j, _)| j as u32).collect()
 }
 
-/// The hard codes of all rows, and those of dead latents; false where a score is not finite.
-fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize, dead: &[u32]) -> bool {
+/// The codes of all rows, the hard ones where a softmax plays a part: how they are held, and false where a score is not
+/// finite.
+fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, params: &Params) -> (Mode, bool) {
+    let (m, k) = (params.n_latents, spec.forward.k);
+    let Work { scores, codes, code, active, batch_top, .. } = work;
+    active.clear();
+    match spec.forward.activation {
+        Activation::Topk | Activation::AbsTopk => (Mode::Hard, select_rows(codes, scores, spec, plan, m)),
+        Activation::BatchTopk => {
+            let n = scores.len() / m;
+            (Mode::Hard, batch_top.select(scores, m, n * spec.candidates(plan), n * k, codes))
+        }
+        Activation::JumpRelu | Activation::Relu => {
+            above(spec, params).batch(scores, m, spec.forward.prefixes.is_empty(), codes, code, active)
+        }
+    }
+}
+
+/// The codes of rows that each have k places; false where a score is not finite.
+fn select_rows(
+    codes: &mut [CodeChunk],
+    scores: &[f32],
+    spec: &ModelSpec,
+    plan: &StepPlan<'_>,
+    m: usize,
+) -> bool {
     let scale = plan.alpha.min(1.0) as f32;
-    let mut aux: Vec<Option<&mut CodeChunk>> = work.aux_codes.iter_mut().map(Some).collect();
-    aux.resize_with(work.codes.len(), || None);
-    work.codes
+    codes
         .par_iter_mut()
-        .zip(work.scores.par_chunks(ROWS * m))
-        .zip(aux)
-        .map_init(RowScratch::default, |scratch, ((codes, scores), aux)| {
+        .zip(scores.par_chunks(ROWS * m))
+        .map_init(RowScratch::default, |scratch, (codes, scores)| {
             codes.clear();
             let mut finite = true;
             for z in scores.chunks_exact(m) {
@@ -308,27 +384,35 @@ fn select_codes(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, m: usize
                     hard_row(spec.forward.activation, z, spec.forward.k, scale, scratch, codes)
                 };
             }
-            if let Some(aux) = aux {
-                aux.clear();
-                let mut masked = vec![0.0; dead.len()];
-                for z in scores.chunks_exact(m) {
-                    dead.iter().zip(&mut masked).for_each(|(&j, out)| *out = z[j as usize]);
-                    let (activation, k) = (spec.forward.activation, spec.objective.aux_k);
-                    finite &= hard_row(activation, &masked, k, 1.0, scratch, aux);
-                }
-                aux.index.iter_mut().for_each(|j| *j = dead[*j as usize]);
+            finite
+        })
+        .reduce(|| true, |a, b| a && b)
+}
+
+/// The codes of the dead latents, where there are any; false where a score of theirs is not finite.
+fn select_dead(work: &mut Work, spec: &ModelSpec, m: usize, dead: &[u32]) -> bool {
+    let Work { aux_codes, scores, .. } = work;
+    aux_codes
+        .par_iter_mut()
+        .zip(scores.par_chunks(ROWS * m))
+        .map_init(RowScratch::default, |scratch, (aux, scores)| {
+            aux.clear();
+            let mut finite = true;
+            let mut masked = vec![0.0; dead.len()];
+            for z in scores.chunks_exact(m) {
+                dead.iter().zip(&mut masked).for_each(|(&j, out)| *out = z[j as usize]);
+                let (activation, k) = (spec.forward.activation, spec.objective.aux_k);
+                finite &= hard_row(activation, &masked, k, 1.0, scratch, aux);
             }
+            aux.index.iter_mut().for_each(|j| *j = dead[*j as usize]);
             finite
         })
         .reduce(|| true, |a, b| a && b)
 }
 
 /// Softmax in place of the scores, and the choice of how to go on.
-fn soften(work: &mut Work, spec: &ModelSpec, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
+fn soften(work: &mut Work, plan: &StepPlan<'_>, n: usize, m: usize) -> Mode {
     work.softmax.clear();
-    if spec.phase(plan) != Phase::Softmax {
-        return Mode::Hard;
-    }
     work.softmax.resize(n, RowSoftmax::default());
     work.scores.par_chunks_exact_mut(m).zip(work.softmax.par_iter_mut()).enumerate().for_each_init(
         RowScratch::default,
@@ -352,8 +436,9 @@ pub(super) fn shared<'a>(
     work: &'a Work,
     n: usize,
     params: &Params,
+    spec: &ModelSpec,
     plan: &StepPlan<'_>,
-    forward: &ForwardPass,
+    forward: &'a ForwardPass,
 ) -> StepInputs<'a> {
     StepInputs {
         n_rows: n,
@@ -362,11 +447,16 @@ pub(super) fn shared<'a>(
         mode: forward.mode,
         rest: (1.0 - plan.alpha) as f32,
         tau: plan.tau as f32,
-        sparsity: (plan.l1 / (n * params.n_latents) as f64) as f32,
+        sparsity: &forward.sparsity,
+        lengths: &work.lengths,
+        active: &work.active,
+        reach: 0.5 * spec.objective.bandwidth as f32,
+        prefixes: spec.forward.prefixes,
         input: &work.batch.input,
         grad_recon: &work.recon,
         grad_scaled: &work.dense,
-        exponentials: if forward.mode == Mode::Hard { &[] } else { &work.scores },
+        scores: if forward.mode == Mode::Hard { &[] } else { &work.scores },
+        code: &work.code,
         softmax: &work.softmax,
         c: &work.c,
         entries: &work.entries,
@@ -374,10 +464,22 @@ pub(super) fn shared<'a>(
     }
 }
 
-/// `sum_n dy' - db_lat W_enc` from the blocks' parts.
-fn pre_bias_gradient(grad_recon: &[f32], parts: &[Vec<f32>], d: usize) -> Vec<f32> {
+/// Which scores are active, where thresholds or 0 decide it.
+fn above<'a>(spec: &ModelSpec, params: &'a Params) -> Above<'a> {
+    let thresholds = params.threshold.as_deref();
+    let reach = if thresholds.is_some() { 0.5 * spec.objective.bandwidth as f32 } else { 0.0 };
+    Above { thresholds, reach }
+}
+
+/// `sum_n G_1 - db_lat W_enc` from the blocks' parts.
+fn pre_bias_gradient(inputs: &StepInputs<'_>, parts: &[Vec<f32>], d: usize) -> Vec<f32> {
     let mut sum = vec![0.0f64; d];
-    simd::add_rows(grad_recon, &mut sum);
+    let stride = inputs.prefixes.parts() * d;
+    if stride == d {
+        simd::add_rows(inputs.grad_recon, &mut sum);
+    } else {
+        inputs.grad_recon.chunks_exact(stride).for_each(|row| simd::add_rows(&row[..d], &mut sum));
+    }
     for part in parts {
         for (s, &p) in sum.iter_mut().zip(part) {
             *s -= f64::from(p);
@@ -411,6 +513,9 @@ impl Backend for FastCpu {
         if !self.stopped {
             stats.grad_norm = self.backward(rows, plan, &forward, false);
             self.count_idle(rows.len());
+            for carried in &mut self.state.penalty_weight {
+                *carried = next_weight(*carried, forward.sparsity.mean_l0(), self.spec.forward.k);
+            }
             self.state.step = plan.step + 1;
         }
         self.done.push(stats);
@@ -444,6 +549,19 @@ impl Backend for FastCpu {
             encode_rows(self.data.as_ref(), &self.spec, params, rows, &mut self.work, &mut codes)?;
         }
         Ok(codes)
+    }
+
+    fn calibrate(&mut self, rows: &[u32], weights: Weights) -> Result<()> {
+        let Self { data, spec, state, work, .. } = self;
+        let Some(mut calibration) = Calibration::new(spec, rows.len()) else { return Ok(()) };
+        let params = state.weights_mut(weights);
+        for rows in rows.chunks(EVAL_ROWS) {
+            work.batch.load(data.as_ref(), rows, spec.forward.row_eps(), &params.b_pre)?;
+            encode(&work.batch.input, params, &mut work.scores);
+            calibration.add(&work.scores, params);
+        }
+        calibration.apply(params);
+        Ok(())
     }
 
     fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()> {

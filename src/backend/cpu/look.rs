@@ -6,7 +6,6 @@ use super::relax::Mode;
 use super::sparse::ROWS;
 use crate::backend::{Pass, StepPlan};
 use crate::error::Result;
-use crate::model::Params;
 
 impl FastCpu {
     /// See [`crate::backend::Look::inspect`].
@@ -25,19 +24,20 @@ impl FastCpu {
         let (n, d, m) = (rows.len(), self.state.params.d_in, self.state.params.n_latents);
         let (code, grad_pre_acts) = self.dense_view(plan, &forward, n, m);
         let work = &self.work;
-        // y = x + (y - x), with y - x taken back from dy'.
+        // y = x + (y - x), with y - x taken back from dy', which is what entries of the last segment meet.
+        let parts = self.spec.forward.prefixes.parts();
         let factor = |row: usize| {
-            f64::from(work.batch.std[row]) * 2.0 / (n * d) as f64 * self.spec.objective.loss_scale
+            f64::from(work.batch.std[row]) * 2.0 / (n * d * parts) as f64 * self.spec.objective.loss_scale
         };
         let recon = (0..n * d).map(|i| {
             let f = factor(i / d);
-            let miss = if f > 0.0 { f64::from(work.recon[i]) / f } else { 0.0 };
+            let miss =
+                if f > 0.0 { f64::from(work.recon[((i / d + 1) * parts - 1) * d + i % d]) / f } else { 0.0 };
             (f64::from(work.batch.centered[i]) + f64::from(work.batch.mean[i / d]) + miss) as f32
         });
         let recon = recon.collect();
         let grads = self.work.grads.clone();
-        let zeros = Params::zeros(d, m, self.state.params.tied());
-        let grads = grads.unwrap_or(zeros);
+        let grads = grads.unwrap_or_else(|| self.state.params.zeros_like());
         Ok(Pass { stats, pre_acts, code, recon, grad_pre_acts, grad_code: None, grads })
     }
 
@@ -53,11 +53,11 @@ impl FastCpu {
         let mut code = vec![0.0f32; n * m];
         let mut grad = vec![0.0f32; n * m];
         if forward.mode != Mode::Hard {
-            let shared = shared(work, n, &self.state.params, plan, forward);
+            let shared = shared(work, n, &self.state.params, &self.spec, plan, forward);
             for block in weight_blocks(&self.state.params, latents_in_block(forward.mode)) {
                 let scores = &mut vec![];
                 let count = block.w_enc.len() / self.state.params.d_in;
-                shared.score_gradients(block.first, block.w_dec.unwrap_or(block.w_enc), scores);
+                shared.score_gradients(&block, scores, None);
                 for (row, part) in scores.chunks_exact(count).enumerate() {
                     grad[row * m + block.first..][..count].copy_from_slice(part);
                 }
@@ -67,6 +67,9 @@ impl FastCpu {
             if forward.mode == Mode::Dense {
                 let soft = work.softmax[i / m];
                 *code = (1.0 - plan.alpha) as f32 * soft.sum * soft.inv_total * work.scores[i];
+            }
+            if forward.mode == Mode::DenseCode {
+                *code = work.code[i];
             }
         }
         let all = work.codes.iter().map(|c| (c, true)).chain(work.aux_codes.iter().map(|c| (c, false)));

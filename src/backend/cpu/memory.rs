@@ -3,7 +3,7 @@
 use super::block::latents_in_block;
 use super::fast::EVAL_ROWS;
 use super::relax::{DENSEST, Mode};
-use crate::spec::{Inference, Relaxation, Training};
+use crate::spec::{Activation, Inference, Relaxation, Training};
 
 /// Bytes of an entry of a row's code: [`super::sparse::CodeChunk`] and [`super::sparse::ByLatent`].
 const ENTRY: u128 = 24 + 12;
@@ -21,23 +21,36 @@ pub fn bytes(t: &Training, n_train: usize, n_data: usize) -> u64 {
     let warm_up = t.schedule.anneal_steps > 0;
     let softmax = warm_up && spec.warmup.relaxation == Relaxation::Softmax;
     let clip = spec.optimizer.clip_norm.is_some();
-    let params = m * d * if t.tied { 1 } else { 2 } + m + d;
+    let params = u128::from(t.n_params());
     let copies = 3 + u128::from(spec.optimizer.ema.is_some()) + u128::from(clip);
     // Evaluations use the buffers of steps.
     let rows = n.max(least);
-    let activations = 3 + u128::from(softmax) + u128::from(spec.objective.aux_k > 0);
-    let state = 4 * (copies * params + m + rows * m + activations * rows * d);
+    // Of thresholds or relu, which may have many active latents at the start: the code as a matrix too, and entries up to the
+    // share from which on it is one. With prefixes all of them are entries.
+    let unplaced = matches!(spec.forward.activation, Activation::JumpRelu | Activation::Relu);
+    let prefixes = spec.forward.prefixes;
+    let dense = unplaced && prefixes.is_empty();
+    let activations =
+        2 + prefixes.parts() as u128 + u128::from(softmax || dense) + u128::from(spec.objective.aux_k > 0);
+    let matrices = if dense { 2 } else { 1 };
+    let state = 4 * (copies * params + m + matrices * rows * m + activations * rows * d);
     let pooled =
         if warm_up && spec.warmup.relaxation.has_candidates() { k.max(spec.warmup.pool as u128) } else { k };
-    let support = if softmax { n * m / DENSEST as u128 } else { 0 };
+    let support = match (unplaced, dense) {
+        (true, false) => n * m / 2,
+        (true, true) => n * m / DENSEST as u128,
+        _ if softmax => n * m / DENSEST as u128,
+        _ => 0,
+    };
     let aux = n * (spec.objective.aux_k as u128).min(m);
     // Each latent's first entry, and counts of the latents that fire.
     let by_latent = 8 * m * (3 + u128::from(aux > 0));
     let entries = ENTRY * (n * pooled + support + aux) + by_latent + relu(t, rows, m);
     let at_once = |mode| latents_in_block(mode) as u128;
-    let mode = if softmax { Mode::Dense } else { Mode::Hard };
+    let mode = if softmax || dense { Mode::Dense } else { Mode::Hard };
     let gradients = if clip { 0 } else { 2 * d };
-    let of_thread = at_once(mode) * (gradients + if softmax { n } else { 0 }) + if softmax { m } else { 0 };
+    let of_thread =
+        at_once(mode) * (gradients + if softmax || dense { n } else { 0 }) + if softmax { m } else { 0 };
     let threads = 4 * rayon::current_num_threads() as u128 * of_thread;
     // A part of the pre-bias's gradient for each block.
     let blocks = m / at_once(Mode::Hard) * (4 * d + BLOCK);

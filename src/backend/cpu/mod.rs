@@ -1,6 +1,8 @@
 //! The CPU, twice: [`mod@reference`] is plain loops that can be checked by eye against the formulas of
 //! [`crate::backend`]; [`fast`] is what trains, checked against it.
 
+mod above;
+mod batch;
 mod block;
 mod evaluate;
 pub mod fast;

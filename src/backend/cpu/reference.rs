@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
 use crate::noise::gumbel_f64;
 use crate::rows::RowSource;
-use crate::spec::{Inference, ModelSpec, Relaxation};
+use crate::schedule::{next_weight, seeking_weight};
+use crate::spec::{Activation, Inference, ModelSpec, Penalty, Relaxation};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -24,6 +25,10 @@ pub struct Reference {
     done: Vec<StepStats>,
     /// A loss was not finite: nothing is changed any more.
     stopped: bool,
+    /// Latents that fired in the last pass (M).
+    fired: Vec<bool>,
+    /// Mean number of active latents in the last pass.
+    l0: f64,
 }
 
 /// A float64 copy of the weights, decoder always written out.
@@ -32,6 +37,8 @@ struct Wide {
     w_dec: Vec<f64>,
     b_pre: Vec<f64>,
     b_lat: Vec<f64>,
+    /// Zeros where the model has none.
+    threshold: Vec<f64>,
 }
 
 /// One row through the model: what the backward pass needs of it.
@@ -42,10 +49,11 @@ struct RowPass {
     z: Vec<f64>,
     soft: Option<Soft>,
     gates: Option<Gated>,
-    /// True for the k largest z.
+    /// True for scores with a place in the hard code.
     top: Vec<bool>,
     h: Vec<f64>,
-    y: Vec<f64>,
+    /// The reconstruction by each prefix, the last of which is that by all latents.
+    ys: Vec<Vec<f64>>,
     aux: Vec<f64>,
     aux_recon: Vec<f64>,
 }
@@ -55,6 +63,23 @@ struct Gated {
     latents: Vec<usize>,
     weights: Vec<f64>,
     slope: Vec<Vec<f64>>,
+}
+
+/// What the gradient of a row's penalty depends on.
+struct Sparsity {
+    weight: f64,
+    n_rows: f64,
+    /// Active latents of the row, and the mean of its batch.
+    l0: f64,
+    mean_l0: f64,
+}
+
+impl Wide {
+    /// |W_dec_j|.
+    fn length(&self, j: usize) -> f64 {
+        let d = self.b_pre.len();
+        self.w_dec[j * d..(j + 1) * d].iter().map(|w| w * w).sum::<f64>().sqrt()
+    }
 }
 
 struct Soft {
@@ -78,7 +103,7 @@ fn relu(z: f64) -> f64 {
 impl Reference {
     /// A backend over `data` that goes on from `state`.
     pub fn new(data: Arc<dyn RowSource>, spec: ModelSpec, state: TrainState) -> Self {
-        Self { data, spec, state, done: vec![], stopped: false }
+        Self { data, spec, state, done: vec![], stopped: false, fired: vec![], l0: 0.0 }
     }
 
     fn wide(params: &Params) -> Wide {
@@ -88,6 +113,7 @@ impl Reference {
             w_dec: f(params.decoder()),
             b_pre: f(&params.b_pre),
             b_lat: f(&params.b_lat),
+            threshold: params.threshold.as_deref().map_or(vec![0.0; params.n_latents], f),
         }
     }
 
@@ -117,10 +143,33 @@ impl Reference {
         w.b_lat.iter().enumerate().map(one).collect()
     }
 
-    /// The k latents with a place in the code.
-    fn top(&self, z: &[f64]) -> Vec<usize> {
-        let ranks: Vec<f64> = z.iter().map(|&z| self.spec.forward.activation.rank(z)).collect();
-        top_k(&ranks, self.spec.forward.k)
+    /// The latents with a place in the code, for rows of scores: those of the activation, `k` on average where it has
+    /// places.
+    fn places(&self, w: &Wide, rows: &[Vec<f64>], k: usize) -> Vec<Vec<bool>> {
+        let m = w.b_lat.len();
+        let activation = self.spec.forward.activation;
+        let mut top = vec![vec![false; m]; rows.len()];
+        match activation {
+            Activation::Topk | Activation::AbsTopk => {
+                for (top, z) in top.iter_mut().zip(rows) {
+                    let ranks: Vec<f64> = z.iter().map(|&z| activation.rank(z)).collect();
+                    top_k(&ranks, k).into_iter().for_each(|j| top[j] = true);
+                }
+            }
+            Activation::BatchTopk => {
+                // Row by row, so that the lowest row, then the lowest latent, wins a tie.
+                for at in top_k(&rows.concat(), rows.len() * k) {
+                    top[at / m][at % m] = true;
+                }
+            }
+            Activation::JumpRelu => {
+                for (top, z) in top.iter_mut().zip(rows) {
+                    (0..m).for_each(|j| top[j] = z[j] > w.threshold[j] || z[j].is_nan());
+                }
+            }
+            Activation::Relu => top.iter_mut().for_each(|top| top.fill(true)),
+        }
+        top
     }
 
     /// The value of a score that has a place.
@@ -129,16 +178,32 @@ impl Reference {
     }
 
     /// The code outside training (M).
-    fn inference_code(&self, z: &[f64]) -> Vec<f64> {
-        let mut h = vec![0.0; z.len()];
+    fn inference_code(&self, w: &Wide, z: &[f64]) -> Vec<f64> {
+        let m = z.len();
         match self.spec.forward.inference {
-            Inference::Topk => self.top(z).into_iter().for_each(|j| h[j] = self.value(z[j])),
-            Inference::Relu => (0..z.len()).for_each(|j| h[j] = relu(z[j])),
+            Inference::Topk => {
+                let top = self.places(w, &[z.to_vec()], self.spec.forward.k).remove(0);
+                (0..m).map(|j| if top[j] { self.value(z[j]) } else { 0.0 }).collect()
+            }
+            Inference::Relu => z.iter().map(|&z| relu(z)).collect(),
+            Inference::Threshold => {
+                (0..m).map(|j| if z[j] > w.threshold[j] || z[j].is_nan() { z[j] } else { 0.0 }).collect()
+            }
         }
-        h
     }
 
-    /// `code W_dec` (D).
+    /// The reconstruction `(sum over j < m_p of code_j W_dec_j + b_pre) std + mean` (D) by each prefix p.
+    fn reconstructions(&self, w: &Wide, code: &[f64], std: f64, mean: f64) -> Vec<Vec<f64>> {
+        let d = w.b_pre.len();
+        let segments = self.spec.forward.prefixes.segments(code.len());
+        let by = |end: usize| -> Vec<f64> {
+            let y = Self::decode(w, &code[..end], d);
+            (0..d).map(|i| (y[i] + w.b_pre[i]) * std + mean).collect()
+        };
+        segments.into_iter().map(|segment| by(segment.end)).collect()
+    }
+
+    /// `code W_dec` (D), of the first latents.
     fn decode(w: &Wide, code: &[f64], d: usize) -> Vec<f64> {
         let mut y = vec![0.0; d];
         for (j, &h) in code.iter().enumerate() {
@@ -151,16 +216,38 @@ impl Reference {
         y
     }
 
-    fn forward(&self, w: &Wide, n: usize, row: u32, plan: &StepPlan<'_>) -> Result<RowPass> {
-        let (d, m) = (self.data.d_in(), w.b_lat.len());
-        let (x, x_norm, mean, std) = self.normalized(row)?;
-        let z = self.scores(w, &x_norm);
-        let mut top = vec![false; m];
-        for j in self.top(&z) {
-            top[j] = true;
-        }
+    /// The rows of a batch: x, x', std, mean and scores of each, and who has a place in its code.
+    fn forward_all(
+        &self,
+        w: &Wide,
+        rows: &[u32],
+        plan: &StepPlan<'_>,
+    ) -> Result<(Vec<RowPass>, Vec<Vec<bool>>)> {
+        let normalized: Vec<_> = rows.iter().map(|&row| self.normalized(row)).collect::<Result<_>>()?;
+        let scores: Vec<Vec<f64>> = normalized.iter().map(|(_, x_norm, ..)| self.scores(w, x_norm)).collect();
+        let fired = self.places(w, &scores, self.spec.forward.k);
+        let batch = self.spec.forward.activation == Activation::BatchTopk;
+        let held = if batch { self.places(w, &scores, self.spec.candidates(plan)) } else { fired.clone() };
+        let parts = normalized.into_iter().zip(scores).zip(held).enumerate();
+        let passes = parts.map(|(n, ((row, z), top))| self.forward(w, n, row, z, top, plan)).collect();
+        Ok((passes, fired))
+    }
+
+    /// One row `(x, x', mean, std)` with scores `z`, whose places in the hard code are `top`.
+    fn forward(
+        &self,
+        w: &Wide,
+        n: usize,
+        (x, x_norm, mean, std): (Vec<f64>, Vec<f64>, f64, f64),
+        z: Vec<f64>,
+        top: Vec<bool>,
+        plan: &StepPlan<'_>,
+    ) -> RowPass {
+        let (d, m) = (x.len(), z.len());
         let phase = self.spec.phase(plan);
-        let gates = phase.has_candidates().then(|| self.gates(&z, plan));
+        // Places of a batch have no candidates per row.
+        let per_row = self.spec.forward.activation.is_per_row();
+        let gates = (per_row && phase.has_candidates()).then(|| self.gates(&z, plan));
         let soft = (phase == Phase::Softmax).then(|| {
             let noise = |j| gumbel_f64(plan.noise.uniform(plan.step, n, j, m));
             let e: Vec<f64> = (0..m).map(|j| (relu(z[j]) + noise(j)) / plan.tau).collect();
@@ -179,11 +266,10 @@ impl Reference {
                 }
             })
             .collect();
-        let recon = Self::decode(w, &h, d);
-        let y = (0..d).map(|i| (recon[i] + w.b_pre[i]) * std + mean).collect();
+        let ys = self.reconstructions(w, &h, std, mean);
         let aux = self.aux_code(&z);
         let aux_recon = Self::decode(w, &aux, d);
-        Ok(RowPass { x, x_norm, std, z, soft, gates, top, h, y, aux, aux_recon })
+        RowPass { x, x_norm, std, z, soft, gates, top, h, ys, aux, aux_recon }
     }
 
     /// The candidates of a row.
@@ -219,29 +305,37 @@ impl Reference {
         code
     }
 
-    fn pass(&self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
+    fn pass(&mut self, rows: &[u32], plan: &StepPlan<'_>) -> Result<Pass> {
         let params = &self.state.params;
         let (n_rows, d, m) = (rows.len(), params.d_in, params.n_latents);
         let w = Self::wide(params);
-        let passes: Vec<RowPass> =
-            rows.iter().enumerate().map(|(n, &row)| self.forward(&w, n, row, plan)).collect::<Result<_>>()?;
+        let (passes, fired) = self.forward_all(&w, rows, plan)?;
+        let active = |h: &Vec<f64>| h.iter().filter(|&&h| h != 0.0).count() as f64;
+        let l0: Vec<f64> = passes.iter().map(|pass| active(&pass.h)).collect();
+        let mean_l0 = l0.iter().sum::<f64>() / n_rows as f64;
+        let weight = self.weight(plan, mean_l0);
         let mut grads = Wide {
             w_enc: vec![0.0; m * d],
             w_dec: vec![0.0; m * d],
             b_pre: vec![0.0; d],
             b_lat: vec![0.0; m],
+            threshold: vec![0.0; m],
         };
         let (mut all_dh, mut all_dz) = (vec![], vec![]);
-        let (mut mse, mut l1, mut aux) = (0.0, 0.0, 0.0);
+        let (mut mse, mut aux) = (0.0, 0.0);
         let per_value = 1.0 / (n_rows * d) as f64;
-        for pass in &passes {
-            mse += pass.y.iter().zip(&pass.x).map(|(y, x)| (y - x).powi(2)).sum::<f64>() * per_value;
-            l1 += pass.h.iter().map(|h| h.abs()).sum::<f64>() / (n_rows * m) as f64;
-            let (dh, dz, aux_loss) = self.backward(&w, pass, plan, n_rows, &mut grads);
+        let parts = self.spec.forward.prefixes.parts() as f64;
+        for (pass, &row_l0) in passes.iter().zip(&l0) {
+            for y in &pass.ys {
+                mse += y.iter().zip(&pass.x).map(|(y, x)| (y - x).powi(2)).sum::<f64>() * per_value / parts;
+            }
+            let sparsity = Sparsity { weight, n_rows: n_rows as f64, l0: row_l0, mean_l0 };
+            let (dh, dz, aux_loss) = self.backward(&w, pass, plan, &sparsity, &mut grads);
             aux += aux_loss;
             all_dh.extend(dh);
             all_dz.extend(dz);
         }
+        let penalty = self.penalty(&w, &passes, &l0);
         // The part of b_pre that goes through the encoder.
         for j in 0..m {
             for i in 0..d {
@@ -251,7 +345,7 @@ impl Reference {
         let narrow = |t: &[f64]| t.iter().map(|&v| v as f32).collect::<Vec<f32>>();
         // A score of minus infinity would be skipped by relu; it is as much a failure as the others.
         let finite = passes.iter().all(|pass| pass.z.iter().all(|z| z.is_finite()));
-        let loss = self.spec.loss(plan, mse, l1, aux);
+        let loss = self.spec.loss(weight, mse, penalty, aux);
         let tied = params.tied();
         if tied {
             for (enc, dec) in grads.w_enc.iter_mut().zip(&grads.w_dec) {
@@ -263,17 +357,19 @@ impl Reference {
         }
         let rows_of =
             |f: fn(&RowPass) -> &Vec<f64>| -> Vec<f32> { passes.iter().flat_map(|p| narrow(f(p))).collect() };
-        Ok(Pass {
+        let fires = |p: &RowPass, j: usize| self.value(p.z[j]) != 0.0;
+        let fired = (0..m).map(|j| passes.iter().zip(&fired).any(|(p, f)| f[j] && fires(p, j))).collect();
+        let pass = Pass {
             stats: StepStats {
                 loss: if finite { loss } else { f64::NAN },
                 mse,
-                l1,
+                l1: penalty,
                 aux,
                 grad_norm: f64::NAN,
             },
             pre_acts: rows_of(|p| &p.z),
             code: rows_of(|p| &p.h),
-            recon: rows_of(|p| &p.y),
+            recon: rows_of(|p| &p.ys[p.ys.len() - 1]),
             grad_pre_acts: narrow(&all_dz),
             grad_code: Some(narrow(&all_dh)),
             grads: Params {
@@ -283,8 +379,31 @@ impl Reference {
                 w_dec: (!tied).then(|| narrow(&grads.w_dec)),
                 b_pre: narrow(&grads.b_pre),
                 b_lat: narrow(&grads.b_lat),
+                threshold: params.threshold.as_ref().map(|_| narrow(&grads.threshold)),
             },
-        })
+        };
+        (self.fired, self.l0) = (fired, mean_l0);
+        Ok(pass)
+    }
+
+    /// The weight of a step's penalty.
+    fn weight(&self, plan: &StepPlan<'_>, mean_l0: f64) -> f64 {
+        let carried = self.state.penalty_weight.first();
+        carried.map_or(plan.l1, |&w| plan.l1 * seeking_weight(w, mean_l0, self.spec.forward.k))
+    }
+
+    /// The penalty before its weight.
+    fn penalty(&self, w: &Wide, passes: &[RowPass], l0: &[f64]) -> f64 {
+        let (n, m, k) = (passes.len() as f64, w.b_lat.len(), self.spec.forward.k as f64);
+        let over_rows = |f: &dyn Fn(&RowPass) -> f64| passes.iter().map(f).sum::<f64>();
+        let mean_l0 = l0.iter().sum::<f64>() / n;
+        match self.spec.objective.penalty {
+            Penalty::MeanCode => over_rows(&|p| p.h.iter().map(|h| h.abs()).sum::<f64>()) / (n * m as f64),
+            Penalty::L1 => over_rows(&|p| (0..m).map(|j| p.h[j] * w.length(j)).sum::<f64>()) / n,
+            Penalty::L0Target => (mean_l0 / k - 1.0).powi(2),
+            Penalty::L0 => mean_l0,
+            Penalty::L0Rows => 2.0 / k * l0.iter().map(|l0| (l0 - k).powi(2)).sum::<f64>() / n,
+        }
     }
 
     /// Adds one row's gradients to `grads`; returns dh (M), dz (M) and the row's share of the auxiliary loss.
@@ -293,18 +412,49 @@ impl Reference {
         w: &Wide,
         pass: &RowPass,
         plan: &StepPlan<'_>,
-        n_rows: usize,
+        sparsity: &Sparsity,
         grads: &mut Wide,
     ) -> (Vec<f64>, Vec<f64>, f64) {
         let (d, m) = (pass.x.len(), pass.z.len());
-        let per_value = 1.0 / (n_rows * d) as f64;
-        let factor = self.spec.objective.loss_scale * pass.std * per_value;
-        let dy: Vec<f64> = (0..d).map(|i| 2.0 * (pass.y[i] - pass.x[i]) * factor).collect();
-        let back = |dy: &[f64], j: usize| -> f64 { (0..d).map(|i| dy[i] * w.w_dec[j * d + i]).sum() };
-        let sparsity = plan.l1 / (n_rows * m) as f64;
-        let dh: Vec<f64> = (0..m)
-            .map(|j| back(&dy, j) + if pass.h[j] != 0.0 { sparsity * pass.h[j].signum() } else { 0.0 })
-            .collect();
+        let prefixes = self.spec.forward.prefixes;
+        let per_value = 1.0 / (sparsity.n_rows * d as f64);
+        let factor = self.spec.objective.loss_scale * pass.std * per_value / prefixes.parts() as f64;
+        // G_s: the gradient that an entry of segment s meets.
+        let mut by_segment = vec![vec![0.0; d]; pass.ys.len()];
+        for (p, y) in pass.ys.iter().enumerate() {
+            for by in &mut by_segment[..=p] {
+                for i in 0..d {
+                    by[i] += 2.0 * (y[i] - pass.x[i]) * factor;
+                }
+            }
+        }
+        let dy = |j: usize| &by_segment[prefixes.segment(j)];
+        let back = |j: usize| -> f64 { (0..d).map(|i| dy(j)[i] * w.w_dec[j * d + i]).sum() };
+        let squared: Vec<f64> = (0..m).map(back).collect();
+        let direct = |j: usize| match self.spec.objective.penalty {
+            _ if pass.h[j] == 0.0 => 0.0,
+            Penalty::MeanCode => sparsity.weight / (sparsity.n_rows * m as f64) * pass.h[j].signum(),
+            Penalty::L1 => sparsity.weight / sparsity.n_rows * w.length(j),
+            _ => 0.0,
+        };
+        let dh: Vec<f64> = (0..m).map(|j| squared[j] + direct(j)).collect();
+        if self.spec.forward.activation == Activation::JumpRelu {
+            let (eps, slope) = (self.spec.objective.bandwidth, self.count_slope(sparsity));
+            for j in 0..m {
+                let t = w.threshold[j];
+                if ((pass.z[j] - t) / eps).abs() < 0.5 {
+                    grads.threshold[j] -= (t * squared[j] + slope) / eps;
+                }
+            }
+        }
+        if self.spec.objective.penalty == Penalty::L1 {
+            for j in (0..m).filter(|&j| pass.h[j] > 0.0 && w.length(j) > 0.0) {
+                let along = sparsity.weight / sparsity.n_rows * pass.h[j] / w.length(j);
+                for i in 0..d {
+                    grads.w_dec[j * d + i] += along * w.w_dec[j * d + i];
+                }
+            }
+        }
         let mut dz: Vec<f64> =
             (0..m).map(|j| if pass.top[j] && self.value(pass.z[j]) != 0.0 { dh[j] } else { 0.0 }).collect();
         if let Some(soft) = &pass.soft {
@@ -328,7 +478,7 @@ impl Reference {
         }
         for j in 0..m {
             for i in 0..d {
-                grads.w_dec[j * d + i] += pass.h[j] * dy[i];
+                grads.w_dec[j * d + i] += pass.h[j] * dy(j)[i];
             }
         }
         let aux_loss = self.aux_backward(w, pass, per_value, &mut dz, grads);
@@ -339,9 +489,20 @@ impl Reference {
             grads.b_lat[j] += dz[j];
         }
         for i in 0..d {
-            grads.b_pre[i] += dy[i];
+            grads.b_pre[i] += by_segment[0][i];
         }
         (dh, dz, aux_loss)
+    }
+
+    /// The gradient of the weighted penalty by a row's number of active latents.
+    fn count_slope(&self, s: &Sparsity) -> f64 {
+        let k = self.spec.forward.k as f64;
+        match self.spec.objective.penalty {
+            Penalty::MeanCode | Penalty::L1 => 0.0,
+            Penalty::L0Target => s.weight * 2.0 * (s.mean_l0 / k - 1.0) / (k * s.n_rows),
+            Penalty::L0 => s.weight / s.n_rows,
+            Penalty::L0Rows => s.weight * 4.0 * (s.l0 - k) / (k * s.n_rows),
+        }
     }
 
     fn aux_backward(
@@ -356,8 +517,8 @@ impl Reference {
         if self.spec.objective.aux_k == 0 || !self.state.idle_rows.iter().any(dead) {
             return 0.0;
         }
-        let d = pass.x.len();
-        let miss: Vec<f64> = (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - pass.y[i])).collect();
+        let (d, y) = (pass.x.len(), &pass.ys[pass.ys.len() - 1]);
+        let miss: Vec<f64> = (0..d).map(|i| pass.aux_recon[i] * pass.std - (pass.x[i] - y[i])).collect();
         let scale =
             self.spec.objective.loss_scale * self.spec.objective.aux_coef * 2.0 * pass.std * per_value;
         for (j, &h) in pass.aux.iter().enumerate() {
@@ -398,6 +559,10 @@ impl Reference {
             if name == "b_pre" && !spec.optimizer.train_pre_bias {
                 continue;
             }
+            // The one threshold of a batch's places is found, not trained.
+            if name == "threshold" && spec.forward.activation != Activation::JumpRelu {
+                continue;
+            }
             let decay = if name.starts_with("w_") { plan.lr * spec.optimizer.weight_decay } else { 0.0 };
             for i in 0..weights.len() {
                 let g = f64::from(grads[i]) * clip;
@@ -407,6 +572,9 @@ impl Reference {
                 let step = plan.lr * (m / fix1) / ((v / fix2).sqrt() + spec.optimizer.adam_eps);
                 (ms[i], vs[i]) = (m as f32, v as f32);
                 weights[i] = (old - decay * old - step) as f32;
+                if name == "threshold" {
+                    weights[i] = weights[i].max(0.0);
+                }
             }
         }
         if unit {
@@ -417,7 +585,10 @@ impl Reference {
         }
         if let (Some(ema), Some(decay)) = (&mut state.ema, spec.optimizer.ema) {
             let keep = ema_decay(decay, plan.step);
-            for ((_, average), (_, _, new)) in ema.tensors_mut().into_iter().zip(state.params.tensors()) {
+            for ((name, average), (_, _, new)) in ema.tensors_mut().into_iter().zip(state.params.tensors()) {
+                if name == "threshold" && spec.forward.activation != Activation::JumpRelu {
+                    continue;
+                }
                 for (a, &w) in average.iter_mut().zip(new) {
                     *a = (keep * f64::from(*a) + (1.0 - keep) * f64::from(w)) as f32;
                 }
@@ -433,16 +604,8 @@ impl Reference {
         norm
     }
 
-    fn count_idle(&mut self, pass: &Pass, n_rows: usize) {
-        let m = self.state.params.n_latents;
-        let mut fired = vec![false; m];
-        for z in pass.pre_acts.chunks_exact(m) {
-            let z: Vec<f64> = z.iter().map(|&v| f64::from(v)).collect();
-            for j in self.top(&z) {
-                fired[j] |= self.value(z[j]) != 0.0;
-            }
-        }
-        for (idle, fired) in self.state.idle_rows.iter_mut().zip(fired) {
+    fn count_idle(&mut self, n_rows: usize) {
+        for (idle, &fired) in self.state.idle_rows.iter_mut().zip(&self.fired) {
             *idle = if fired { 0 } else { idle.saturating_add(n_rows as u32) };
         }
     }
@@ -465,7 +628,10 @@ impl Backend for Reference {
         self.stopped |= !stats.loss.is_finite();
         if !self.stopped {
             stats.grad_norm = self.update(&pass, plan);
-            self.count_idle(&pass, rows.len());
+            self.count_idle(rows.len());
+            for carried in &mut self.state.penalty_weight {
+                *carried = next_weight(*carried, self.l0, self.spec.forward.k);
+            }
             self.state.step = plan.step + 1;
         }
         self.done.push(stats);
@@ -486,16 +652,21 @@ impl Backend for Reference {
         let params = self.state.weights(weights);
         let w = Self::wide(params);
         let d = params.d_in;
-        let mut sums = EvalSums::default();
+        let mut sums = EvalSums { prefixes: self.spec.forward.prefixes.len(), ..EvalSums::default() };
         for &row in rows {
             check()?;
             let (x, x_norm, mean, std) = self.normalized(row)?;
             let z = self.scores(&w, &x_norm);
-            let h = self.inference_code(&z);
-            let recon = Self::decode(&w, &h, d);
+            let h = self.inference_code(&w, &z);
+            let ys = self.reconstructions(&w, &h, std, mean);
+            if !self.spec.forward.prefixes.is_empty() {
+                for (sum, y) in sums.by_prefix.iter_mut().zip(&ys) {
+                    *sum += y.iter().zip(&x).map(|(y, x)| (y - x).powi(2)).sum::<f64>();
+                }
+            }
             let (mut xx, mut yy, mut xy) = (0.0, 0.0, 0.0);
             for i in 0..d {
-                let y = (recon[i] + w.b_pre[i]) * std + mean;
+                let y = ys[ys.len() - 1][i];
                 sums.squared += (y - x[i]).powi(2);
                 sums.absolute += (y - x[i]).abs();
                 (xx, yy, xy) = (xx + x[i] * x[i], yy + y * y, xy + x[i] * y);
@@ -520,11 +691,44 @@ impl Backend for Reference {
         let mut codes = Codes::default();
         for &row in rows {
             let z = self.scores(&w, &self.normalized(row)?.1);
-            let active = self.inference_code(&z).into_iter().enumerate().filter(|(_, h)| *h != 0.0);
+            let active = self.inference_code(&w, &z).into_iter().enumerate().filter(|(_, h)| *h != 0.0);
             let finite = z.iter().all(|z| z.is_finite());
             codes.push_row(active.map(|(j, h)| (j as u32, h as f32)), finite);
         }
         Ok(codes)
+    }
+
+    fn calibrate(&mut self, rows: &[u32], weights: Weights) -> Result<()> {
+        let (activation, k) = (self.spec.forward.activation, self.spec.forward.k);
+        if !self.spec.seeks_k() {
+            return Ok(());
+        }
+        let w = Self::wide(self.state.weights(weights));
+        let mut all: Vec<f64> = vec![];
+        for &row in rows {
+            let z = self.scores(&w, &self.normalized(row)?.1);
+            for (&z, &t) in z.iter().zip(&w.threshold) {
+                match activation {
+                    Activation::Relu => all.push(z),
+                    _ if z <= 0.0 => {}
+                    Activation::JumpRelu => all.push(z - t),
+                    _ => all.push(z),
+                }
+            }
+        }
+        all.sort_by(|a, b| b.total_cmp(a));
+        // The largest score that has no place any more.
+        let first = all.get(rows.len() * k).map(|&first| first as f32);
+        let params = self.state.weights_mut(weights);
+        match activation {
+            Activation::Relu => params.b_lat.iter_mut().for_each(|b| *b -= first.unwrap_or(0.0)),
+            Activation::JumpRelu => {
+                let moved = |t: f32| first.map_or(0.0, |first| (t + first).max(0.0));
+                params.threshold.iter_mut().flatten().for_each(|t| *t = moved(*t));
+            }
+            _ => params.threshold.iter_mut().for_each(|t| t.fill(first.unwrap_or(0.0))),
+        }
+        Ok(())
     }
 
     fn set_data(&mut self, data: Arc<dyn RowSource>) -> Result<()> {

@@ -34,6 +34,8 @@ pub enum Mode {
     Support,
     /// Every latent.
     Dense,
+    /// Every latent, of a code without a softmax that many latents take part in.
+    DenseCode,
 }
 
 /// What the softmax of a row leaves beside the exponentials.

@@ -6,9 +6,12 @@ use super::relax::{Mode, RowSoftmax};
 use super::simd;
 use super::sparse::CodeChunk;
 use crate::backend::StepPlan;
+use crate::backend::penalty::Sparsity;
 use crate::model::Params;
+use crate::spec::Penalty;
+use std::ops::Range;
 
-/// Loss parts of a few rows: squared error, code sum, auxiliary squared error.
+/// Loss parts of a few rows: squared error, penalty, auxiliary squared error.
 pub type RowSums = (f64, f64, f64);
 
 /// What the row pass reads.
@@ -29,9 +32,15 @@ pub struct RowMath<'a> {
     pub plan: &'a StepPlan<'a>,
     /// How the code is held.
     pub mode: Mode,
-    /// L1 weight of one active entry.
-    pub sparsity: f32,
-    /// `2 / (N D)`.
+    /// The penalty.
+    pub sparsity: &'a Sparsity,
+    /// (M) lengths of decoder rows, where the penalty needs them.
+    pub lengths: &'a [f32],
+    /// (N) active latents of each row.
+    pub active: &'a [u32],
+    /// Where the segments of latents end that reconstruct on their own; empty where there is one.
+    pub ends: &'a [u32],
+    /// `2 / (N D)` times the scale of the loss.
     pub per_value: f64,
     /// Weight of the auxiliary loss.
     pub aux_coef: f64,
@@ -39,8 +48,9 @@ pub struct RowMath<'a> {
 
 impl RowMath<'_> {
     #[allow(clippy::too_many_arguments)]
-    /// All of it for the rows of one chunk, the first of which is row `first` of the batch. `recon` holds nothing
-    /// and becomes dy'; `dense` holds the dense decoder product and becomes dy' scaled for dW_dec.
+    /// All of it for the rows of one chunk, the first of which is row `first` of the batch. `recon` (rows, P, D) holds nothing
+    /// and becomes the gradient that the entries of each of P segments meet; `dense` holds the dense decoder product and
+    /// becomes dy' scaled for dW_dec.
     pub fn chunk(
         &self,
         first: usize,
@@ -52,25 +62,39 @@ impl RowMath<'_> {
         mut aux: Option<&mut CodeChunk>,
     ) -> RowSums {
         let d = self.params.d_in;
+        let parts = self.ends.len().max(1);
         let mut sums = (0.0, 0.0, 0.0);
         let mut gates = Gates::default();
-        for (i, recon) in recon.chunks_exact_mut(d).enumerate() {
+        for (i, recon) in recon.chunks_exact_mut(parts * d).enumerate() {
             let n = first + i;
-            recon.copy_from_slice(&self.params.b_pre);
-            codes.decode(i, self.decoder, recon);
-            let mut code_sum: f64 = codes.value[codes.row(i)].iter().map(|&v| f64::from(v.abs())).sum();
-            if self.mode == Mode::Dense {
-                let soft = self.softmax[n];
-                let rest = (1.0 - self.plan.alpha) as f32;
-                simd::axpy(rest * soft.sum * soft.inv_total, &dense[i * d..(i + 1) * d], recon);
-                code_sum += f64::from(rest * soft.sum);
+            let segments: Vec<Range<usize>> = codes.segments(i, self.ends).collect();
+            self.decode(codes, &segments, recon);
+            match self.mode {
+                Mode::Dense => {
+                    let soft = self.softmax[n];
+                    let rest = (1.0 - self.plan.alpha) as f32;
+                    simd::axpy(rest * soft.sum * soft.inv_total, &dense[i * d..(i + 1) * d], recon);
+                    sums.1 += f64::from(rest * soft.sum);
+                }
+                Mode::DenseCode => simd::axpy(1.0, &dense[i * d..(i + 1) * d], recon),
+                Mode::Hard | Mode::Support => {}
             }
-            sums.1 += code_sum;
-            sums.0 += self.loss(n, recon);
+            sums.1 += self.code_sum(codes, codes.row(i));
+            for recon in recon.chunks_exact_mut(d) {
+                sums.0 += self.loss(n, recon) / parts as f64;
+            }
+            // From the errors of all prefixes to what each segment meets.
+            for s in (1..parts).rev() {
+                let (before, after) = recon.split_at_mut(s * d);
+                simd::axpy(1.0, &after[..d], &mut before[(s - 1) * d..]);
+            }
             if let Some(aux) = aux.as_deref_mut() {
-                sums.2 += self.aux_row(n, i, recon, &mut aux_recon[i * d..(i + 1) * d], aux);
+                sums.2 +=
+                    self.aux_row(n, i, &recon[(parts - 1) * d..], &mut aux_recon[i * d..(i + 1) * d], aux);
             }
-            self.entry_gradients(n, i, codes, recon, &mut c[i], dense);
+            for (segment, dy) in segments.into_iter().zip(recon.chunks_exact(d)) {
+                self.entry_gradients(n, i, segment, codes, dy, &mut c[i], dense);
+            }
             if let Some(rule) = self.gates {
                 self.gate_gradients(rule, n, i, codes, &mut gates);
             }
@@ -78,11 +102,35 @@ impl RowMath<'_> {
         sums
     }
 
+    /// The part of the penalty that grows with the values of entries.
+    fn code_sum(&self, codes: &CodeChunk, entries: Range<usize>) -> f64 {
+        let value = |entry: usize| f64::from(codes.value[entry].abs());
+        match self.sparsity.penalty {
+            Penalty::MeanCode => entries.map(value).sum(),
+            Penalty::L1 => {
+                entries.map(|entry| value(entry) * f64::from(self.lengths[codes.index[entry] as usize])).sum()
+            }
+            Penalty::L0Target | Penalty::L0 | Penalty::L0Rows => 0.0,
+        }
+    }
+
+    /// The reconstructions y' of a row by each prefix.
+    fn decode(&self, codes: &CodeChunk, segments: &[Range<usize>], recon: &mut [f32]) {
+        let d = self.params.d_in;
+        recon[..d].copy_from_slice(&self.params.b_pre);
+        for (s, segment) in segments.iter().enumerate() {
+            if s > 0 {
+                recon.copy_within((s - 1) * d..s * d, s * d);
+            }
+            codes.decode(segment.clone(), self.decoder, &mut recon[s * d..(s + 1) * d]);
+        }
+    }
+
     /// Squared error of a row; `y'` becomes dy'.
     fn loss(&self, n: usize, recon: &mut [f32]) -> f64 {
         let d = recon.len();
         let (std, target) = (self.batch.std[n], &self.batch.centered[n * d..(n + 1) * d]);
-        let factor = (f64::from(std) * self.per_value) as f32;
+        let factor = (f64::from(std) * self.per_value / self.ends.len().max(1) as f64) as f32;
         let mut squared = 0.0;
         for (y, &x) in recon.iter_mut().zip(target) {
             let miss = *y * std - x;
@@ -92,11 +140,13 @@ impl RowMath<'_> {
         squared
     }
 
-    /// dh of the row's entries, the constant c, and what the entries add to dz beyond c.
+    /// dh of some entries of the row, the constant c, and what the entries add to dz beyond c.
+    #[allow(clippy::too_many_arguments)]
     fn entry_gradients(
         &self,
         n: usize,
         i: usize,
+        range: Range<usize>,
         codes: &mut CodeChunk,
         dy: &[f32],
         c: &mut f32,
@@ -104,21 +154,27 @@ impl RowMath<'_> {
     ) {
         let d = dy.len();
         let rest = (1.0 - self.plan.alpha) as f32;
-        let range = codes.row(i);
+        let per_entry = self.sparsity.per_entry() as f32;
+        let slope = self.sparsity.slope(self.active.get(n).copied().unwrap_or(0)) as f32;
         for entry in range.clone() {
             let j = codes.index[entry] as usize;
-            codes.grad[entry] =
-                simd::dot(dy, &self.decoder[j * d..(j + 1) * d]) + self.sparsity.copysign(codes.value[entry]);
+            let dh = simd::dot(dy, &self.decoder[j * d..(j + 1) * d]);
+            if let Some(edge) = codes.edge.get_mut(entry) {
+                let threshold = self.params.threshold.as_ref().map_or(0.0, |t| t[j]);
+                *edge *= -(threshold * dh + slope) * self.sparsity.inv_bandwidth;
+            }
+            let length = self.lengths.get(j).copied().unwrap_or(1.0);
+            codes.grad[entry] = dh + (per_entry * length).copysign(codes.value[entry]);
         }
         if self.gates.is_some() {
             return;
         }
         *c = match self.mode {
-            Mode::Hard => 0.0,
+            Mode::Hard | Mode::DenseCode => 0.0,
             Mode::Dense => {
                 let soft = self.softmax[n];
                 let dense = &mut dense[i * d..(i + 1) * d];
-                let c = rest * (simd::dot(dy, dense) * soft.inv_total + self.sparsity);
+                let c = rest * (simd::dot(dy, dense) * soft.inv_total + per_entry);
                 let scale = rest * soft.sum * soft.inv_total;
                 dense.iter_mut().zip(dy).for_each(|(out, &dy)| *out = scale * dy);
                 c
@@ -165,11 +221,11 @@ impl RowMath<'_> {
     fn aux_row(&self, n: usize, i: usize, dy: &[f32], recon: &mut [f32], codes: &mut CodeChunk) -> f64 {
         let d = dy.len();
         recon.fill(0.0);
-        codes.decode(i, self.decoder, recon);
+        codes.decode(codes.row(i), self.decoder, recon);
         let std = self.batch.std[n];
-        // dy' = 2 (y - x) std / (N D), so y - x = dy' / that factor; a constant row has std 0 and nothing to
+        // dy' = 2 (y - x) std / (N D P), so y - x = dy' / that factor; a constant row has std 0 and nothing to
         // explain. Below the normal range 1 / factor would be infinite and 0 times it NaN.
-        let factor = (f64::from(std) * self.per_value) as f32;
+        let factor = (f64::from(std) * self.per_value / self.ends.len().max(1) as f64) as f32;
         let back = if factor >= f32::MIN_POSITIVE { 1.0 / factor } else { 0.0 };
         let scale = (self.aux_coef * f64::from(std) * self.per_value) as f32;
         let mut squared = 0.0;

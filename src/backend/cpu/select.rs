@@ -66,8 +66,8 @@ pub fn top(
     out: &mut Vec<(u32, f32)>,
 ) -> bool {
     match activation {
-        Activation::Topk => top_k(scores, k, scratch, out),
         Activation::AbsTopk => top_magnitudes(scores, k, scratch, out),
+        _ => top_k(scores, k, scratch, out),
     }
 }
 

@@ -24,6 +24,9 @@ pub struct CodeChunk {
     pub direct: Vec<f32>,
     /// Gradient of the score, filled by the backward pass.
     pub grad: Vec<f32>,
+    /// In a model that trains thresholds: 1 where the score is within reach of its threshold's kernel, else 0, and then the
+    /// gradient of the threshold, filled by the backward pass. Else empty.
+    pub edge: Vec<f32>,
     /// Latents of the hard code, whatever its weight in the mix: those that fire.
     pub fired: Vec<u32>,
 }
@@ -32,7 +35,7 @@ impl CodeChunk {
     /// Forgets all entries.
     pub fn clear(&mut self) {
         self.ends.clear();
-        for values in [&mut self.value, &mut self.share, &mut self.direct, &mut self.grad] {
+        for values in [&mut self.value, &mut self.share, &mut self.direct, &mut self.grad, &mut self.edge] {
             values.clear();
         }
         self.index.clear();
@@ -71,10 +74,18 @@ impl CodeChunk {
         start..self.ends[i]
     }
 
+    /// The entries of row `i` in each of the runs of latents that end at `ends`; all of them, where there are no ends.
+    pub fn segments(&self, i: usize, ends: &[u32]) -> impl Iterator<Item = Range<usize>> {
+        let all = self.row(i);
+        let mut from = all.start;
+        let cut = |end: &u32| all.start + self.index[all.clone()].partition_point(|j| j < end);
+        let cuts: Vec<usize> = if ends.is_empty() { vec![all.end] } else { ends.iter().map(cut).collect() };
+        cuts.into_iter().map(move |to| std::mem::replace(&mut from, to)..to)
+    }
+
     /// Adds `sum over entries of value * w_dec[latent]` to `out` (D), four latents at a time.
-    pub fn decode(&self, i: usize, w_dec: &[f32], out: &mut [f32]) {
+    pub fn decode(&self, range: Range<usize>, w_dec: &[f32], out: &mut [f32]) {
         let d = out.len();
-        let range = self.row(i);
         let weights = |j: u32| &w_dec[j as usize * d..(j as usize + 1) * d];
         let (index, value) = (self.index[range.clone()].chunks_exact(4), self.value[range].chunks_exact(4));
         let rest = (index.remainder(), value.remainder());
@@ -100,6 +111,8 @@ pub struct ByLatent {
     pub value: Vec<f32>,
     /// Gradient of the score.
     pub grad: Vec<f32>,
+    /// Gradient of the latent's threshold, in a model that trains them; else empty.
+    pub edge: Vec<f32>,
 }
 
 impl ByLatent {
@@ -120,6 +133,8 @@ impl ByLatent {
         make_room(&mut self.row, total);
         make_room(&mut self.value, total);
         make_room(&mut self.grad, total);
+        let edges = chunks.iter().any(|chunk| !chunk.edge.is_empty());
+        make_room(&mut self.edge, if edges { total } else { 0 });
         for (c, chunk) in chunks.iter().enumerate() {
             for i in 0..chunk.ends.len() {
                 for entry in chunk.row(i) {
@@ -127,6 +142,9 @@ impl ByLatent {
                     self.row[*place] = (c * ROWS + i) as u32;
                     self.value[*place] = chunk.value[entry];
                     self.grad[*place] = chunk.grad[entry];
+                    if edges {
+                        self.edge[*place] = chunk.edge[entry];
+                    }
                     *place += 1;
                 }
             }
@@ -140,10 +158,19 @@ impl ByLatent {
     }
 }
 
+/// Rows of D values, one every `stride` values.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// From the first row on.
+    pub values: &'a [f32],
+    /// Values from a row's start to the next one's.
+    pub stride: usize,
+}
+
 /// Adds `sum over entries of factor * rows[row]` to `out` (D), four entries at a time.
-pub fn gather_rows(factor: &[f32], row: &[u32], rows: &[f32], out: &mut [f32]) {
+pub fn gather_rows(factor: &[f32], row: &[u32], rows: Rows<'_>, out: &mut [f32]) {
     let d = out.len();
-    let at = |n: u32| &rows[n as usize * d..(n as usize + 1) * d];
+    let at = |n: u32| &rows.values[n as usize * rows.stride..][..d];
     let (factors, numbers) = (factor.chunks_exact(4), row.chunks_exact(4));
     let rest = (factors.remainder(), numbers.remainder());
     for (f, n) in factors.zip(numbers) {

@@ -207,7 +207,13 @@ impl Backend for Engine {
             absolute: sums.absolute,
             cosine: sums.cosine,
             active: sums.active,
+            ..EvalSums::default()
         })
+    }
+
+    fn calibrate(&mut self, _rows: &[u32], _weights: Weights) -> Result<()> {
+        // Such models are refused by `Sizes::new`.
+        Ok(())
     }
 
     fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes> {

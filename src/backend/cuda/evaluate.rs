@@ -64,7 +64,7 @@ impl Parts {
                 self.expect(dev, next)?;
             }
             match self.spec.forward.inference {
-                Inference::Topk => self.read_top(dev, chunk.len(), &mut codes)?,
+                Inference::Topk | Inference::Threshold => self.read_top(dev, chunk.len(), &mut codes)?,
                 Inference::Relu => self.read_positive(dev, chunk.len(), &b_lat, &mut codes)?,
             }
         }

@@ -86,5 +86,6 @@ fn gradients(dev: &mut dyn Device, work: &WorkBuffers, s: &super::work::Sizes) -
         w_dec,
         b_pre: work.pre_grad.read(dev, s.d)?,
         b_lat: kept.bias.read(dev, s.m)?,
+        threshold: None,
     })
 }

@@ -205,7 +205,7 @@ impl Tensors {
             let parts = (read(&self.enc, m)?, read(&self.pre, 1)?, read(&self.lat, 0)?);
             let (Some(w_enc), Some(b_pre), Some(b_lat)) = parts else { return Ok(None) };
             let w_dec = self.dec.as_ref().map_or(Ok(None), |dec| read(dec, m))?;
-            Ok(Some(Params { d_in: d, n_latents: m, w_enc, w_dec, b_pre, b_lat }))
+            Ok(Some(Params { d_in: d, n_latents: m, w_enc, w_dec, b_pre, b_lat, threshold: None }))
         };
         let params = set(&|t| Some(&t.w))?;
         let (first, second) = (set(&|t| Some(&t.m))?, set(&|t| Some(&t.v))?);
@@ -214,7 +214,15 @@ impl Tensors {
             return Err(Error::Failed("a tensor is missing on the GPU; please report this".into()));
         };
         let idle_rows = self.idle.read(device, m)?;
-        Ok(TrainState { step: self.step, params, m: first, v: second, ema, idle_rows })
+        Ok(TrainState {
+            step: self.step,
+            params,
+            m: first,
+            v: second,
+            ema,
+            idle_rows,
+            penalty_weight: vec![],
+        })
     }
 
     /// Steps done.

@@ -64,6 +64,15 @@ impl Sizes {
         precision: Precision,
         data: Dtype,
     ) -> Result<Self> {
+        let activation = spec.forward.activation;
+        if !activation.is_per_row() || !spec.forward.prefixes.is_empty() {
+            let flag = if activation.is_per_row() {
+                "--prefixes".into()
+            } else {
+                format!("--activation {activation}")
+            };
+            return Err(Error::Usage(format!("{flag} has no GPU kernels yet: add --device cpu")));
+        }
         let pool = if spec.warmup.relaxation.has_candidates() {
             spec.warmup.pool.max(spec.forward.k)
         } else {

@@ -11,6 +11,7 @@ mod tests;
 use crate::analysis::features::{Feature, Features, Finding};
 use crate::run::outputs::Summary;
 use crate::text::{number, thousands};
+use crate::train::metrics::Quality;
 use chart::Histogram;
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -161,16 +162,37 @@ fn metrics(page: &Page) -> String {
         let _ = write!(rows, "<tr><th scope=\"row\">{name}</th><td>{}</td>{cells}</tr>", thousands(q.rows));
     }
     let dead = number(100.0 * summary.dead_fraction);
+    let by_prefix = by_prefix(summary);
     format!(
         "<section id=\"metrics\"><h2>Final metrics</h2><div class=\"scroll\"><table class=\"figures\"><thead><tr><th>split</th>\
          <th>rows</th><th>MSE</th><th>MAE</th><th>FVU</th><th>L0</th><th>cosine</th></tr></thead>\
-         <tbody>{rows}</tbody></table></div>\n<p class=\"note\">MSE and MAE are means over rows and values in the \
+         <tbody>{rows}</tbody></table></div>\n{by_prefix}<p class=\"note\">MSE and MAE are means over rows and values in the \
          data's units; FVU is the squared error over the squared distance to the mean of the training split; L0 is \
          the mean number of active latents. Dead on training rows: {dead} %. {} training rows per second on {} \
          ({}).</p></section>\n",
         number(summary.rows_per_second),
         escape(&summary.device),
         escape(&summary.precision)
+    )
+}
+
+/// The FVU that each prefix of the latents reaches on its own.
+fn by_prefix(summary: &Summary) -> String {
+    if summary.prefixes.is_empty() {
+        return String::new();
+    }
+    let splits = [("train", summary.train), ("val", summary.val), ("test", summary.test)];
+    let splits: Vec<_> = splits.into_iter().filter_map(|(name, q)| Some((name, q?))).collect();
+    let head: String = splits.iter().map(|(name, _)| format!("<th>{name}</th>")).collect();
+    let mut rows = String::new();
+    for (p, end) in summary.prefixes.ends().iter().enumerate() {
+        let value = |q: &Quality| q.fvu_by_prefix.values().get(p).map_or("-".into(), |v| number(*v));
+        let cells: String = splits.iter().map(|(_, q)| format!("<td>{}</td>", value(q))).collect();
+        let _ = write!(rows, "<tr><th scope=\"row\">{}</th>{cells}</tr>", thousands(u64::from(*end)));
+    }
+    format!(
+        "<h3>FVU by the first latents</h3><div class=\"scroll\"><table class=\"figures\"><thead><tr><th>latents</th>{head}</tr>\
+         </thead><tbody>{rows}</tbody></table></div>\n"
     )
 }
 

@@ -57,8 +57,8 @@ pub fn encode(
 /// The kernel that selects a row's entries.
 fn select(s: &Sizes) -> &'static str {
     match s.activation {
-        Activation::Topk => by_element(s, ["topk_stream_f32", "topk_stream_bf16"]),
         Activation::AbsTopk => by_element(s, ["topk_abs_f32", "topk_abs_bf16"]),
+        _ => by_element(s, ["topk_stream_f32", "topk_stream_bf16"]),
     }
 }
 

@@ -1,0 +1,60 @@
+//! The number that a model gets at the end so that it has k active latents per row; see [`super::Backend::calibrate`].
+
+use super::largest::Largest;
+use crate::model::Params;
+use crate::spec::{Activation, ModelSpec};
+
+/// Looks at scores of rows, and then sets what decides which of them are active.
+#[derive(Debug)]
+pub struct Calibration {
+    activation: Activation,
+    largest: Largest,
+    above: Vec<f32>,
+}
+
+impl Calibration {
+    /// For `n_rows` rows; `None` where the model has k places per row, or does not aim at k.
+    pub fn new(spec: &ModelSpec, n_rows: usize) -> Option<Self> {
+        let places = n_rows * spec.forward.k;
+        let largest = match spec.forward.activation {
+            _ if !spec.seeks_k() => return None,
+            // Biases can be raised as well as lowered, and thresholds.
+            Activation::Relu | Activation::JumpRelu => Largest::above(f32::NEG_INFINITY, places),
+            _ => Largest::above(0.0, places),
+        };
+        Some(Self { activation: spec.forward.activation, largest, above: vec![] })
+    }
+
+    /// Looks at scores (rows, M) of the weights `params`.
+    pub fn add(&mut self, scores: &[f32], params: &Params) {
+        let (Activation::JumpRelu, Some(thresholds)) = (self.activation, &params.threshold) else {
+            return self.largest.add(scores);
+        };
+        for z in scores.chunks_exact(thresholds.len()) {
+            self.above.clear();
+            // Thresholds stay at 0 or above.
+            self.above.extend(z.iter().zip(thresholds).filter(|(z, _)| **z > 0.0).map(|(z, t)| z - t));
+            self.largest.add(&self.above);
+        }
+    }
+
+    /// Sets the one threshold, or moves thresholds or biases.
+    pub fn apply(self, params: &mut Params) {
+        let first = self.largest.next();
+        if !first.is_finite() {
+            // Fewer positive scores than places: all of them are active with thresholds of 0.
+            if self.activation == Activation::JumpRelu {
+                params.threshold.iter_mut().for_each(|t| t.fill(0.0));
+            }
+            return;
+        }
+        match (self.activation, &mut params.threshold) {
+            (Activation::Relu, _) => params.b_lat.iter_mut().for_each(|b| *b -= first),
+            (Activation::JumpRelu, Some(thresholds)) => {
+                thresholds.iter_mut().for_each(|t| *t = (*t + first).max(0.0))
+            }
+            (_, Some(thresholds)) => thresholds.fill(first.max(0.0)),
+            (_, None) => {}
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What the penalty adds to the gradients; the formulas are in [`crate::backend`].
+
+use super::StepPlan;
+use crate::model::TrainState;
+use crate::schedule::seeking_weight;
+use crate::spec::{ModelSpec, Penalty};
+
+/// The penalty of a step, once the codes of its batch are known.
+#[derive(Debug, Clone, Copy)]
+pub struct Sparsity {
+    /// Which.
+    pub penalty: Penalty,
+    /// Its weight.
+    pub weight: f64,
+    /// 1 / eps.
+    pub inv_bandwidth: f32,
+    n_rows: f64,
+    n_latents: f64,
+    k: f64,
+    mean_l0: f64,
+}
+
+impl Sparsity {
+    /// Of a batch of `n_rows` rows with `active` active latents in all.
+    pub fn new(
+        spec: &ModelSpec,
+        plan: &StepPlan<'_>,
+        state: &TrainState,
+        n_rows: usize,
+        active: u64,
+    ) -> Self {
+        let (k, mean_l0) = (spec.forward.k, active as f64 / n_rows as f64);
+        let carried = state.penalty_weight.first();
+        Self {
+            penalty: spec.objective.penalty,
+            weight: plan.l1 * carried.map_or(1.0, |&w| seeking_weight(w, mean_l0, k)),
+            inv_bandwidth: (1.0 / spec.objective.bandwidth) as f32,
+            n_rows: n_rows as f64,
+            n_latents: state.params.n_latents as f64,
+            k: k as f64,
+            mean_l0,
+        }
+    }
+
+    /// Active latents per row of the batch.
+    pub fn mean_l0(&self) -> f64 {
+        self.mean_l0
+    }
+
+    /// What an entry's dh gets, times the length of its decoder row where the penalty is [`Penalty::L1`].
+    pub fn per_entry(&self) -> f64 {
+        match self.penalty {
+            Penalty::MeanCode => self.weight / (self.n_rows * self.n_latents),
+            Penalty::L1 => self.weight / self.n_rows,
+            Penalty::L0Target | Penalty::L0 | Penalty::L0Rows => 0.0,
+        }
+    }
+
+    /// `c_n`: the gradient by a row's number of active latents.
+    pub fn slope(&self, active: u32) -> f64 {
+        let Self { weight, n_rows, k, mean_l0, .. } = *self;
+        match self.penalty {
+            Penalty::MeanCode | Penalty::L1 => 0.0,
+            Penalty::L0Target => weight * 2.0 * (mean_l0 / k - 1.0) / (k * n_rows),
+            Penalty::L0 => weight / n_rows,
+            Penalty::L0Rows => weight * 4.0 * (f64::from(active) - k) / (k * n_rows),
+        }
+    }
+
+    /// The penalty before its weight, from what the values of entries add up to and the number of active latents of each
+    /// row.
+    pub fn value(&self, code_sum: f64, active: &[u32]) -> f64 {
+        let square = |&l0: &u32| (f64::from(l0) - self.k).powi(2);
+        match self.penalty {
+            Penalty::MeanCode => code_sum / (self.n_rows * self.n_latents),
+            Penalty::L1 => code_sum / self.n_rows,
+            Penalty::L0Target => (self.mean_l0 / self.k - 1.0).powi(2),
+            Penalty::L0 => self.mean_l0,
+            Penalty::L0Rows => 2.0 / self.k * active.iter().map(square).sum::<f64>() / self.n_rows,
+        }
+    }
+}
