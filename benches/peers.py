@@ -13,10 +13,11 @@ deviation and the mean back, two numbers per row that the peers have to encode.
 
 Two columns of quality. "default": each at its own defaults but for the sizes; what a default counts in thousands of steps
 (warm-up of the learning rate, dead latents) stays so. "tuned": the learning rate of --factors times the default (for ours:
-times 2e-4 / sqrt(M / 2^14), which is that of two of them) with the best validation FVU; warm-up a twentieth of the steps; AuxK on, for latents that did not fire in two epochs; sparsify with
-its Adam, as its default (sign descent without a schedule) has another kind of learning rate. The default of `sae` is not
-tuned. Quality is measured by one NumPy function on the exported weights of all: FVU about the mean of the training split,
-L0, dead latents over the training rows. BatchTopK runs with its threshold, as exported.
+times 2e-4 / sqrt(M / 2^14), which is that of two of them) with the best validation FVU; warm-up a twentieth of the steps;
+AuxK on, for latents that did not fire in two epochs; sparsify with its Adam, as its default (sign descent without a
+schedule) has another kind of learning rate. The default of `sae` is not tuned. Quality is measured by one NumPy function on
+the exported weights of all: FVU about the mean of the training split, L0, dead latents over the training rows. BatchTopK
+runs with its threshold, as exported.
 
 Speed: processes take turns, a few steps each, --rounds times; medians. Rows per second of steps, without start-up and the
 first steps; ours as `sae train` says it. Rows per CPU second as well (user and system time of all threads), and the ratios
@@ -136,11 +137,14 @@ def ours(path):
         form = json.loads(file.metadata()["architecture"])
     if "activation" not in form:
         sys.exit(f"{path}: its metadata has another form than this script knows: {form}")
-    threshold, k = tensors.get("threshold"), form["k"]
-    if threshold is None and (form["activation"] == "relu" or form.get("inference") == "relu"):
-        k = 0
-    elif threshold is None and form["activation"] != "topk":
-        sys.exit(f"{path}: evaluate() has no activation {form['activation']!r} without thresholds")
+    # Scores above thresholds, all that are positive, or the k largest.
+    inference, k, threshold = form["inference"], 0, None
+    if inference == "threshold":
+        threshold = tensors.get("threshold")
+    elif inference == "topk":
+        k = form["k"]
+    if form["activation"] == "abs-topk" or inference not in ("topk", "relu", "threshold"):
+        sys.exit(f"{path}: evaluate() does not know codes of {form['activation']!r} with inference {inference!r}")
     w_dec = tensors.get("w_dec", tensors["w_enc"])
     eps = form["norm_eps"] if form["normalize"] else None
     return model_of(tensors["w_enc"], tensors["b_lat"], w_dec, tensors["b_pre"], tensors["b_pre"], k, threshold, eps)
@@ -333,8 +337,7 @@ def run_ours(args, job, extra, folder):
     command = [args.sae, "train", job["data"], "--out", out, "--device", "cpu", "--quiet", "--early-stop", 0, "--split-seed", 0]
     command += ["--seed", job["seed"], "--threads", job["threads"], "--steps", job["steps"], "--batch-size", job["batch_size"]]
     command += ["--latents", job["latents"], "--k", job["k"], "--eval-every", job["steps"]]
-    # What evaluations cost is not the steps'; quality is measured here.
-    command += ["--eval-rows", 1, "--final-rows", 1]
+    command += ["--eval-rows", 1, "--final-rows", job.get("final_rows", 1)]
     command += ["--lr", job["lr"]] if "lr" in job else []
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run(command + shlex.split(extra))
@@ -417,9 +420,14 @@ def measure(args, results, name, path):
                 else:
                     if tuned:
                         job["lr"] = factor * default_lr(latents)
+                    job["final_rows"] = "all"
                     with tempfile.TemporaryDirectory() as own:
                         rates, _, model = run_ours(args, job, configurations(args)[side], own)
-                return {"rows_per_second": rates["rows_per_second"], **evaluate(model, splits)}
+                found = evaluate(model, splits)
+                # The weights must mean here what they mean to `sae`.
+                if side not in PEERS and not np.isclose(rates["test"]["fvu"], found["test"]["fvu"], rtol=1e-3):
+                    sys.exit(f"{side}: test FVU {found['test']['fvu']} here, {rates['test']['fvu']} in summary.json")
+                return {"rows_per_second": rates["rows_per_second"], **found}
 
             return results.get(key, make)
 
@@ -519,7 +527,10 @@ def write_table(args, results):
     info = bench_common.machine(args.threads)
     records = list(results.known.values())
     parts = ["# Beside the peers' own trainers\n", f"{bench_common.machine_line(info)}; {versions()}.\n"]
-    parts.append(__doc__.split("\n\n", 2)[2].split("\n\nResults go")[0] + "\n")
+    paragraphs = __doc__.split("\n\n")[2:-1]
+    if not any(r["key"]["kind"] == "speed" for r in records):
+        paragraphs = [p for p in paragraphs if not p.startswith("Speed:")] + ["Speed: not measured."]
+    parts.append("\n\n".join(paragraphs) + "\n")
     groups = {}
     for r in records:
         sizes = tuple(r["key"].get(e) for e in ("kind", "data", "latents", "k", "batch_size", "steps"))
