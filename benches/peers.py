@@ -21,8 +21,9 @@ runs with its threshold, as exported.
 
 Speed: processes take turns, a few steps each, --rounds times; medians. Rows per second of steps, without start-up and the
 first steps; ours as `sae train` says it. Rows per CPU second as well (user and system time of all threads), and the ratios
-are of these: on a machine that others use as well, time on the clock says little, and all sides keep their threads busy. The
-default is measured twice: all steps in its warm-up, and none.
+are of these: on a machine that others use as well, time on the clock says little. But PyTorch's threads spin while they wait
+for each other, which is CPU time too: on a busy machine these ratios flatter us. The default is measured twice: all steps in
+its warm-up, and none.
 
 Results go to --out/peers.jsonl one by one; what is there is not run again, so the same command goes on after a stop.
 """
@@ -538,7 +539,7 @@ def write_table(args, results):
     for (kind, name, m, k, n, steps), mine in sorted(groups.items(), key=str):
         parts.append(f"## {kind.capitalize()}, {name}: M = {m}, k = {k}, {n} rows per step\n")
         if kind == "speed":
-            parts.append(f"{1 + max(r['key']['round'] for r in mine)} rounds; median (range).\n\n{speed_table(mine)}\n")
+            parts.append(f"Rounds: {1 + max(r['key']['round'] for r in mine)}; median (range).\n\n{speed_table(mine)}\n")
         else:
             seeds = sorted({r["key"]["seed"] for r in mine})
             parts.append(f"{steps} steps, seeds {seeds}.\n\n{quality_table(mine)}\n")
