@@ -182,14 +182,14 @@ fn sparse(c: &mut Criterion) {
         let grads = values(ROWS * d, 8);
         for (name, chunk) in [("spread", &spread), ("same", &same)] {
             let mut entries = ByLatent::default();
+            let grads = Rows { values: &grads, stride: d };
             group.bench_function(BenchmarkId::new(format!("gather, {name}"), &shape), |b| {
                 b.iter(|| {
                     entries.build(std::slice::from_ref(chunk), m);
                     for j in 0..m {
                         let range = entries.latent(j);
                         if !range.is_empty() {
-                            let rows = Rows { values: &grads, stride: d };
-                            gather_rows(&entries.value[range.clone()], &entries.row[range], rows, &mut out);
+                            gather_rows(&entries.value[range.clone()], &entries.row[range], grads, &mut out);
                         }
                     }
                 });
@@ -237,6 +237,58 @@ fn step(c: &mut Criterion) {
     group.finish();
 }
 
+/// What each option of the `topk` preset adds to a hard step, on weights that do not stay in cache.
+fn options(c: &mut Criterion) {
+    let mut group = c.benchmark_group("options");
+    let (n, d, m, k) = (512, 512, 4096, 32);
+    let ids = (0..n).map(|i| i.to_string()).collect();
+    let Ok(data) = Embeddings::from_rows(ids, d, values(n * d, 9)) else { return };
+    let data = Arc::new(data);
+    let rows: Vec<u32> = (0..n as u32).collect();
+    group.throughput(Throughput::Elements(n as u64));
+    let average = |spec: &mut ModelSpec| spec.optimizer.ema = Some(0.999);
+    let unit_norm = |spec: &mut ModelSpec| spec.optimizer.unit_norm_decoder = true;
+    let clip = |spec: &mut ModelSpec| spec.optimizer.clip_norm = Some(1.0);
+    let all = |spec: &mut ModelSpec| {
+        average(spec);
+        unit_norm(spec);
+        clip(spec);
+    };
+    type Case<'a> = (&'static str, usize, &'a dyn Fn(&mut ModelSpec));
+    let cases: [Case; 7] = [
+        ("baseline: none", 0, &|_| ()),
+        ("average", 0, &average),
+        ("unit norm", 0, &unit_norm),
+        ("clipping", 0, &clip),
+        ("average, unit norm, clipping", 0, &all),
+        ("these, AuxK 64 of 2048 dead", 64, &all),
+        ("these, AuxK 256 of 2048 dead", 256, &all),
+    ];
+    for (name, aux_k, edit) in cases {
+        let mut spec = ModelSpec::plain(k);
+        edit(&mut spec);
+        (spec.objective.aux_k, spec.objective.dead_after) = (aux_k, 1 << 30);
+        let params = Params::init(d, m, false, &Init::UnitNorm, 1);
+        let mut state = TrainState::start(params, spec.optimizer.ema.is_some());
+        state.idle_rows.iter_mut().step_by(2).for_each(|idle| *idle = 1 << 30);
+        // Dead latents whose score is positive in half of the rows and that do not fire.
+        state.params.w_enc.chunks_exact_mut(d).step_by(2).flatten().for_each(|w| *w *= 0.1);
+        let mut backend = FastCpu::new(data.clone(), spec, state);
+        let mut number = 0;
+        let mut one = || {
+            let noise = Noise::Philox { seed: 0 };
+            // So low that the latents stay as they are.
+            let plan = StepPlan { step: number, alpha: 1.0, tau: 1.0, lr: 1e-9, l1: 0.0, noise };
+            number += 1;
+            black_box(backend.step_now(&rows, &plan).map(|stats| stats.loss)).is_ok()
+        };
+        one();
+        group
+            .bench_function(BenchmarkId::new(name, format!("N {n} D {d} M {m} k {k}")), |b| b.iter(&mut one));
+    }
+    group.finish();
+}
+
 /// Short runs: the whole file takes about a minute.
 fn short() -> Criterion {
     Criterion::default()
@@ -246,5 +298,5 @@ fn short() -> Criterion {
         .without_plots()
 }
 
-criterion_group! { name = ops; config = short(); targets = top_k, softmax, adam, encoder, sparse, step }
+criterion_group! { name = ops; config = short(); targets = top_k, softmax, adam, encoder, sparse, step, options }
 criterion_main!(ops);

@@ -283,7 +283,7 @@ options! {
         /// Width of the kernel through which the thresholds of --activation jumprelu are trained, in units of the scores
         bandwidth: f64, "EPS", depends [("", "0.01 times the length of a usual row as the encoder sees it")], range ABOVE_0, MOST;
         /// Dead latents that the auxiliary loss uses per row; 0 is none
-        aux_k: usize, "K", default 0, depends [("topk", "D/2")];
+        aux_k: usize, "K", default 0, depends [("topk", "64, or D/2 if fewer")];
         /// Weight of the auxiliary loss
         aux_coef: f64, "COEF", default 1.0 / 32.0, range 0.0, MOST;
         /// Rows without firing after which a latent is dead to the auxiliary loss

@@ -93,7 +93,7 @@ class Options(TypedDict, total=False):
     # Width of the kernel through which the thresholds of --activation jumprelu are trained, in units of the scores
     # [default: 0.01 times the length of a usual row as the encoder sees it]
     bandwidth: float | None
-    # Dead latents that the auxiliary loss uses per row; 0 is none [default: 0; topk: D/2]
+    # Dead latents that the auxiliary loss uses per row; 0 is none [default: 0; topk: 64, or D/2 if fewer]
     aux_k: int | None
     # Weight of the auxiliary loss [default: 0.03125]
     aux_coef: float | None
@@ -102,8 +102,7 @@ class Options(TypedDict, total=False):
     dead_after: int | None
 
     # Optimiser
-    # Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.003; relaxed-topk: 0.001; topk: auto;
-    # sparse-l1: 0.0005]
+    # Learning rate, or `auto` for 2e-4 / sqrt(M / 2^14) [default: 0.003; relaxed-topk: 0.001; sparse-l1: 0.0005]
     lr: float | Literal["auto"] | None
     # Learning rate after its warm-up [default: constant; sparse-l1: cosine]
     lr_schedule: Literal["constant", "cosine", "linear"] | None

@@ -8,7 +8,7 @@ use super::simd::{self, AdamStep};
 use super::sparse::{ByLatent, Rows, gather_rows};
 use crate::backend::penalty::Sparsity;
 use crate::backend::{StepPlan, ema_decay};
-use crate::model::{Params, normalize};
+use crate::model::Params;
 use crate::spec::{Activation, ModelSpec, Penalty, Prefixes};
 use std::sync::{Mutex, PoisonError};
 
@@ -352,15 +352,22 @@ impl StepOptimizer {
         self.average(t);
     }
 
-    fn matrix(&self, t: &mut Slot<'_>, grad: &[f32], unit_rows: Option<usize>) {
-        simd::adam(self.matrix, t.w, t.m, t.v, grad);
-        if let Some(d) = unit_rows {
-            t.w.chunks_exact_mut(d).for_each(normalize);
-        }
-        self.average(t);
-        // The mean of rows of length 1 is shorter than that.
-        if let (Some(d), Some(_), Some(average)) = (unit_rows, self.keep, t.ema.as_deref_mut()) {
-            average.chunks_exact_mut(d).for_each(normalize);
+    /// One step on rows of `d` values: all that happens to a row while it is in the first cache.
+    fn matrix(&self, t: &mut Slot<'_>, grad: &[f32], d: usize, unit_rows: bool) {
+        let mut averages = t.ema.as_deref_mut().map(|average| average.chunks_exact_mut(d));
+        let moments = t.m.chunks_exact_mut(d).zip(t.v.chunks_exact_mut(d));
+        for ((w, (m, v)), grad) in t.w.chunks_exact_mut(d).zip(moments).zip(grad.chunks_exact(d)) {
+            simd::adam(self.matrix, w, m, v, grad);
+            if unit_rows {
+                simd::to_unit_length(w);
+            }
+            if let (Some(keep), Some(average)) = (self.keep, averages.as_mut().and_then(Iterator::next)) {
+                simd::average(keep, average, w);
+                // The mean of rows of length 1 is shorter than that.
+                if unit_rows {
+                    simd::to_unit_length(average);
+                }
+            }
         }
     }
 
@@ -394,11 +401,11 @@ impl StepOptimizer {
 
     /// One step on all tensors of a block.
     pub fn block(&self, block: &mut BlockState<'_>, grads: &BlockGrads<'_>, d: usize) {
-        let unit = self.unit_norm_decoder.then_some(d);
+        let unit = self.unit_norm_decoder;
         let tied = block.w_dec.is_none();
-        self.matrix(&mut block.w_enc, grads.w_enc, unit.filter(|_| tied));
+        self.matrix(&mut block.w_enc, grads.w_enc, d, unit && tied);
         if let (Some(slot), Some(grad)) = (&mut block.w_dec, &grads.w_dec) {
-            self.matrix(slot, grad, unit);
+            self.matrix(slot, grad, d, unit);
         }
         self.bias(&mut block.b_lat, grads.b_lat);
         if let (Some(slot), Some(grad)) = (&mut block.threshold, &grads.threshold) {

@@ -125,7 +125,7 @@ impl FastCpu {
         }
         work.lengths.clear();
         if self.spec.objective.penalty == Penalty::L1 {
-            let length = |row: &[f32]| row.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt() as f32;
+            let length = |row: &[f32]| simd::sum_of_squares(row).sqrt() as f32;
             work.lengths.par_extend(params.decoder().par_chunks_exact(d).map(length));
         }
         let active = work.active.iter().map(|&l0| u64::from(l0)).sum();
@@ -490,8 +490,8 @@ fn pre_bias_gradient(inputs: &StepInputs<'_>, parts: &[Vec<f32>], d: usize) -> V
 
 /// Global L2 norm: float64 partial sums of fixed runs.
 fn global_norm(grads: &Params) -> f64 {
-    let run = |t: &[f32]| t.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-    let tensor = |t: &[f32]| t.par_chunks(1 << 16).map(run).collect::<Vec<f64>>().iter().sum::<f64>();
+    let tensor =
+        |t: &[f32]| t.par_chunks(1 << 16).map(simd::sum_of_squares).collect::<Vec<f64>>().iter().sum::<f64>();
     grads.tensors().iter().map(|(_, _, t)| tensor(t)).sum::<f64>().sqrt()
 }
 

@@ -43,6 +43,32 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
+/// `sum_i x_i^2` in float64: no float32 is too large or too small for it.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
+pub fn sum_of_squares(x: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let parts = x.chunks_exact(LANES);
+    for (lane, &v) in lanes.iter_mut().zip(parts.remainder()) {
+        *lane = f64::from(v) * f64::from(v);
+    }
+    for part in parts {
+        for i in 0..LANES {
+            lanes[i] += f64::from(part[i]) * f64::from(part[i]);
+        }
+    }
+    lanes.iter().sum()
+}
+
+/// Scales `row` to length 1; a zero row stays zero.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
+pub fn to_unit_length(row: &mut [f32]) {
+    let norm = sum_of_squares(row).sqrt();
+    if norm > 0.0 {
+        let scale = 1.0 / norm;
+        row.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    }
+}
+
 /// `y += a x`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
 pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
@@ -396,6 +422,13 @@ mod tests {
             let b: Vec<f32> = (0..n).map(|i| (i % 5) as f32 * 0.5).collect();
             let want: f32 = a.iter().zip(&b).map(|(x, y)| x * y).sum();
             assert_eq!(dot(&a, &b), want, "n = {n}");
+            assert_eq!(sum_of_squares(&a), a.iter().map(|&x| f64::from(x * x)).sum::<f64>(), "n = {n}");
+            let mut row = a.clone();
+            to_unit_length(&mut row);
+            let mut plain = a.clone();
+            crate::model::normalize(&mut plain);
+            // Divided by the same length in another order: one rounding apart.
+            assert!(row.iter().zip(&plain).all(|(x, y)| (x - y).abs() <= f32::EPSILON * y.abs()), "n = {n}");
             let mut y = b.clone();
             axpy4([1.0, 2.0, -1.0, 0.5], [&a, &a, &a, &b], &mut y);
             for i in 0..n {
