@@ -304,7 +304,7 @@ def _from_bytes(model: bytes) -> Sae:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         file.write_bytes(model)
-        return Sae(_engine.Model(file, None, None, False, []))
+        return Sae(_engine.Model(file, None, None, False, None, []))
 
 
 def load(
