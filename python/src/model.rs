@@ -77,7 +77,7 @@ impl Model {
 
     /// A tensor of the model, read-only and without a copy.
     fn tensor<'py>(this: &Bound<'py, Self>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-        let Params { d_in, n_latents, w_enc, b_pre, b_lat, .. } = &this.get().params;
+        let Params { d_in, n_latents, w_enc, b_pre, b_lat, threshold, .. } = &this.get().params;
         let owner = || this.clone().into_any();
         let matrix = |values: &[f32]| {
             let view = ArrayView::from_shape((*n_latents, *d_in), values)
@@ -98,6 +98,7 @@ impl Model {
             "w_dec" => matrix(this.get().params.decoder()),
             "b_pre" => Ok(vector(b_pre)),
             "b_lat" => Ok(vector(b_lat)),
+            "threshold" if threshold.is_some() => Ok(vector(threshold.as_deref().unwrap_or_default())),
             _ => Err(UsageError::new_err(format!("a model has no tensor {name}"))),
         }
     }

@@ -204,6 +204,25 @@ def test_a_report_shows_itself(run, proteins, tmp_path):
         topk_sae.report(run)
 
 
+@pytest.mark.parametrize("activation", ["batch-topk", "jumprelu", "relu"])
+def test_codes_without_places_per_row_are_those_of_the_formula_and_of_the_module(proteins, activation):
+    sae = topk_sae.train(proteins[1], activation=activation, prefixes="16,64", **SMALL).sae
+    x = proteins[1][:50].astype(np.float64)
+    mean, std = x.mean(1, keepdims=True), x.std(1, ddof=1, keepdims=True)
+    scores = ((x - mean) / (std + sae.architecture["norm_eps"]) - sae.b_pre) @ sae.w_enc.T.astype(np.float64) + sae.b_lat
+    threshold = 0.0 if sae.threshold is None else sae.threshold
+    assert (sae.threshold is None) == (activation == "relu")
+    assert sae.architecture["prefixes"] == [16, 64, sae.n_latents]
+    want = np.where(scores > threshold, np.maximum(scores, 0), 0)
+    codes = sae.encode(proteins[1][:50], device="cpu").toarray()
+    clear = np.abs(scores - threshold) > 1e-4
+    assert np.abs(codes - want)[clear].max() < 1e-3 and clear.mean() > 0.99
+    torch = pytest.importorskip("torch")
+    module = sae.to_torch()
+    got = module.encode(torch.from_numpy(proteins[1][:50].astype(np.float32))).detach().numpy()
+    assert np.abs(got - codes)[clear].max() < 1e-3
+
+
 def test_models_are_pickled_copied_and_saved(sae, proteins, tmp_path, monkeypatch):
     x = proteins[1]
     monkeypatch.chdir(tmp_path)

@@ -39,7 +39,7 @@ class Sae:
     """A trained sparse autoencoder. `topk_sae.load` gives one.
 
     Tensors are read-only arrays on the engine's memory: `w_enc` and `w_dec` (M, D), one row per latent, `b_pre` (D,) and
-    `b_lat` (M,).
+    `b_lat` (M,), and `threshold` (M,) where codes are made by thresholds.
     """
 
     def __init__(self, model: _engine.Model, path: Path | None = None, keep: object = None) -> None:
@@ -74,6 +74,12 @@ class Sae:
         return self._model.tensor("b_lat")
 
     @property
+    def threshold(self) -> np.ndarray | None:
+        """A score above it is active (M,); read-only. `None` where codes are not made by thresholds."""
+        by_threshold = self.architecture["inference"] == "threshold"
+        return self._model.tensor("threshold") if by_threshold else None
+
+    @property
     def d_in(self) -> int:
         """Values of a row, D."""
         return int(self.architecture["d_in"])
@@ -85,8 +91,8 @@ class Sae:
 
     @property
     def k(self) -> int:
-        """Most active latents of a row; M where the model keeps all positive scores."""
-        return self.n_latents if self.architecture["inference"] == "relu" else int(self.architecture["k"])
+        """Most active latents of a row; M where the model has no places per row."""
+        return int(self.architecture["k"]) if self.architecture["inference"] == "topk" else self.n_latents
 
     @property
     def normalize(self) -> bool:

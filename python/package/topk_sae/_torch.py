@@ -54,6 +54,7 @@ class TorchSae(nn.Module):
     """
 
     norms: torch.Tensor
+    threshold: torch.Tensor | None
 
     def __init__(self, sae: Sae, unit_norm: bool, model_name: str, hook_layer: int, hook_name: str) -> None:
         super().__init__()
@@ -71,11 +72,13 @@ class TorchSae(nn.Module):
         self.b_enc = nn.Parameter(b_enc)
         self.b_dec = nn.Parameter(b_dec)
         self.register_buffer("norms", norms)
+        threshold = sae.threshold
+        self.register_buffer("threshold", None if threshold is None else torch.from_numpy(threshold.copy()))
         self.k = sae.k
         self.eps = float(sae.architecture["norm_eps"]) if sae.normalize else None
         self.relu = sae.architecture["inference"] == "relu"
         self.signed = sae.architecture["activation"] == "abs-topk"
-        kind = "standard" if self.relu else "topk"
+        kind = "standard" if self.relu else "topk" if threshold is None else "jumprelu"
         self.cfg = TorchSaeConfig(sae.d_in, sae.n_latents, kind, model_name, hook_layer, hook_name)
         self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -98,6 +101,8 @@ class TorchSae(nn.Module):
         scores = (x - self.b_dec) @ self.W_enc + self.b_enc
         if self.relu:
             return scores.relu() * self.norms, statistics
+        if self.threshold is not None:
+            return torch.where(scores > self.threshold, scores, 0.0) * self.norms, statistics
         by = scores.abs() if self.signed else scores
         kept = by.topk(self.k, dim=-1).indices
         codes = torch.zeros_like(scores).scatter(-1, kept, scores.gather(-1, kept))
