@@ -16,11 +16,11 @@ use topk_sae::analysis::features::{FeaturesRequest, features};
 use topk_sae::analysis::labels::choose::LabelOptions;
 use topk_sae::analysis::overlap::{Active, OverlapRequest, overlap};
 use topk_sae::backend::DeviceChoice;
-use topk_sae::config::{NumberOr, Options, Preset};
+use topk_sae::config::{NumberOr, Options, PrefixList, Preset};
 use topk_sae::report::curves::write_plots;
 use topk_sae::report::request::{ReportRequest, report};
 use topk_sae::run::{self, Memory, Session};
-use topk_sae::spec::{Inference, PreBias};
+use topk_sae::spec::{Activation, Inference, PreBias};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
@@ -115,6 +115,39 @@ fn the_memory_that_is_told_beforehand_is_the_memory_that_a_run_takes() {
     // A small model: the plots take the most.
     let place = Place::with_data(600, 64);
     check("plots", &options(&place, 64), &place);
+}
+
+#[test]
+fn the_memory_of_kinds_without_places_per_row_and_of_prefixes_is_told_too() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = Place::with_data(600, 64);
+    let rows = Some(NumberOr::Number(256));
+    let base = || Options { batch_size: rows, lr: None, early_stop: Some(0), ..options(&place, 16_384) };
+    let kind = |activation| Options { activation: Some(activation), anneal_steps: None, ..base() };
+    let stop = AtomicBool::new(false);
+    let session = Session {
+        device: DeviceChoice::Cpu,
+        quiet: true,
+        stop: &stop,
+        draw: Some(write_plots),
+        observer: None,
+    };
+    for (name, options) in [
+        ("batch-topk", kind(Activation::BatchTopk)),
+        ("jumprelu", kind(Activation::JumpRelu)),
+        ("relu", kind(Activation::Relu)),
+        ("prefixes", Options { prefixes: Some(PrefixList::Auto), ..base() }),
+        ("relu, prefixes", Options { prefixes: Some(PrefixList::Auto), ..kind(Activation::Relu) }),
+    ] {
+        let Memory { data, training } = Memory::new(&run::prepare(&options, &session).unwrap());
+        let told = (data + training) as f64;
+        let (whole, _) = peak(|| run::start(&options, None, &place.path(name), false, &session).unwrap());
+        let share = 100.0 * (whole / told - 1.0);
+        println!("{name}: {told} bytes told, {share:+.1} %");
+        // How many latents are active decides how much of it jumprelu and relu take: no more than is told, and most of it.
+        let least = if name.contains("relu") { -45.0 } else { -10.0 };
+        assert!(share > least && share < 10.0, "{name}: {told} bytes told, {share:+.1} % taken");
+    }
 }
 
 /// A run on proteins, and a request for its latents with labels of residues or without.
