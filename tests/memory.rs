@@ -55,18 +55,22 @@ fn peak<R>(run: impl FnOnce() -> R) -> (f64, R) {
     ((ALLOCATED.peak_usage() - before) as f64, result)
 }
 
+/// How the runs here are made.
+fn quiet(stop: &AtomicBool) -> Session<'_> {
+    Session { device: DeviceChoice::Cpu, quiet: true, stop, draw: Some(write_plots), observer: None }
+}
+
+/// Bytes that a run is told to take.
+fn told(options: &Options, session: &Session<'_>) -> f64 {
+    let Memory { data, training } = Memory::new(&run::prepare(options, session).unwrap());
+    (data + training) as f64
+}
+
 /// Fails unless a run, and its end once more, take what is told: no more, and the run no less.
 fn check(name: &str, options: &Options, place: &Place) {
     let stop = AtomicBool::new(false);
-    let session = Session {
-        device: DeviceChoice::Cpu,
-        quiet: true,
-        stop: &stop,
-        draw: Some(write_plots),
-        observer: None,
-    };
-    let Memory { data, training } = Memory::new(&run::prepare(options, &session).unwrap());
-    let told = (data + training) as f64;
+    let session = quiet(&stop);
+    let told = told(options, &session);
     let out = place.path(name);
     let (whole, summary) = peak(|| run::start(options, None, &out, false, &session).unwrap());
     // The test is void unless the best checkpoint was taken up.
@@ -125,13 +129,7 @@ fn the_memory_of_kinds_without_places_per_row_and_of_prefixes_is_told_too() {
     let base = || Options { batch_size: rows, lr: None, early_stop: Some(0), ..options(&place, 16_384) };
     let kind = |activation| Options { activation: Some(activation), anneal_steps: None, ..base() };
     let stop = AtomicBool::new(false);
-    let session = Session {
-        device: DeviceChoice::Cpu,
-        quiet: true,
-        stop: &stop,
-        draw: Some(write_plots),
-        observer: None,
-    };
+    let session = quiet(&stop);
     for (name, options) in [
         ("batch-topk", kind(Activation::BatchTopk)),
         ("jumprelu", kind(Activation::JumpRelu)),
@@ -139,8 +137,7 @@ fn the_memory_of_kinds_without_places_per_row_and_of_prefixes_is_told_too() {
         ("prefixes", Options { prefixes: Some(PrefixList::Auto), ..base() }),
         ("relu, prefixes", Options { prefixes: Some(PrefixList::Auto), ..kind(Activation::Relu) }),
     ] {
-        let Memory { data, training } = Memory::new(&run::prepare(&options, &session).unwrap());
-        let told = (data + training) as f64;
+        let told = told(&options, &session);
         let (whole, _) = peak(|| run::start(&options, None, &place.path(name), false, &session).unwrap());
         let share = 100.0 * (whole / told - 1.0);
         println!("{name}: {told} bytes told, {share:+.1} %");

@@ -3,7 +3,7 @@
 use super::options::DEFAULTS;
 use super::{Options, PrefixList, usage};
 use crate::error::Result;
-use crate::spec::{Activation, Choice, Inference, MOST_PREFIXES, Penalty, Prefixes, Relaxation};
+use crate::spec::{Activation, Choice, Inference, MOST_PREFIXES, Penalty, Prefixes, Relaxation, row_length};
 
 /// Width of the kernel of thresholds, as a share of the length of a row.
 const BANDWIDTH: f64 = 0.01;
@@ -51,11 +51,9 @@ impl Settled {
     }
 }
 
-/// Width of the kernel of thresholds where none is given: the length of a row as the encoder sees it is sqrt(D) where
-/// rows are normalised, else that of the training rows about their mean.
+/// Width of the kernel of thresholds where none is given.
 pub(super) fn bandwidth(d_in: usize, normalize: bool, loss_scale: f64) -> f64 {
-    let variance = if normalize { 1.0 } else { 1.0 / loss_scale };
-    BANDWIDTH * (d_in as f64 * variance).sqrt()
+    BANDWIDTH * row_length(d_in, normalize, loss_scale)
 }
 
 /// What stands in for the top k at the start: that of the preset where the activation has relaxed forms.

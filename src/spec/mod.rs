@@ -242,6 +242,13 @@ pub struct Architecture {
     pub forward: Forward,
 }
 
+/// Usual length of a row as the encoder sees it: sqrt(D) where rows are normalised, else that of the training rows about
+/// their mean, whose variance is one over the scale of the loss.
+pub fn row_length(d_in: usize, normalize: bool, loss_scale: f64) -> f64 {
+    let variance = if normalize { 1.0 } else { 1.0 / loss_scale };
+    (d_in as f64 * variance).sqrt()
+}
+
 /// The loss, but for the weight of its penalty, which a [`Schedule`] has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {

@@ -7,7 +7,7 @@ use crate::backend::largest::Largest;
 use crate::error::Result;
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
 use crate::rows::RowSource;
-use crate::spec::{Activation, Forward, Init, PreBias, Training};
+use crate::spec::{Activation, Forward, Init, PreBias, Training, row_length};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -92,8 +92,7 @@ fn first_threshold(t: &Training, params: &Params, data: &dyn RowSource, train: &
 /// its square, `1 / k` of the variance, for `r / sqrt k` of code: a weight of `1 / (r sqrt k)` is what balances the two, and a
 /// tenth of it keeps the first steps to the rows.
 fn first_weight(t: &Training) -> f32 {
-    let variance = if t.model.forward.normalize { 1.0 } else { 1.0 / t.model.objective.loss_scale };
-    let length = (t.d_in as f64 * variance).sqrt();
+    let length = row_length(t.d_in, t.model.forward.normalize, t.model.objective.loss_scale);
     (0.1 / (length * (t.model.forward.k as f64).sqrt())) as f32
 }
 

@@ -368,9 +368,6 @@ impl<'a> Trainer<'a> {
         let d = self.training.d_in;
         let mut ignored = vec![0u64; fired.len()];
         let backend = self.backend.as_mut();
-        if self.training.model.forward.activation == Activation::BatchTopk {
-            calibrate(backend, sets)?;
-        }
         let train = sets[0].measure(backend, d, fired, check)?;
         let val = sets[1].measure(backend, d, &mut ignored, check)?;
         let test = sets[2].measure(backend, d, &mut ignored, check)?;
@@ -380,6 +377,9 @@ impl<'a> Trainer<'a> {
 
     /// Adds a line to the metrics; true where validation is the best so far. Nothing is changed where `stop` ends it.
     fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<bool> {
+        if self.training.model.forward.activation == Activation::BatchTopk {
+            calibrate(self.backend.as_mut(), sets)?;
+        }
         let mut fired = vec![0u64; self.training.n_latents];
         let [train, val, test] = self.measure(sets, &mut fired, &mut || check_flag(stop))?;
         let plan = self.plan(self.progress.step - 1);
