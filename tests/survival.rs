@@ -15,7 +15,7 @@ mod signals;
 mod streams;
 
 use common::values;
-use runs::{checkpoints, command, sae, sae_fails, sae_ok, same_run, start, write_data};
+use runs::{checkpoints, command, hdf5_file, sae, sae_fails, sae_ok, same_run, start, write_data};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -372,4 +372,18 @@ fn a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkpoint()
     assert!(message.contains("at step 1;") && message.contains("--lr"), "{message}");
     assert!(message.contains("checkpoint of step 1 is kept"), "{message}");
     assert_eq!(checkpoints(Path::new(&out)).len(), 1);
+}
+
+/// What these tests stand on: they run side by side, and one's processes start while another writes its data.
+#[test]
+fn data_can_be_read_although_a_process_started_while_they_were_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.h5");
+    let mut child = None;
+    hdf5_file(&path, |_| child = Some(start(Command::new("sleep").arg("60"))));
+    let read = hdf5::File::open(&path);
+    let mut child = child.unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    read.unwrap();
 }

@@ -32,10 +32,10 @@ fn data_with(place: &TempDir, unit: f64, change: impl Fn(usize, &mut [f32])) -> 
     let folder = place.path().join(format!("{unit:e}"));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("data.h5");
-    let _one = runs::hdf5_guard();
-    let file = hdf5::File::create(&path).unwrap();
-    let matrix = file.new_dataset::<f32>().shape((n, d)).create("embeddings").unwrap();
-    matrix.write_raw(&values).unwrap();
+    runs::hdf5_file(&path, |file| {
+        let matrix = file.new_dataset::<f32>().shape((n, d)).create("embeddings").unwrap();
+        matrix.write_raw(&values).unwrap();
+    });
     path.display().to_string()
 }
 

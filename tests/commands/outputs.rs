@@ -1,7 +1,7 @@
 //! Every output option of every command: what it refuses to replace, and what it can write into.
 
 use super::{Place, write_data};
-use crate::runs::{hdf5_guard, sae_fails, sae_ok};
+use crate::runs::{hdf5_file, sae_fails, sae_ok};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -228,9 +228,7 @@ fn no_output_replaces_a_file_that_the_data_take_values_from() {
     write_data(&place.path("virtual.h5"), 300, 16);
     fs::write(place.path("raw.bin"), [0; 300 * 16 * 4]).unwrap();
     let index = place.path("index.h5");
-    {
-        let _guard = hdf5_guard();
-        let file = hdf5::File::create(&index).unwrap();
+    hdf5_file(&index, |file| {
         file.link_external("linked.h5", "/embeddings", "embeddings").unwrap();
         file.link_external("linked.h5", "/ids", "ids").unwrap();
         let group = file.create_group("more").unwrap();
@@ -249,7 +247,7 @@ fn no_output_replaces_a_file_that_the_data_take_values_from() {
             .external("raw.bin", 0, 300 * 16 * 4)
             .create("raw")
             .unwrap();
-    }
+    });
     let names = ["linked.h5", "virtual.h5", "raw.bin"];
     let before: Vec<Vec<u8>> = names.iter().map(|name| fs::read(place.path(name)).unwrap()).collect();
     let (run, index, labels) = (place.name("run"), place.name("index.h5"), place.name("labels.tsv"));

@@ -1,7 +1,7 @@
 //! `sae overlap`.
 
 use super::Place;
-use crate::runs::{sae, sae_fails, sae_ok};
+use crate::runs::{hdf5_file, sae, sae_fails, sae_ok};
 use serde_json::Value;
 use std::path::Path;
 
@@ -126,17 +126,17 @@ fn overlap_tells_what_is_wrong_with_the_labels() {
 fn a_label_holds_for_all_residues_of_a_protein_and_proteins_are_shuffled() {
     let place = Place::with_data(300, 16);
     place.train("run", &[]);
-    let file = hdf5::File::create(place.path("residues.h5")).unwrap();
     let mut table = "id\tkind\n".to_owned();
-    for p in 0..12usize {
-        // Every residue of a protein is the same: it is one observation, however long.
-        let row: Vec<f32> = (0..16).map(|i| (((p * 31 + i * 7) % 13) as f32) - 6.0).collect();
-        let length = 3 + 5 * (p % 3);
-        let set = file.new_dataset::<f32>().shape((length, 16)).create(format!("P{p}").as_str()).unwrap();
-        set.write_raw(&row.repeat(length)).unwrap();
-        table += &format!("P{p}\t{}\n", if p < 6 { "A" } else { "B" });
-    }
-    file.close().unwrap();
+    hdf5_file(&place.path("residues.h5"), |file| {
+        for p in 0..12usize {
+            // Every residue of a protein is the same: it is one observation, however long.
+            let row: Vec<f32> = (0..16).map(|i| (((p * 31 + i * 7) % 13) as f32) - 6.0).collect();
+            let length = 3 + 5 * (p % 3);
+            let set = file.new_dataset::<f32>().shape((length, 16)).create(format!("P{p}").as_str()).unwrap();
+            set.write_raw(&row.repeat(length)).unwrap();
+            table += &format!("P{p}\t{}\n", if p < 6 { "A" } else { "B" });
+        }
+    });
     std::fs::write(place.path("residues.tsv"), table).unwrap();
     let args =
         ["overlap", &place.name("run"), &place.name("residues.h5"), "--labels", &place.name("residues.tsv")];

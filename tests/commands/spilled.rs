@@ -1,7 +1,7 @@
 //! Codes that do not fit in memory: the same files, and what happens where the disk has no place for them.
 
 use super::Place;
-use crate::runs::{SAE, command, hdf5_guard, sae, sae_fails, sae_ok, start, told, write_residues};
+use crate::runs::{SAE, command, sae, sae_fails, sae_ok, start, told, write_residues};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -149,7 +149,6 @@ fn a_full_disk_is_told_with_its_folder_and_one_that_cannot_be_written_is_not_use
     let disk = place.path("disk");
     fs::create_dir(&disk).unwrap();
     let mount = |options: &str| {
-        let _guard = hdf5_guard();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk);
         mount.output().is_ok_and(|output| output.status.success())

@@ -1,7 +1,7 @@
 //! `sae features --track`.
 
 use super::Place;
-use crate::runs::{hdf5_guard, sae, sae_fails, sae_ok, write_named, write_residues};
+use crate::runs::{hdf5_file, sae, sae_fails, sae_ok, write_named, write_residues};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -210,9 +210,7 @@ fn rows_of_other_proteins_are_not_looked_at() {
     let place = Place::with_data(300, 16);
     place.train("run", &[]);
     let (run, data, structure) = (place.name("run"), place.name("bad.h5"), place.name("x.pdb"));
-    {
-        let _guard = hdf5_guard();
-        let file = hdf5::File::create(&data).unwrap();
+    hdf5_file(Path::new(&data), |file| {
         for (name, length) in [("P1", 6), ("P2", 5), ("P3", 7)] {
             let mut values = crate::common::values(length * 16, 1);
             if name == "P2" {
@@ -220,7 +218,7 @@ fn rows_of_other_proteins_are_not_looked_at() {
             }
             file.new_dataset::<f32>().shape((length, 16)).create(name).unwrap().write_raw(&values).unwrap();
         }
-    }
+    });
     assert_eq!(table(&sae_ok(["features", &run, &data, "--track=P1"])).1, [1, 2, 3, 4, 5, 6]);
     let (status, text) = sae_fails(["features", &run, &data, "--track=P2"]);
     assert!(status == 1 && text.contains("P2\", row 2: column 3 is NaN"), "{text}");

@@ -4,22 +4,24 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 pub const SAE: &str = env!("CARGO_BIN_EXE_sae");
 
-/// HDF5 locks the file it writes, and a process started meanwhile by another test inherits that lock: so no
-/// process is started while a file is written.
-static WRITING: Mutex<()> = Mutex::new(());
-
-/// Held while a test writes an HDF5 file by itself.
-pub fn hdf5_guard() -> std::sync::MutexGuard<'static, ()> {
-    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+/// An HDF5 file as `fill` writes it.
+///
+/// HDF5 locks the file it writes, and a process that another test starts meanwhile inherits that lock and
+/// keeps it: so what stands at `path` is a copy, which HDF5 never had open.
+pub fn hdf5_file(path: &Path, fill: impl FnOnce(&hdf5::File)) {
+    let written = path.with_extension("written");
+    let file = hdf5::File::create(&written).unwrap();
+    fill(&file);
+    file.close().unwrap();
+    std::fs::copy(&written, path).unwrap();
+    std::fs::remove_file(&written).unwrap();
 }
 
 /// Starts a process.
 pub fn start(command: &mut Command) -> Child {
-    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     command.spawn().unwrap()
 }
 
@@ -74,25 +76,25 @@ pub fn low_rank(rows: usize, d: usize) -> Vec<f32> {
 /// A matrix of `flat` values with these ids.
 pub fn write_values(path: &Path, ids: &[String], flat: &[f32]) {
     let (rows, d) = (ids.len(), flat.len() / ids.len());
-    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let ids: Vec<hdf5::types::VarLenUnicode> = ids.iter().map(|id| id.parse().unwrap()).collect();
-    let file = hdf5::File::create(path).unwrap();
-    let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
-    matrix.write_raw(flat).unwrap();
-    let names = file.new_dataset::<hdf5::types::VarLenUnicode>().shape(rows).create("ids").unwrap();
-    names.write_raw(&ids).unwrap();
+    hdf5_file(path, |file| {
+        let matrix = file.new_dataset::<f32>().shape((rows, d)).create("embeddings").unwrap();
+        matrix.write_raw(flat).unwrap();
+        let names = file.new_dataset::<hdf5::types::VarLenUnicode>().shape(rows).create("ids").unwrap();
+        names.write_raw(&ids).unwrap();
+    });
 }
 
 /// Residues by id: `ids` datasets of (length, d) float32.
 pub fn write_residues(path: &Path, ids: usize, length: usize, d: usize) {
-    let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-    let file = hdf5::File::create(path).unwrap();
-    for i in 0..ids {
-        let values = crate::common::values(length * d, 100 + i as u32);
-        let dataset =
-            file.new_dataset::<f32>().shape((length, d)).create(format!("P{i:03}").as_str()).unwrap();
-        dataset.write_raw(&values).unwrap();
-    }
+    hdf5_file(path, |file| {
+        for i in 0..ids {
+            let values = crate::common::values(length * d, 100 + i as u32);
+            let dataset =
+                file.new_dataset::<f32>().shape((length, d)).create(format!("P{i:03}").as_str()).unwrap();
+            dataset.write_raw(&values).unwrap();
+        }
+    });
 }
 
 /// `sae` with these arguments, on the CPU unless they name a device: machines with a GPU test the same.
