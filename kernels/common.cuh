@@ -11,6 +11,8 @@ typedef unsigned long long u64;
 
 #define WARP 32u
 #define FULL 0xffffffffu
+// As `MOST_PREFIXES` in src/spec/prefixes.rs.
+#define MOST_PREFIXES 16u
 #define F32_INF __uint_as_float(0x7f800000u)
 #define F64_NAN __longlong_as_double(0x7ff8000000000000ll)
 
@@ -136,10 +138,11 @@ __device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.4426
 struct Step {
     u64 seed;         // key of the noise
     u64 step;         // from 0
-    double l1;        // weight of the mean absolute code in the loss
+    double l1;        // weight of the penalty in the loss in the data's unit
     double aux_coef;  // weight of the auxiliary loss
     double clip_norm; // largest gradient norm; 0 is none
     double loss_scale; // gradients are those of this many times the loss
+    double weight;     // weight of the penalty in `loss_scale` times the loss; a factor on one that is carried
     float alpha;      // share of the hard code
     float rest;       // 1 - alpha
     float tau;        // temperature
@@ -158,6 +161,10 @@ struct Step {
     u32 dead_after;  // rows without firing
     u32 slot;        // place of this step in the ring of statistics
     u32 active;      // entries a row may hold; less than their lists have room for while k is annealed
+    u32 k;           // active latents a row is to have
+    u32 penalty;     // as PENALTY_
+    float reach;     // half the width of the kernel of thresholds
+    float inv_bandwidth; // 1 / its width
 };
 
 // What the device keeps of the steps; mirrored by `Outcome` in src/backend/cuda/params.rs.
@@ -169,11 +176,22 @@ struct Outcome {
     double grad_norm; // NaN where it was not needed
 };
 
-// Facts that kernels of a step hand to later ones.
+// The penalties of `Step`, numbered as `Penalty` in src/spec/mod.rs.
+#define PENALTY_MEAN_CODE 0u
+#define PENALTY_L1 1u
+#define PENALTY_L0_TARGET 2u
+#define PENALTY_L0 3u
+#define PENALTY_L0_ROWS 4u
+
+// Facts that kernels of a step hand to later ones; mirrored by `Control` in src/backend/cuda/params.rs.
 struct Control {
-    u32 stopped; // a loss was not finite: nothing is changed any more
-    u32 n_dead;  // latents that the auxiliary loss may use
-    float clip;  // the gradient's factor from clipping
+    u32 stopped;       // a loss was not finite: nothing is changed any more
+    u32 n_dead;        // latents that the auxiliary loss may use
+    float clip;        // the gradient's factor from clipping
+    float per_entry;   // what an active latent's dh gets, times the length of its decoder row (PENALTY_L1)
+    double slope;      // the penalty's gradient by a row's number of active latents, L0_n ...
+    double slope_rows; // ... and this times L0_n - k
+    float carried;     // the carried weight after this step, where one seeks k
     u32 unused;
 };
 
@@ -213,6 +231,7 @@ struct Model {
     Tensor dec; // (M, pitch), or null
     Tensor lat; // (M)
     Tensor pre; // (pitch)
+    Tensor threshold; // (M), or null
     bf16 *enc_copy; // rounded weights for products, or null where these use the weights themselves
     bf16 *dec_copy;
 };

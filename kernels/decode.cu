@@ -1,20 +1,24 @@
-// A row's reconstruction, its loss, and the gradients of its sparse entries, in one visit.
+// A row's reconstructions, its loss, and the gradients of its sparse entries, in one visit.
 //
-//   y'   = share sum_e value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre
-//   share is alpha beside a dense softmax, else 1: entries are then the whole code
-//   miss = y' std - (x - mu),  squared = sum_i miss_i^2,  dy' = 2 miss std / (N D)
-//   dh_e = dy' . W_dec[index_e] + sparsity sign(value_e)                          (beside a softmax dh is a dense product)
+//   y'_p = share sum_{e < m_p} value_e W_dec[index_e] + (1 - alpha) S soft_recon + b_pre           e < m_p: of prefix p
+//   share is alpha beside a dense softmax, else 1; without prefixes there is one reconstruction, P = 1
+//   miss_p = y'_p std - (x - mu),  squared = sum_p sum_i miss_p,i^2 / P,  dy'_p = 2 miss_p std / (N D P)
+//   G_s  = sum_{p >= s} dy'_p                                        what entries of segment s meet, and db_pre G_1
+//   dh_e = G_s . W_dec[index_e] + sparsity sign(value_e)            (beside a dense code dh is a dense product)
 //   c    = (1 - alpha) (dy' . soft_recon + sparsity)                (softmax)
 //   auxiliary loss, while latents are dead: with entries a of its own,
-//   miss_a = sum_a value_a W_dec[index_a] std + miss,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
+//   miss_a = sum_a value_a W_dec[index_a] std + miss_P,  dya' = aux_coef 2 miss_a std / (N D),  dza_a = dya' . W_dec[..]
 //
-// w_dec (M, pitch); row n's entries are at first[n] .. first[n] + count[n] of index, value and grad,
-// k at most; soft_recon (N, pitch) or null; grad_recon (N, pitch).
-// One block a row. A thread owns packs of 16 bytes of columns; rows of W_dec are gathered, N k of them, twice, the
-// second time from cache. Dynamic shared memory: pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
+// w_dec (M, pitch); row n's entries are at first[n] .. first[n] + count[n] of index, value and grad, ascending. A code that
+// is dense (soft_recon without softmax) has none, and its products with each segment of W_dec lie in soft_recon
+// (P, N, pitch); a softmax has no prefixes. ends (P) are the prefixes, or null; grad_recon (P, N, pitch) gets G_s.
+// One block a row. A thread owns packs of 16 bytes of columns; rows of W_dec are gathered twice for each entry, the
+// second time from cache. Dynamic shared memory: P pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
 //
-// 1. The entries are brought to shared memory. 2. Each thread sums its columns over the entries, in their order.
-// 3. Loss and dy', left in shared memory. 4. A warp four entries: their dot products with dy'. 5. The same for aux.
+// 1. The entries are brought to shared memory, all of them where there are at most k, else in runs of k. 2. Each thread
+// sums its columns over the entries of a segment, in their order; then the loss of the prefix and dy'_p, left in shared
+// memory: one row of it is the sum so far until it becomes dy'_p. 3. From dy'_p to G_s, the last first. 4. A warp four
+// entries: their dot products with G_s. 5. The same for aux.
 // Every sum has a fixed order. Formula: src/backend/mod.rs.
 #include "common.cuh"
 
@@ -73,72 +77,166 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, const
     }
 }
 
-// Brings a row's entries to shared memory.
-__device__ inline void stage(const u32 *index, const float *value, u32 begin, u32 held, u32 *to_index,
-                            float *to_value) {
+// Copies entries to shared memory; a barrier must follow.
+__device__ inline void stage(const u32 *index, const float *value, u32 held, u32 *to_index, float *to_value) {
     for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
-        to_index[e] = index[begin + e];
-        to_value[e] = value[begin + e];
+        to_index[e] = index[e];
+        to_value[e] = value[e];
     }
+}
+
+// A row's entries: where they lie, and the shared memory that holds all of them, if there are at most `room`, or a run.
+struct RowEntries {
+    const u32 *index;
+    const float *value;
+    u32 held;
+    u32 room;
+    u32 *entry;
+    float *scale;
+};
+
+// Brings all entries to shared memory, if there is room for them.
+__device__ inline void stage_all(RowEntries row) {
+    if (row.held <= row.room) stage(row.index, row.value, row.held, row.entry, row.scale);
     // All entries must be there before any thread sums over them.
     __syncthreads();
+}
+
+// f(place in shared memory, entries, place in the row) for the runs of the entries from .. to; one run, maybe empty, at least.
+// All threads of the block call it.
+template <typename F> __device__ inline void each_run(RowEntries row, u32 from, u32 to, F f) {
+    if (row.held <= row.room) {
+        f(from, to - from, from);
+        return;
+    }
+    u32 at = from;
+    do {
+        u32 run = min(row.room, to - at);
+        // The run before must have been used by all threads.
+        __syncthreads();
+        stage(row.index + at, row.value + at, run, row.entry, row.scale);
+        // All entries of the run must be there before any thread sums over them.
+        __syncthreads();
+        f(0u, run, at);
+        at += run;
+    } while (at < to);
+}
+
+// Where the entries of each segment start: those of segment s are cuts[s] .. cuts[s + 1] of the row; a barrier must follow.
+__device__ inline void find_cuts(const u32 *index, u32 held, const u32 *ends, u32 parts, u32 *cuts) {
+    u32 s = threadIdx.x;
+    if (s > parts) return;
+    u32 low = 0, high = s == 0 ? 0 : held;
+    // The first entry at or beyond the end of the prefix before; all entries are below that of the last.
+    if (s > 0 && s < parts) {
+        while (low < high) {
+            u32 middle = (low + high) / 2;
+            if (index[middle] < ends[s - 1]) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+    }
+    cuts[s] = high;
 }
 
 template <typename T>
 __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                        const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
-                       const u32 *count, u32 k, const float *soft_recon, SoftRow *soft, const u32 *aux_index,
-                       const float *aux_value, const u32 *aux_first, const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,
-                       float *grad, T *aux_recon, float *aux_grad, float *recon, RowLoss *loss) {
+                       const u32 *count, u32 k, const u32 *ends, u32 parts, const float *soft_recon, SoftRow *soft,
+                       const u32 *aux_index, const float *aux_value, const u32 *aux_first, const u32 *aux_count, u32 aux_k,
+                       const Step *step, const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,
+                       float *recon, RowLoss *loss) {
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
     __shared__ double scratch[32];
-    u64 n = blockIdx.x;
+    __shared__ u32 cuts[MOST_PREFIXES + 1];
+    u64 n = blockIdx.x, plane = (u64)step->n_rows * pitch;
     bool aux = aux_k > 0 && control->n_dead > 0;
+    bool dense = soft_recon != 0 && soft == 0;
     u32 most = k > aux_k ? k : aux_k;
     float *dy = (float *)shared;
-    float *miss = dy + pitch;
-    u32 *entry = (u32 *)(dy + (aux_k > 0 ? 2 : 1) * (u64)pitch);
+    float *miss = dy + (u64)parts * pitch;
+    u32 *entry = (u32 *)(miss + (aux_k > 0 ? (u64)pitch : 0));
     float *scale = (float *)(entry + most);
     u64 x = (u64)rows[n] * d;
     double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d) * step->loss_scale;
     float sigma = std[n];
-    float factor = (float)(sigma * per_value);
+    float factor = (float)(sigma * per_value / parts);
     float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f, share = soft != 0 ? step->alpha : 1.0f;
 
-    u32 begin = first[n], held = count[n];
-    stage(index, value, begin, held, entry, scale);
+    u32 begin = dense ? 0 : first[n], held = dense ? 0 : count[n];
+    RowEntries row = {index + begin, value + begin, held, k, entry, scale};
+    find_cuts(row.index, held, ends, parts, cuts);
+    stage_all(row);
     double squared = 0.0, along = 0.0;
-    for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
-        float acc[P];
-        for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
-        gather_columns(w_dec, pitch, i, entry, scale, held, acc);
-        Pack<T> out;
-        Pack<float> bias, soft_part = {};
-        for (u32 l = 0; l < P; l++) {
-            if (l % 4 == 0) {
-                bias = load_pack(b_pre + i + l);
-                if (soft != 0) soft_part = load_pack(soft_recon + n * pitch + i + l);
+    for (u32 s = 0; s < parts; s++) {
+        float *here = dy + (u64)s * pitch;
+        u32 from = cuts[s], to = cuts[s + 1];
+        each_run(row, from, to, [&](u32 staged, u32 run, u32 at) {
+            bool fresh = s == 0 && at == from, last = at + run == to;
+            for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+                float acc[P];
+                for (u32 l = 0; l < P; l++) {
+                    acc[l] = fresh ? 0.0f : quarter<P>(here, pitch, i, l)[l % 4];
+                    if (dense) acc[l] += soft_recon[s * plane + n * pitch + i + l];
+                }
+                gather_columns(w_dec, pitch, i, entry + staged, scale + staged, run, acc);
+                if (!last || s + 1 < parts) {
+                    for (u32 l = 0; l < P; l++) quarter<P>(here + (last ? pitch : 0), pitch, i, l)[l % 4] = acc[l];
+                    if (!last) continue;
+                }
+                Pack<T> out;
+                Pack<float> bias, soft_part = {};
+                for (u32 l = 0; l < P; l++) {
+                    if (l % 4 == 0) {
+                        bias = load_pack(b_pre + i + l);
+                        if (soft != 0) soft_part = load_pack(soft_recon + n * pitch + i + l);
+                    }
+                    float y = share * acc[l] + bias.v[l % 4], soft_y = soft_part.v[l % 4];
+                    y += soft_scale * soft_y;
+                    float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
+                    float off = i + l < d ? y * sigma - x_centered : 0.0f;
+                    float g = off * factor;
+                    squared += (double)off * off;
+                    along += (double)g * soft_y;
+                    quarter<P>(here, pitch, i, l)[l % 4] = g;
+                    if (s + 1 == parts) {
+                        if (aux_k > 0) quarter<P>(miss, pitch, i, l)[l % 4] = off;
+                        if (recon != 0) recon[n * pitch + i + l] = i + l < d ? (float)((double)(y * sigma) + mu) : 0.0f;
+                    }
+                    narrow(g, &out.v[l]);
+                }
+                if (s + 1 == parts) store_pack(grad_recon + s * plane + n * pitch + i, out);
             }
-            float y = share * acc[l] + bias.v[l % 4], soft_y = soft_part.v[l % 4];
-            y += soft_scale * soft_y;
-            float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
-            float off = i + l < d ? y * sigma - x_centered : 0.0f;
-            float g = off * factor;
-            squared += (double)off * off;
-            along += (double)g * soft_y;
-            quarter<P>(dy, pitch, i, l)[l % 4] = g;
-            if (aux_k > 0) quarter<P>(miss, pitch, i, l)[l % 4] = off;
-            if (recon != 0) recon[n * pitch + i + l] = i + l < d ? (float)((double)(y * sigma) + mu) : 0.0f;
-            narrow(g, &out.v[l]);
+        });
+    }
+    // Step 3; a thread has its columns to itself.
+    for (u32 s = parts - 1; s-- > 0;) {
+        float *here = dy + (u64)s * pitch;
+        for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+            Pack<T> out;
+            for (u32 l = 0; l < P; l++) {
+                float g = quarter<P>(here, pitch, i, l)[l % 4] + quarter<P>(here + pitch, pitch, i, l)[l % 4];
+                quarter<P>(here, pitch, i, l)[l % 4] = g;
+                narrow(g, &out.v[l]);
+            }
+            store_pack(grad_recon + s * plane + n * pitch + i, out);
         }
-        store_pack(grad_recon + n * pitch + i, out);
     }
     // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
     __syncthreads();
-    if (soft == 0) entry_dots(w_dec, pitch, entry, scale, held, dy, step->sparsity, grad + begin);
+    if (soft == 0) {
+        for (u32 s = 0; s < parts; s++) {
+            each_run(row, cuts[s], cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
+                entry_dots(w_dec, pitch, entry + staged, scale + staged, run, dy + (u64)s * pitch, step->sparsity,
+                           grad + begin + at);
+            });
+        }
+    }
     double code = 0.0;
-    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)fabsf(share * scale[e]);
+    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)fabsf(share * row.value[e]);
     squared = block_sum(squared, scratch);
     code = block_sum(code, scratch);
     along = block_sum(along, scratch);
@@ -148,13 +246,14 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     if (aux) {
         float aux_factor = (float)(step->aux_coef * sigma * per_value);
         // The sums above were the last readers of the entries, and block_sum waited for them.
-        begin = aux_first[n];
-        held = aux_count[n];
-        stage(aux_index, aux_value, begin, held, entry, scale);
+        u32 aux_begin = aux_first[n], aux_held = aux_count[n];
+        stage(aux_index + aux_begin, aux_value + aux_begin, aux_held, entry, scale);
+        // All entries must be there before any thread sums over them.
+        __syncthreads();
         for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
             float acc[P];
             for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
-            gather_columns(w_dec, pitch, i, entry, scale, held, acc);
+            gather_columns(w_dec, pitch, i, entry, scale, aux_held, acc);
             Pack<T> out;
             for (u32 l = 0; l < P; l++) {
                 float off = i + l < d ? acc[l] * sigma + quarter<P>(miss, pitch, i, l)[l % 4] : 0.0f;
@@ -167,57 +266,76 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         }
         // As above, for the gradient of the auxiliary reconstruction.
         __syncthreads();
-        entry_dots(w_dec, pitch, entry, scale, held, dy, 0.0f, aux_grad + begin);
+        entry_dots(w_dec, pitch, entry, scale, aux_held, dy, 0.0f, aux_grad + aux_begin);
         aux_squared = block_sum(aux_squared, scratch);
     }
     if (threadIdx.x == 0) {
-        loss[n].squared = squared;
-        loss[n].code = code + (double)soft_scale;
+        loss[n].squared = squared / parts;
+        // Of a dense code it was summed up when it was counted.
+        if (!dense) loss[n].code = code + (double)soft_scale;
         loss[n].aux = aux_squared;
     }
 }
 
-// Quality of the reconstruction with the inference code: entries, or a dense part made before (soft_recon).
-// `row_active` counts the active latents of the dense part; `fired` the rows on which a latent is active.
+// Quality of the reconstruction with the inference code: entries, or products with segments of W_dec made before
+// (dense_recon, (P, N, pitch)). `row_active` counts the active latents of a dense code; `fired` the rows on which a latent is
+// active, of a code of entries. by_prefix (N, P) gets the squared error of each prefix, or is null.
 template <typename T>
 __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                          const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
-                         const u32 *count, u32 k, const float *dense_recon, const u32 *row_active, const u32 *bad, u32 *fired,
-                         RowQuality *quality) {
+                         const u32 *count, u32 k, const u32 *ends, u32 parts, const float *dense_recon,
+                         const u32 *row_active, const u32 *bad, u32 *fired, RowQuality *quality, double *by_prefix) {
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
     __shared__ double scratch[32];
-    u64 n = blockIdx.x;
+    __shared__ u32 cuts[MOST_PREFIXES + 1];
+    u64 n = blockIdx.x, plane = (u64)gridDim.x * pitch;
     u32 *entry = (u32 *)shared;
     float *scale = (float *)(entry + k);
+    // The sum up to the segment at hand, where there are prefixes.
+    float *sum = scale + k;
     u64 x = (u64)rows[n] * d;
     double mu = mean[n];
     float sigma = std[n];
     u32 held = 0;
     if (dense_recon == 0) {
         held = count[n];
-        stage(index, value, first[n], held, entry, scale);
+        stage(index + first[n], value + first[n], held, entry, scale);
+        find_cuts(index + first[n], held, ends, parts, cuts);
+        // All entries must be there before any thread sums over them.
+        __syncthreads();
         // Counts of whole rows: the order of these atomics does not matter.
         for (u32 e = threadIdx.x; e < held; e += blockDim.x) atomicAdd(&fired[entry[e]], 1u);
     }
     double squared = 0.0, absolute = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-    for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
-        float acc[P];
-        for (u32 l = 0; l < P; l++) acc[l] = dense_recon != 0 ? dense_recon[n * pitch + i + l] : 0.0f;
-        gather_columns(w_dec, pitch, i, entry, scale, held, acc);
-        for (u32 l = 0; l < P && i + l < d; l++) {
-            double value_x = (double)stored(data, kind, x + i + l);
-            double scaled = (double)(acc[l] + b_pre[i + l]) * sigma;
-            double off = scaled - (double)(float)(value_x - mu);
-            double y = scaled + mu;
-            squared += off * off;
-            absolute += fabs(off);
-            xy += value_x * y;
-            xx += value_x * value_x;
-            yy += y * y;
+    for (u32 s = 0; s < parts; s++) {
+        bool last = s + 1 == parts;
+        u32 from = dense_recon == 0 ? cuts[s] : 0, to = dense_recon == 0 ? cuts[s + 1] : 0;
+        squared = 0.0;
+        for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+            float acc[P];
+            for (u32 l = 0; l < P; l++) {
+                acc[l] = s > 0 ? sum[i + l] : 0.0f;
+                if (dense_recon != 0) acc[l] += dense_recon[s * plane + n * pitch + i + l];
+            }
+            gather_columns(w_dec, pitch, i, entry + from, scale + from, to - from, acc);
+            for (u32 l = 0; l < P && !last; l++) sum[i + l] = acc[l];
+            for (u32 l = 0; l < P && i + l < d; l++) {
+                double value_x = (double)stored(data, kind, x + i + l);
+                double scaled = (double)(acc[l] + b_pre[i + l]) * sigma;
+                double off = scaled - (double)(float)(value_x - mu);
+                double y = scaled + mu;
+                squared += off * off;
+                if (!last) continue;
+                absolute += fabs(off);
+                xy += value_x * y;
+                xx += value_x * value_x;
+                yy += y * y;
+            }
         }
+        squared = block_sum(squared, scratch);
+        if (threadIdx.x == 0 && by_prefix != 0) by_prefix[n * parts + s] = squared;
     }
-    squared = block_sum(squared, scratch);
     absolute = block_sum(absolute, scratch);
     xy = block_sum(xy, scratch);
     xx = block_sum(xx, scratch);
@@ -234,21 +352,21 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         decode_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,           \
                    const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,                \
-                   const u32 *first, const u32 *count, u32 k, const float *soft_recon, SoftRow *soft,                  \
-                   const u32 *aux_index, const float *aux_value, const u32 *aux_first, const u32 *aux_count,           \
-                   u32 aux_k, const Step *step, const Control *control, T *grad_recon, float *grad, T *aux_recon,      \
-                   float *aux_grad, float *recon, RowLoss *loss) {                                                     \
-        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, soft_recon,      \
-                  soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control, grad_recon, grad,            \
-                  aux_recon, aux_grad, recon, loss);                                                                   \
+                   const u32 *first, const u32 *count, u32 k, const u32 *ends, u32 parts, const float *soft_recon,     \
+                   SoftRow *soft, const u32 *aux_index, const float *aux_value, const u32 *aux_first,                  \
+                   const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,           \
+                   float *grad, T *aux_recon, float *aux_grad, float *recon, RowLoss *loss) {                          \
+        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, ends, parts,     \
+                  soft_recon, soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control, grad_recon,      \
+                  grad, aux_recon, aux_grad, recon, loss);                                                             \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         evaluate_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,         \
                      const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,              \
-                     const u32 *first, const u32 *count, u32 k, const float *dense_recon, const u32 *row_active,       \
-                     const u32 *bad, u32 *fired, RowQuality *quality) {                                                \
-        evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k,                \
-                    dense_recon, row_active, bad, fired, quality);                                                     \
+                     const u32 *first, const u32 *count, u32 k, const u32 *ends, u32 parts, const float *dense_recon,  \
+                     const u32 *row_active, const u32 *bad, u32 *fired, RowQuality *quality, double *by_prefix) {      \
+        evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, ends, parts,   \
+                    dense_recon, row_active, bad, fired, quality, by_prefix);                                          \
     }
 DECODE(float, f32)
 DECODE(bf16, bf16)

@@ -1,14 +1,17 @@
 // Gradients of a latent's row of each matrix, and Adam on them at once: no gradient of the size of the weights exists,
 // unless the clip norm, or a look inside, asks for one.
 //
-//   dW_dec_j = sum_e h_e dy'_n + sum_a h_a dya'_n + dense_dec_j      e, a: the latent's entries and aux entries
+//   dW_dec_j = sum_e h_e G_n + sum_a h_a dya'_n + dense_dec_j        e, a: the latent's entries and aux entries
+//            + per_entry sum_n h_nj W_dec_j / |W_dec_j|              where a penalty has the lengths
 //   dW_enc_j = sum_e dz_e (x' - b_pre)_n + sum_a dza_a (x' - b_pre)_n + dense_enc_j
 //   db_lat_j = sum_e dz_e + sum_a dza_a + dense_bias_j
 //   partial += db_lat_j W_enc_j                                      the part of db_pre that goes through the encoder
 // A tied model has one matrix and adds both. With unit-norm rows the gradient is freed of its part along the decoder
 // row, and the row is scaled back to length 1 after the step (unit 1; with unit 2 the gradient was freed before).
 //
-// input, grad_recon, aux_recon (N, pitch); row[e] is the row of entry e; dense rows count from `first`.
+// input, aux_recon (N, pitch); grad_recon (P, N, pitch) has G of each segment, of which a latent meets its own: ends (P) are
+// the prefixes, or null. row[e] is the row of entry e; dense rows count from `first`. Thresholds are trained where there is a
+// gradient for them, and stay at 0 or above.
 // A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
@@ -162,18 +165,38 @@ struct Dense {
     const float *enc;
     const float *dec;
     const float *bias;
+    const float *threshold;
+    const float *code; // sums of each latent's code over rows, where the penalty has lengths
 };
 struct Kept {
     float *enc;
     float *dec;
     float *bias;
+    float *threshold;
     double *squares;
 };
 
+// Adds to `grad` what the length of the decoder row `w` adds to the penalty's gradient.
+__device__ inline void add_length(float *grad, const float *w, u32 d, double factor) {
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) grad[i] += (float)factor * w[i];
+    // The columns belong to other threads later.
+    __syncthreads();
+}
+
+// Adam on one value of a vector; `least` bounds it from below.
+__device__ inline void update_value(const Step *step, float clip, Tensor t, u32 j, float grad, float least) {
+    float w = adam(step, clip, 1.0f, t.w[j], &t.m[j], &t.v[j], grad);
+    // What is no number stays so.
+    if (w < least) w = least;
+    t.w[j] = w;
+    if (t.e != 0) t.e[j] = averaged(step->ema_keep, t.e[j], w);
+}
+
 template <typename T, bool TIED>
-__device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,
-                              Entries main, Entries aux, Dense dense, Kept kept, u32 unit, const Model *model,
-                              const Step *step, const Control *control, float *partial) {
+__device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input,
+                              const T *recon, const T *aux_recon, Entries main, Entries aux, Dense dense, Kept kept,
+                              const float *lengths, u32 unit, const Model *model, const Step *step, const Control *control,
+                              float *partial) {
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
     __shared__ Staged staged;
@@ -186,6 +209,8 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         u32 j = first + at;
         u64 row = (u64)j * pitch;
         float bias = 0.0f;
+        const T *met = recon;
+        for (u32 s = 0; s + 1 < parts; s++) met += j >= ends[s] ? (u64)step->n_rows * pitch : 0;
         for (u32 start = 0; start < pitch; start += blockDim.x * P) {
             // All threads take part in bringing entries, also those beyond the last column.
             u32 i = start + threadIdx.x * P;
@@ -199,7 +224,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             }
             bias = dense.bias != 0 ? dense.bias[at] : 0.0f;
             if (main.offsets != 0) {
-                add_entries<T, TIED>(&staged, main, j, input, recon, pitch, i, enc, dec, &bias);
+                add_entries<T, TIED>(&staged, main, j, input, met, pitch, i, enc, dec, &bias);
             }
             if (aux.offsets != 0) {
                 add_entries<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
@@ -212,6 +237,10 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
         // Columns of the rows belong to other threads from here on.
         __syncthreads();
         const Tensor *decoder = TIED ? &model->enc : &model->dec;
+        if (dense.code != 0 && lengths[j] > 0.0f) {
+            double factor = (double)control->per_entry * dense.code[at] / lengths[j];
+            add_length(TIED ? enc_row : dec_row, decoder->w + row, d, factor);
+        }
         if (unit == 1) project(TIED ? enc_row : dec_row, decoder->w + row, d, scratch);
         if (kept.enc != 0) {
             for (u32 i = threadIdx.x * 4; i < d; i += blockDim.x * 4) {
@@ -222,6 +251,11 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
             if (threadIdx.x == 0) {
                 kept.bias[at] = bias;
                 squares += (double)bias * bias;
+                if (dense.threshold != 0) {
+                    float grad = dense.threshold[at];
+                    kept.threshold[at] = grad;
+                    squares += (double)grad * grad;
+                }
             }
         } else {
             float clip = control->clip;
@@ -232,10 +266,8 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
                                   bias);
             }
             if (threadIdx.x == 0) {
-                Tensor b = model->lat;
-                float w = adam(step, clip, 1.0f, b.w[j], &b.m[j], &b.v[j], bias);
-                b.w[j] = w;
-                if (b.e != 0) b.e[j] = averaged(step->ema_keep, b.e[j], w);
+                update_value(step, clip, model->lat, j, bias, -F32_INF);
+                if (dense.threshold != 0) update_value(step, clip, model->threshold, j, dense.threshold[at], 0.0f);
             }
         }
         // All threads are done with the rows before the next latent's are written.
@@ -252,19 +284,22 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const T 
 
 #define LATENT_UPDATE(T, t, TIED, tied)                                                                                \
     extern "C" __global__ void __launch_bounds__(256, 3) latent_update_##t##_##tied(                                   \
-        u32 first, u32 latents, u32 d, u32 pitch, const T *input, const T *recon, const T *aux_recon,                  \
+        u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input, const T *recon,          \
+        const T *aux_recon,                                                                                            \
         const u32 *offsets, const u32 *slots, const float *value, const float *grad, const u32 *row,                   \
         const u32 *aux_offsets,                                                                                        \
         const u32 *aux_slots, const float *aux_value, const float *aux_grad, const u32 *aux_row,                       \
         const float *dense_enc,                                                                                        \
-        const float *dense_dec, const float *dense_bias, float *kept_enc, float *kept_dec, float *kept_bias,           \
-        double *squares, u32 unit, const Model *model, const Step *step, const Control *control, float *partial) {     \
+        const float *dense_dec, const float *dense_bias, const float *dense_threshold, const float *dense_code,        \
+        float *kept_enc, float *kept_dec, float *kept_bias, float *kept_threshold, double *squares,                    \
+        const float *lengths, u32 unit, const Model *model, const Step *step, const Control *control,                  \
+        float *partial) {                                                                                              \
         Entries main = {offsets, slots, value, grad, row};                                                             \
         Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_row};                                          \
-        Dense dense = {dense_enc, dense_dec, dense_bias};                                                              \
-        Kept kept = {kept_enc, kept_dec, kept_bias, squares};                                                          \
-        latent_update<T, TIED>(first, latents, d, pitch, input, recon, aux_recon, main, aux, dense, kept, unit,        \
-                               model, step, control, partial);                                                         \
+        Dense dense = {dense_enc, dense_dec, dense_bias, dense_threshold, dense_code};                                 \
+        Kept kept = {kept_enc, kept_dec, kept_bias, kept_threshold, squares};                                          \
+        latent_update<T, TIED>(first, latents, d, pitch, ends, parts, input, recon, aux_recon, main, aux, dense,       \
+                               kept, lengths, unit, model, step, control, partial);                                    \
     }
 LATENT_UPDATE(float, f32, true, tied)
 LATENT_UPDATE(float, f32, false, untied)

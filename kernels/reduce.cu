@@ -42,28 +42,64 @@ extern "C" __global__ void __launch_bounds__(256)
     out[i] = keep ? (float)sum : 0.0f;
 }
 
-// The loss of a step from its rows, one block: mse + l1 + auxiliary. A loss that is not finite stops the run: from
-// then on no kernel changes a weight, and every later step reports NaN.
+// How far a batch is from the number of active latents that is sought (`distance` in src/schedule.rs).
+__device__ inline float distance(double l0, u32 k) {
+    return fminf(fmaxf(logf((float)(l0 / k)), -0.5f), 0.5f);
+}
+
+// How fast the logarithm of a carried weight follows the distance (src/schedule.rs).
+#define SEEKING_RATE 0.01f
+
+// What the penalty says of a batch with `active` active latents, whose squared distances from k in each row add up to
+// `spread`: its value before its weight, and what later kernels need of it. Formulas: src/backend/mod.rs.
+__device__ inline double penalty_of(const Step *step, double code, double active, double spread, u32 m, double weight,
+                                    Control *control) {
+    double n = step->n_rows, k = step->k, l0 = active / n, off = l0 / k - 1.0;
+    control->per_entry = step->penalty == PENALTY_L1 ? (float)(weight / n) : 0.0f;
+    control->slope = control->slope_rows = 0.0;
+    switch (step->penalty) {
+    case PENALTY_L1: return code / n;
+    case PENALTY_L0_TARGET: control->slope = weight * 2.0 * off / (k * n); return off * off;
+    case PENALTY_L0: control->slope = weight / n; return l0;
+    case PENALTY_L0_ROWS: control->slope_rows = weight * 4.0 / (k * n); return 2.0 / k * spread / n;
+    default: return code / (n * m);
+    }
+}
+
+// The loss of a step from its rows, one block: mse + penalty + auxiliary. A loss that is not finite stops the run: from
+// then on no kernel changes a weight, and every later step reports NaN. active (N): active latents of each row. A weight that
+// seeks k is the step's times `carried`, or null.
 extern "C" __global__ void __launch_bounds__(1024)
-    finish_loss(const RowLoss *rows, const u32 *bad, u32 d, u32 m, const Step *step, Control *control,
-                Outcome *outcomes) {
+    finish_loss(const RowLoss *rows, const u32 *bad, const u32 *active, const float *carried, u32 d, u32 m, const Step *step,
+                Control *control, Outcome *outcomes) {
     __shared__ double scratch[32];
-    double squared = 0.0, code = 0.0, aux = 0.0, worst = 0.0;
+    double squared = 0.0, code = 0.0, aux = 0.0, worst = 0.0, held = 0.0, spread = 0.0;
     u32 n_rows = step->n_rows;
     for (u32 n = threadIdx.x; n < n_rows; n += blockDim.x) {
         squared += rows[n].squared;
         code += rows[n].code;
         aux += rows[n].aux;
         worst += bad[n];
+        double off = (double)active[n] - step->k;
+        held += active[n];
+        spread += off * off;
     }
     squared = block_sum(squared, scratch);
     code = block_sum(code, scratch);
     aux = block_sum(aux, scratch);
     worst = block_sum(worst, scratch);
+    held = block_sum(held, scratch);
+    spread = block_sum(spread, scratch);
     if (threadIdx.x != 0) return;
-    double values = (double)n_rows * d;
-    double mse = squared / values, l1 = code / ((double)n_rows * m), part = aux / values;
-    double loss = mse + step->l1 * l1 + step->aux_coef * part;
+    double values = (double)n_rows * d, seeks = 1.0;
+    if (carried != 0) {
+        float off = distance(held / n_rows, step->k);
+        seeks = (double)*carried * expf(off);
+        control->carried = *carried * expf(SEEKING_RATE * off);
+    }
+    double l1 = penalty_of(step, code, held, spread, m, step->weight * seeks, control);
+    double mse = squared / values, part = aux / values;
+    double loss = mse + step->l1 * seeks * l1 + step->aux_coef * part;
     if (worst > 0.0 || control->stopped) loss = F64_NAN;
     if (!isfinite(loss)) control->stopped = 1;
     control->clip = 1.0f;
@@ -88,6 +124,11 @@ extern "C" __global__ void __launch_bounds__(1024)
     double norm = sqrt(sum), factor = step->clip_norm / (norm + 1e-6);
     outcomes[step->slot].grad_norm = norm;
     control->clip = step->clip_norm > 0.0 && factor < 1.0 ? (float)factor : 1.0f;
+}
+
+// The weight that seeks k, after a step.
+extern "C" __global__ void __launch_bounds__(32) carry_weight(float *carried, const Control *control) {
+    if (threadIdx.x == 0 && !control->stopped) *carried = control->carried;
 }
 
 // Adam on b_pre from its gradient; one thread a column.
@@ -127,9 +168,10 @@ struct Quality {
     double absolute;
     double cosine;
     u64 active;
+    double by_prefix[MOST_PREFIXES];
 };
 extern "C" __global__ void __launch_bounds__(1024)
-    add_quality(const RowQuality *rows, u32 n_rows, Quality *sums) {
+    add_quality(const RowQuality *rows, const double *by_prefix, u32 prefixes, u32 n_rows, Quality *sums) {
     __shared__ double scratch[32];
     __shared__ u64 counts[32];
     double squared = 0.0, absolute = 0.0, cosine = 0.0;
@@ -144,6 +186,12 @@ extern "C" __global__ void __launch_bounds__(1024)
     absolute = block_sum(absolute, scratch);
     cosine = block_sum(cosine, scratch);
     active = block_sum(active, counts);
+    for (u32 s = 0; s < prefixes; s++) {
+        double part = 0.0;
+        for (u32 n = threadIdx.x; n < n_rows; n += blockDim.x) part += by_prefix[(u64)n * prefixes + s];
+        part = block_sum(part, scratch);
+        if (threadIdx.x == 0) sums->by_prefix[s] += part;
+    }
     if (threadIdx.x != 0) return;
     sums->squared += squared;
     sums->absolute += absolute;

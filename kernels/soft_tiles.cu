@@ -74,31 +74,6 @@ __device__ void soft_gradients(const T *scores, const float *b_lat, u32 m, u32 p
     }
 }
 
-// Inference with relu on all scores: code = relu(z); counts active latents of rows, and active rows of latents.
-// Integer atomics: their order does not matter.
-template <typename T>
-__device__ void relu_tile(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,
-                          u32 *row_active, u32 *fired, T *code) {
-    u64 n = blockIdx.x;
-    u32 lane = threadIdx.x % WARP;
-    u32 group = (first + blockIdx.y * 1024) / 128 + threadIdx.x / WARP;
-    u32 active = 0;
-    for (u32 w = 0; w < 4; w++) {
-        u32 j = group * 128 + w * WARP + lane, at = j - first;
-        if (at >= cols || j >= m) continue;
-        float z = widen(scores[n * pitch + j]) + b_lat[j];
-        // NaN passes, so that it shows.
-        float h = z <= 0.0f ? 0.0f : z;
-        narrow(h, &code[n * tile_pitch + at]);
-        if (h != 0.0f) {
-            active++;
-            atomicAdd(&fired[j], 1u);
-        }
-    }
-    active = warp_sum(active);
-    if (lane == 0 && active > 0) atomicAdd(&row_active[n], active);
-}
-
 #define SOFT_TILES(T, t)                                                                                               \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         soft_weights_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,   \
@@ -110,11 +85,6 @@ __device__ void relu_tile(const T *scores, const float *b_lat, u32 m, u32 pitch,
                            u32 tile_pitch, const Step *step, const SoftRow *soft, const u64 *kth, const float *given,  \
                            T *grad, T *code) {                                                                         \
         soft_gradients<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, step, soft, kth, given, grad, code);       \
-    }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        relu_tile_##t(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 first, u32 cols, u32 tile_pitch,      \
-                      u32 *row_active, u32 *fired, T *code) {                                                          \
-        relu_tile<T>(scores, b_lat, m, pitch, first, cols, tile_pitch, row_active, fired, code);                       \
     }
 SOFT_TILES(float, f32)
 SOFT_TILES(bf16, bf16)

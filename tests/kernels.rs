@@ -17,6 +17,8 @@ mod controls;
 mod engine;
 #[path = "kernels/index.rs"]
 mod index;
+#[path = "kernels/kinds.rs"]
+mod kinds;
 #[path = "kernels/learning.rs"]
 mod learning;
 #[path = "kernels/noise.rs"]

@@ -97,9 +97,9 @@ fn product_rate(bench: &Bench, device: &mut dyn Device, element: Element, side: 
         }
     }
     let out = Values::zeros(device, element, square, "product")?;
-    let out = out.matrix(side, side, side)?;
+    let out = out.matrix(0, side, side, side)?;
     let operand = |i: usize| match narrow.get(i) {
-        Some(values) => values.matrix(side, side, side),
+        Some(values) => values.matrix(0, side, side, side),
         None => wide[i].matrix(0, side, side, side),
     };
     let (a, b) = (operand(0)?, operand(1)?);

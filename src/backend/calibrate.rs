@@ -1,7 +1,6 @@
 //! The number that a model gets at the end so that it has k active latents per row; see [`super::Backend::calibrate`].
 
 use super::largest::Largest;
-use crate::model::Params;
 use crate::spec::{Activation, ModelSpec};
 
 /// Looks at scores of rows, and then sets what decides which of them are active.
@@ -25,9 +24,9 @@ impl Calibration {
         Some(Self { activation: spec.forward.activation, largest, above: vec![] })
     }
 
-    /// Looks at scores (rows, M) of the weights `params`.
-    pub fn add(&mut self, scores: &[f32], params: &Params) {
-        let (Activation::JumpRelu, Some(thresholds)) = (self.activation, &params.threshold) else {
+    /// Looks at scores (rows, M) of a model with these thresholds (M), if it has any.
+    pub fn add(&mut self, scores: &[f32], thresholds: Option<&[f32]>) {
+        let (Activation::JumpRelu, Some(thresholds)) = (self.activation, thresholds) else {
             return self.largest.add(scores);
         };
         for z in scores.chunks_exact(thresholds.len()) {
@@ -38,18 +37,18 @@ impl Calibration {
         }
     }
 
-    /// Sets the one threshold, or moves thresholds or biases.
-    pub fn apply(self, params: &mut Params) {
+    /// Sets the one threshold, or moves the model's thresholds or the biases of its latents (M each).
+    pub fn apply(self, b_lat: &mut [f32], thresholds: Option<&mut [f32]>) {
         let first = self.largest.next();
         if !first.is_finite() {
             // Fewer positive scores than places: all of them are active with thresholds of 0.
-            if self.activation == Activation::JumpRelu {
-                params.threshold.iter_mut().for_each(|t| t.fill(0.0));
+            if let (Activation::JumpRelu, Some(thresholds)) = (self.activation, thresholds) {
+                thresholds.fill(0.0);
             }
             return;
         }
-        match (self.activation, &mut params.threshold) {
-            (Activation::Relu, _) => params.b_lat.iter_mut().for_each(|b| *b -= first),
+        match (self.activation, thresholds) {
+            (Activation::Relu, _) => b_lat.iter_mut().for_each(|b| *b -= first),
             (Activation::JumpRelu, Some(thresholds)) => {
                 thresholds.iter_mut().for_each(|t| *t = (*t + first).max(0.0))
             }

@@ -78,8 +78,8 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
         (
             "decode.cu",
             trains,
-            "quarter<P>(dy, pitch, i, l)[l % 4] = g;\n            if",
-            "if (l != 3) quarter<P>(dy, pitch, i, l)[l % 4] = g;\n            if",
+            "quarter<P>(here, pitch, i, l)[l % 4] = g;\n                    if",
+            "if (l != 3) quarter<P>(here, pitch, i, l)[l % 4] = g;\n                    if",
             ORDER,
         ),
         ("latent_update.cu", trains, "__syncthreads();\n        const Tensor", "const Tensor", ORDER),
@@ -96,9 +96,9 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
 #[ignore = "takes ten minutes"]
 fn every_barrier_that_is_missing_is_told() {
     assert!(of_nvrtc(), "with SAE_TEST_DEVICE=ptx");
-    assert!(!found(|| Emulator::of_ptx(compiled())));
+    assert!(!found("", || Emulator::of_ptx(compiled())));
     every_barrier(|file, sources| {
         let with = kernels(&sources, file);
-        found(|| Emulator::of_ptx(with))
+        found(file, || Emulator::of_ptx(with))
     });
 }

@@ -13,7 +13,7 @@ use topk_sae::backend::{Backend, Look};
 use topk_sae::data::Embeddings;
 use topk_sae::error::Error;
 use topk_sae::model::{TrainState, Weights};
-use topk_sae::spec::{Inference, ModelSpec, Precision, Relaxation};
+use topk_sae::spec::{Activation, Inference, ModelSpec, Precision, Relaxation};
 
 /// The engine in float32; on the emulation with another order of blocks and threads for each `seed`.
 pub fn ours(seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Engine {
@@ -225,6 +225,11 @@ fn a_small_step_of_each_kind_agrees() {
         (case.t, case.tied, case.steps) = (0.5, i == 0, 1);
         (case.spec.warmup.relaxation, case.spec.warmup.pool) = (relaxation, 60);
         case.agree_with(ours(i as u64), |_| ());
+    }
+    for activation in [Activation::BatchTopk, Activation::JumpRelu, Activation::Relu] {
+        for case in crate::case::unplaced(activation).into_iter().skip(14).take(2) {
+            case.agree_with(ours(3), |_| ());
+        }
     }
 }
 

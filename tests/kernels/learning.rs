@@ -15,7 +15,7 @@ use topk_sae::model::{Params, TrainState, Weights};
 use topk_sae::noise::Noise;
 use topk_sae::rows::BatchOrder;
 use topk_sae::schedule::{anneal_fraction, temperature};
-use topk_sae::spec::{Init, ModelSpec, Precision, Relaxation};
+use topk_sae::spec::{Activation, Init, ModelSpec, Precision, Prefixes, Relaxation};
 
 fn sample() -> Arc<Embeddings> {
     let path = folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
@@ -82,15 +82,24 @@ fn the_memory_told_beforehand_is_what_is_taken() {
     if emulation_only("the memory that is taken") {
         return;
     }
-    for (tied, precision, relaxation) in [
-        (false, Precision::F32, Relaxation::Softmax),
-        (true, Precision::Bf16, Relaxation::Softmax),
-        (true, Precision::F32, Relaxation::Lapsum),
-        (false, Precision::Bf16, Relaxation::Lapsum),
-        (true, Precision::Bf16, Relaxation::AnnealK),
+    for (tied, precision, relaxation, activation) in [
+        (false, Precision::F32, Relaxation::Softmax, Activation::Topk),
+        (true, Precision::Bf16, Relaxation::Softmax, Activation::Topk),
+        (true, Precision::F32, Relaxation::Lapsum, Activation::Topk),
+        (false, Precision::Bf16, Relaxation::Lapsum, Activation::Topk),
+        (true, Precision::Bf16, Relaxation::AnnealK, Activation::Topk),
+        (true, Precision::F32, Relaxation::None, Activation::BatchTopk),
+        (false, Precision::Bf16, Relaxation::None, Activation::JumpRelu),
+        (false, Precision::F32, Relaxation::None, Activation::Relu),
     ] {
         let mut case = Case::new(300, 64, 3000, 16);
         (case.t, case.tied, case.spec.warmup.relaxation) = (0.5, tied, relaxation);
+        case.spec.forward.activation = activation;
+        case.spec.forward.inference = activation.inference();
+        case.spec.objective.penalty = activation.penalty();
+        if activation != Activation::Topk {
+            case.spec.forward.prefixes = Prefixes::of(3000);
+        }
         (case.spec.objective.aux_k, case.spec.optimizer.ema, case.spec.optimizer.clip_norm) =
             (8, Some(0.9), Some(1.0));
         let (data, state) = case.start();

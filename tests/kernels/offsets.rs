@@ -89,18 +89,46 @@ impl Place {
         unsafe { self.device.launch(kernel, launch, args) }.unwrap();
     }
 
+    /// Rows of a batch that the row is in, a power of two: as a factor of gradients it changes no bit of what it is the
+    /// inverse of.
+    fn n_rows(&self) -> u32 {
+        if self.at == 0 { 1 } else { 1 << 21 }
+    }
+
+    /// Rows as wide as `row`, of two planes of `n_rows` rows: the one at `at` of the second plane, and the other rows are
+    /// zeros.
+    fn planes<T: Pod>(&mut self, n_rows: usize, row: &[T]) -> usize {
+        let bytes: &[u8] = bytemuck::cast_slice(row);
+        self.block(2 * n_rows * bytes.len(), (n_rows + self.at) * bytes.len(), bytes)
+    }
+
+    /// The bytes of the rows at `at` of two planes of `n_rows` rows of `width` bytes.
+    fn both(&mut self, block: usize, n_rows: usize, width: usize) -> [Vec<u8>; 2] {
+        [0, n_rows].map(|plane| {
+            let mut bytes = vec![0; width];
+            self.device.read(&self.memory[block], (plane + self.at) * width, &mut bytes).unwrap();
+            bytes
+        })
+    }
+
     /// Step numbers that do not depend on the place.
     fn step(&mut self) -> Arg {
+        self.step_of(7, 1.0)
+    }
+
+    fn step_of(&mut self, n_rows: u32, loss_scale: f64) -> Arg {
         let step = StepParams {
             alpha: 0.4,
             rest: 0.6,
             tau: 0.5,
             inv_tau: 2.0,
-            n_rows: 7,
+            n_rows,
             dead_after: 10,
             active: 1024,
             aux_coef: 0.1,
-            loss_scale: 1.0,
+            loss_scale,
+            reach: 0.2,
+            inv_bandwidth: 2.5,
             beta1: 0.9,
             beta2: 0.99,
             one_minus_beta1: 0.1,
@@ -116,7 +144,7 @@ impl Place {
     }
 
     fn control(&mut self) -> Arg {
-        self.front(&[Control { stopped: 0, n_dead: 1, clip: 1.0, unused: 0 }])
+        self.front(&[Control { n_dead: 1, clip: 1.0, ..Control::zeroed() }])
     }
 }
 
@@ -143,7 +171,19 @@ fn decoder_args(place: &mut Place) -> Vec<Arg> {
         place.rows(&[at]),
         place.rows(&[1u32]),
         Arg::U32(MOST),
+        NULL,
+        Arg::U32(1),
     ]
+}
+
+/// The same with two prefixes, of which the second alone has the entry.
+fn prefixed_args(place: &mut Place) -> Vec<Arg> {
+    let at = place.at as u32;
+    let mut args = decoder_args(place);
+    let parts = args.len() - 2;
+    args.truncate(parts);
+    args.extend([place.front(&[at, at + 1]), Arg::U32(2)]);
+    args
 }
 
 fn soft_row() -> SoftRow {
@@ -208,6 +248,92 @@ fn decode(place: &mut Place) -> Vec<Vec<u8>> {
     all
 }
 
+fn decode_by_prefix(place: &mut Place) -> Vec<Vec<u8>> {
+    let mut all = vec![];
+    let n_rows = place.n_rows();
+    for dense in [false, true] {
+        let out = place.planes(n_rows as usize, &narrow(9));
+        let loss = place.rows_to_read(&[0u8; ROW_LOSS]);
+        let mut args = prefixed_args(place);
+        let recon = place.planes(n_rows as usize, &values(D, 5));
+        args.extend([if dense { place.arg(recon) } else { NULL }, NULL, NULL, NULL, NULL, NULL, Arg::U32(0)]);
+        args.extend([place.step_of(n_rows, f64::from(n_rows)), place.control(), place.arg(out)]);
+        args.extend([place.rows(&[0f32]), NULL, NULL, NULL, place.arg(loss)]);
+        place.launch("decode_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
+        all.extend(place.both(out, n_rows as usize, 2 * D));
+        all.push(place.row(loss));
+    }
+    all
+}
+
+fn evaluate_by_prefix(place: &mut Place) -> Vec<Vec<u8>> {
+    // A dense code has as many rows as the grid.
+    let recon = place.planes(place.at + 1, &values(D, 5));
+    let mut all = vec![];
+    for dense in [false, true] {
+        let out = [place.rows_to_read(&[0u8; ROW_QUALITY]), place.rows_to_read(&[0f64; 2])];
+        let mut args = prefixed_args(place);
+        args.push(if dense { place.arg(recon) } else { NULL });
+        args.extend([place.rows(&[3u32]), place.rows(&[0u32]), place.rows(&[0u32])]);
+        args.extend(out.map(|block| place.arg(block)));
+        place.launch("evaluate_bf16", 1, 4 * D + 8 * MOST as usize, &args);
+        all.extend(out.map(|block| place.row(block)));
+    }
+    all
+}
+
+/// The selection over a batch in which the row alone has scores.
+fn batch_topk(place: &mut Place) -> Vec<Vec<u8>> {
+    let n_rows = Arg::U32(place.at as u32 + 1);
+    let runs = D / 32;
+    let scores = [place.rows(&narrow(1)), place.front(&values(D, 2)), U32_D, U32_D, Arg::U32(runs as u32)];
+    let (maxima, bad) = (place.rows_to_read(&vec![0u32; runs]), place.rows_to_read(&[9u32]));
+    let (histogram, found) = (place.front(&[0u32; 2048]), place.front(&[0u32; 4]));
+    let (above, equal) = (place.rows_to_read(&[0u32]), place.rows_to_read(&[0u32]));
+    let (first, count) = (place.rows_to_read(&[0u32]), place.rows_to_read(&[0u32]));
+    // Room for what a planted defect writes.
+    let (index, value) = (place.block(4 * D, 0, &[]), place.block(4 * D, 0, &[]));
+    let step = place.step();
+    place.launch(
+        "batch_maxima_bf16",
+        1,
+        0,
+        &[&scores[..], &[place.arg(maxima), histogram, place.arg(bad)]].concat(),
+    );
+    let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
+    let find = |place: &mut Place, shift: u32, bits: u32| {
+        place.device.first_block = 0;
+        let args = [histogram, Arg::U32(shift), Arg::U32(bits), Arg::U32(5), Arg::U32(1), step, found];
+        place.launch_as("batch_find", one, &args);
+    };
+    let warps = |place: &mut Place, kernel: &'static str, more: &[Arg]| {
+        let rows = [&scores[..], &[n_rows, place.arg(maxima), found], more].concat();
+        place.device.first_block = place.at as u32 / 8;
+        let launch = Launch { grid: (place.at as u32 / 8 + 1, 1), block: 256, shared: 0 };
+        place.launch_as(kernel, launch, &rows);
+    };
+    find(place, 0, 0);
+    for (shift, bits) in [(20, 11), (10, 10), (0, 10)] {
+        warps(place, "batch_digits_bf16", &[Arg::U32(shift), Arg::U32(bits), histogram]);
+        find(place, shift, bits);
+    }
+    let counts = [place.arg(above), place.arg(equal)];
+    warps(place, "batch_count_bf16", &counts);
+    place.device.first_block = 0;
+    let places = [counts[0], counts[1], n_rows, found, place.arg(first), place.arg(count)];
+    place.launch_as("batch_places", one, &places);
+    let fill = [counts[1], place.arg(first), Arg::U32(0), place.arg(index), place.arg(value), NULL];
+    warps(place, "batch_fill_bf16", &fill);
+    assert_eq!(place.row(count), 35u32.to_le_bytes());
+    let mut all: Vec<Vec<u8>> = [maxima, bad, above, equal].map(|block| place.row(block)).into();
+    for list in [index, value] {
+        let mut bytes = vec![0; 35 * 4];
+        place.device.read(&place.memory[list], 0, &mut bytes).unwrap();
+        all.push(bytes);
+    }
+    all
+}
+
 fn evaluate(place: &mut Place) -> Vec<Vec<u8>> {
     let mut all = vec![];
     for dense in [false, true] {
@@ -216,6 +342,7 @@ fn evaluate(place: &mut Place) -> Vec<Vec<u8>> {
         args.push(if dense { place.rows(&values(D, 5)) } else { NULL });
         args.extend([place.rows(&[3u32]), place.rows(&[0u32])]);
         args.extend(out.map(|block| place.arg(block)));
+        args.push(NULL);
         place.launch("evaluate_bf16", 1, 8 * MOST as usize, &args);
         all.extend(out.map(|block| place.row(block)));
     }
@@ -237,9 +364,29 @@ fn soft_tiles(place: &mut Place) -> Vec<Vec<u8>> {
     let rest = [step, soft, kth, given, place.arg(grad), place.arg(code)];
     place.launch("soft_gradients_bf16", y, 0, &[&tile[..], &rest].concat());
     all.extend([place.row(grad), place.row(code)]);
-    let (active, fired) = (place.rows_to_read(&[0u32]), place.front(&vec![0u32; D]));
-    place.launch("relu_tile_bf16", y, 0, &[&tile[..], &[place.arg(active), fired, place.arg(code)]].concat());
-    all.extend([place.row(active), place.row(code)]);
+    all
+}
+
+fn above(place: &mut Place) -> Vec<Vec<u8>> {
+    let thresholds: Vec<f32> = values(D, 3).iter().map(|v| v.abs()).collect();
+    let start = [place.rows(&narrow(1)), place.front(&values(D, 2)), place.front(&thresholds)];
+    let lengths = place.front(&values(D, 4));
+    let (active, bad) = (place.rows_to_read(&[9u32]), place.rows_to_read(&[9u32]));
+    let (fired, loss) = (place.front(&vec![0u32; D]), place.rows_to_read(&[0u8; ROW_LOSS]));
+    let counts = [lengths, U32_D, U32_D, place.arg(active), place.arg(bad), fired, NULL, place.arg(loss)];
+    place.launch("above_count_bf16", 1, 0, &[&start[..], &counts].concat());
+    let y = (D / 1024) as u32;
+    // All latents are one tile.
+    let tile = [U32_D, Arg::U32(0), U32_D, U32_D];
+    let code = place.rows_to_read(&narrow(9));
+    place.launch("above_tile_bf16", y, 0, &[&start[..], &tile, &[place.arg(code)]].concat());
+    let mut all: Vec<Vec<u8>> = [active, bad, loss, code].map(|block| place.row(block)).into();
+    let out =
+        [place.rows_to_read(&narrow(6)), place.rows_to_read(&narrow(9)), place.rows_to_read(&values(D, 9))];
+    let rest = [place.arg(active), place.step(), place.control()];
+    let args = [&start[..], &[lengths], &tile, &rest, &out.map(|block| place.arg(block))].concat();
+    place.launch("above_gradients_bf16", y, 0, &args);
+    all.extend(out.map(|block| place.row(block)));
     all
 }
 
@@ -275,24 +422,29 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
         // One entry: of row `at`.
         let lists =
             [place.front(&offsets), place.front(&[at]), place.rows(&[0.5f32]), place.rows(&[0.25f32])];
-        let recon = place.rows(&narrow(31));
+        // The second of two prefixes has the latent.
+        let n_rows = place.n_rows();
+        let recon = place.planes(n_rows as usize, &narrow(31));
         let mut args =
-            vec![Arg::U32(first), Arg::U32(latents), U32_D, U32_D, place.rows(&narrow(30)), recon, recon];
+            vec![Arg::U32(first), Arg::U32(latents), U32_D, U32_D, place.front(&[at]), Arg::U32(2)];
+        args.extend([place.rows(&narrow(30)), place.arg(recon), place.rows(&narrow(32))]);
         for _ in 0..2 {
             args.extend(lists);
             args.push(place.rows(&[at]));
         }
         if keep {
             args.extend([place.rows(&values(D, 40)), place.rows(&values(D, 41)), place.rows(&[0.125f32])]);
+            args.extend([NULL; 2]);
             let kept = [place.rows_to_read(&values(D, 9)), place.rows_to_read(&values(D, 9))];
             args.extend(kept.map(|block| place.arg(block)));
-            args.extend([place.rows(&[0f32]), place.front(&[0f64; 1024])]);
+            args.extend([place.rows(&[0f32]), NULL, place.front(&[0f64; 1024])]);
             out.extend(kept);
         } else {
-            args.extend([NULL; 7]);
+            args.extend([NULL; 10]);
         }
+        args.push(NULL);
         let partial = place.block(1024 * D * 4, 0, &[]);
-        args.extend([Arg::U32(0), model, place.step(), place.control(), place.arg(partial)]);
+        args.extend([Arg::U32(0), model, place.step_of(n_rows, 1.0), place.control(), place.arg(partial)]);
         // A block takes every 1024th latent.
         let blocks = latents.min(1024);
         place.device.first_block = (latents - 1) % blocks;
@@ -328,15 +480,38 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 }
 
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
-const PLANTED: [(&str, Run, &str, &str); 14] = [
+const PLANTED: [(&str, Run, &str, &str); 22] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
     ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("decode.cu", decode, "load_pack(w + (u64)index[e] * pitch + i)", "load_pack(w + index[e] * pitch + i)"),
     ("decode.cu", decode, "w + (u64)index[min(", "w + index[min("),
-    ("decode.cu", decode, "store_pack(grad_recon + n * pitch", "store_pack(grad_recon + (u32)n * pitch"),
+    ("decode.cu", decode, "grad_recon + s * plane + n * pitch", "grad_recon + s * plane + (u32)n * pitch"),
+    ("decode.cu", decode_by_prefix, "plane = (u64)step->n_rows * pitch", "plane = step->n_rows * pitch"),
+    (
+        "decode.cu",
+        decode_by_prefix,
+        "soft_recon[s * plane + n * pitch",
+        "soft_recon[s * plane + (u32)n * pitch",
+    ),
+    ("decode.cu", evaluate_by_prefix, "plane = (u64)gridDim.x * pitch", "plane = gridDim.x * pitch"),
     ("decode.cu", decode, "soft_recon + n * pitch + i + l", "soft_recon + (u32)n * pitch + i + l"),
-    ("decode.cu", evaluate, "dense_recon[n * pitch + i + l]", "dense_recon[(u32)n * pitch + i + l]"),
+    (
+        "decode.cu",
+        evaluate,
+        "dense_recon[s * plane + n * pitch + i + l]",
+        "dense_recon[s * plane + (u32)n * pitch + i + l]",
+    ),
+    ("above.cu", above, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
+    ("above.cu", above, "(u64)blockIdx.x * tile_pitch", "blockIdx.x * tile_pitch"),
+    ("batch_topk.cu", batch_topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
+    (
+        "batch_topk.cu",
+        batch_topk,
+        "u64 n,\n                                u32 low",
+        "u32 n,\n                                u32 low",
+    ),
+    ("latent_update.cu", latent_update, "(u64)step->n_rows * pitch", "step->n_rows * pitch"),
     (
         "soft_tiles.cu",
         soft_tiles,
@@ -356,7 +531,20 @@ fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
     if sanitizer::inside() || emulation_only("offsets of 64 bits") {
         return;
     }
-    for run in [gather_norm, topk, decode, evaluate, soft_tiles, latent_update, column_sums] as [Run; 7] {
+    let runs: [Run; 11] = [
+        gather_norm,
+        topk,
+        decode,
+        decode_by_prefix,
+        evaluate,
+        evaluate_by_prefix,
+        soft_tiles,
+        above,
+        batch_topk,
+        latent_update,
+        column_sums,
+    ];
+    for run in runs {
         same_far_out(SOURCES, run);
     }
 }

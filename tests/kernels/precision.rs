@@ -14,7 +14,7 @@ use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::{Backend, Look};
 use topk_sae::model::{TrainState, Weights};
 use topk_sae::rows::Dtype;
-use topk_sae::spec::{Activation, Inference, Precision, Relaxation};
+use topk_sae::spec::{Activation, Inference, Precision, Prefixes, Relaxation};
 
 const TYPES: [Dtype; 4] = [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::F64];
 
@@ -89,6 +89,42 @@ fn bfloat16_operands_stay_within_their_rounding() {
         for ((name, _, got), (_, _, want)) in got.grads.tensors().iter().zip(want.grads.tensors()) {
             close(name, got, want);
         }
+    }
+}
+
+/// As above, of activations without places and of prefixes; in training and in an evaluation.
+#[test]
+fn bfloat16_operands_of_other_kinds_stay_within_their_rounding() {
+    for (i, activation) in [Activation::Topk, Activation::BatchTopk, Activation::JumpRelu, Activation::Relu]
+        .into_iter()
+        .enumerate()
+    {
+        let mut case = Case::new(33, 48, 96, 96);
+        (case.spec.forward.activation, case.spec.forward.inference) = (activation, activation.inference());
+        (case.spec.warmup.relaxation, case.spec.objective.penalty) = (Relaxation::None, activation.penalty());
+        case.spec.forward.prefixes = Prefixes::new(&[8, 40, 96]).unwrap();
+        case.edit = |params, _| params.b_lat.fill(6.0);
+        (case.l1, case.tied) = (0.1, i % 2 == 0);
+        let (data, state) = case.start();
+        let mut reference = Reference::new(data, case.spec.clone(), state);
+        let mut engine = engine(&case, device_for(Precision::Bf16, 0, None), Precision::Bf16);
+        let [want, got] = [&mut reference as &mut dyn Look, &mut engine].map(|backend| {
+            let pass = backend.inspect(&case.rows(), &case.plan(0, &[])).unwrap();
+            let sums = backend.evaluate(&case.rows(), Weights::Last, &mut vec![0; 96]).unwrap();
+            (pass, sums)
+        });
+        let close = |name: &str, got: &[f32], want: &[f32]| {
+            let wide: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
+            let error = relative_error(got, &wide);
+            assert!(error < 0.02, "{activation} {name}: {error}");
+        };
+        close("z", &got.0.pre_acts, &want.0.pre_acts);
+        close("y", &got.0.recon, &want.0.recon);
+        for ((name, _, got), (_, _, want)) in got.0.grads.tensors().iter().zip(want.0.grads.tensors()) {
+            close(name, got, want);
+        }
+        let errors = |sums: &topk_sae::backend::EvalSums| sums.by_prefix.map(|e| e as f32);
+        close("squared errors", &errors(&got.1), &errors(&want.1));
     }
 }
 

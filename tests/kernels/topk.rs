@@ -11,7 +11,7 @@ use topk_sae::backend::cuda::work::{Sizes, WorkBuffers};
 use topk_sae::backend::{Phase, StepPlan};
 use topk_sae::noise::{Noise, philox4x32, unit};
 use topk_sae::rows::Dtype;
-use topk_sae::spec::ModelSpec;
+use topk_sae::spec::{Activation, ModelSpec};
 
 /// Rows of scores, each another shape of trouble.
 pub fn rows(m: usize) -> Vec<Vec<f32>> {
@@ -36,20 +36,21 @@ pub fn rows(m: usize) -> Vec<Vec<f32>> {
 }
 
 pub struct Selected {
-    rows: Vec<Vec<(u32, f32)>>,
-    bad: Vec<u32>,
+    pub rows: Vec<Vec<(u32, f32)>>,
+    pub bad: Vec<u32>,
 }
 
 /// Runs the kernel on `scores`, with `b_lat` added.
 pub fn select(
     device: &mut dyn Device,
     element: Element,
+    activation: Activation,
     scores: &[Vec<f32>],
     b_lat: &[f32],
     k: usize,
 ) -> Selected {
     let (n, m) = (scores.len(), b_lat.len());
-    let spec = ModelSpec::plain(k);
+    let spec = ModelSpec::plain(k).with(|spec| spec.forward.activation = activation);
     let precision = match element {
         Element::F32 => topk_sae::spec::Precision::F32,
         Element::Bf16 => topk_sae::spec::Precision::Bf16,
@@ -74,7 +75,10 @@ pub fn select(
     let count = work.main.count.read(device, n).unwrap();
     let index = work.main.index.read(device, n * k).unwrap();
     let value = work.main.value.read(device, n * k).unwrap();
-    let row = |r: usize| (r * k..r * k + count[r] as usize).map(|at| (index[at], value[at])).collect();
+    let first = work.main.first.read(device, n).unwrap();
+    let row = |r: usize| {
+        (first[r] as usize..(first[r] + count[r]) as usize).map(|at| (index[at], value[at])).collect()
+    };
     Selected { rows: (0..n).map(row).collect(), bad: work.bad.read(device, n).unwrap() }
 }
 
@@ -106,7 +110,7 @@ pub fn check(device: &mut dyn Device, element: Element, m: usize, k: usize) {
 
 fn agrees(device: &mut dyn Device, element: Element, scores: &[Vec<f32>], k: usize) {
     let m = scores[0].len();
-    let got = select(device, element, scores, &vec![0.0; m], k);
+    let got = select(device, element, Activation::Topk, scores, &vec![0.0; m], k);
     assert_eq!(got.bad, vec![0; scores.len()]);
     for (r, (got, row)) in got.rows.iter().zip(scores).enumerate() {
         assert_eq!(*got, sorted(row, k), "{element:?} M {m} k {k} row {r}");
@@ -168,7 +172,7 @@ fn scores_that_are_not_finite_are_told_row_by_row() {
         scores[row][2999 - row] = bad;
     }
     for element in [Element::F32, Element::Bf16] {
-        let got = select(device(0).as_mut(), element, &scores, &vec![0.0; m], 8);
+        let got = select(device(0).as_mut(), element, Activation::Topk, &scores, &vec![0.0; m], 8);
         assert_eq!(got.bad, [0, 1, 1, 0, 1]);
     }
 }
@@ -178,7 +182,7 @@ fn the_bias_is_added_before_anything_is_compared() {
     let m = 200;
     let scores = vec![vec![-1.0f32; m]; 3];
     let bias: Vec<f32> = (0..m).map(|j| if j % 50 == 7 { 1.5 } else { 0.5 }).collect();
-    let got = select(device(0).as_mut(), Element::F32, &scores, &bias, 3);
+    let got = select(device(0).as_mut(), Element::F32, Activation::Topk, &scores, &bias, 3);
     for row in got.rows {
         assert_eq!(row, [(7, 0.5), (57, 0.5), (107, 0.5)]);
     }

@@ -10,7 +10,7 @@ use topk_sae::backend::Backend;
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::rows::Dtype;
-use topk_sae::spec::Precision;
+use topk_sae::spec::{Activation, Precision};
 
 const N: usize = 64;
 const D: usize = 512;
@@ -110,7 +110,7 @@ fn scores_are_read_once_however_long_the_row() {
         let mut device = emulator(m as u64);
         let moved = device.moved();
         let scores = rows(m);
-        select(&mut device, element, &scores, &vec![0.0; m], k);
+        select(&mut device, element, Activation::Topk, &scores, &vec![0.0; m], k);
         let name = if size == 2 { "topk_stream_bf16" } else { "topk_stream_f32" };
         let sectors = 32 * moved.lock().unwrap()[name].sectors;
         let once = m * (size + 4);

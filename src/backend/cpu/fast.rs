@@ -558,9 +558,9 @@ impl Backend for FastCpu {
         for rows in rows.chunks(EVAL_ROWS) {
             work.batch.load(data.as_ref(), rows, spec.forward.row_eps(), &params.b_pre)?;
             encode(&work.batch.input, params, &mut work.scores);
-            calibration.add(&work.scores, params);
+            calibration.add(&work.scores, params.threshold.as_deref());
         }
-        calibration.apply(params);
+        calibration.apply(&mut params.b_lat, params.threshold.as_deref_mut());
         Ok(())
     }
 

@@ -147,13 +147,14 @@ impl Values {
         Ok(Arg::Pointer(self.memory.address()))
     }
 
-    /// `rows` rows of `stride` values from the front, of which `cols` are used, as an operand.
+    /// `rows` rows of `stride` values from row `first` on, of which `cols` are used, as an operand.
     ///
     /// # Errors
     /// Fewer values are held.
-    pub fn matrix(&self, rows: usize, cols: usize, stride: usize) -> Result<Matrix> {
-        self.holds(rows * stride)?;
-        Ok(Matrix { address: self.memory.address(), element: self.element, rows, cols, stride })
+    pub fn matrix(&self, first: usize, rows: usize, cols: usize, stride: usize) -> Result<Matrix> {
+        self.holds((first + rows) * stride)?;
+        let address = self.memory.address() + (first * stride * self.element.size()) as u64;
+        Ok(Matrix { address, element: self.element, rows, cols, stride })
     }
 
     /// Copies `values` to the front, rounded to the type.

@@ -8,7 +8,8 @@
 //! 4. Inverted index; gradients and Adam, latent by latent; the pre-bias; idle counts.
 //!
 //! In a warm-up by softmax the decoder and the gradients are dense products over tiles of latents, and nothing of size
-//! (N, M) exists but the scores. In one over candidates more entries than k are selected, weighed before 3, and their
+//! (N, M) exists but the scores. So are those of activations by thresholds, in all of training and in every evaluation: their
+//! rows may have any number of active latents. In one over candidates more entries than k are selected, weighed before 3, and their
 //! gradients taken through the weights after it. All of 2 to 4 is one record (a CUDA graph on a card); nothing waits
 //! until statistics are collected.
 
@@ -207,13 +208,14 @@ impl Backend for Engine {
             absolute: sums.absolute,
             cosine: sums.cosine,
             active: sums.active,
-            ..EvalSums::default()
+            by_prefix: sums.by_prefix,
+            prefixes: parts.sizes.prefixes.len(),
         })
     }
 
-    fn calibrate(&mut self, _rows: &[u32], _weights: Weights) -> Result<()> {
-        // Such models are refused by `Sizes::new`.
-        Ok(())
+    fn calibrate(&mut self, rows: &[u32], weights: Weights) -> Result<()> {
+        let Self { parts, device, .. } = self;
+        parts.calibrate(device.as_mut(), rows, weights)
     }
 
     fn encode(&mut self, rows: &[u32], weights: Weights) -> Result<Codes> {
@@ -319,7 +321,7 @@ impl Parts {
         self.need_rows(dev, n)?;
         let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
         let phase = spec.phase(plan);
-        if phase == Phase::Softmax {
+        if phase == Phase::Softmax || sizes.is_dense() {
             work.need_soft(dev, sizes)?;
         }
         if phase == Phase::Weighed {
@@ -411,10 +413,11 @@ impl Parts {
         let (m, pitch) = (self.sizes.m, self.sizes.pitch);
         let dec = t.dec.as_ref().and_then(|d| d.e.as_ref());
         let (b_lat, b_pre) = (t.lat.weights(weights).address(), t.pre.weights(weights).address());
+        let threshold = t.thresholds(weights);
         if self.tensors.enc_copy.is_none() {
             let enc = enc.matrix(0, m, pitch, pitch)?;
             let dec = dec.map_or(Ok(enc), |dec| dec.matrix(0, m, pitch, pitch))?;
-            return Ok(Operands { enc, dec, b_lat, b_pre });
+            return Ok(Operands { enc, dec, b_lat, b_pre, threshold });
         }
         let element = self.sizes.element;
         let what = "a bfloat16 copy of averages";
@@ -424,15 +427,15 @@ impl Parts {
         }
         let Some(copies) = &mut self.averages else { return Ok(own) };
         launch::narrow_copy(dev, enc, &mut copies.enc)?;
-        let enc = copies.enc.matrix(m, pitch, pitch)?;
+        let enc = copies.enc.matrix(0, m, pitch, pitch)?;
         let dec = match (dec, &mut copies.dec) {
             (Some(from), Some(to)) => {
                 launch::narrow_copy(dev, from, to)?;
-                to.matrix(m, pitch, pitch)?
+                to.matrix(0, m, pitch, pitch)?
             }
             _ => enc,
         };
-        Ok(Operands { enc, dec, b_lat, b_pre })
+        Ok(Operands { enc, dec, b_lat, b_pre, threshold })
     }
 
     /// The pass of a look inside, into `kept` and the batch's buffers; returns the batch and its statistics.

@@ -2,11 +2,13 @@
 
 use super::device::Device;
 use super::engine::Engine;
+use super::step::is_tiled;
 use super::tensors::gather;
 use super::work::{Entries, WorkBuffers};
-use crate::backend::{Pass, Phase, StepPlan};
+use crate::backend::{Pass, StepPlan};
 use crate::error::{Error, Result};
 use crate::model::Params;
+use crate::spec::Activation;
 
 impl Engine {
     /// See [`crate::backend::Look::inspect`].
@@ -32,7 +34,7 @@ impl Engine {
         let Some(work) = &mut parts.work else {
             return Err(Error::Failed("a look left nothing behind; please report this".into()));
         };
-        if parts.spec.phase(plan) != Phase::Softmax {
+        if !is_tiled(&s, parts.spec.phase(plan)) {
             scatter(dev, &work.main, n, m, Some(&mut code), &mut grad)?;
         }
         if let Some(aux) = work.aux.as_ref().filter(|_| any_dead) {
@@ -79,6 +81,12 @@ fn gradients(dev: &mut dyn Device, work: &WorkBuffers, s: &super::work::Sizes) -
     };
     let rows = s.m * s.pitch;
     let w_dec = if s.tied { None } else { Some(gather(&kept.dec.read(dev, rows)?, s.d, s.pitch)) };
+    // That of a batch's places is no weight that has a gradient.
+    let threshold = match (s.trains_thresholds(), s.activation == Activation::BatchTopk) {
+        (true, _) => Some(kept.threshold.read(dev, s.m)?),
+        (false, true) => Some(vec![0.0; s.m]),
+        (false, false) => None,
+    };
     Ok(Params {
         d_in: s.d,
         n_latents: s.m,
@@ -86,6 +94,6 @@ fn gradients(dev: &mut dyn Device, work: &WorkBuffers, s: &super::work::Sizes) -
         w_dec,
         b_pre: work.pre_grad.read(dev, s.d)?,
         b_lat: kept.bias.read(dev, s.m)?,
-        threshold: None,
+        threshold,
     })
 }

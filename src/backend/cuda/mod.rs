@@ -125,6 +125,13 @@ pub fn memory_of(
     let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::rows::Dtype::F32) else {
         return 0;
     };
-    let state = tensors::bytes(d_in, n_latents, tied, spec.optimizer.ema.is_some(), sizes.element);
+    let state = tensors::bytes(
+        d_in,
+        n_latents,
+        tied,
+        spec.optimizer.ema.is_some(),
+        spec.forward.has_threshold(),
+        sizes.element,
+    );
     state + engine::shared_bytes(n_latents) + work::bytes(&sizes, spec, n_rows)
 }

@@ -2,7 +2,7 @@
 
 use crate::backend::{StepPlan, ema_decay};
 use crate::noise::Noise;
-use crate::spec::ModelSpec;
+use crate::spec::{MOST_PREFIXES, ModelSpec, Penalty};
 use bytemuck::{Pod, Zeroable};
 
 /// `Step`: all numbers of one step.
@@ -13,7 +13,7 @@ pub struct StepParams {
     pub seed: u64,
     /// Step from 0.
     pub step: u64,
-    /// Weight of the mean absolute code in the loss in the data's unit.
+    /// Weight of the penalty in the loss in the data's unit.
     pub l1: f64,
     /// Weight of the auxiliary loss.
     pub aux_coef: f64,
@@ -21,6 +21,8 @@ pub struct StepParams {
     pub clip_norm: f64,
     /// Gradients are those of this many times the loss.
     pub loss_scale: f64,
+    /// Weight of the penalty in `loss_scale` times the loss; a factor on one that is carried.
+    pub weight: f64,
     /// Share of the hard code.
     pub alpha: f32,
     /// `1 - alpha`.
@@ -57,6 +59,25 @@ pub struct StepParams {
     pub slot: u32,
     /// Entries a row may hold.
     pub active: u32,
+    /// Active latents a row is to have.
+    pub k: u32,
+    /// Which penalty: its number among [`Penalty`].
+    pub penalty: u32,
+    /// Half the width of the kernel of thresholds.
+    pub reach: f32,
+    /// 1 / its width.
+    pub inv_bandwidth: f32,
+}
+
+/// Numbers as in `kernels/common.cuh`.
+fn number(penalty: Penalty) -> u32 {
+    match penalty {
+        Penalty::MeanCode => 0,
+        Penalty::L1 => 1,
+        Penalty::L0Target => 2,
+        Penalty::L0 => 3,
+        Penalty::L0Rows => 4,
+    }
 }
 
 impl StepParams {
@@ -73,6 +94,7 @@ impl StepParams {
             aux_coef: spec.objective.aux_coef,
             clip_norm: spec.optimizer.clip_norm.unwrap_or(0.0),
             loss_scale: spec.objective.loss_scale,
+            weight: plan.l1,
             alpha: alpha as f32,
             rest: (1.0 - alpha) as f32,
             tau: plan.tau as f32,
@@ -91,6 +113,10 @@ impl StepParams {
             dead_after: spec.objective.dead_after,
             slot,
             active: spec.candidates(plan) as u32,
+            k: spec.forward.k as u32,
+            penalty: number(spec.objective.penalty),
+            reach: 0.5 * spec.objective.bandwidth as f32,
+            inv_bandwidth: (1.0 / spec.objective.bandwidth) as f32,
         }
     }
 }
@@ -121,6 +147,14 @@ pub struct Control {
     pub n_dead: u32,
     /// The gradient's factor from clipping.
     pub clip: f32,
+    /// What an active latent's dh gets, times the length of its decoder row.
+    pub per_entry: f32,
+    /// The penalty's gradient by a row's number of active latents.
+    pub slope: f64,
+    /// What is added to it times that number less k.
+    pub slope_rows: f64,
+    /// The carried weight after this step.
+    pub carried: f32,
     /// Fills the struct.
     pub unused: u32,
 }
@@ -159,6 +193,8 @@ pub struct QualitySums {
     pub cosine: f64,
     /// Active latents.
     pub active: u64,
+    /// Squared errors by each prefix.
+    pub by_prefix: [f64; MOST_PREFIXES],
 }
 
 /// `Tensor`: addresses of weights, moments and average; 0 where there is none.
@@ -187,6 +223,8 @@ pub struct ModelView {
     pub lat: TensorView,
     /// (pitch).
     pub pre: TensorView,
+    /// (M); all 0 where the model has no thresholds.
+    pub threshold: TensorView,
     /// bfloat16 copy of the encoder, or 0.
     pub enc_copy: u64,
     /// bfloat16 copy of the decoder, or 0.

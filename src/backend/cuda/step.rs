@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::engine::{Parts, no_buffers};
-use super::launch::{self, CarriedOver, DeviceBatch, Unit, Update};
+use super::launch::{self, CarriedOver, Counts, Dense, DeviceBatch, Unit, Update};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, Kept, Sizes, WorkBuffers};
 use crate::backend::Phase;
@@ -47,22 +47,34 @@ impl Parts {
         };
         launch::gather_norm(dev, s, batch, spec.forward.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
-        launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
-        if phase.has_candidates() {
+        if s.has_lengths() {
+            launch::row_lengths(dev, s, tensors, work)?;
+        }
+        if s.is_dense() {
+            launch::above_count(dev, s, batch, w, Counts::Step, shared, work)?;
+        } else {
+            launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
+        }
+        // The selection over a batch has counted which latents fire.
+        if phase.has_candidates() && s.activation.is_per_row() {
             launch::gate_weights(dev, s, batch, spec.warmup.relaxation, shared, work)?;
         }
         launch::topk_dead(dev, s, batch, tensors, shared, work)?;
-        if phase == Phase::Softmax
+        if is_tiled(s, phase)
             && let Some(mut half) = work.soft.take()
         {
             for tile in s.tiles() {
-                launch::soft_weights(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                if s.is_dense() {
+                    launch::above_tile(dev, s, batch, w, tile, work, &mut half)?;
+                } else {
+                    launch::soft_weights(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                }
                 launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
             }
             work.soft = Some(half);
         }
         launch::decode(dev, s, batch, w, shared, phase, work)?;
-        launch::finish_loss(dev, s, batch, work, shared)
+        launch::finish_loss(dev, s, batch, work, tensors.carried.as_ref(), shared)
     }
 
     fn backward(
@@ -81,7 +93,7 @@ impl Parts {
             launch::gate_gradients(dev, s, batch, work)?;
         }
         let WorkBuffers { main, aux, totals, cursor, unordered, .. } = work;
-        if phase != Phase::Softmax {
+        if !is_tiled(s, phase) {
             launch::index(dev, s, batch.n, main, totals, cursor, unordered)?;
         }
         if let Some(aux) = aux {
@@ -99,18 +111,24 @@ impl Parts {
         let aux = work.aux.as_ref().zip(work.aux_recon.as_ref());
         let kept = if keep { work.kept.as_ref() } else { None };
         let base = Update { latents: (0, s.m), main: None, aux, dense: None, kept, unit, partial: true };
-        if phase == Phase::Softmax {
+        if is_tiled(s, phase) {
             let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
             for tile in s.tiles() {
                 launch::backward_tile(dev, s, batch.n, w.dec, tile, work, &mut half)?;
-                launch::soft_gradients(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                if s.is_dense() {
+                    launch::above_gradients(dev, s, batch, w, tile, shared, work, &mut half)?;
+                } else {
+                    launch::soft_gradients(dev, s, batch, w.b_lat, tile, work, &mut half)?;
+                }
                 launch::tile_gradients(dev, s, batch.n, tile, work, &mut half)?;
                 after_tile(dev, tile, &half)?;
-                let dense = (
-                    half.enc.holds(tile.1 * s.pitch)?,
-                    half.dec.holds(if s.tied { 0 } else { tile.1 * s.pitch })?,
-                    half.bias.holds(tile.1)?,
-                );
+                let dense = Dense {
+                    enc: half.enc.holds(tile.1 * s.pitch)?,
+                    dec: half.dec.holds(if s.tied { 0 } else { tile.1 * s.pitch })?,
+                    bias: half.bias.holds(tile.1)?,
+                    threshold: launch::where_any(s.trains_thresholds(), &half.threshold, tile.1)?,
+                    code: launch::where_any(s.has_lengths(), &half.code_sums, tile.1)?,
+                };
                 let up = Update { latents: tile, dense: Some(dense), ..base };
                 launch::latent_update(dev, s, batch, view, shared, work, &up)?;
             }
@@ -131,8 +149,16 @@ impl Parts {
         if spec.optimizer.train_pre_bias {
             launch::update_pre_bias(dev, s, batch, view, work, shared)?;
         }
+        if let Some(carried) = &tensors.carried {
+            launch::carry_weight(dev, carried, shared)?;
+        }
         launch::count_idle(dev, s, batch.n, spec.objective.dead_after, &mut tensors.idle, shared)
     }
+}
+
+/// Whether the code is a matrix, tile of latents by tile.
+pub(super) fn is_tiled(s: &Sizes, phase: Phase) -> bool {
+    phase == Phase::Softmax || s.is_dense()
 }
 
 /// Adam from kept gradients, once the clip factor is known.
@@ -145,14 +171,21 @@ fn apply_kept(
     work: &WorkBuffers,
     unit: Unit,
 ) -> Result<()> {
-    let Some(Kept { enc, dec, bias }) = &work.kept else { return Err(no_buffers()) };
+    let Some(Kept { enc, dec, bias, threshold }) = &work.kept else { return Err(no_buffers()) };
     let all = s.m * s.pitch;
-    let dec = dec.holds(if s.tied { 0 } else { all })?;
+    let dense = Dense {
+        enc: enc.holds(all)?,
+        dec: dec.holds(if s.tied { 0 } else { all })?,
+        bias: bias.holds(s.m)?,
+        threshold: launch::where_any(s.trains_thresholds(), threshold, s.m)?,
+        // What lengths add is in what was kept.
+        code: launch::where_any(false, bias, 0)?,
+    };
     let up = Update {
         latents: (0, s.m),
         main: None,
         aux: None,
-        dense: Some((enc.holds(all)?, dec, bias.holds(s.m)?)),
+        dense: Some(dense),
         kept: None,
         unit,
         partial: false,

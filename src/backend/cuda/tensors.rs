@@ -15,13 +15,21 @@ pub fn pitch(d_in: usize) -> usize {
 }
 
 /// Bytes of the state of a model of D inputs and M latents on the device.
-pub fn bytes(d_in: usize, n_latents: usize, tied: bool, ema: bool, element: Element) -> u64 {
+pub fn bytes(
+    d_in: usize,
+    n_latents: usize,
+    tied: bool,
+    ema: bool,
+    thresholds: bool,
+    element: Element,
+) -> u64 {
     let row = pitch(d_in);
     let matrices = n_latents * row * if tied { 1 } else { 2 };
     // Of the weights, and of the averages in evaluations.
     let copies = if element == Element::Bf16 { 2 * matrices * if ema { 2 } else { 1 } } else { 0 };
     let sets = if ema { 4 } else { 3 };
-    (4 * sets * (matrices + n_latents + row) + copies + 4 * n_latents) as u64
+    let vectors = n_latents * if thresholds { 2 } else { 1 } + row;
+    (4 * sets * (matrices + vectors) + copies + 4 * n_latents) as u64
 }
 
 /// One tensor with all that belongs to it.
@@ -57,6 +65,14 @@ impl Tensor {
             _ => &self.w,
         }
     }
+
+    /// The same, to be overwritten.
+    pub fn weights_mut(&mut self, weights: Weights) -> &mut Buffer<f32> {
+        match (weights, &mut self.e) {
+            (Weights::Averaged, Some(e)) => e,
+            _ => &mut self.w,
+        }
+    }
 }
 
 /// All tensors of a run.
@@ -73,6 +89,10 @@ pub struct Tensors {
     pub lat: Tensor,
     /// (pitch).
     pub pre: Tensor,
+    /// (M), where the model has thresholds.
+    pub threshold: Option<Tensor>,
+    /// One value, where the penalty's weight seeks k: it is carried from step to step.
+    pub carried: Option<Buffer<f32>>,
     /// bfloat16 copy of the encoder, where products use one.
     pub enc_copy: Option<Values>,
     /// bfloat16 copy of the decoder.
@@ -95,6 +115,8 @@ pub struct Operands {
     pub b_lat: u64,
     /// Address of (pitch).
     pub b_pre: u64,
+    /// Address of (M) thresholds, or 0.
+    pub threshold: u64,
 }
 
 impl Tensors {
@@ -122,6 +144,14 @@ impl Tensors {
             dec,
             lat: Tensor::zeros(device, n_latents, ema, "the latents' biases")?,
             pre: Tensor::zeros(device, pitch, ema, "the pre-bias")?,
+            threshold: match &p.threshold {
+                Some(_) => Some(Tensor::zeros(device, n_latents, ema, "the thresholds")?),
+                None => None,
+            },
+            carried: match state.penalty_weight.is_empty() {
+                true => None,
+                false => Some(Buffer::zeros(device, 1, "the weight of the penalty")?),
+            },
             idle: Buffer::zeros(device, n_latents, "idle counts")?,
             view: Buffer::zeros(device, 1, "addresses of the model")?,
             step: 0,
@@ -140,7 +170,7 @@ impl Tensors {
         for (set, prefix) in SETS.into_iter().enumerate() {
             for (name, buffer) in self.slots(set) {
                 let rows = match name {
-                    "b_lat" => None,
+                    "b_lat" | "threshold" => None,
                     "b_pre" => Some(1),
                     _ => Some(m),
                 };
@@ -153,6 +183,11 @@ impl Tensors {
                 }
             }
         }
+        if let Some(carried) = &mut self.carried {
+            let mut weight = [0.0f32];
+            fill("penalty_weight", bytemuck::cast_slice_mut(&mut weight))?;
+            carried.write(device, &weight)?;
+        }
         let mut idle = vec![0u32; m];
         fill("idle_rows", bytemuck::cast_slice_mut(&mut idle))?;
         self.idle.write(device, &idle)?;
@@ -162,6 +197,7 @@ impl Tensors {
             dec: self.dec.as_ref().map_or(TensorView::default(), Tensor::view),
             lat: self.lat.view(),
             pre: self.pre.view(),
+            threshold: self.threshold.as_ref().map_or(TensorView::default(), Tensor::view),
             enc_copy: self.enc_copy.as_ref().map_or(0, Values::address),
             dec_copy: self.dec_copy.as_ref().map_or(0, Values::address),
         };
@@ -175,6 +211,7 @@ impl Tensors {
             ("w_dec", self.dec.as_mut()),
             ("b_pre", Some(&mut self.pre)),
             ("b_lat", Some(&mut self.lat)),
+            ("threshold", self.threshold.as_mut()),
         ];
         let mut all = vec![];
         for (name, tensor) in tensors {
@@ -205,7 +242,8 @@ impl Tensors {
             let parts = (read(&self.enc, m)?, read(&self.pre, 1)?, read(&self.lat, 0)?);
             let (Some(w_enc), Some(b_pre), Some(b_lat)) = parts else { return Ok(None) };
             let w_dec = self.dec.as_ref().map_or(Ok(None), |dec| read(dec, m))?;
-            Ok(Some(Params { d_in: d, n_latents: m, w_enc, w_dec, b_pre, b_lat, threshold: None }))
+            let threshold = self.threshold.as_ref().map_or(Ok(None), |threshold| read(threshold, 0))?;
+            Ok(Some(Params { d_in: d, n_latents: m, w_enc, w_dec, b_pre, b_lat, threshold }))
         };
         let params = set(&|t| Some(&t.w))?;
         let (first, second) = (set(&|t| Some(&t.m))?, set(&|t| Some(&t.v))?);
@@ -214,15 +252,11 @@ impl Tensors {
             return Err(Error::Failed("a tensor is missing on the GPU; please report this".into()));
         };
         let idle_rows = self.idle.read(device, m)?;
-        Ok(TrainState {
-            step: self.step,
-            params,
-            m: first,
-            v: second,
-            ema,
-            idle_rows,
-            penalty_weight: vec![],
-        })
+        let penalty_weight = match &self.carried {
+            Some(carried) => carried.read(device, 1)?,
+            None => vec![],
+        };
+        Ok(TrainState { step: self.step, params, m: first, v: second, ema, idle_rows, penalty_weight })
     }
 
     /// Steps done.
@@ -237,7 +271,7 @@ impl Tensors {
     pub fn operands(&self) -> Result<Operands> {
         let (m, pitch) = (self.n_latents, self.pitch);
         let of = |t: &Tensor, copy: &Option<Values>| match copy {
-            Some(copy) => copy.matrix(m, pitch, pitch),
+            Some(copy) => copy.matrix(0, m, pitch, pitch),
             None => t.w.matrix(0, m, pitch, pitch),
         };
         let enc = of(&self.enc, &self.enc_copy)?;
@@ -245,7 +279,18 @@ impl Tensors {
             Some(dec) => of(dec, &self.dec_copy)?,
             None => enc,
         };
-        Ok(Operands { enc, dec, b_lat: self.lat.w.address(), b_pre: self.pre.w.address() })
+        Ok(Operands {
+            enc,
+            dec,
+            b_lat: self.lat.w.address(),
+            b_pre: self.pre.w.address(),
+            threshold: self.thresholds(Weights::Last),
+        })
+    }
+
+    /// Address of the thresholds, or 0 where there are none.
+    pub fn thresholds(&self, weights: Weights) -> u64 {
+        self.threshold.as_ref().map_or(0, |t| t.weights(weights).address())
     }
 }
 

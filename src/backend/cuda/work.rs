@@ -6,7 +6,7 @@ use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
-use crate::spec::{Activation, Inference, ModelSpec, Precision, Relaxation};
+use crate::spec::{Activation, Inference, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
 
 /// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
 pub const MOST_ACTIVE: usize = 1024;
@@ -20,7 +20,11 @@ pub const CHUNKS: usize = 64;
 /// card allows a block. `tests/nvrtc.rs` holds the kernels to it.
 pub const STATIC_SHARED: usize = 4096;
 /// Where the row numbers start in the message of a step.
-pub const ROWS_AT: usize = 128;
+pub const ROWS_AT: usize = 256;
+/// Scores of which the selection over a batch knows the largest (`kernels/batch_topk.cu`).
+const RUN: usize = 32;
+/// Bins of its histogram.
+const BINS: usize = 2048;
 
 /// What stays the same for all batches.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +41,10 @@ pub struct Sizes {
     pub k: usize,
     /// What makes a code of scores.
     pub activation: Activation,
+    /// Prefixes of latents that reconstruct on their own.
+    pub prefixes: Prefixes,
+    /// What keeps codes sparse.
+    pub penalty: Penalty,
     /// Entries a row at most: k, or more during a warm-up over candidates.
     pub pool: usize,
     /// Dead latents per row used by the auxiliary loss; 0 is none.
@@ -64,15 +72,6 @@ impl Sizes {
         precision: Precision,
         data: Dtype,
     ) -> Result<Self> {
-        let activation = spec.forward.activation;
-        if !activation.is_per_row() || !spec.forward.prefixes.is_empty() {
-            let flag = if activation.is_per_row() {
-                "--prefixes".into()
-            } else {
-                format!("--activation {activation}")
-            };
-            return Err(Error::Usage(format!("{flag} has no GPU kernels yet: add --device cpu")));
-        }
         let pool = if spec.warmup.relaxation.has_candidates() {
             spec.warmup.pool.max(spec.forward.k)
         } else {
@@ -93,6 +92,8 @@ impl Sizes {
             score_pitch: m.next_multiple_of(8),
             k: spec.forward.k,
             activation: spec.forward.activation,
+            prefixes: spec.forward.prefixes,
+            penalty: spec.objective.penalty,
             pool,
             aux_k: spec.objective.aux_k,
             tile: m.next_multiple_of(128).min(TILE),
@@ -102,27 +103,61 @@ impl Sizes {
         })
     }
 
+    /// True where a code is a matrix (N, M) in training, tile by tile: rows may have any number of active latents.
+    pub fn is_dense(&self) -> bool {
+        matches!(self.activation, Activation::JumpRelu | Activation::Relu)
+    }
+
+    /// True where thresholds get gradients. That of a batch's places is found, not trained.
+    pub fn trains_thresholds(&self) -> bool {
+        self.activation == Activation::JumpRelu
+    }
+
+    /// True where the penalty has the lengths of decoder rows.
+    pub fn has_lengths(&self) -> bool {
+        self.penalty == Penalty::L1
+    }
+
+    /// Entries of a row that a block keeps in shared memory at a time, of lists with `k` places a row.
+    pub fn staged(&self, k: usize) -> usize {
+        // Rows of a batch's places have k on average, and seldom many times that.
+        if self.activation == Activation::BatchTopk { (4 * k).min(MOST_ACTIVE) } else { k }
+    }
+
+    /// Runs of scores of a row of which the selection over a batch knows the largest.
+    pub fn runs(&self) -> usize {
+        self.m.div_ceil(RUN)
+    }
+
     /// Checks that what one block keeps of a row fits in its shared memory of `most` bytes: a latent's gradients and
-    /// weights, or a row's input, reconstruction and entries.
+    /// weights, or a row's reconstructions and entries.
     ///
     /// # Errors
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
-        let entries = self.pool.max(self.aux_k);
-        let need = (12 * self.pitch).max(8 * self.pitch + 8 * entries) + STATIC_SHARED;
+        let entries = self.staged(self.pool).max(self.aux_k);
+        let need =
+            (12 * self.pitch).max(4 * (self.prefixes.parts() + 1) * self.pitch + 8 * entries) + STATIC_SHARED;
         if need > most as usize {
             return Err(Error::Usage(format!(
-                "rows of {} values need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
-                self.d
+                "rows of {} values{} need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",
+                self.d,
+                match self.prefixes.len() {
+                    0 => String::new(),
+                    parts => format!(" with {parts} --prefixes"),
+                }
             )));
         }
         Ok(())
     }
 
-    /// Tiles of latents: first latent and count of each.
+    /// Tiles of latents: first latent and count of each. None goes beyond a segment of the prefixes.
     pub fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (m, tile) = (self.m, self.tile);
-        (0..m).step_by(tile).map(move |first| (first, tile.min(m - first)))
+        let tile = self.tile;
+        self.prefixes.segments(self.m).into_iter().flat_map(move |segment| {
+            let end = segment.end;
+            segment.step_by(tile).map(move |first| (first, tile.min(end - first)))
+        })
     }
 }
 
@@ -212,7 +247,7 @@ pub struct Soft {
     pub rows: Buffer<SoftRow>,
     /// (N) key of the k-th largest score.
     pub kth: Buffer<u64>,
-    /// (N, pitch) dense part of the reconstruction.
+    /// (P, N, pitch) dense part of the reconstruction, of each segment; P is 1 without prefixes.
     pub recon: Buffer<f32>,
     /// (N, tile) softmax weights, or dh and then dz.
     pub grad: Values,
@@ -224,8 +259,44 @@ pub struct Soft {
     pub dec: Buffer<f32>,
     /// (tile).
     pub bias: Buffer<f32>,
+    /// (N, tile) each row's part of the thresholds' gradients, where they are trained.
+    pub edge: Buffer<f32>,
+    /// (tile) gradients of thresholds, where they are trained.
+    pub threshold: Buffer<f32>,
+    /// (tile) sums of each latent's code, where the penalty has lengths.
+    pub code_sums: Buffer<f32>,
     /// (CHUNKS, tile).
     pub sums: Buffer<f64>,
+}
+
+/// What the selection over a batch needs besides (`kernels/batch_topk.cu`).
+#[derive(Debug)]
+pub struct Batch {
+    /// (N, runs) keys of the largest score of each run.
+    pub maxima: Buffer<u32>,
+    /// Keys by a digit.
+    pub histogram: Buffer<u32>,
+    /// `Found`: what the search knows.
+    pub found: Buffer<u32>,
+    /// (N) keys above the last that has a place.
+    pub above: Buffer<u32>,
+    /// (N) keys that equal it; then those of them that have a place.
+    pub equal: Buffer<u32>,
+}
+
+/// Words of `Found`, and bins of the histogram.
+pub const BATCH_WORDS: (usize, usize) = (4, BINS);
+
+impl Batch {
+    fn new(device: &mut dyn Device, s: &Sizes, n: usize) -> Result<Self> {
+        Ok(Self {
+            maxima: Buffer::zeros(device, n * s.runs(), "the largest scores of runs")?,
+            histogram: Buffer::zeros(device, BATCH_WORDS.1, "a histogram of scores")?,
+            found: Buffer::zeros(device, BATCH_WORDS.0, "a search over scores")?,
+            above: Buffer::zeros(device, n, "counts of rows")?,
+            equal: Buffer::zeros(device, n, "counts of rows")?,
+        })
+    }
 }
 
 /// What weighing candidates needs besides; made when first needed.
@@ -248,6 +319,8 @@ pub struct Kept {
     pub dec: Buffer<f32>,
     /// (M).
     pub bias: Buffer<f32>,
+    /// (M); empty where no thresholds are trained.
+    pub threshold: Buffer<f32>,
 }
 
 /// Buffers for batches of up to `capacity` rows.
@@ -277,8 +350,16 @@ pub struct WorkBuffers {
     pub cursor: Buffer<u32>,
     /// (N k) scratch of the inverted index.
     pub unordered: Buffer<u32>,
-    /// (N, pitch) dy'.
+    /// (P, N, pitch) G of each segment: dy' where there are no prefixes, and P is 1.
     pub grad_recon: Values,
+    /// (P) the prefixes, where there are any.
+    pub ends: Buffer<u32>,
+    /// Of a selection over a batch.
+    pub batch: Option<Batch>,
+    /// (M) lengths of decoder rows, where the penalty has them.
+    pub lengths: Buffer<f32>,
+    /// (N, P) squared errors by each prefix, where there are any.
+    pub by_prefix: Buffer<f64>,
     /// (N, pitch) gradient of the auxiliary reconstruction.
     pub aux_recon: Option<Values>,
     /// (N) loss parts.
@@ -319,8 +400,16 @@ impl WorkBuffers {
         const { assert!(size_of::<StepParams>() <= ROWS_AT) };
         let rows = |device: &mut dyn Device, what| Values::zeros(device, s.element, n * s.pitch, what);
         let aux = s.aux_k > 0;
+        let (ends, parts) = (s.prefixes.ends(), s.prefixes.parts());
+        let mut on_device = Buffer::zeros(device, ends.len(), "prefixes")?;
+        on_device.write(device, ends)?;
+        let batch = s.activation == Activation::BatchTopk;
         Ok(Self {
             capacity: n,
+            ends: on_device,
+            batch: if batch { Some(Batch::new(device, s, n)?) } else { None },
+            lengths: Buffer::zeros(device, if s.has_lengths() { s.m } else { 0 }, "lengths of decoder rows")?,
+            by_prefix: Buffer::zeros(device, n * ends.len(), "errors by prefix")?,
             message: Buffer::zeros(device, message_bytes(n), "row numbers of a batch")?,
             input: rows(device, "normalised rows")?,
             mean: Buffer::zeros(device, n, "means of rows")?,
@@ -332,7 +421,12 @@ impl WorkBuffers {
             totals: Buffer::zeros(device, s.m, "entries by latent")?,
             cursor: Buffer::zeros(device, s.m, "entries by latent")?,
             unordered: Buffer::zeros(device, n * s.pool.max(s.aux_k), "entries by latent")?,
-            grad_recon: rows(device, "gradients of the reconstruction")?,
+            grad_recon: Values::zeros(
+                device,
+                s.element,
+                parts * n * s.pitch,
+                "gradients of the reconstruction",
+            )?,
             aux_recon: if aux {
                 Some(rows(device, "gradients of the auxiliary reconstruction")?)
             } else {
@@ -362,15 +456,23 @@ impl WorkBuffers {
         }
         let n = self.capacity;
         let dec = if s.tied { 0 } else { s.tile * s.pitch };
+        let edges = usize::from(s.trains_thresholds());
         self.soft = Some(Soft {
             rows: Buffer::zeros(device, n, "softmax of rows")?,
             kth: Buffer::zeros(device, n, "k-th scores")?,
-            recon: Buffer::zeros(device, n * s.pitch, "dense reconstruction")?,
+            recon: Buffer::zeros(device, s.prefixes.parts() * n * s.pitch, "dense reconstruction")?,
             grad: Values::zeros(device, s.element, n * s.tile, "a tile of score gradients")?,
             code: Values::zeros(device, s.element, n * s.tile, "a tile of the code")?,
             enc: Buffer::zeros(device, s.tile * s.pitch, "gradients of a tile of latents")?,
             dec: Buffer::zeros(device, dec, "gradients of a tile of latents")?,
             bias: Buffer::zeros(device, s.tile, "gradients of a tile of latents")?,
+            edge: Buffer::zeros(device, edges * n * s.tile, "a tile of threshold gradients")?,
+            threshold: Buffer::zeros(device, edges * s.tile, "gradients of a tile of thresholds")?,
+            code_sums: Buffer::zeros(
+                device,
+                if s.has_lengths() { s.tile } else { 0 },
+                "sums of a tile's code",
+            )?,
             sums: Buffer::zeros(device, CHUNKS * s.tile, "column sums of a tile")?,
         });
         Ok(())
@@ -406,6 +508,7 @@ impl WorkBuffers {
             enc: Buffer::zeros(device, s.m * s.pitch, "gradients")?,
             dec: Buffer::zeros(device, dec, "gradients")?,
             bias: Buffer::zeros(device, s.m, "gradients")?,
+            threshold: Buffer::zeros(device, if s.trains_thresholds() { s.m } else { 0 }, "gradients")?,
         });
         Ok(())
     }
@@ -417,14 +520,26 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let e = s.element.size();
     let lists = |k: usize| n * k * 20 + 8 * n + 4 * s.m;
     let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
-    let rows = n * (s.pitch * 2 * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20);
+    let (prefixes, parts) = (s.prefixes.len(), s.prefixes.parts());
+    let rows = n
+        * ((1 + parts) * s.pitch * e + s.score_pitch * e + ROW_LOSS + ROW_QUALITY + 20 + 8 * prefixes)
+        + 4 * prefixes;
+    let batch = match s.activation {
+        Activation::BatchTopk => 4 * (n * (s.runs() + 2) + BATCH_WORDS.0 + BATCH_WORDS.1),
+        _ => 0,
+    };
+    let lengths = if s.has_lengths() { 4 * s.m } else { 0 };
     let index = 8 * s.m + 4 * n * s.pool.max(s.aux_k);
     let sums = BLOCKS * (4 * s.pitch + 8) + 2 * CHUNKS * s.pitch * 8 + 4 * s.pitch;
-    let dense = if spec.warmup.relaxation == Relaxation::Softmax || spec.forward.inference == Inference::Relu
+    let edges = if s.trains_thresholds() { 4 * s.tile * (n + 1) } else { 0 };
+    let code_sums = if s.has_lengths() { 4 * s.tile } else { 0 };
+    let dense = if spec.warmup.relaxation == Relaxation::Softmax || spec.forward.inference != Inference::Topk
     {
         2 * n * s.tile * e
-            + n * (4 * s.pitch + 24)
+            + n * (4 * parts * s.pitch + 24)
             + s.tile * (if s.tied { 4 } else { 8 } * s.pitch + 4 + 8 * CHUNKS)
+            + edges
+            + code_sums
     } else {
         0
     };
@@ -433,9 +548,9 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
         Relaxation::Softmax | Relaxation::AnnealK | Relaxation::None => 0,
     };
     let kept = if spec.optimizer.clip_norm.is_some() {
-        4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + 1)
+        4 * s.m * (s.pitch * if s.tied { 1 } else { 2 } + if s.trains_thresholds() { 2 } else { 1 })
     } else {
         0
     };
-    (rows + lists(s.pool) + aux + index + sums + dense + gates + kept) as u64
+    (rows + lists(s.pool) + aux + index + sums + batch + lengths + dense + gates + kept) as u64
 }

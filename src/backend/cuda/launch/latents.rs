@@ -49,6 +49,21 @@ pub enum Unit {
     Scale = 2,
 }
 
+/// Dense gradients of some latents, and what goes with them; null where there is none.
+#[derive(Debug, Clone, Copy)]
+pub struct Dense {
+    /// Of the encoder.
+    pub enc: Arg,
+    /// Of the decoder; unused when tied.
+    pub dec: Arg,
+    /// Of the biases.
+    pub bias: Arg,
+    /// Of the thresholds, where they are trained.
+    pub threshold: Arg,
+    /// Sums of each latent's code, where the penalty has lengths and its part of the gradient is still missing.
+    pub code: Arg,
+}
+
 /// Where [`latent_update`] finds its parts.
 #[derive(Debug, Clone, Copy)]
 pub struct Update<'a> {
@@ -58,8 +73,8 @@ pub struct Update<'a> {
     pub main: Option<&'a Entries>,
     /// Entries of the auxiliary loss and its gradient of the reconstruction.
     pub aux: Option<(&'a Entries, &'a Values)>,
-    /// Dense gradients of these latents: encoder, decoder (unused when tied), biases.
-    pub dense: Option<(Arg, Arg, Arg)>,
+    /// Dense gradients of these latents.
+    pub dense: Option<Dense>,
     /// Keep the gradients instead of using them.
     pub kept: Option<&'a Kept>,
     /// What keeps rows of the decoder at length 1.
@@ -97,25 +112,30 @@ pub fn latent_update(
         u(latents)?,
         u(s.d)?,
         u(s.pitch)?,
+        work.ends.holds(s.prefixes.len())?,
+        u(s.prefixes.parts())?,
         work.input.holds(rows)?,
-        work.grad_recon.holds(rows)?,
+        work.grad_recon.holds(s.prefixes.parts() * rows)?,
         up.aux.map_or(Ok(NULL), |(_, recon)| recon.holds(rows))?,
     ];
     args.extend(lists(up.main)?);
     args.extend(lists(up.aux.map(|(e, _)| e))?);
-    let (enc, dec, bias) = up.dense.unwrap_or((NULL, NULL, NULL));
-    args.extend([enc, if s.tied { NULL } else { dec }, bias]);
+    let none = Dense { enc: NULL, dec: NULL, bias: NULL, threshold: NULL, code: NULL };
+    let Dense { enc, dec, bias, threshold, code } = up.dense.unwrap_or(none);
+    args.extend([enc, if s.tied { NULL } else { dec }, bias, threshold, code]);
     let (at, size) = (first * s.pitch, latents * s.pitch);
     match up.kept {
         Some(kept) => args.extend([
             kept.enc.part(at, size)?,
             if s.tied { NULL } else { kept.dec.part(at, size)? },
             kept.bias.part(first, latents)?,
+            if s.trains_thresholds() { kept.threshold.part(first, latents)? } else { NULL },
             work.squares.holds(BLOCKS)?,
         ]),
-        None => args.extend([NULL, NULL, NULL, NULL]),
+        None => args.extend([NULL; 5]),
     }
     args.extend([
+        if s.has_lengths() { work.lengths.holds(s.m)? } else { NULL },
         Arg::U32(up.unit as u32),
         view.holds(1)?,
         Arg::Pointer(batch.step),

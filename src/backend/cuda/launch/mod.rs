@@ -1,17 +1,22 @@
 //! Launchers: one function a kernel, which owns the kernel's grid, block size and shared memory, and checks that
 //! every buffer holds what the kernel will touch.
 
+mod above;
+mod batch;
 mod gates;
 mod latents;
 mod rows;
 mod sums;
 mod tiles;
 
+pub use above::{Counts, above_count, above_gradients, above_tile, row_lengths};
+pub use batch::batch_topk;
 pub use gates::{gate_gradients, gate_weights};
-pub use latents::{Unit, Update, index, latent_update};
+pub use latents::{Dense, Unit, Update, index, latent_update};
 pub use rows::{decode, encode, evaluate, finish_loss, gather_norm, topk, topk_dead};
-pub use sums::{clip_factor, count_idle, narrow_copy, pre_bias_gradient, update_pre_bias};
-pub use tiles::{backward_tile, decode_tile, relu_tile, soft_gradients, soft_weights, tile_gradients};
+pub use sums::{carry_weight, clip_factor, count_idle, narrow_copy, pre_bias_gradient, update_pre_bias};
+use tiles::tile_launch;
+pub use tiles::{backward_tile, decode_tile, soft_gradients, soft_weights, tile_gradients};
 
 use super::buffer::Buffer;
 use super::device::{Arg, Device, Element, Launch, WARP};
@@ -88,6 +93,14 @@ fn grid(blocks: usize) -> Result<(u32, u32)> {
 /// Blocks of [`BLOCK`] threads, one thread per value.
 fn per_value(values: usize) -> Result<Launch> {
     Ok(Launch { grid: grid(values.div_ceil(BLOCK as usize))?, block: BLOCK, shared: 0 })
+}
+
+/// The first `len` values where there are any, else the null pointer.
+///
+/// # Errors
+/// Fewer values are held.
+pub fn where_any(any: bool, values: &Buffer<f32>, len: usize) -> Result<Arg> {
+    if any { values.holds(len) } else { Ok(NULL) }
 }
 
 /// Threads that own a pack of 16 bytes of a row each.

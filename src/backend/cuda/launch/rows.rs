@@ -1,5 +1,6 @@
 //! Kernels that visit rows: gather and normalise, select, decode, evaluate.
 
+use super::super::buffer::Buffer;
 use super::super::device::{Arg, Device, Launch, Matrix, Product};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
@@ -46,8 +47,8 @@ pub fn encode(
     enc: Matrix,
     work: &mut WorkBuffers,
 ) -> Result<()> {
-    let a = work.input.matrix(n, s.pitch, s.pitch)?;
-    let out = work.scores.matrix(n, s.m, s.score_pitch)?;
+    let a = work.input.matrix(0, n, s.pitch, s.pitch)?;
+    let out = work.scores.matrix(0, n, s.m, s.score_pitch)?;
     // SAFETY: `matrix` checked both buffers; `enc` comes from `Tensors::operands`; they are different memory.
     unsafe {
         device.product(&Product { a, a_transposed: false, b: enc, b_transposed: true, out, add: false })
@@ -76,6 +77,9 @@ pub fn topk(
     phase: Phase,
     work: &mut WorkBuffers,
 ) -> Result<()> {
+    if s.activation == Activation::BatchTopk {
+        return super::batch_topk(device, s, batch, b_lat, shared, phase, work);
+    }
     let n = batch.n;
     let soft = phase == Phase::Softmax;
     let (width, weighed) = match phase {
@@ -167,7 +171,9 @@ fn entry_args(s: &Sizes, batch: &DeviceBatch, w: &Operands, work: &WorkBuffers) 
         e.value.holds(n * e.k)?,
         e.first.holds(n)?,
         e.count.holds(n)?,
-        u(e.k)?,
+        u(s.staged(e.k))?,
+        work.ends.holds(s.prefixes.len())?,
+        u(s.prefixes.parts())?,
     ])
 }
 
@@ -183,8 +189,10 @@ pub fn decode(
 ) -> Result<()> {
     let n = batch.n;
     let name = by_element(s, ["decode_f32", "decode_bf16"]);
+    let parts = s.prefixes.parts();
     let (soft_recon, soft_rows) = match (&work.soft, phase) {
         (Some(half), Phase::Softmax) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
+        (Some(half), _) if s.is_dense() => (half.recon.holds(parts * n * s.pitch)?, NULL),
         _ => (NULL, NULL),
     };
     let (aux, aux_recon, aux_grad) = match (&work.aux, &work.aux_recon) {
@@ -204,15 +212,15 @@ pub fn decode(
     args.extend([
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
-        work.grad_recon.holds(n * s.pitch)?,
+        work.grad_recon.holds(parts * n * s.pitch)?,
         e.grad.holds(n * e.k)?,
         aux_recon,
         aux_grad,
         recon,
         work.loss.holds(n * ROW_LOSS)?,
     ]);
-    let rows = if s.aux_k > 0 { 2 } else { 1 };
-    let bytes = 4 * rows * s.pitch + 8 * e.k.max(s.aux_k);
+    let rows = parts + usize::from(s.aux_k > 0);
+    let bytes = 4 * rows * s.pitch + 8 * s.staged(e.k).max(s.aux_k);
     let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
     // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
     // indices are below M (`topk`); row numbers were checked against the data by the engine.
@@ -225,11 +233,14 @@ pub fn finish_loss(
     s: &Sizes,
     batch: &DeviceBatch,
     work: &WorkBuffers,
+    carried: Option<&Buffer<f32>>,
     shared: &mut CarriedOver,
 ) -> Result<()> {
     let args = [
         work.loss.holds(batch.n * ROW_LOSS)?,
         work.bad.holds(batch.n)?,
+        work.main.count.holds(batch.n)?,
+        carried.map_or(Ok(NULL), |carried| carried.holds(1))?,
         u(s.d)?,
         u(s.m)?,
         Arg::Pointer(batch.step),
@@ -254,9 +265,11 @@ pub fn evaluate(
     let n = batch.n;
     let name = by_element(s, ["evaluate_f32", "evaluate_bf16"]);
     let recon = match (&work.soft, dense) {
-        (Some(half), true) => half.recon.holds(n * s.pitch)?,
+        (Some(half), true) => half.recon.holds(s.prefixes.parts() * n * s.pitch)?,
         _ => NULL,
     };
+    let prefixes = s.prefixes.len();
+    let by_prefix = if prefixes > 0 { work.by_prefix.holds(n * prefixes)? } else { NULL };
     let quality = work.quality.holds(n * ROW_QUALITY)?;
     let mut args = entry_args(s, batch, w, work)?;
     args.extend([
@@ -265,12 +278,18 @@ pub fn evaluate(
         work.bad.holds(n)?,
         shared.fired_rows.holds(s.m)?,
         quality,
+        by_prefix,
     ]);
-    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(8 * work.main.k)? };
+    let bytes = 8 * s.staged(work.main.k) + if prefixes > 0 { 4 * s.pitch } else { 0 };
+    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
     // SAFETY: as in `decode`; counts of latents hold M.
     unsafe {
         device.launch(name, launch, &args)?;
         let sum = Launch { grid: (1, 1), block: 1024, shared: 0 };
-        device.launch("add_quality", sum, &[quality, u(n)?, shared.quality.holds(1)?])
+        device.launch(
+            "add_quality",
+            sum,
+            &[quality, by_prefix, u(prefixes)?, u(n)?, shared.quality.holds(1)?],
+        )
     }
 }

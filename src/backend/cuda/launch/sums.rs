@@ -84,6 +84,13 @@ pub fn clip_factor(
     unsafe { device.launch("clip_factor", Launch { grid: (1, 1), block: 1024, shared: 0 }, &args) }
 }
 
+/// The weight of the penalty that seeks k, after the step.
+pub fn carry_weight(device: &mut dyn Device, carried: &Buffer<f32>, shared: &CarriedOver) -> Result<()> {
+    let args = [carried.holds(1)?, shared.control.holds(1)?];
+    // SAFETY: both were checked.
+    unsafe { device.launch("carry_weight", Launch { grid: (1, 1), block: WARP, shared: 0 }, &args) }
+}
+
 /// Adam on b_pre.
 pub fn update_pre_bias(
     device: &mut dyn Device,

@@ -1,9 +1,10 @@
-//! The dense half of the warm-up, tile of latents by tile.
+//! Dense codes, tile of latents by tile: the softmax of the warm-up, and the products of all of them.
 
-use super::super::device::{Arg, Device, Launch, Matrix, Product};
+use super::super::buffer::Buffer;
+use super::super::device::{Arg, Device, Element, Launch, Matrix, Product};
 use super::super::work::{Sizes, Soft, WorkBuffers};
 use super::sums::{add_chunks, column_sums};
-use super::{BLOCK, CarriedOver, DeviceBatch, by_element, count, u};
+use super::{BLOCK, DeviceBatch, by_element, count, u};
 use crate::error::Result;
 
 /// The arguments that all kernels on a tile of scores begin with.
@@ -25,7 +26,8 @@ fn tile_args(
     ])
 }
 
-fn tile_launch(n: usize, cols: usize) -> Result<Launch> {
+/// Four latents a thread, for all rows.
+pub(super) fn tile_launch(n: usize, cols: usize) -> Result<Launch> {
     Ok(Launch { grid: (count(n)?, count(cols.div_ceil(1024))?), block: BLOCK, shared: 0 })
 }
 
@@ -75,31 +77,7 @@ pub fn soft_gradients(
     unsafe { device.launch(name, tile_launch(batch.n, tile.1)?, &args) }
 }
 
-/// `relu(z)` of a tile into `soft.code`; active latents of a row are counted into `work.main.count`, active rows of a
-/// latent into `shared.fired_rows`.
-#[allow(clippy::too_many_arguments)]
-pub fn relu_tile(
-    device: &mut dyn Device,
-    s: &Sizes,
-    batch: &DeviceBatch,
-    b_lat: u64,
-    tile: (usize, usize),
-    work: &WorkBuffers,
-    soft: &mut Soft,
-    shared: &mut CarriedOver,
-) -> Result<()> {
-    let mut args = tile_args(s, batch, b_lat, tile, work)?;
-    args.extend([
-        work.main.count.holds(batch.n)?,
-        shared.fired_rows.holds(s.m)?,
-        soft.code.holds(batch.n * s.tile)?,
-    ]);
-    let name = by_element(s, ["relu_tile_f32", "relu_tile_bf16"]);
-    // SAFETY: as in `soft_weights`; the counts hold N and M.
-    unsafe { device.launch(name, tile_launch(batch.n, tile.1)?, &args) }
-}
-
-/// `soft.recon = code W_dec` of a tile, added to the tiles before.
+/// `soft.recon = code W_dec` of a tile, added to the tiles before of its segment.
 pub fn decode_tile(
     device: &mut dyn Device,
     s: &Sizes,
@@ -108,13 +86,14 @@ pub fn decode_tile(
     tile: (usize, usize),
     soft: &mut Soft,
 ) -> Result<()> {
+    let segment = s.prefixes.segment(tile.0);
     let product = Product {
-        a: soft.code.matrix(n, tile.1, s.tile)?,
+        a: soft.code.matrix(0, n, tile.1, s.tile)?,
         a_transposed: false,
         b: rows_of(dec, tile),
         b_transposed: false,
-        out: soft.recon.matrix(0, n, s.pitch, s.pitch)?,
-        add: tile.0 > 0,
+        out: soft.recon.matrix(segment * n, n, s.pitch, s.pitch)?,
+        add: s.prefixes.segments(s.m).iter().all(|segment| segment.start != tile.0),
     };
     // SAFETY: `matrix` checked the buffers; the tile's rows lie within the decoder (`Sizes::tiles`).
     unsafe { device.product(&product) }
@@ -137,11 +116,11 @@ pub fn backward_tile(
     soft: &mut Soft,
 ) -> Result<()> {
     let product = Product {
-        a: work.grad_recon.matrix(n, s.pitch, s.pitch)?,
+        a: work.grad_recon.matrix(s.prefixes.segment(tile.0) * n, n, s.pitch, s.pitch)?,
         a_transposed: false,
         b: rows_of(dec, tile),
         b_transposed: true,
-        out: soft.grad.matrix(n, tile.1, s.tile)?,
+        out: soft.grad.matrix(0, n, tile.1, s.tile)?,
         add: false,
     };
     // SAFETY: as in `decode_tile`.
@@ -149,7 +128,7 @@ pub fn backward_tile(
 }
 
 /// Gradients of a tile of latents: `enc = dz^T input`, `dec = code^T dy'` (added to `enc` when tied), and the sums
-/// of dz into `bias`.
+/// of dz into `bias`; those of the thresholds' gradients into `threshold`, and of the code into `code_sums`, where there are any.
 pub fn tile_gradients(
     device: &mut dyn Device,
     s: &Sizes,
@@ -158,19 +137,19 @@ pub fn tile_gradients(
     work: &WorkBuffers,
     soft: &mut Soft,
 ) -> Result<()> {
-    let grad = soft.grad.matrix(n, tile.1, s.tile)?;
+    let grad = soft.grad.matrix(0, n, tile.1, s.tile)?;
     let encoder = Product {
         a: grad,
         a_transposed: true,
-        b: work.input.matrix(n, s.pitch, s.pitch)?,
+        b: work.input.matrix(0, n, s.pitch, s.pitch)?,
         b_transposed: false,
         out: soft.enc.matrix(0, tile.1, s.pitch, s.pitch)?,
         add: false,
     };
     let out = if s.tied { &soft.enc } else { &soft.dec };
     let decoder = Product {
-        a: soft.code.matrix(n, tile.1, s.tile)?,
-        b: work.grad_recon.matrix(n, s.pitch, s.pitch)?,
+        a: soft.code.matrix(0, n, tile.1, s.tile)?,
+        b: work.grad_recon.matrix(s.prefixes.segment(tile.0) * n, n, s.pitch, s.pitch)?,
         out: out.matrix(0, tile.1, s.pitch, s.pitch)?,
         add: s.tied,
         ..encoder
@@ -180,7 +159,18 @@ pub fn tile_gradients(
         device.product(&encoder)?;
         device.product(&decoder)?;
     }
-    let Soft { grad, sums, bias, .. } = soft;
-    let chunks = column_sums(device, grad.element(), grad.holds(n * s.tile)?, n, tile.1, s.tile, sums)?;
-    add_chunks(device, (sums, chunks), None, tile.1, true, bias)
+    let Soft { grad, code, edge, sums, bias, threshold, code_sums, .. } = soft;
+    let values = n * s.tile;
+    let mut sum = |element, matrix, out: &mut Buffer<f32>| {
+        let chunks = column_sums(device, element, matrix, n, tile.1, s.tile, sums)?;
+        add_chunks(device, (sums, chunks), None, tile.1, true, out)
+    };
+    sum(grad.element(), grad.holds(values)?, bias)?;
+    if s.trains_thresholds() {
+        sum(Element::F32, edge.holds(values)?, threshold)?;
+    }
+    if s.has_lengths() {
+        sum(code.element(), code.holds(values)?, code_sums)?;
+    }
+    Ok(())
 }
