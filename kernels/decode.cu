@@ -103,9 +103,9 @@ __device__ inline void stage_all(RowEntries row) {
 }
 
 // f(place in shared memory, entries, place in the row) for the runs of the entries from .. to; one run, maybe empty, at least.
-// All threads of the block call it.
-template <typename F> __device__ inline void each_run(RowEntries row, u32 from, u32 to, F f) {
-    if (row.held <= row.room) {
+// All threads of the block call it. With ONE_RUN the row has room for all.
+template <bool ONE_RUN, typename F> __device__ inline void each_run(RowEntries row, u32 from, u32 to, F f) {
+    if (ONE_RUN || row.held <= row.room) {
         f(from, to - from, from);
         return;
     }
@@ -141,10 +141,11 @@ __device__ inline void find_cuts(const u32 *index, u32 held, const u32 *ends, u3
     cuts[s] = high;
 }
 
-template <typename T>
+// PLAIN: k entries at most, and no prefixes. What is known then leaves registers for a fourth block.
+template <typename T, bool PLAIN>
 __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                        const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
-                       const u32 *count, u32 k, const u32 *ends, u32 parts, const float *soft_recon, SoftRow *soft,
+                       const u32 *count, u32 k, const u32 *ends, u32 prefixes, const float *soft_recon, SoftRow *soft,
                        const u32 *aux_index, const float *aux_value, const u32 *aux_first, const u32 *aux_count, u32 aux_k,
                        const Step *step, const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,
                        float *recon, RowLoss *loss) {
@@ -154,7 +155,8 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     __shared__ u32 cuts[MOST_PREFIXES + 1];
     u64 n = blockIdx.x, plane = (u64)step->n_rows * pitch;
     bool aux = aux_k > 0 && control->n_dead > 0;
-    bool dense = soft_recon != 0 && soft == 0;
+    bool dense = !PLAIN && soft_recon != 0 && soft == 0;
+    u32 parts = PLAIN ? 1 : prefixes;
     u32 most = k > aux_k ? k : aux_k;
     float *dy = (float *)shared;
     float *miss = dy + (u64)parts * pitch;
@@ -168,13 +170,13 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
 
     u32 begin = dense ? 0 : first[n], held = dense ? 0 : count[n];
     RowEntries row = {index + begin, value + begin, held, k, entry, scale};
-    find_cuts(row.index, held, ends, parts, cuts);
+    if (!PLAIN) find_cuts(row.index, held, ends, parts, cuts);
     stage_all(row);
     double squared = 0.0, along = 0.0;
     for (u32 s = 0; s < parts; s++) {
         float *here = dy + (u64)s * pitch;
-        u32 from = cuts[s], to = cuts[s + 1];
-        each_run(row, from, to, [&](u32 staged, u32 run, u32 at) {
+        u32 from = PLAIN ? 0 : cuts[s], to = PLAIN ? held : cuts[s + 1];
+        each_run<PLAIN>(row, from, to, [&](u32 staged, u32 run, u32 at) {
             bool fresh = s == 0 && at == from, last = at + run == to;
             for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
                 float acc[P];
@@ -229,7 +231,7 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     __syncthreads();
     if (soft == 0) {
         for (u32 s = 0; s < parts; s++) {
-            each_run(row, cuts[s], cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
+            each_run<PLAIN>(row, PLAIN ? 0 : cuts[s], PLAIN ? held : cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
                 entry_dots(w_dec, pitch, entry + staged, scale + staged, run, dy + (u64)s * pitch, step->sparsity,
                            grad + begin + at);
             });
@@ -348,18 +350,24 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
     }
 }
 
-#define DECODE(T, t)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
-        decode_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,           \
-                   const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,                \
-                   const u32 *first, const u32 *count, u32 k, const u32 *ends, u32 parts, const float *soft_recon,     \
-                   SoftRow *soft, const u32 *aux_index, const float *aux_value, const u32 *aux_first,                  \
-                   const u32 *aux_count, u32 aux_k, const Step *step, const Control *control, T *grad_recon,           \
-                   float *grad, T *aux_recon, float *aux_grad, float *recon, RowLoss *loss) {                          \
-        decode<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, ends, parts,     \
-                  soft_recon, soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control, grad_recon,      \
-                  grad, aux_recon, aux_grad, recon, loss);                                                             \
-    }                                                                                                                  \
+#define DECODE(T, name, PLAIN, blocks)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256, blocks)                                                          \
+        name(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,                 \
+             const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,    \
+             const u32 *count, u32 k, const u32 *ends, u32 parts, const float *soft_recon, SoftRow *soft,              \
+             const u32 *aux_index, const float *aux_value, const u32 *aux_first, const u32 *aux_count, u32 aux_k,      \
+             const Step *step, const Control *control, T *grad_recon, float *grad, T *aux_recon, float *aux_grad,      \
+             float *recon, RowLoss *loss) {                                                                            \
+        decode<T, PLAIN>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, ends,     \
+                         parts, soft_recon, soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control,    \
+                         grad_recon, grad, aux_recon, aux_grad, recon, loss);                                          \
+    }
+DECODE(float, decode_f32, true, 4)
+DECODE(bf16, decode_bf16, true, 4)
+DECODE(float, decode_parts_f32, false, 3)
+DECODE(bf16, decode_parts_bf16, false, 3)
+
+#define EVALUATE(T, t)                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256, 4)                                                               \
         evaluate_##t(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std,         \
                      const T *w_dec, const float *b_pre, u32 pitch, const u32 *index, const float *value,              \
@@ -368,5 +376,5 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
         evaluate<T>(data, kind, rows, d, mean, std, w_dec, b_pre, pitch, index, value, first, count, k, ends, parts,   \
                     dense_recon, row_active, bad, fired, quality, by_prefix);                                          \
     }
-DECODE(float, f32)
-DECODE(bf16, bf16)
+EVALUATE(float, f32)
+EVALUATE(bf16, bf16)

@@ -259,7 +259,7 @@ fn decode_by_prefix(place: &mut Place) -> Vec<Vec<u8>> {
         args.extend([if dense { place.arg(recon) } else { NULL }, NULL, NULL, NULL, NULL, NULL, Arg::U32(0)]);
         args.extend([place.step_of(n_rows, f64::from(n_rows)), place.control(), place.arg(out)]);
         args.extend([place.rows(&[0f32]), NULL, NULL, NULL, place.arg(loss)]);
-        place.launch("decode_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
+        place.launch("decode_parts_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
         all.extend(place.both(out, n_rows as usize, 2 * D));
         all.push(place.row(loss));
     }

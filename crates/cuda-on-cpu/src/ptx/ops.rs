@@ -136,6 +136,12 @@ pub fn named(name: &str) -> Option<Compute> {
         "shl.b64" => compute!(|a, b| shl(a, low(b), 64)),
         "shr.u64" => compute!(|a, b| shr(a, low(b), 64)),
         "popc.b32" => compute!(|a| u64::from(w(a).count_ones())),
+        "brev.b32" => compute!(|a| u64::from(w(a).reverse_bits())),
+        "clz.b32" => compute!(|a| u64::from(w(a).leading_zeros())),
+        // Places from the top to the highest bit that is set; all ones where there is none.
+        "bfind.shiftamt.u32" => {
+            compute!(|a| if w(a) == 0 { 0xffff_ffff } else { u64::from(w(a).leading_zeros()) })
+        }
         "bfi.b32" => compute!(|a, b, c, e| low(insert(a, b, c, e, 32))),
         "bfi.b64" => compute!(|a, b, c, e| insert(a, b, c, e, 64)),
 

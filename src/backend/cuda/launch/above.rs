@@ -101,6 +101,7 @@ pub fn above_tile(
 }
 
 /// dh in `soft.grad` becomes dz; the code goes to `soft.code`, parts of the thresholds' gradients to `soft.edge`.
+#[allow(clippy::too_many_arguments)]
 pub fn above_gradients(
     device: &mut dyn Device,
     s: &Sizes,

@@ -188,7 +188,9 @@ pub fn decode(
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let n = batch.n;
-    let name = by_element(s, ["decode_f32", "decode_bf16"]);
+    let plain = s.activation.is_per_row() && s.prefixes.parts() == 1;
+    let names = if plain { ["decode_f32", "decode_bf16"] } else { ["decode_parts_f32", "decode_parts_bf16"] };
+    let name = by_element(s, names);
     let parts = s.prefixes.parts();
     let (soft_recon, soft_rows) = match (&work.soft, phase) {
         (Some(half), Phase::Softmax) => (half.recon.holds(n * s.pitch)?, half.rows.holds(n)?),
