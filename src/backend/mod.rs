@@ -57,6 +57,15 @@
 //! l0-rows:    penalty = 2/k mean (L0_n - k)^2,      c_n = weight 4 (L0_n - k) / (k N)
 //! ```
 //!
+//! A threshold whose kernel no score reaches gets no gradient. With `l0-target` and `l0-rows`, whose aim is k, the update
+//! therefore also moves all thresholds together ([`penalty::common_move`]), after Adam and before they are kept at 0 or above:
+//!
+//! ```text
+//! t_j <- max(0, t_j - Adam's step + 0.01 length clamp(ln(mean L0 / k), -1, 1))
+//! ```
+//!
+//! where `length` is that of a usual row as the encoder sees it ([`crate::spec::row_length`]). Adam's moments do not see the move.
+//!
 //! With [`Activation::Relu`](crate::spec::Activation::Relu) (Bricken et al. 2023; the norm as in SAELens) `h = relu(z)` and
 //! `penalty = mean over rows of sum_j h_j |W_dec_j|`: `dh_j` gets `weight |W_dec_j| / N` on entries with h > 0, and `dW_dec_j`
 //! gets `weight / N  sum_n h_nj  W_dec_j / |W_dec_j|`. Where the weight seeks k, that of a step is

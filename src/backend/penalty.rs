@@ -3,7 +3,26 @@
 use super::StepPlan;
 use crate::model::TrainState;
 use crate::schedule::seeking_weight;
-use crate::spec::{ModelSpec, Penalty};
+use crate::spec::{ModelSpec, Penalty, row_length};
+
+/// The furthest that all thresholds move together in a step, as a share of the length of a row.
+const COMMON_SHARE: f64 = 0.01;
+
+/// What the update adds to every threshold of a model of `d_in` inputs after a batch with `mean_l0` active latents per row, in
+/// units of the scores: `0.01 row length clamp(ln(mean L0 / k), -1, 1)` where the penalty aims at k, and else 0.
+///
+/// Adam moves all weights of the encoder by the learning rate, and so scores by far more than the kernel is wide: within one
+/// step they can fall below all thresholds, where no gradient brings these back. The unit is not the kernel's width, which
+/// may be a small part of such a fall.
+pub fn common_move(spec: &ModelSpec, d_in: usize, mean_l0: f64) -> f64 {
+    let length = row_length(d_in, spec.forward.normalize, spec.objective.loss_scale);
+    match spec.objective.penalty {
+        Penalty::L0Target | Penalty::L0Rows => {
+            COMMON_SHARE * length * (mean_l0 / spec.forward.k as f64).ln().clamp(-1.0, 1.0)
+        }
+        Penalty::L0 | Penalty::MeanCode | Penalty::L1 => 0.0,
+    }
+}
 
 /// The penalty of a step, once the codes of its batch are known.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +96,31 @@ impl Sparsity {
             Penalty::L0Target => (self.mean_l0 / self.k - 1.0).powi(2),
             Penalty::L0 => self.mean_l0,
             Penalty::L0Rows => 2.0 / self.k * active.iter().map(square).sum::<f64>() / self.n_rows,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thresholds_move_together_towards_k_where_the_penalty_aims_at_it() {
+        let spec = |penalty| {
+            ModelSpec::plain(8).with(|spec| {
+                spec.objective.penalty = penalty;
+                spec.forward.normalize = false;
+                // Of rows with a variance of 1/4, which are sqrt(16 / 4) long.
+                spec.objective.loss_scale = 4.0;
+            })
+        };
+        for penalty in [Penalty::L0Target, Penalty::L0Rows] {
+            let at = |mean_l0| common_move(&spec(penalty), 16, mean_l0);
+            assert_eq!([0.0, 0.01, 8.0, 100.0].map(at), [-0.02, -0.02, 0.0, 0.02]);
+            assert!((at(10.0) - 0.02 * 1.25f64.ln()).abs() < 1e-15);
+        }
+        for penalty in [Penalty::L0, Penalty::L1, Penalty::MeanCode] {
+            assert_eq!(common_move(&spec(penalty), 16, 0.0), 0.0, "{penalty}");
         }
     }
 }

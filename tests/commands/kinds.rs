@@ -1,7 +1,8 @@
 //! The activations without places per row, and prefixes, through every command.
 
 use super::{Place, json};
-use crate::runs::{checkpoints, metrics, sae_fails, sae_ok, tensors};
+use crate::common::values;
+use crate::runs::{checkpoints, metrics, sae_fails, sae_ok, tensors, write_values};
 use std::path::{Path, PathBuf};
 
 /// Options of each kind.
@@ -114,6 +115,37 @@ fn each_kind_goes_on_to_the_same_bits() {
             let file = file.strip_prefix(&whole).unwrap_or(&file).to_owned();
             assert!(tensors(&whole.join(&file)) == tensors(&run.join(&file)), "{name}: {}", file.display());
         }
+    }
+}
+
+#[test]
+fn thresholds_find_back_from_above_all_scores() {
+    // Three groups far apart: with a small k the first steps take all scores below the thresholds and their kernels, where no
+    // gradient brings them back.
+    let (n, d) = (600, 128);
+    let place = Place { folder: tempfile::tempdir().unwrap() };
+    let [centres, factors, basis, noise] =
+        [(3 * d, 1), (n * 6, 2), (6 * d, 3), (n * d, 4)].map(|(len, seed)| values(len, seed));
+    let value = |at: usize| {
+        let (row, i) = (at / d, at % d);
+        let low: f32 = (0..6).map(|r| factors[row * 6 + r] * basis[r * d + i]).sum();
+        centres[row % 3 * d + i] + 0.2 * low + 0.02 * noise[at]
+    };
+    let ids: Vec<String> = (0..n).map(|row| format!("id{row}")).collect();
+    write_values(&place.path("data.h5"), &ids, &(0..n * d).map(value).collect::<Vec<_>>());
+    for penalty in ["l0-target", "l0-rows"] {
+        let run = place.name(penalty);
+        let options =
+            ["--latents=256", "-k=4", "--steps=200", "--batch-size=128", "--eval-every=50", "--quiet"];
+        let kind = ["--activation=jumprelu", &format!("--penalty={penalty}")];
+        sae_ok([&["train", &place.name("data.h5"), "--out", &run], &options[..], &kind].concat());
+        let mut table = csv::Reader::from_path(Path::new(&run).join("metrics.csv")).unwrap();
+        let column = table.headers().unwrap().iter().position(|name| name == "train_l0").unwrap();
+        // The validation rows have k by their calibration; the training rows show whether the model was trained with them.
+        let l0: Vec<f64> = table.records().map(|line| line.unwrap()[column].parse().unwrap()).collect();
+        assert!(l0.len() == 4 && l0.iter().all(|l0| (2.0..6.0).contains(l0)), "{penalty}: {l0:?}");
+        let summary = json(&place.path(penalty).join("summary.json"));
+        assert!(summary["val"]["fvu"].as_f64().unwrap() < 0.1, "{penalty}: {summary}");
     }
 }
 

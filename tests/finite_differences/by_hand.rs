@@ -224,6 +224,24 @@ fn thresholds_get_the_gradient_of_their_kernel_as_worked_on_paper() {
             assert_eq!(pass.stats.loss, 0.40625 + 0.5 * value, "{name} {penalty}");
             assert_eq!(pass.grads.threshold.unwrap(), [-1.96875 - c, -3.75 - c], "{name} {penalty}");
         }
+        // Adam's first step is the learning rate, up where the gradient falls. Where k is the aim, all move by
+        // 1/100 sqrt(D) ln(L0 / k) = 0.0141421 ln(1/2) = -0.0098026 as well.
+        let common = if penalty == Penalty::L0 { 0.0 } else { -0.0098026 };
+        for (name, mut backend) in cpu_backends(&embeddings(2, vec![1.0, 2.0]), &spec, &state) {
+            backend.step_now(&[0], &plan).unwrap();
+            let after = backend.state().unwrap().params.threshold.clone().unwrap();
+            crate::common::close32(name, &after, &[2.35 + common, 1.1 + common], 1e-6);
+        }
+        // Thresholds above all scores have no gradient, and fall together by 1/100 sqrt(D).
+        let high = Params { threshold: Some(vec![20.0, 10.0]), ..state.params.clone() };
+        let common = if penalty == Penalty::L0 { 0.0 } else { -0.0141421 };
+        for (name, mut backend) in
+            cpu_backends(&embeddings(2, vec![1.0, 2.0]), &spec, &TrainState::start(high.clone(), false))
+        {
+            backend.step_now(&[0], &plan).unwrap();
+            let after = backend.state().unwrap().params.threshold.clone().unwrap();
+            crate::common::close32(name, &after, &[20.0 + common, 10.0 + common], 2e-7);
+        }
         // The update keeps them at 0 or above; Adam's first step is the learning rate, down where the gradient rises.
         let low = Params { threshold: Some(vec![0.05, 0.05]), ..state.params.clone() };
         let low = TrainState::start(low, false);

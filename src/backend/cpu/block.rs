@@ -320,11 +320,13 @@ pub struct StepOptimizer {
     keep: Option<f32>,
     unit_norm_decoder: bool,
     trains_thresholds: bool,
+    /// Of all thresholds.
+    common_move: f32,
 }
 
 impl StepOptimizer {
-    /// With gradients multiplied by `clip`.
-    pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, clip: f64) -> Self {
+    /// With gradients multiplied by `clip`, and thresholds moved by `common_move`.
+    pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, clip: f64, common_move: f64) -> Self {
         let t = (plan.step + 1) as f64;
         let bias = AdamStep {
             beta1: spec.optimizer.beta1 as f32,
@@ -343,6 +345,7 @@ impl StepOptimizer {
             keep: spec.optimizer.ema.map(|decay| ema_decay(decay, plan.step) as f32),
             unit_norm_decoder: spec.optimizer.unit_norm_decoder,
             trains_thresholds: spec.forward.activation == Activation::JumpRelu,
+            common_move: common_move as f32,
         }
     }
 
@@ -419,7 +422,7 @@ impl StepOptimizer {
             return;
         }
         simd::adam(self.bias, t.w, t.m, t.v, grad);
-        t.w.iter_mut().for_each(|w| *w = w.max(0.0));
+        t.w.iter_mut().for_each(|w| *w = (*w + self.common_move).max(0.0));
         self.average(t);
     }
 }

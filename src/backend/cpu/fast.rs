@@ -21,7 +21,7 @@ use super::rows::{RowMath, RowSums};
 use super::simd;
 use super::sparse::{ByLatent, CodeChunk, ROWS};
 use crate::backend::calibrate::Calibration;
-use crate::backend::penalty::Sparsity;
+use crate::backend::penalty::{Sparsity, common_move};
 use crate::backend::{Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind};
 use crate::error::Result;
 use crate::model::{Fill, Params, TrainState, Weights};
@@ -252,7 +252,8 @@ impl FastCpu {
         let norm = global_norm(grads);
         if !keep {
             let clip = spec.optimizer.clip_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
-            let optimizer = StepOptimizer::new(&spec, plan, clip);
+            let common = common_move(&spec, grads.d_in, forward.sparsity.mean_l0());
+            let optimizer = StepOptimizer::new(&spec, plan, clip, common);
             let d = grads.d_in;
             let state = &mut self.state;
             let b_pre = grads.b_pre.clone();
@@ -273,7 +274,7 @@ impl FastCpu {
         let Self { spec, state, work, .. } = self;
         let d = state.params.d_in;
         let shared = shared(work, n, &state.params, spec, plan, forward);
-        let optimizer = StepOptimizer::new(spec, plan, 1.0);
+        let optimizer = StepOptimizer::new(spec, plan, 1.0, common_move(spec, d, forward.sparsity.mean_l0()));
         let latents = latents_in_block(forward.mode);
         let (states, mut pre) =
             blocks(&mut state.params, &mut state.m, &mut state.v, state.ema.as_mut(), latents);

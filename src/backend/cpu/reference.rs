@@ -4,6 +4,7 @@
 
 mod gates;
 
+use crate::backend::penalty::common_move;
 use crate::backend::{
     Backend, Codes, EvalSums, Look, Pass, Phase, StepPlan, StepStats, check_same_kind, ema_decay,
 };
@@ -552,6 +553,7 @@ impl Reference {
         let spec = self.spec.clone();
         let t = (plan.step + 1) as i32;
         let (fix1, fix2) = (1.0 - spec.optimizer.beta1.powi(t), 1.0 - spec.optimizer.beta2.powi(t));
+        let common = common_move(&spec, d, self.l0);
         let state = &mut self.state;
         let tensors = state.params.tensors_mut().into_iter().zip(grads.tensors());
         let moments = state.m.tensors_mut().into_iter().zip(state.v.tensors_mut());
@@ -571,10 +573,8 @@ impl Reference {
                 let old = f64::from(weights[i]);
                 let step = plan.lr * (m / fix1) / ((v / fix2).sqrt() + spec.optimizer.adam_eps);
                 (ms[i], vs[i]) = (m as f32, v as f32);
-                weights[i] = (old - decay * old - step) as f32;
-                if name == "threshold" {
-                    weights[i] = weights[i].max(0.0);
-                }
+                let new = old - decay * old - step;
+                weights[i] = if name == "threshold" { (new + common).max(0.0) } else { new } as f32;
             }
         }
         if unit {
