@@ -64,7 +64,12 @@ def one(args, data, labels, cell, folder):
     summary = json.loads((run / "summary.json").read_text())
     more = ["--labels", labels, "--associations", table] if labels else []
     facts = json.loads(sae(args, "features", run, data, "-o", codes, *more, "--json"))
-    rates = np.array([latent["firing_rate"] for latent in facts["latents"]])
+    rates = np.zeros(args.latents)
+    with open(codes, newline="") as file:
+        for line in csv.DictReader(file, delimiter="\t"):
+            rates[int(line["latent"])] = float(line["firing_rate"])
+    if not rates.any():
+        sys.exit(f"{codes} has no latent that fires: its columns are not those that this script reads")
     figures = {
         "test_fvu": summary["test"]["fvu"],
         "test_l0": summary["test"]["l0"],
