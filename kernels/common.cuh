@@ -165,6 +165,8 @@ struct Step {
     u32 penalty;     // as PENALTY_
     float reach;     // half the width of the kernel of thresholds
     float inv_bandwidth; // 1 / its width
+    float furthest;  // that all thresholds move together, or 0
+    u32 unused;
 };
 
 // What the device keeps of the steps; mirrored by `Outcome` in src/backend/cuda/params.rs.
@@ -192,7 +194,7 @@ struct Control {
     double slope;      // the penalty's gradient by a row's number of active latents, L0_n ...
     double slope_rows; // ... and this times L0_n - k
     float carried;     // the carried weight after this step, where one seeks k
-    u32 unused;
+    float common;      // what is added to every threshold
 };
 
 // What the softmax of a row needs beside its scores.

@@ -11,7 +11,7 @@
 //
 // input, aux_recon (N, pitch); grad_recon (P, N, pitch) has G of each segment, of which a latent meets its own: ends (P) are
 // the prefixes, or null. row[e] is the row of entry e; dense rows count from `first`. Thresholds are trained where there is a
-// gradient for them, and stay at 0 or above.
+// gradient for them, move together besides, and stay at 0 or above.
 // A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
@@ -183,9 +183,9 @@ __device__ inline void add_length(float *grad, const float *w, u32 d, double fac
     __syncthreads();
 }
 
-// Adam on one value of a vector; `least` bounds it from below.
-__device__ inline void update_value(const Step *step, float clip, Tensor t, u32 j, float grad, float least) {
-    float w = adam(step, clip, 1.0f, t.w[j], &t.m[j], &t.v[j], grad);
+// Adam on one value of a vector, to which `more` is added; `least` bounds it from below.
+__device__ inline void update_value(const Step *step, float clip, Tensor t, u32 j, float grad, float more, float least) {
+    float w = adam(step, clip, 1.0f, t.w[j], &t.m[j], &t.v[j], grad) + more;
     // What is no number stays so.
     if (w < least) w = least;
     t.w[j] = w;
@@ -266,8 +266,10 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
                                   bias);
             }
             if (threadIdx.x == 0) {
-                update_value(step, clip, model->lat, j, bias, -F32_INF);
-                if (dense.threshold != 0) update_value(step, clip, model->threshold, j, dense.threshold[at], 0.0f);
+                update_value(step, clip, model->lat, j, bias, 0.0f, -F32_INF);
+                if (dense.threshold != 0) {
+                    update_value(step, clip, model->threshold, j, dense.threshold[at], control->common, 0.0f);
+                }
             }
         }
         // All threads are done with the rows before the next latent's are written.

@@ -42,9 +42,9 @@ extern "C" __global__ void __launch_bounds__(256)
     out[i] = keep ? (float)sum : 0.0f;
 }
 
-// How far a batch is from the number of active latents that is sought (`distance` in src/schedule.rs).
-__device__ inline float distance(double l0, u32 k) {
-    return fminf(fmaxf(logf((float)(l0 / k)), -0.5f), 0.5f);
+// How far a batch is from the number of active latents that is sought: ln(l0 / k), held between -most and most.
+__device__ inline float distance(double l0, u32 k, float most) {
+    return fminf(fmaxf(logf((float)(l0 / k)), -most), most);
 }
 
 // How fast the logarithm of a carried weight follows the distance (src/schedule.rs).
@@ -57,6 +57,7 @@ __device__ inline double penalty_of(const Step *step, double code, double active
     double n = step->n_rows, k = step->k, l0 = active / n, off = l0 / k - 1.0;
     control->per_entry = step->penalty == PENALTY_L1 ? (float)(weight / n) : 0.0f;
     control->slope = control->slope_rows = 0.0;
+    control->common = step->furthest > 0.0f ? step->furthest * distance(l0, step->k, 1.0f) : 0.0f;
     switch (step->penalty) {
     case PENALTY_L1: return code / n;
     case PENALTY_L0_TARGET: control->slope = weight * 2.0 * off / (k * n); return off * off;
@@ -93,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(1024)
     if (threadIdx.x != 0) return;
     double values = (double)n_rows * d, seeks = 1.0;
     if (carried != 0) {
-        float off = distance(held / n_rows, step->k);
+        float off = distance(held / n_rows, step->k, 0.5f);
         seeks = (double)*carried * expf(off);
         control->carried = *carried * expf(SEEKING_RATE * off);
     }

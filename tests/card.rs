@@ -101,20 +101,28 @@ fn every_kind_of_model_trains_as_on_the_cpu_and_leaves_nothing_behind() {
         return;
     }
     let place = Place::with_data(60, 16);
-    let kinds: [&[&str]; 5] = [
+    let kinds: [&[&str]; 9] = [
         &[],
         &["--preset=relaxed-topk", "--anneal-steps=12", "--tied"],
         &["--preset=topk", "--aux-k=8"],
         &["--preset=sparse-l1", "--anneal-steps=0"],
         &["--relaxation=anneal-k", "--tied", "--unit-norm-decoder=true", "--clip-norm=0.5", "--ema=0.9"],
+        &["--activation=batch-topk", "--prefixes=8,24", "--aux-k=8"],
+        &["--activation=batch-topk", "--relaxation=anneal-k", "--anneal-steps=12", "--pool=9"],
+        &["--activation=jumprelu", "--prefixes=auto", "--clip-norm=0.5"],
+        &["--activation=relu", "--tied"],
     ];
     for (i, kind) in kinds.iter().enumerate() {
         let args = [&SIZES, *kind, &["--eval-every=3"]].concat();
         let (on_cpu, on_card) = (format!("cpu{i}"), format!("card{i}"));
         let (cpu, card) =
             (place.trained(&[], "cpu", &on_cpu, &args), place.trained(&[], "cuda", &on_card, &args));
-        close(&format!("{kind:?}: loss"), &column(&card, "train_loss"), &column(&cpu, "train_loss"), 1e-3);
-        close(&format!("{kind:?}: FVU"), &column(&card, "val_fvu"), &column(&cpu, "val_fvu"), 1e-2);
+        // Thresholds start at a score, which rounding then puts on one side or the other.
+        let wider = if kind.contains(&"--activation=jumprelu") { 10.0 } else { 1.0 };
+        for (name, tolerance) in [("train_loss", 1e-3), ("val_fvu", 1e-2)] {
+            let (card, cpu) = (column(&card, name), column(&cpu, name));
+            close(&format!("{kind:?}: {name}"), &card, &cpu, wider * tolerance);
+        }
         let counts = place.counts();
         for left in ["bytes left", "pinned blocks left", "streams left"] {
             assert_eq!(counts[left], 0, "{kind:?}: {left}");

@@ -15,10 +15,17 @@ const COMMON_SHARE: f64 = 0.01;
 /// step they can fall below all thresholds, where no gradient brings these back. The unit is not the kernel's width, which
 /// may be a small part of such a fall.
 pub fn common_move(spec: &ModelSpec, d_in: usize, mean_l0: f64) -> f64 {
-    let length = row_length(d_in, spec.forward.normalize, spec.objective.loss_scale);
+    match furthest_move(spec, d_in) {
+        0.0 => 0.0,
+        furthest => furthest * (mean_l0 / spec.forward.k as f64).ln().clamp(-1.0, 1.0),
+    }
+}
+
+/// The largest [`common_move`] of such a model; 0 where its thresholds do not move together.
+pub fn furthest_move(spec: &ModelSpec, d_in: usize) -> f64 {
     match spec.objective.penalty {
         Penalty::L0Target | Penalty::L0Rows => {
-            COMMON_SHARE * length * (mean_l0 / spec.forward.k as f64).ln().clamp(-1.0, 1.0)
+            COMMON_SHARE * row_length(d_in, spec.forward.normalize, spec.objective.loss_scale)
         }
         Penalty::L0 | Penalty::MeanCode | Penalty::L1 => 0.0,
     }

@@ -237,6 +237,11 @@ fn wrong_arithmetic_is_found() {
         ("latent_update.cu", "if (w < least) w = least;", ""),
         ("reduce.cu", "weight * 4.0 / (k * n)", "weight * 2.0 / (k * n)"),
         ("reduce.cu", "*carried = control->carried;", ""),
+        (
+            "reduce.cu",
+            "step->furthest * distance(l0, step->k, 1.0f)",
+            "step->furthest * distance(l0, step->k, 0.5f)",
+        ),
         // The sign of the backward pass; which latents fire; the gradient of the standardisation.
         ("gates.cu", "g[i] = f[i] * (v[i] - middle)", "g[i] = f[i] * (middle - v[i])"),
         (

@@ -67,7 +67,7 @@ pub fn select(
     }
     work.scores.write(device, &stored).unwrap();
     let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise: Noise::Philox { seed: 0 } };
-    let params = StepParams::new(&spec, &plan, n, m, 0);
+    let params = StepParams::new(&spec, &plan, n, (2, m), 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params)).unwrap();
     let step = work.message.address();
     let batch = DeviceBatch { n, step, rows: 0, data: 0, slot: 0, given: 0 };

@@ -10,17 +10,29 @@ use topk_sae::backend::Backend;
 use topk_sae::backend::cuda::device::Element;
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::rows::Dtype;
-use topk_sae::spec::{Activation, Precision};
+use topk_sae::spec::{Activation, Precision, Prefixes, Relaxation};
 
 const N: usize = 64;
 const D: usize = 512;
 const M: usize = 4096;
 const K: usize = 32;
 
+/// An activation, and the number of prefixes.
+type Kind = (Activation, usize);
+
 /// What the kernels of one step move.
-fn step(t: f64, precision: Precision, tied: bool) -> BTreeMap<&'static str, Counts> {
+fn step(t: f64, precision: Precision, tied: bool, kind: Kind) -> BTreeMap<&'static str, Counts> {
     let mut case = Case::new(N, D, M, K);
     (case.tied, case.dtype, case.t) = (tied, Dtype::F16, t);
+    case.spec.forward.activation = kind.0;
+    case.spec.forward.inference = kind.0.inference();
+    case.spec.objective.penalty = kind.0.penalty();
+    if kind.0 != Activation::Topk {
+        case.spec.warmup.relaxation = Relaxation::None;
+    }
+    if kind.1 > 0 {
+        case.spec.forward.prefixes = Prefixes::of(M);
+    }
     let (data, state) = case.start();
     let device = emulator(1);
     let moved = device.moved();
@@ -33,8 +45,10 @@ fn step(t: f64, precision: Precision, tied: bool) -> BTreeMap<&'static str, Coun
 
 /// Bytes that a kernel's work needs where every value is read or written once from the nearest place that may hold
 /// it, caches among them; `s` is the size of an operand.
-fn needs(kernel: &str, s: usize, tied: bool, soft: bool) -> Option<usize> {
+fn needs(kernel: &str, s: usize, tied: bool, soft: bool, (activation, prefixes): Kind) -> Option<usize> {
     let (batch, scores, entries) = (N * D, N * M, N * K);
+    let dense_code = matches!(activation, Activation::JumpRelu | Activation::Relu);
+    let (soft, parts) = (soft || dense_code, prefixes.max(1));
     let matrices = if tied { 1 } else { 2 };
     let copy = if s == 2 { 2 } else { 0 };
     Some(match kernel.trim_end_matches("_bf16").trim_end_matches("_f32") {
@@ -42,9 +56,19 @@ fn needs(kernel: &str, s: usize, tied: bool, soft: bool) -> Option<usize> {
         "gather_norm" => batch * (3 * 2 + 4 + s),
         // Scores and b_lat, and the entries.
         "topk_stream" | "topk_softmax" => scores * (s + 4) + 8 * entries,
+        // Scores and b_lat, and of each run the largest.
+        "batch_maxima" => scores * (s + 4) + scores / 32 * 4,
+        // Scores, b_lat and thresholds.
+        "above_count" => scores * (s + 8),
+        "above_tile" => scores * (s + 8 + s),
+        // dh is read; dz, the code and the thresholds' parts are written.
+        "above_gradients" => scores * (s + 8 + 3 * s + 4),
         // Rows of W_dec, for dh once more; the row, b_pre, dy', and the dense part.
         "decode" if soft => entries * D * s + batch * (2 + 4 + s + 4),
         "decode" => 2 * entries * D * s + batch * (2 + 4 + s),
+        // No entries, but their products; the row and b_pre are read for each prefix.
+        "decode_parts" if soft => batch * parts * (2 + 4 + s + 4),
+        "decode_parts" => 2 * entries * D * s + batch * parts * (2 + 4 + s),
         "soft_weights" => scores * (s + 4 + s),
         // dh is read, and dz and the code are written.
         "soft_gradients" => scores * (s + 4 + 3 * s),
@@ -65,20 +89,28 @@ fn kernels_move_what_their_work_needs_and_hardly_more() {
         "| step | kernel | needed, KB | moved, KB | moved/needed | instructions of warps | bank passes/fewest |"
     );
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
-    for (t, precision, tied) in [
-        (1.0, Precision::Bf16, true),
-        (1.0, Precision::F32, false),
-        (0.5, Precision::Bf16, true),
-        (0.5, Precision::F32, false),
+    for (t, precision, tied, kind) in [
+        (1.0, Precision::Bf16, true, (Activation::Topk, 0)),
+        (1.0, Precision::F32, false, (Activation::Topk, 0)),
+        (0.5, Precision::Bf16, true, (Activation::Topk, 0)),
+        (0.5, Precision::F32, false, (Activation::Topk, 0)),
+        (1.0, Precision::Bf16, true, (Activation::BatchTopk, 0)),
+        (1.0, Precision::F32, false, (Activation::BatchTopk, 5)),
+        (1.0, Precision::Bf16, true, (Activation::JumpRelu, 5)),
+        (1.0, Precision::F32, false, (Activation::JumpRelu, 0)),
     ] {
         let mut seen = 0;
-        for (kernel, c) in step(t, precision, tied) {
+        for (kernel, c) in step(t, precision, tied, kind) {
             let size = if precision == Precision::Bf16 { 2 } else { 4 };
-            let Some(needed) = needs(kernel, size, tied, t < 1.0) else { continue };
+            let Some(needed) = needs(kernel, size, tied, t < 1.0, kind) else { continue };
             let moved = 32 * c.sectors as usize;
             let (ratio, conflicts) =
                 (moved as f64 / needed as f64, c.passes as f64 / c.fewest_passes.max(1) as f64);
-            let phase = if t < 1.0 { "softmax" } else { "hard" };
+            let phase = match kind {
+                (Activation::Topk, _) => if t < 1.0 { "softmax" } else { "hard" }.to_owned(),
+                (activation, 0) => activation.to_string(),
+                (activation, prefixes) => format!("{activation}, {prefixes} prefixes"),
+            };
             let weights = if tied { "tied" } else { "untied" };
             let Counts { instructions, .. } = c;
             println!(
@@ -91,7 +123,7 @@ fn kernels_move_what_their_work_needs_and_hardly_more() {
             assert!(conflicts < 1.3, "{kernel}: {conflicts} passes over shared memory for one");
             seen += 1;
         }
-        assert_eq!(seen, if t < 1.0 { 6 } else { 4 });
+        assert_eq!(seen, if t < 1.0 || kind.0 == Activation::JumpRelu { 6 } else { 4 });
     }
 }
 

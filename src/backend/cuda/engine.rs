@@ -338,7 +338,7 @@ impl Parts {
             }
             _ => 0,
         };
-        let params = StepParams::new(&self.spec, plan, n, m, slot as u32);
+        let params = StepParams::new(&self.spec, plan, n, (self.sizes.d, m), slot as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         Ok(DeviceBatch { given, ..batch })
     }

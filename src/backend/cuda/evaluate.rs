@@ -18,7 +18,8 @@ impl Parts {
         let noise = Noise::Philox { seed: 0 };
         let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise };
         self.need_rows(dev, rows.len())?;
-        let params = StepParams::new(&self.spec, &plan, rows.len(), self.sizes.m, RING as u32);
+        let params =
+            StepParams::new(&self.spec, &plan, rows.len(), (self.sizes.d, self.sizes.m), RING as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         let Self { work: Some(work), sizes: s, spec, .. } = self else { return Err(no_buffers()) };
         launch::gather_norm(dev, s, &batch, spec.forward.row_eps(), w.b_pre, work)?;

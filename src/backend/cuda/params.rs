@@ -1,5 +1,6 @@
 //! What host and kernels exchange: plain structs, field by field as in `kernels/common.cuh`.
 
+use crate::backend::penalty::furthest_move;
 use crate::backend::{StepPlan, ema_decay};
 use crate::noise::Noise;
 use crate::spec::{MOST_PREFIXES, ModelSpec, Penalty};
@@ -67,6 +68,10 @@ pub struct StepParams {
     pub reach: f32,
     /// 1 / its width.
     pub inv_bandwidth: f32,
+    /// The furthest that all thresholds move together, or 0.
+    pub furthest: f32,
+    /// Fills the struct.
+    pub unused: u32,
 }
 
 /// Numbers as in `kernels/common.cuh`.
@@ -81,8 +86,14 @@ fn number(penalty: Penalty) -> u32 {
 }
 
 impl StepParams {
-    /// The numbers of `plan` for a batch of `n_rows` rows and `n_latents` latents; its outcome goes to `slot`.
-    pub fn new(spec: &ModelSpec, plan: &StepPlan<'_>, n_rows: usize, n_latents: usize, slot: u32) -> Self {
+    /// The numbers of `plan` for a batch of `n_rows` rows of D values and M latents; its outcome goes to `slot`.
+    pub fn new(
+        spec: &ModelSpec,
+        plan: &StepPlan<'_>,
+        n_rows: usize,
+        (d_in, n_latents): (usize, usize),
+        slot: u32,
+    ) -> Self {
         // As on the CPU: powers and quotients in float64, rounded once.
         let t = (plan.step + 1) as i32;
         let seed = if let Noise::Philox { seed } = plan.noise { seed } else { 0 };
@@ -117,6 +128,8 @@ impl StepParams {
             penalty: number(spec.objective.penalty),
             reach: 0.5 * spec.objective.bandwidth as f32,
             inv_bandwidth: (1.0 / spec.objective.bandwidth) as f32,
+            furthest: furthest_move(spec, d_in) as f32,
+            unused: 0,
         }
     }
 }
@@ -155,8 +168,8 @@ pub struct Control {
     pub slope_rows: f64,
     /// The carried weight after this step.
     pub carried: f32,
-    /// Fills the struct.
-    pub unused: u32,
+    /// What is added to every threshold.
+    pub common: f32,
 }
 
 /// Bytes of `Control::n_dead` in [`Control`].
