@@ -43,6 +43,21 @@ template <u32 P, typename F> __device__ inline F *quarter(F *row, u32 pitch, u32
     return row + l / 4 * (pitch * 4 / P) + i * 4 / P;
 }
 
+// The columns of a thread's pack of a row in shared memory, four at a time.
+template <u32 P> __device__ inline void load_columns(float *row, u32 pitch, u32 i, float *out) {
+    for (u32 l = 0; l < P; l += 4) {
+        Pack<float> four = load_pack(quarter<P>(row, pitch, i, l));
+        for (u32 r = 0; r < 4; r++) out[l + r] = four.v[r];
+    }
+}
+template <u32 P> __device__ inline void store_columns(float *row, u32 pitch, u32 i, const float *values) {
+    for (u32 l = 0; l < P; l += 4) {
+        Pack<float> four;
+        for (u32 r = 0; r < 4; r++) four.v[r] = values[l + r];
+        store_pack(quarter<P>(row, pitch, i, l), four);
+    }
+}
+
 // out_e = dy . W[index_e] + add sign(value_e) for all entries; dy is in shared memory. A warp takes `TOGETHER` entries at a time: what
 // it reads of dy serves them all, and as many rows of W are on their way at once.
 template <typename T>
@@ -180,13 +195,15 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
             bool fresh = s == 0 && at == from, last = at + run == to;
             for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
                 float acc[P];
-                for (u32 l = 0; l < P; l++) {
-                    acc[l] = fresh ? 0.0f : quarter<P>(here, pitch, i, l)[l % 4];
-                    if (dense) acc[l] += soft_recon[s * plane + n * pitch + i + l];
+                for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
+                if (!fresh) load_columns<P>(here, pitch, i, acc);
+                for (u32 l = 0; l < P && dense; l += 4) {
+                    Pack<float> part = load_pack(soft_recon + s * plane + n * pitch + i + l);
+                    for (u32 r = 0; r < 4; r++) acc[l + r] += part.v[r];
                 }
                 gather_columns(w_dec, pitch, i, entry + staged, scale + staged, run, acc);
                 if (!last || s + 1 < parts) {
-                    for (u32 l = 0; l < P; l++) quarter<P>(here + (last ? pitch : 0), pitch, i, l)[l % 4] = acc[l];
+                    store_columns<P>(here + (last ? pitch : 0), pitch, i, acc);
                     if (!last) continue;
                 }
                 Pack<T> out;
@@ -219,11 +236,14 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
         float *here = dy + (u64)s * pitch;
         for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
             Pack<T> out;
+            float g[P], later[P];
+            load_columns<P>(here, pitch, i, g);
+            load_columns<P>(here + pitch, pitch, i, later);
             for (u32 l = 0; l < P; l++) {
-                float g = quarter<P>(here, pitch, i, l)[l % 4] + quarter<P>(here + pitch, pitch, i, l)[l % 4];
-                quarter<P>(here, pitch, i, l)[l % 4] = g;
-                narrow(g, &out.v[l]);
+                g[l] += later[l];
+                narrow(g[l], &out.v[l]);
             }
+            store_columns<P>(here, pitch, i, g);
             store_pack(grad_recon + s * plane + n * pitch + i, out);
         }
     }

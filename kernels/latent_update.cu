@@ -210,7 +210,9 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
         u64 row = (u64)j * pitch;
         float bias = 0.0f;
         const T *met = recon;
-        for (u32 s = 0; s + 1 < parts; s++) met += j >= ends[s] ? (u64)step->n_rows * pitch : 0;
+        // A dense gradient was made of the latent's own segment.
+        u32 others = main.offsets != 0 ? parts - 1 : 0;
+        for (u32 s = 0; s < others; s++) met += j >= ends[s] ? (u64)step->n_rows * pitch : 0;
         for (u32 start = 0; start < pitch; start += blockDim.x * P) {
             // All threads take part in bringing entries, also those beyond the last column.
             u32 i = start + threadIdx.x * P;

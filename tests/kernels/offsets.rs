@@ -491,8 +491,8 @@ const PLANTED: [(&str, Run, &str, &str); 22] = [
     (
         "decode.cu",
         decode_by_prefix,
-        "soft_recon[s * plane + n * pitch",
-        "soft_recon[s * plane + (u32)n * pitch",
+        "soft_recon + s * plane + n * pitch",
+        "soft_recon + s * plane + (u32)n * pitch",
     ),
     ("decode.cu", evaluate_by_prefix, "plane = (u64)gridDim.x * pitch", "plane = gridDim.x * pitch"),
     ("decode.cu", decode, "soft_recon + n * pitch + i + l", "soft_recon + (u32)n * pitch + i + l"),
