@@ -4,8 +4,8 @@
     peers-venv/bin/pip install sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3 h5py safetensors
     peers-venv/bin/python benches/peers.py --sae target/release/sae --data minilm=FILE.h5 --out DIR
 
-The peers run through their own public trainers, none of their code is repeated here: SAELens' `SAETrainer.fit` (top-k and
-BatchTopK), dictionary_learning's `TopKTrainer.update`, and sparsify's `Trainer.fit`, whose "language model" is one that
+The peers run through their own public trainers, none of their code is repeated here: SAELens' `SAETrainer.fit` (all its
+kinds), dictionary_learning's `TopKTrainer.update`, and sparsify's `Trainer.fit`, whose "language model" is one that
 gives the cached rows. `eager` is what a person writes first: this repository's literal model in eager PyTorch, hard top-k
 from the first step, Adam. All get the same rows in memory in shuffled full batches, the split of `sae` (seed 0), the same
 number of steps, and the same threads. The peers see the rows as they are; `sae` standardises each row and gives the
@@ -15,7 +15,9 @@ Two columns of quality. "default": each at its own defaults but for the sizes; w
 (warm-up of the learning rate, dead latents) stays so. "tuned": the learning rate of --factors times the default (for ours:
 times 2e-4 / sqrt(M / 2^14), which is that of two of them) with the best validation FVU; warm-up a twentieth of the steps;
 AuxK on, for latents that did not fire in two epochs; sparsify with its Adam, as its default (sign descent without a
-schedule) has another kind of learning rate. The default of `sae` is not tuned. Quality is measured by one NumPy function on
+schedule) has another kind of learning rate. SAELens' jumprelu gets k by its own `target_l0`; its L1 has no such aim, and the
+coefficient is searched, in at most six runs, until the mean L0 on training rows is within 5 % of k. Both see rows scaled to
+length sqrt(D) by its own normalisation. The default of `sae` is not tuned. Quality is measured by one NumPy function on
 the exported weights of all: FVU about the mean of the training split, L0, dead latents over the training rows. BatchTopK
 runs with its threshold, as exported.
 
@@ -44,7 +46,8 @@ import numpy as np
 
 import bench_common
 
-PEERS = ["saelens-topk", "saelens-batchtopk", "dictionary_learning", "sparsify", "eager"]
+SAELENS = ["topk", "batchtopk", "matryoshka", "jumprelu", "standard"]
+PEERS = [*(f"saelens-{kind}" for kind in SAELENS), "dictionary_learning", "sparsify", "eager"]
 # Steps of a peer's turn that are not timed: allocation, and threads that start.
 UNTIMED = 2
 
@@ -172,30 +175,75 @@ class Rows:
         return self.rows[next(self.order)]
 
 
-def saelens(job, rows, batch_top_k):
-    from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+def saelens_sae(job, d_in, kind, l1):
+    """A training SAE of SAELens at its defaults but for the sizes, and for warm-ups where it is tuned."""
+    import sae_lens
+
+    options = {"d_in": d_in, "d_sae": job["latents"]}
+    warm_up = job["steps"] // 10 if job["tuned"] else 0
+    if kind in ("topk", "batchtopk", "matryoshka"):
+        options["k"] = job["k"]
+    else:
+        options["normalize_activations"] = "expected_average_only_in"
+    if kind == "matryoshka":
+        options["matryoshka_widths"] = [share * job["latents"] // 32 for share in (1, 3, 7, 15, 32)]
+    elif kind == "jumprelu":
+        options |= {"target_l0": job["k"], "l0_warm_up_steps": warm_up}
+    elif kind == "standard":
+        options |= {"l1_coefficient": l1, "l1_warm_up_steps": warm_up}
+    names = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK", "jumprelu": "JumpReLU"}
+    name = names.get(kind, "Standard") + "TrainingSAE"
+    return getattr(sae_lens, name)(getattr(sae_lens, f"{name}Config")(**options))
+
+
+def saelens(job, rows, kind):
+    """A run of SAELens; of its L1, the one of a search by bisection whose mean L0 is nearest to k."""
+    if kind != "standard":
+        return saelens_run(job, rows, kind)
+    import torch
+
+    some, best = rows.rows[:4096], None
+    low, high = 1e-3, 1e3
+    for _ in range(6):
+        torch.manual_seed(job["seed"])
+        again, l1 = Rows(rows.rows, job), (low * high) ** 0.5
+        found = saelens_run(job, again, kind, l1)
+        rows.times = again.times
+        l0 = np.count_nonzero(code(found[0], some.numpy())[0]) / len(some)
+        off = abs(np.log(max(l0, 1e-3) / job["k"]))
+        if best is None or off < best[0]:
+            best = off, found
+        if off < 0.05:
+            break
+        low, high = (l1, high) if l0 > job["k"] else (low, l1)
+    return best[1]
+
+
+def saelens_run(job, rows, kind, l1=None):
+    from sae_lens import SAE
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    sizes = {"d_in": rows.rows.shape[1], "d_sae": job["latents"], "k": job["k"]}
-    if batch_top_k:
-        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**sizes))
-    else:
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(**sizes))
+    d_in = rows.rows.shape[1]
+    sae = saelens_sae(job, d_in, kind, l1)
     settings = {"total_training_samples": job["steps"] * job["batch_size"], "train_batch_size_samples": job["batch_size"]}
     if job["tuned"]:
         settings |= {"lr": job["factor"] * 3e-4, "lr_warm_up_steps": job["steps"] // 20}
         settings["dead_feature_window"] = max(1, 2 * len(rows.rows) // job["batch_size"])
     # `lr_end` belongs to schedules that are not used, and must be given.
     config = SAETrainerConfig(**settings, lr_end=settings.get("lr", 3e-4) / 10)
-    SAETrainer(config, sae, rows).fit()
+    trainer = SAETrainer(config, sae, rows)
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        # Else it takes a thousand batches to find it.
+        trainer.activation_scaler.scaling_factor = float(d_in**0.5 / rows.rows.norm(dim=1).mean())
+    trainer.fit()
     # As it writes itself for inference: norms folded, the threshold of BatchTopK per latent.
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
         sae = SAE.load_from_disk(folder)
     t = sae.state_dict()
     b_in = t["b_dec"] if sae.cfg.apply_b_dec_to_input else 0 * t["b_dec"]
-    k = 0 if batch_top_k else job["k"]
+    k = job["k"] if kind == "topk" else 0
     return model_of(t["W_enc"].T, t["b_enc"], t["W_dec"], b_in, t["b_dec"], k, t.get("threshold")), sae
 
 
@@ -286,8 +334,7 @@ def worker(job):
     torch.manual_seed(job["seed"])
     rows = Rows(torch.from_numpy(np.load(job["rows"])), job)
     train = {
-        "saelens-topk": lambda: saelens(job, rows, False),
-        "saelens-batchtopk": lambda: saelens(job, rows, True),
+        **{f"saelens-{kind}": lambda kind=kind: saelens(job, rows, kind) for kind in SAELENS},
         "dictionary_learning": lambda: dictionary_learning(job, rows),
         "sparsify": lambda: sparsify(job, rows),
         "eager": lambda: eager(job, rows),

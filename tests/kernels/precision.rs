@@ -179,16 +179,29 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
     let tf32 = on_card().then_some(Precision::Tf32);
     for precision in [Precision::F32, Precision::Bf16].into_iter().chain(tf32) {
         for dtype in TYPES {
+            use Activation::{AbsTopk, BatchTopk, JumpRelu, Relu, Topk};
             use Relaxation::{AnnealK, Lapsum, Softmax};
-            // Without a relaxation, codes with signs.
-            let phases =
-                [(1.0, Softmax), (0.8, Softmax), (0.8, Lapsum), (0.3, AnnealK), (1.0, Relaxation::None)];
-            // The type of the rows is nothing to candidates.
-            for &(t, relaxation) in &phases[..if dtype == Dtype::F16 { 5 } else { 2 }] {
+            let phases = [
+                (1.0, Softmax, Topk),
+                (0.8, Softmax, Topk),
+                (0.8, Lapsum, Topk),
+                (0.3, AnnealK, Topk),
+                (1.0, Relaxation::None, AbsTopk),
+                (1.0, Relaxation::None, BatchTopk),
+                (0.3, AnnealK, BatchTopk),
+                (1.0, Relaxation::None, JumpRelu),
+                (1.0, Relaxation::None, Relu),
+            ];
+            // The type of the rows is nothing to candidates, nor to other activations.
+            for &(t, relaxation, activation) in &phases[..if dtype == Dtype::F16 { 9 } else { 2 }] {
                 let mut case = Case::new(70, 40, 300, 6);
                 case.spec.warmup.relaxation = relaxation;
-                if relaxation == Relaxation::None {
-                    case.spec.forward.activation = Activation::AbsTopk;
+                case.spec.forward.activation = activation;
+                case.spec.forward.inference = activation.inference();
+                case.spec.objective.penalty = activation.penalty();
+                case.spec.objective.seeks_k = activation == Relu;
+                if !activation.is_per_row() {
+                    case.spec.forward.prefixes = Prefixes::of(300);
                 }
                 (case.t, case.dtype, case.l1, case.tied) = (t, dtype, 0.1, dtype == Dtype::F16);
                 (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.ema) =
@@ -212,7 +225,10 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
                 // The sanitizers are slow, and bits are not what they look for; PTX is slow too.
                 let others = if sanitizer::inside() { 0 } else { 2 - u64::from(of_nvrtc()) };
                 for seed in 2..2 + others {
-                    assert!(first == run(seed), "{precision} {dtype} t {t} {relaxation:?} seed {seed}");
+                    assert!(
+                        first == run(seed),
+                        "{precision} {dtype} t {t} {relaxation:?} {activation} seed {seed}"
+                    );
                 }
             }
         }
