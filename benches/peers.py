@@ -13,8 +13,8 @@ deviation and the mean back, two numbers per row that the peers have to encode.
 
 Two columns of quality. "default": each at its own defaults but for the sizes; what a default counts in thousands of steps
 (warm-up of the learning rate, dead latents) stays so. "tuned": the learning rate of --factors times the default (for ours:
-times 2e-4 / sqrt(M / 2^14), which is that of two of them) with the best validation FVU; warm-up a twentieth of the steps;
-AuxK on, for latents that did not fire in two epochs; sparsify with its Adam, as its default (sign descent without a
+times 2e-4 / sqrt(M / 2^14), which is that of two of them) with the best validation FVU at less than 1.25 k active latents;
+warm-up a twentieth of the steps; AuxK on, for latents that did not fire in two epochs; sparsify with its Adam, as its default (sign descent without a
 schedule) has another kind of learning rate. SAELens' jumprelu gets k by its own `target_l0`; its L1 has no such aim, and the
 coefficient is searched, in at most six runs, until the mean L0 on training rows is within 5 % of k. Both see rows scaled to
 length sqrt(D) by its own normalisation. The default of `sae` is not tuned. Quality is measured by one NumPy function on
@@ -560,9 +560,10 @@ def cells(runs):
 
 
 def tuned_cells(runs):
-    """The factor of the learning rate with the best mean validation FVU; a run that diverged has none."""
+    """The factor of the learning rate with the best mean validation FVU; a run that diverged has none, and one with 1.25 k
+    active latents or more counts only where all have."""
     by_factor = {}
-    for r in runs:
+    for r in [r for r in runs if r["val"]["l0"] < 1.25 * r["key"]["k"]] or runs:
         by_factor.setdefault(r["key"]["factor"], []).append(r)
     score = lambda item: statistics.fmean(r["val"]["fvu"] if np.isfinite(r["val"]["fvu"]) else np.inf for r in item[1])
     if not by_factor:
