@@ -179,7 +179,7 @@ fn apply_kept(
         bias: bias.holds(s.m)?,
         threshold: launch::where_any(s.trains_thresholds(), threshold, s.m)?,
         // What lengths add is in what was kept.
-        code: launch::where_any(false, bias, 0)?,
+        code: launch::NULL,
     };
     let up = Update {
         latents: (0, s.m),

@@ -27,7 +27,8 @@ use crate::rows::Dtype;
 
 const BLOCK: u32 = 256;
 
-const NULL: Arg = Arg::Pointer(0);
+/// The null pointer.
+pub const NULL: Arg = Arg::Pointer(0);
 
 /// One batch on the device: how many rows, and where its numbers, row numbers and rows lie.
 #[derive(Debug, Clone, Copy)]
