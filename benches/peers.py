@@ -22,15 +22,16 @@ the exported weights of all: FVU about the mean of the training split, L0, dead 
 runs with its threshold, as exported.
 
 Speed: processes take turns, a few steps each, --rounds times; medians. Rows per second of steps, without start-up and the
-first steps; ours as `sae train` says it. Rows per CPU second as well (user and system time of all threads), and the ratios
-are of these: on a machine that others use as well, time on the clock says little. But PyTorch's threads spin while they wait
-for each other, which is CPU time too: on a busy machine these ratios flatter us. The default is measured twice: all steps in
-its warm-up, and none.
+first steps; ours as `sae train` says it. Rows per CPU second as well (user and system time of all threads), and ratios of
+both: on a machine that others use as well, time on the clock says little. But PyTorch's threads spin while they wait for
+each other, which is CPU time too: on a busy machine ratios of CPU time flatter us. The default is measured twice: all steps
+in its warm-up, and none.
 
 Results go to --out/peers.jsonl one by one; what is there is not run again, so the same command goes on after a stop.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -529,12 +530,12 @@ def speed_table(records):
     for side in sides:
         clock, cpu = (list(rounds(side, rate).values()) for rate in ("rows_per_second", "rows_per_cpu_second"))
         line = [side, *(f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})" for rates in (clock, cpu))]
-        for mine in ("default, in its warm-up", "default, after it"):
-            first, second = rounds(mine, "rows_per_cpu_second"), rounds(side, "rows_per_cpu_second")
+        for mine, rate in itertools.product(("default, in its warm-up", "default, after it"), ("rows_per_second", "rows_per_cpu_second")):
+            first, second = rounds(mine, rate), rounds(side, rate)
             both = [first[n] / second[n] for n in first.keys() & second.keys()]
             line.append(f"{statistics.median(both):.1f} ({min(both):.1f} to {max(both):.1f})" if both and side != mine else "")
         body.append(line)
-    header = ["side", "rows/s", "rows per CPU second", "default in its warm-up / it", "default after it / it"]
+    header = ["side", "rows/s", "rows per CPU second", "default in its warm-up / it", "the same, CPU", "default after it / it", "the same, CPU"]
     return bench_common.markdown_table(header, body)
 
 
