@@ -98,12 +98,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     u32 prefix = bits == 0 ? 0 : found->prefix, decided = bits == 0 ? 0 : found->decided;
     // From the largest digit down, so that the running sum counts the keys above.
     u32 bin = BINS - 2 - 2 * threadIdx.x;
-    u32 high = histogram[bin + 1], low = histogram[bin], sum = high + low;
+    u32 high = histogram[bin + 1], low = histogram[bin];
     histogram[bin] = histogram[bin + 1] = 0;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 left = __shfl_up_sync(FULL, sum, step);
-        if (lane >= step) sum += left;
-    }
+    u32 sum = lanes_up_to(high + low);
     if (lane == WARP - 1) warps[warp] = sum;
     // The sums of all warps must be there before they are added; and all threads have read what is found so far.
     __syncthreads();
@@ -197,11 +194,7 @@ __device__ void batch_count(const T *scores, const float *b_lat, u32 m, u32 pitc
 
 // Sum of `v` over the threads before this one, of 1024; `all` gets that over all. `warps` is shared memory for 32 values.
 __device__ inline u32 sum_before(u32 v, u32 *warps, u32 *all) {
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sum = v;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 left = __shfl_up_sync(FULL, sum, step);
-        if (lane >= step) sum += left;
-    }
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sum = lanes_up_to(v);
     // The sums before must have been read by all threads.
     __syncthreads();
     if (lane == WARP - 1) warps[warp] = sum;

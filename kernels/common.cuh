@@ -134,6 +134,39 @@ __device__ inline float gumbel(float u) {
 // e^(t / tau) for many t: 2^(t per_tau), where per_tau = per_temperature(1 / tau). A power of two is one instruction.
 __device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.44269504f; }
 
+// Sum of `own` over the lanes up to the caller's.
+template <typename T> __device__ inline T lanes_up_to(T own) {
+    for (u32 step = 1; step < WARP; step *= 2) {
+        T left = __shfl_up_sync(FULL, own, step);
+        if (threadIdx.x % WARP >= step) own += left;
+    }
+    return own;
+}
+
+// How lists of entries by latent are cut into runs: those of more than `length` entries, in order of latents, as long as there
+// is room for `most` runs in all. `length` is the largest number where none is cut, and the rest null then.
+struct Cut {
+    u32 length;
+    u32 most;
+    u32 *first;  // (M + 1) the first run of each long list; then the number of runs
+    u32 *latent; // (most) the latent of each run
+};
+
+// Runs that a list of so many entries would be cut into; 0 where it is not long.
+__device__ inline u32 runs_of(Cut cut, u32 held) {
+    return held > cut.length ? (held + cut.length - 1) / cut.length : 0;
+}
+
+// Runs that the list of latent j is cut into; 0 where one block takes it whole.
+__device__ inline u32 cut_into(Cut cut, u32 j, u32 held) {
+    u32 runs = runs_of(cut, held);
+    return runs > 0 && cut.first[j] + runs <= cut.most ? runs : 0;
+}
+
+// A `Cut` among the arguments of a kernel.
+#define CUT_ARGS(of) u32 of##length, u32 of##most, u32 *of##first_run, u32 *of##run_latent
+#define CUT(of) {of##length, of##most, of##first_run, of##run_latent}
+
 // The host's numbers of one step; mirrored field by field by `StepParams` in src/backend/cuda/params.rs.
 struct Step {
     u64 seed;         // key of the noise

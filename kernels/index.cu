@@ -4,10 +4,11 @@
 // entry's number is its place. offsets (M + 1): the entries of latent j are slots[offsets[j] .. offsets[j + 1]], ascending.
 //
 // 1. index_count: entries of each latent, by integer atomics (a sum of ones has no order), and the row of each entry.
-// 2. index_scan: offsets, and a cursor per latent that starts at its offset.
+// 2. index_scan: offsets, a cursor per latent that starts at its offset, and how long lists are cut (`Cut`).
 // 3. index_fill: each entry takes the next place of its latent, in whatever order; places are therefore
 // 4. index_order: sorted within each latent. A row holds a latent at most once, so an entry's rank is the number of
-//    rows below its own: counted by shuffles up to 32 entries, by the bits of a map of rows above.
+//    rows below its own: counted by shuffles up to 32 entries, by the bits of a map of rows above. One warp does that for a
+//    list that is not cut, index_order_long a block for one that is.
 // The result does not depend on the order of atomics. Moves about 5 N k words and 3 M.
 #include "common.cuh"
 
@@ -29,39 +30,50 @@ extern "C" __global__ void __launch_bounds__(256)
     });
 }
 
+__device__ inline u64 runs_and_entries(Cut cut, u32 held) { return (u64)runs_of(cut, held) << 32 | held; }
+
+// The runs of latent j are numbered from `first` on.
+__device__ inline void place_runs(Cut cut, u32 m, u32 j, u32 first, u32 runs) {
+    if (runs == 0) return;
+    cut.first[j] = first;
+    if (first + runs <= cut.most) {
+        for (u32 r = 0; r < runs; r++) cut.latent[first + r] = j;
+    } else if (first <= cut.most) {
+        // The first list that there is no room for, nor for any after it.
+        cut.first[m] = first;
+    }
+}
+
 // One block of 1024 threads: each takes four latents at a time, and a running total goes from tile to tile.
 extern "C" __global__ void __launch_bounds__(1024)
-    index_scan(const u32 *totals, u32 m, u32 *offsets, u32 *cursor) {
-    __shared__ u32 warps[32];
+    index_scan(const u32 *totals, u32 m, u32 *offsets, u32 *cursor, CUT_ARGS()) {
+    Cut cut = CUT();
+    // Entries in the low half of a sum, runs in the high half.
+    __shared__ u64 warps[32];
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    u32 before = 0;
+    u64 before = 0;
     for (u32 first = 0; first < m; first += 4 * 1024) {
         u32 j = first + 4 * threadIdx.x;
         bool whole = j + 4 <= m;
         Pack<u32> own = {};
         if (whole) own = load_pack(totals + j);
-        u32 sum = 0;
+        u64 sum = 0;
         for (u32 l = 0; l < 4; l++) {
             if (!whole && j + l < m) own.v[l] = totals[j + l];
-            sum += own.v[l];
+            sum += runs_and_entries(cut, own.v[l]);
         }
-        u32 up_to = sum;
-        for (u32 step = 1; step < WARP; step *= 2) {
-            u32 left = __shfl_up_sync(FULL, up_to, step);
-            if (lane >= step) up_to += left;
-        }
+        u64 up_to = lanes_up_to(sum);
         if (lane == WARP - 1) warps[warp] = up_to;
         // The sums of all warps must be there before they are added.
         __syncthreads();
-        u32 start = before + up_to - sum, all = 0;
-        for (u32 w = 0; w < 32; w++) {
-            if (w < warp) start += warps[w];
-            all += warps[w];
-        }
+        u64 up_to_warp = lanes_up_to(warps[lane]), all = __shfl_sync(FULL, up_to_warp, WARP - 1);
+        u64 others = __shfl_sync(FULL, up_to_warp, warp > 0 ? warp - 1 : 0);
+        u64 start = before + (warp > 0 ? others : 0) + up_to - sum;
         Pack<u32> starts;
         for (u32 l = 0; l < 4; l++) {
-            starts.v[l] = start;
-            start += own.v[l];
+            starts.v[l] = (u32)start;
+            place_runs(cut, m, j + l, (u32)(start >> 32), runs_of(cut, own.v[l]));
+            start += runs_and_entries(cut, own.v[l]);
         }
         if (whole) {
             store_pack(offsets + j, starts);
@@ -73,7 +85,10 @@ extern "C" __global__ void __launch_bounds__(1024)
         // All threads have read the sums before the next tile writes them.
         __syncthreads();
     }
-    if (threadIdx.x == 0) offsets[m] = before;
+    if (threadIdx.x != 0) return;
+    offsets[m] = (u32)before;
+    u32 runs = (u32)(before >> 32);
+    if (cut.first != 0 && runs <= cut.most) cut.first[m] = runs;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -90,52 +105,67 @@ __device__ inline void order_short(const u32 *unordered, u32 begin, u32 held, u3
     if (lane < held) slots[begin + rank] = own;
 }
 
-// One block of 32 threads per latent; the warp goes over the rows in maps of 8192 bits.
-extern "C" __global__ void __launch_bounds__(32)
-    index_order(const u32 *offsets, const u32 *unordered, const u32 *row, u32 n_rows, u32 *slots) {
+// More than 32 entries, by all threads of the block: it goes over the rows in maps of 8192 bits.
+__device__ inline void order_long(const u32 *unordered, const u32 *row, u32 n_rows, u32 begin, u32 held, u32 *slots) {
     __shared__ u32 map[MAP_ROWS / 32];
     __shared__ u32 below[MAP_ROWS / 32];
-    u32 lane = threadIdx.x;
-    u32 begin = offsets[blockIdx.x], held = offsets[blockIdx.x + 1] - begin;
-    if (held <= WARP) {
-        if (held > 0) order_short(unordered, begin, held, slots);
-        return;
-    }
+    __shared__ u32 all;
     const u32 words = MAP_ROWS / 32, run = words / WARP;
     u32 placed = 0;
     for (u32 first = 0; first < n_rows; first += MAP_ROWS) {
-        for (u32 w = lane; w < words; w += WARP) map[w] = 0;
+        for (u32 w = threadIdx.x; w < words; w += blockDim.x) map[w] = 0;
         // The map must be empty before a bit is set.
         __syncthreads();
-        for (u32 e = lane; e < held; e += WARP) {
+        for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
             u32 bit = row[unordered[begin + e]] - first;
             if (bit < MAP_ROWS) atomicOr(&map[bit / 32], 1u << bit % 32);
         }
         // All bits must be set before they are counted.
         __syncthreads();
-        u32 sum = 0;
-        for (u32 w = lane * run; w < (lane + 1) * run; w++) {
-            below[w] = sum;
-            sum += __popc(map[w]);
+        if (threadIdx.x < WARP) {
+            u32 sum = 0, from = threadIdx.x * run;
+            for (u32 w = from; w < from + run; w++) {
+                below[w] = sum;
+                sum += __popc(map[w]);
+            }
+            u32 up_to = lanes_up_to(sum);
+            for (u32 w = from; w < from + run; w++) below[w] += up_to - sum;
+            if (threadIdx.x == WARP - 1) all = up_to;
         }
-        u32 up_to = sum;
-        for (u32 step = 1; step < WARP; step *= 2) {
-            u32 left = __shfl_up_sync(FULL, up_to, step);
-            if (lane >= step) up_to += left;
-        }
-        u32 here = __shfl_sync(FULL, up_to, WARP - 1);
-        for (u32 w = lane * run; w < (lane + 1) * run; w++) below[w] += up_to - sum;
         // Counts of all words must be there before ranks are read from them.
         __syncthreads();
-        for (u32 e = lane; e < held; e += WARP) {
+        for (u32 e = threadIdx.x; e < held; e += blockDim.x) {
             u32 own = unordered[begin + e], bit = row[own] - first;
             if (bit < MAP_ROWS) {
                 u32 rank = below[bit / 32] + __popc(map[bit / 32] & ((1u << bit % 32) - 1u));
                 slots[begin + placed + rank] = own;
             }
         }
-        placed += here;
+        placed += all;
         // Ranks of all entries are read before the map is emptied for the next rows.
         __syncthreads();
+    }
+}
+
+// One block of 32 threads per latent.
+extern "C" __global__ void __launch_bounds__(32)
+    index_order(const u32 *offsets, const u32 *unordered, const u32 *row, u32 n_rows, CUT_ARGS(), u32 *slots) {
+    Cut cut = CUT();
+    u32 begin = offsets[blockIdx.x], held = offsets[blockIdx.x + 1] - begin;
+    if (held > WARP) {
+        if (cut_into(cut, blockIdx.x, held) == 0) order_long(unordered, row, n_rows, begin, held, slots);
+    } else if (held > 0) {
+        order_short(unordered, begin, held, slots);
+    }
+}
+
+// Lists that are cut into runs: a block takes every gridDim-th run, and orders the list of one that is its latent's first.
+extern "C" __global__ void __launch_bounds__(256)
+    index_order_long(const u32 *offsets, const u32 *unordered, const u32 *row, u32 n_rows, u32 m, CUT_ARGS(), u32 *slots) {
+    Cut cut = CUT();
+    u32 runs = cut.first[m];
+    for (u32 r = blockIdx.x; r < runs; r += gridDim.x) {
+        u32 j = cut.latent[r];
+        if (cut.first[j] == r) order_long(unordered, row, n_rows, offsets[j], offsets[j + 1] - offsets[j], slots);
     }
 }

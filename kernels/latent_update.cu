@@ -15,7 +15,10 @@
 // A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
-// 1. Entries are brought to shared memory, blockDim at a time, and every thread adds its columns, in order of rows.
+// 0. list_runs: a latent may fire on most rows. Long lists were cut into runs (index.cu); a block takes every gridDim-th run
+// and sums it as in step 1, into a row of its own.
+// 1. Entries are brought to shared memory, 256 at a time, and every thread adds its columns, in order of rows; of a list
+// that was cut, the rows of its runs, in their order.
 // 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step, and Adam, row scale,
 // average and its row scale, and the rounded copies; or the gradient to memory, with its sum of squares.
 //
@@ -32,6 +35,11 @@ struct Entries {
     const float *value;
     const float *grad;
     const u32 *row;
+    Cut cut;
+    // What run r adds: rows r of run_enc and run_dec (runs, pitch), and run_bias[r].
+    float *run_enc;
+    float *run_dec;
+    float *run_bias;
 };
 
 struct Staged {
@@ -40,12 +48,11 @@ struct Staged {
     float grad[ENTRIES];
 };
 
-// Adds a latent's entries to the thread's columns i .. i + N, and their gradients to `bias`.
+// Adds the entries begin .. end of a list to the thread's columns i .. i + N, and their gradients to `bias`.
 template <typename T, bool TIED>
-__device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T *input, const T *recon, u32 pitch, u32 i,
-                                   float *enc, float *dec, float *bias) {
+__device__ inline void add_entries(Staged *staged, Entries list, u32 begin, u32 end, const T *input, const T *recon,
+                                   u32 pitch, u32 i, float *enc, float *dec, float *bias) {
     const u32 P = Pack<T>::N;
-    u32 begin = list.offsets[j], end = list.offsets[j + 1];
     for (; begin < end; begin += ENTRIES) {
         u32 held = min(ENTRIES, end - begin);
         // The entries before these must have been used by all threads.
@@ -73,6 +80,70 @@ __device__ inline void add_entries(Staged *staged, Entries list, u32 j, const T 
                     dec[l] += h * widen(out.v[l]);
                 }
             }
+        }
+    }
+}
+
+// Row r of what runs add to a gradient.
+__device__ inline float *run_row(float *rows, u32 r, u32 pitch) { return rows + (u64)r * pitch; }
+
+// sum += four columns of a row of a run.
+__device__ inline void add_run(float *sum, const float *run) {
+    Pack<float> part = load_pack(run);
+    for (u32 l = 0; l < 4; l++) sum[l] += part.v[l];
+}
+
+// Adds all entries of a latent; those of a list that was cut are summed by run.
+template <typename T, bool TIED>
+__device__ inline void add_list(Staged *staged, Entries list, u32 j, const T *input, const T *recon, u32 pitch, u32 i,
+                                float *enc, float *dec, float *bias) {
+    const u32 P = Pack<T>::N;
+    u32 begin = list.offsets[j], end = list.offsets[j + 1], runs = cut_into(list.cut, j, end - begin);
+    if (runs == 0) {
+        add_entries<T, TIED>(staged, list, begin, end, input, recon, pitch, i, enc, dec, bias);
+        return;
+    }
+    u32 first = list.cut.first[j];
+    for (u32 r = first; r < first + runs; r++) {
+        *bias += list.run_bias[r];
+        for (u32 l = 0; l < P && i < pitch; l += 4) {
+            add_run(enc + l, run_row(list.run_enc, r, pitch) + i + l);
+            if (!TIED) add_run(dec + l, run_row(list.run_dec, r, pitch) + i + l);
+        }
+    }
+}
+
+// The gradient of the reconstruction that a latent's entries meet: that of its own segment.
+template <typename T>
+__device__ inline const T *met_by(const T *recon, u32 j, const u32 *ends, u32 parts, u32 n_rows, u32 pitch) {
+    for (u32 s = 0; s + 1 < parts; s++) recon += j >= ends[s] ? (u64)n_rows * pitch : 0;
+    return recon;
+}
+
+// Step 0.
+template <typename T, bool TIED>
+__device__ void list_runs(u32 m, u32 pitch, const u32 *ends, u32 parts, const T *input, const T *recon, Entries list,
+                          const Step *step, const Control *control) {
+    const u32 P = Pack<T>::N;
+    __shared__ Staged staged;
+    if (control->stopped) return;
+    u32 runs = list.cut.first[m];
+    for (u32 r = blockIdx.x; r < runs; r += gridDim.x) {
+        u32 j = list.cut.latent[r];
+        u32 begin = list.offsets[j] + (r - list.cut.first[j]) * list.cut.length;
+        u32 end = min(begin + list.cut.length, list.offsets[j + 1]);
+        const T *met = met_by(recon, j, ends, parts, step->n_rows, pitch);
+        for (u32 start = 0; start < pitch; start += blockDim.x * P) {
+            // All threads take part in bringing entries, also those beyond the last column.
+            u32 i = start + threadIdx.x * P;
+            alignas(16) float enc[P] = {}, dec[P] = {};
+            float bias = 0.0f;
+            add_entries<T, TIED>(&staged, list, begin, end, input, met, pitch, i, enc, dec, &bias);
+            for (u32 l = 0; l < P && i < pitch; l += 4) {
+                store_pack(run_row(list.run_enc, r, pitch) + i + l, load_pack(enc + l));
+                if (!TIED) store_pack(run_row(list.run_dec, r, pitch) + i + l, load_pack(dec + l));
+            }
+            if (i == 0) list.run_bias[r] = bias;
         }
     }
 }
@@ -209,10 +280,8 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
         u32 j = first + at;
         u64 row = (u64)j * pitch;
         float bias = 0.0f;
-        const T *met = recon;
         // A dense gradient was made of the latent's own segment.
-        u32 others = main.offsets != 0 ? parts - 1 : 0;
-        for (u32 s = 0; s < others; s++) met += j >= ends[s] ? (u64)step->n_rows * pitch : 0;
+        const T *met = met_by(recon, j, ends, main.offsets != 0 ? parts : 1, step->n_rows, pitch);
         for (u32 start = 0; start < pitch; start += blockDim.x * P) {
             // All threads take part in bringing entries, also those beyond the last column.
             u32 i = start + threadIdx.x * P;
@@ -226,10 +295,10 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
             }
             bias = dense.bias != 0 ? dense.bias[at] : 0.0f;
             if (main.offsets != 0) {
-                add_entries<T, TIED>(&staged, main, j, input, met, pitch, i, enc, dec, &bias);
+                add_list<T, TIED>(&staged, main, j, input, met, pitch, i, enc, dec, &bias);
             }
             if (aux.offsets != 0) {
-                add_entries<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
+                add_list<T, TIED>(&staged, aux, j, input, aux_recon, pitch, i, enc, dec, &bias);
             }
             for (u32 l = 0; l < P && i < pitch; l += 4) {
                 store_pack(enc_row + i + l, load_pack(enc + l));
@@ -286,24 +355,34 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
     }
 }
 
+// The arguments that are a list of entries, and the list.
+#define LIST_ARGS(of)                                                                                                  \
+    const u32 *of##offsets, const u32 *of##slots, const float *of##value, const float *of##grad, const u32 *of##row,   \
+        CUT_ARGS(of), float *of##run_enc, float *of##run_dec, float *of##run_bias
+#define LIST(of)                                                                                                       \
+    {of##offsets, of##slots, of##value, of##grad, of##row, CUT(of), of##run_enc, of##run_dec, of##run_bias}
+
 #define LATENT_UPDATE(T, t, TIED, tied)                                                                                \
     extern "C" __global__ void __launch_bounds__(256, 3) latent_update_##t##_##tied(                                   \
         u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input, const T *recon,          \
         const T *aux_recon,                                                                                            \
-        const u32 *offsets, const u32 *slots, const float *value, const float *grad, const u32 *row,                   \
-        const u32 *aux_offsets,                                                                                        \
-        const u32 *aux_slots, const float *aux_value, const float *aux_grad, const u32 *aux_row,                       \
+        LIST_ARGS(), LIST_ARGS(aux_),                                                                                  \
         const float *dense_enc,                                                                                        \
         const float *dense_dec, const float *dense_bias, const float *dense_threshold, const float *dense_code,        \
         float *kept_enc, float *kept_dec, float *kept_bias, float *kept_threshold, double *squares,                    \
         const float *lengths, u32 unit, const Model *model, const Step *step, const Control *control,                  \
         float *partial) {                                                                                              \
-        Entries main = {offsets, slots, value, grad, row};                                                             \
-        Entries aux = {aux_offsets, aux_slots, aux_value, aux_grad, aux_row};                                          \
+        Entries main = LIST(), aux = LIST(aux_);                                                                       \
         Dense dense = {dense_enc, dense_dec, dense_bias, dense_threshold, dense_code};                                 \
         Kept kept = {kept_enc, kept_dec, kept_bias, kept_threshold, squares};                                          \
         latent_update<T, TIED>(first, latents, d, pitch, ends, parts, input, recon, aux_recon, main, aux, dense,       \
                                kept, lengths, unit, model, step, control, partial);                                    \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, 3)                                                               \
+        list_runs_##t##_##tied(u32 m, u32 pitch, const u32 *ends, u32 parts, const T *input, const T *recon,           \
+                               LIST_ARGS(), const Step *step, const Control *control) {                                \
+        Entries list = LIST();                                                                                         \
+        list_runs<T, TIED>(m, pitch, ends, parts, input, recon, list, step, control);                                  \
     }
 LATENT_UPDATE(float, f32, true, tied)
 LATENT_UPDATE(float, f32, false, untied)

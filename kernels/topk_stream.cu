@@ -45,11 +45,7 @@ struct TopkShared {
 
 // Appends those keys of each thread whose bit is set in `takes`; all lanes of a warp call it.
 template <u32 COUNT> __device__ inline void append(TopkShared *s, const u64 *keys, u32 takes) {
-    u32 lane = threadIdx.x % WARP, own = __popc(takes), up_to = own;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 left = __shfl_up_sync(FULL, up_to, step);
-        if (lane >= step) up_to += left;
-    }
+    u32 lane = threadIdx.x % WARP, own = __popc(takes), up_to = lanes_up_to(own);
     u32 base = 0;
     // One atomic a warp; the order of warps does not matter, since keys are ordered later.
     if (lane == WARP - 1 && up_to > 0) base = atomicAdd(&s->held, up_to);
@@ -63,11 +59,7 @@ template <u32 COUNT> __device__ inline void append(TopkShared *s, const u64 *key
 __device__ inline void find_digit(TopkShared *s, u32 want) {
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     // From the largest digit down, so that the running sum counts the keys above.
-    u32 bin = 255u - threadIdx.x, here = s->histogram[bin], sum = here;
-    for (u32 step = 1; step < WARP; step *= 2) {
-        u32 left = __shfl_up_sync(FULL, sum, step);
-        if (lane >= step) sum += left;
-    }
+    u32 bin = 255u - threadIdx.x, here = s->histogram[bin], sum = lanes_up_to(here);
     if (lane == WARP - 1) s->warp_totals[warp] = sum;
     // The totals of all warps must be there before they are added.
     __syncthreads();

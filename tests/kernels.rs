@@ -21,6 +21,8 @@ mod index;
 mod kinds;
 #[path = "kernels/learning.rs"]
 mod learning;
+#[path = "kernels/lists.rs"]
+mod lists;
 #[path = "kernels/noise.rs"]
 mod noise;
 #[path = "kernels/offsets.rs"]

@@ -65,6 +65,43 @@ fn check_lists(
     for j in 0..=m as u32 {
         assert_eq!(offsets[j as usize] as usize, want.iter().filter(|e| e.0 < j).count(), "latent {j}");
     }
+    let held = |j: usize| (offsets[j + 1] - offsets[j]) as usize;
+    let Some(runs) = &work.main.runs else {
+        // A row holds a latent once: no list is so long that it would be cut.
+        return assert!(n <= 32.max(2 * n * k / m + 32), "N {n} M {m} k {k}");
+    };
+    let mut latents = vec![];
+    let mut left = true;
+    let mut first = vec![];
+    for j in (0..m).filter(|&j| held(j) > runs.length) {
+        first.push((j, latents.len()));
+        let cut = held(j).div_ceil(runs.length);
+        // Runs as long as there is room for all of a list.
+        left &= latents.len() + cut <= runs.most;
+        if !left {
+            break;
+        }
+        latents.extend(std::iter::repeat_n(j as u32, cut));
+    }
+    let got = read(&runs.first, m + 1, device);
+    assert_eq!(got[m] as usize, latents.len(), "N {n} M {m} k {k}");
+    assert_eq!(read(&runs.latent, latents.len(), device), latents, "N {n} M {m} k {k}");
+    for (j, first) in first {
+        assert_eq!(got[j] as usize, first, "N {n} M {m} k {k}: latent {j}");
+    }
+}
+
+/// Lists that are cut, of one entry less than is, and that fill their runs; and more of them than there is room for.
+#[test]
+fn long_lists_are_cut_into_runs() {
+    let some = |row: usize, e: usize| {
+        [2, if row % 5 < 2 { 3 } else { 4 }, if row < 64 { 6 } else { 7 }, if row < 32 { 8 } else { 9 }][e]
+    };
+    for n in [32, 33, 65, 1000] {
+        check(device(0).as_mut(), n, 5000, 4, &some, &|_| 4);
+    }
+    let many = |row: usize, e: usize| (20 * (row / 80) + e) as u32;
+    check(device(0).as_mut(), 400, 5000, 20, &many, &|_| 20);
 }
 
 #[test]

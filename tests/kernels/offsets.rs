@@ -431,6 +431,8 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
         for _ in 0..2 {
             args.extend(lists);
             args.push(place.rows(&[at]));
+            args.extend([Arg::U32(u32::MAX), Arg::U32(0)]);
+            args.extend([NULL; 5]);
         }
         if keep {
             args.extend([place.rows(&values(D, 40)), place.rows(&values(D, 41)), place.rows(&[0.125f32])]);
@@ -453,6 +455,29 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
         all.extend(out.into_iter().map(|block| place.row(block)));
     }
     all
+}
+
+/// One run of a list that is cut into many: the last, of the latent of the second of two prefixes. The runs before it are of
+/// a latent without entries.
+fn list_runs(place: &mut Place) -> Vec<Vec<u8>> {
+    let at = place.at as u32;
+    let mut offsets = vec![0u32; 3];
+    offsets[2] = 1;
+    let out =
+        [place.rows_to_read(&values(D, 9)), place.rows_to_read(&values(D, 9)), place.rows_to_read(&[9f32])];
+    let n_rows = place.n_rows();
+    let recon = place.planes(n_rows as usize, &narrow(31));
+    let mut args = vec![Arg::U32(2), U32_D, place.front(&[1u32]), Arg::U32(2)];
+    args.extend([place.rows(&narrow(30)), place.arg(recon), place.front(&offsets), place.front(&[at])]);
+    args.extend([place.rows(&[0.5f32]), place.rows(&[0.25f32]), place.rows(&[at])]);
+    args.extend([Arg::U32(128), Arg::U32(at + 1), place.front(&[0, at, at + 1]), place.rows(&[1u32])]);
+    args.extend(out.map(|block| place.arg(block)));
+    args.extend([place.step_of(n_rows, 1.0), place.control()]);
+    // A block takes every 1024th run.
+    let blocks = (at + 1).min(1024);
+    place.device.first_block = blocks - 1;
+    place.launch_as("list_runs_bf16_untied", Launch { grid: (blocks, 1), block: 256, shared: 0 }, &args);
+    out.map(|block| place.row(block)).into()
 }
 
 fn column_sums(place: &mut Place) -> Vec<Vec<u8>> {
@@ -480,7 +505,7 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 }
 
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
-const PLANTED: [(&str, Run, &str, &str); 22] = [
+const PLANTED: [(&str, Run, &str, &str); 23] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
     ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
@@ -511,7 +536,8 @@ const PLANTED: [(&str, Run, &str, &str); 22] = [
         "u64 n,\n                                u32 low",
         "u32 n,\n                                u32 low",
     ),
-    ("latent_update.cu", latent_update, "(u64)step->n_rows * pitch", "step->n_rows * pitch"),
+    ("latent_update.cu", latent_update, "(u64)n_rows * pitch", "n_rows * pitch"),
+    ("latent_update.cu", list_runs, "(u64)r * pitch", "r * pitch"),
     (
         "soft_tiles.cu",
         soft_tiles,
@@ -531,7 +557,7 @@ fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
     if sanitizer::inside() || emulation_only("offsets of 64 bits") {
         return;
     }
-    let runs: [Run; 11] = [
+    let runs: [Run; 12] = [
         gather_norm,
         topk,
         decode,
@@ -542,6 +568,7 @@ fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
         above,
         batch_topk,
         latent_update,
+        list_runs,
         column_sums,
     ];
     for run in runs {

@@ -1,5 +1,5 @@
-//! What the kernels move, as NVRTC makes them, beside what their work needs. `kernels/TRAFFIC.md` is the table that the
-//! last test prints.
+//! What the kernels move, as NVRTC makes them, beside what their work needs. `tools/kernel-tables.sh` puts the table that a
+//! test prints into `kernels/TRAFFIC.md`.
 
 use super::topk::{rows, select};
 use crate::case::Case;
@@ -92,8 +92,9 @@ fn kernels_move_what_their_work_needs_and_hardly_more() {
     if nvrtc_only("what kernels move") {
         return;
     }
+    // On a line of its own, whatever the harness has printed.
     println!(
-        "| step | kernel | needed, KB | moved, KB | moved/needed | instructions of warps | bank passes/fewest |"
+        "\n| step | kernel | needed, KB | moved, KB | moved/needed | instructions of warps | bank passes/fewest |"
     );
     println!("| --- | --- | ---: | ---: | ---: | ---: | ---: |");
     for (t, precision, tied, kind) in [

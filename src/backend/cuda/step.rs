@@ -99,6 +99,13 @@ impl Parts {
         if let Some(aux) = aux {
             launch::index(dev, s, batch.n, aux, totals, cursor, unordered)?;
         }
+        if !is_tiled(s, phase) {
+            let met = (&work.grad_recon, s.prefixes.parts());
+            launch::list_runs(dev, s, batch, &work.main, met, shared, work)?;
+        }
+        if let (Some(aux), Some(recon)) = (&work.aux, &work.aux_recon) {
+            launch::list_runs(dev, s, batch, aux, (recon, 1), shared, work)?;
+        }
         work.partial.zero(dev, work::BLOCKS * s.pitch)?;
         let keep = aim == Aim::Look || spec.optimizer.clip_norm.is_some();
         if keep {

@@ -14,6 +14,8 @@ pub const MOST_ACTIVE: usize = 1024;
 const TILE: usize = 2048;
 /// Blocks that share out the latents; fixed, so that sums over them have the same order on every card.
 pub const BLOCKS: usize = 1024;
+/// The least length of the runs that long lists of entries by latent are cut into.
+const LEAST_RUN: usize = 32;
 /// Runs of rows in column sums.
 pub const CHUNKS: usize = 64;
 /// Most bytes of static shared memory of a kernel that is given dynamic shared memory besides: both come out of what a
@@ -185,10 +187,58 @@ pub struct Entries {
     pub offsets: Buffer<u32>,
     /// (N k) entry numbers by latent, ascending.
     pub slots: Buffer<u32>,
+    /// Lists of latents that fire on many rows; where a batch has too few rows for one, there is none.
+    pub runs: Option<Runs>,
+}
+
+/// Long lists of entries by latent, cut into runs, and what each run adds to the gradients.
+#[derive(Debug)]
+pub struct Runs {
+    /// Entries of a run at most; no longer list is cut.
+    pub length: usize,
+    /// Runs that there is room for, R. A list that finds none left is taken whole.
+    pub most: usize,
+    /// (M + 1) the first run of each long list; then the number of runs.
+    pub first: Buffer<u32>,
+    /// (R) the latent of each run.
+    pub latent: Buffer<u32>,
+    /// (R, pitch) what each run adds to the gradient of the encoder (of both when tied).
+    pub enc: Buffer<f32>,
+    /// (R, pitch) and of the decoder; empty when tied.
+    pub dec: Buffer<f32>,
+    /// (R) and of the bias.
+    pub bias: Buffer<f32>,
+}
+
+/// Length of the runs of lists of `n` rows with `k` places each, and how many of them there is room for; `None` where no
+/// list can be long.
+///
+/// A list is long from twice the mean on, which blocks that share out the latents even out between them. Of embeddings of
+/// sentences a twentieth of all entries are in lists that are cut; there is room for a quarter.
+fn cut(n: usize, k: usize, m: usize) -> Option<(usize, usize)> {
+    let length = (2 * n * k / m).next_multiple_of(LEAST_RUN).max(LEAST_RUN);
+    // A row holds a latent once.
+    (n > length).then(|| (length, (n * k / (4 * length)).max(n.div_ceil(length))))
+}
+
+impl Runs {
+    fn new(device: &mut dyn Device, s: &Sizes, n: usize, k: usize) -> Result<Option<Self>> {
+        let Some((length, most)) = cut(n, k, s.m) else { return Ok(None) };
+        let dec = if s.tied { 0 } else { most * s.pitch };
+        Ok(Some(Self {
+            length,
+            most,
+            first: Buffer::zeros(device, s.m + 1, "runs of entries")?,
+            latent: Buffer::zeros(device, most, "runs of entries")?,
+            enc: Buffer::zeros(device, most * s.pitch, "gradients of runs of entries")?,
+            dec: Buffer::zeros(device, dec, "gradients of runs of entries")?,
+            bias: Buffer::zeros(device, most, "gradients of runs of entries")?,
+        }))
+    }
 }
 
 impl Entries {
-    fn new(device: &mut dyn Device, n: usize, k: usize, m: usize) -> Result<Self> {
+    fn new(device: &mut dyn Device, s: &Sizes, n: usize, k: usize) -> Result<Self> {
         if n * k > u32::MAX as usize {
             return Err(Error::Usage(format!(
                 "{n} rows of {k} active latents are more than the GPU kernels can number: lower --batch-size, --k or --pool"
@@ -202,8 +252,9 @@ impl Entries {
             first: Buffer::zeros(device, n, "their places")?,
             count: Buffer::zeros(device, n, "their counts")?,
             row: Buffer::zeros(device, n * k, "their rows")?,
-            offsets: Buffer::zeros(device, m + 1, "entries by latent")?,
+            offsets: Buffer::zeros(device, s.m + 1, "entries by latent")?,
             slots: Buffer::zeros(device, n * k, "entries by latent")?,
+            runs: Runs::new(device, s, n, k)?,
         })
     }
 
@@ -416,8 +467,8 @@ impl WorkBuffers {
             std: Buffer::zeros(device, n, "deviations of rows")?,
             scores: Values::zeros(device, s.element, n * s.score_pitch, "scores")?,
             bad: Buffer::zeros(device, n, "flags of rows")?,
-            main: Entries::new(device, n, s.pool, s.m)?,
-            aux: if aux { Some(Entries::new(device, n, s.aux_k, s.m)?) } else { None },
+            main: Entries::new(device, s, n, s.pool)?,
+            aux: if aux { Some(Entries::new(device, s, n, s.aux_k)?) } else { None },
             totals: Buffer::zeros(device, s.m, "entries by latent")?,
             cursor: Buffer::zeros(device, s.m, "entries by latent")?,
             unordered: Buffer::zeros(device, n * s.pool.max(s.aux_k), "entries by latent")?,
@@ -518,7 +569,10 @@ impl WorkBuffers {
 /// take where `spec` needs them.
 pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let e = s.element.size();
-    let lists = |k: usize| n * k * 20 + 8 * n + 4 * s.m;
+    let runs = |k: usize| {
+        cut(n, k, s.m).map_or(0, |(_, most)| 4 * (s.m + most * (s.pitch * if s.tied { 1 } else { 2 } + 2)))
+    };
+    let lists = |k: usize| n * k * 20 + 8 * n + 4 * s.m + runs(k);
     let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
     let (prefixes, parts) = (s.prefixes.len(), s.prefixes.parts());
     let rows = n

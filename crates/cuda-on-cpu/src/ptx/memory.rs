@@ -8,6 +8,10 @@ use std::ops::Add;
 pub struct Counts {
     /// Instructions of warps.
     pub instructions: u64,
+    /// Of them, those of the block that has most.
+    pub longest: u64,
+    /// Blocks.
+    pub blocks: u64,
     /// Bytes that lanes load from global memory, without regard to caches.
     pub loaded: u64,
     /// Bytes that lanes store to global memory.
@@ -26,6 +30,8 @@ impl Add for Counts {
     fn add(self, o: Self) -> Self {
         Self {
             instructions: self.instructions + o.instructions,
+            longest: self.longest.max(o.longest),
+            blocks: self.blocks + o.blocks,
             loaded: self.loaded + o.loaded,
             stored: self.stored + o.stored,
             sectors: self.sectors + o.sectors,

@@ -241,6 +241,7 @@ impl Kernel {
         let mut memory = Shared::new(&self.variables, self.dynamic, shared);
         let mut block_warps: Vec<Warp> = (0..warps).map(|w| Warp::new(self, w)).collect();
         for (x, y) in order {
+            let before = global.counts.instructions;
             memory.clear();
             global.enter(y * nx + x);
             let mut block = Block {
@@ -253,6 +254,9 @@ impl Kernel {
                 random: &mut random,
             };
             block.run().map_err(|told| format!("{}, block ({x}, {y}): {told}", self.name))?;
+            let counts = &mut global.counts;
+            counts.blocks += 1;
+            counts.longest = counts.longest.max(counts.instructions - before);
         }
         Ok(global.counts + memory.counts)
     }

@@ -4,10 +4,10 @@ use super::super::buffer::{Buffer, Values};
 use super::super::device::{Arg, Device, Element, Launch, WARP};
 use super::super::params::ModelView;
 use super::super::work::{BLOCKS, Entries, Kept, Sizes, WorkBuffers};
-use super::{CarriedOver, DeviceBatch, NULL, count, grid, per_value, row_block, u};
+use super::{BLOCK, CarriedOver, DeviceBatch, NULL, count, grid, per_value, row_block, u};
 use crate::error::Result;
 
-/// The inverted index of `entries`.
+/// The inverted index of `entries`, in which long lists are cut into runs.
 pub fn index(
     device: &mut dyn Device,
     s: &Sizes,
@@ -26,15 +26,19 @@ pub fn index(
     let (totals, cursor) = (totals.holds(s.m)?, cursor.holds(s.m)?);
     let (unordered, slots) = (unordered.holds(n * k)?, entries.slots.holds(n * k)?);
     let warp_per_row = per_value(n * WARP as usize)?;
-    // SAFETY: all buffers were checked for N k entries and M latents; entries of a row lie in the lists and their
-    // latents are below M (`topk`), and N k fits in 32 bits (`Entries::new`).
+    let cut = cut_args(s, entries)?;
+    // SAFETY: all buffers were checked for N k entries, M latents and the runs that are told as the most; entries of a row lie in the lists and their latents are below M (`topk`), and N k fits in 32 bits (`Entries::new`).
     unsafe {
         device.launch("index_count", warp_per_row, &[&lists[..], &[totals, row]].concat())?;
         let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
-        device.launch("index_scan", one, &[totals, u(s.m)?, offsets, cursor])?;
+        device.launch("index_scan", one, &[&[totals, u(s.m)?, offsets, cursor][..], &cut].concat())?;
         device.launch("index_fill", warp_per_row, &[&lists[..], &[cursor, unordered]].concat())?;
         let latents = Launch { grid: grid(s.m)?, block: WARP, shared: 0 };
-        device.launch("index_order", latents, &[offsets, unordered, row, rows, slots])
+        let lists = [offsets, unordered, row, rows];
+        device.launch("index_order", latents, &[&lists[..], &cut, &[slots]].concat())?;
+        let Some(runs) = &entries.runs else { return Ok(()) };
+        let launch = Launch { grid: grid(runs.most.min(BLOCKS))?, block: BLOCK, shared: 0 };
+        device.launch("index_order_long", launch, &[&lists[..], &[u(s.m)?], &cut, &[slots]].concat())
     }
 }
 
@@ -83,6 +87,78 @@ pub struct Update<'a> {
     pub partial: bool,
 }
 
+/// How lists are cut into runs, as kernels take it (`Cut`).
+fn cut_args(s: &Sizes, e: &Entries) -> Result<[Arg; 4]> {
+    match &e.runs {
+        Some(runs) => {
+            Ok([u(runs.length)?, u(runs.most)?, runs.first.holds(s.m + 1)?, runs.latent.holds(runs.most)?])
+        }
+        None => Ok(UNCUT),
+    }
+}
+
+/// No list is cut.
+const UNCUT: [Arg; 4] = [Arg::U32(u32::MAX), Arg::U32(0), NULL, NULL];
+
+/// What kernels take as a list of entries by latent; `None` is no list.
+fn list_args(s: &Sizes, n: usize, e: Option<&Entries>) -> Result<Vec<Arg>> {
+    let Some(e) = e else { return Ok([&[NULL; 5][..], &UNCUT, &[NULL; 3]].concat()) };
+    let all = n * e.k;
+    let lists = [
+        e.offsets.holds(s.m + 1)?,
+        e.slots.holds(all)?,
+        e.value.holds(all)?,
+        e.grad.holds(all)?,
+        e.row.holds(all)?,
+    ];
+    let runs = match &e.runs {
+        Some(runs) => [
+            runs.enc.holds(runs.most * s.pitch)?,
+            if s.tied { NULL } else { runs.dec.holds(runs.most * s.pitch)? },
+            runs.bias.holds(runs.most)?,
+        ],
+        None => [NULL; 3],
+    };
+    Ok([&lists[..], &cut_args(s, e)?, &runs].concat())
+}
+
+/// What each run of a long list adds to the gradients, where there are any; its entries meet one of `parts` planes of `recon`.
+pub fn list_runs(
+    device: &mut dyn Device,
+    s: &Sizes,
+    batch: &DeviceBatch,
+    entries: &Entries,
+    (recon, parts): (&Values, usize),
+    shared: &CarriedOver,
+    work: &WorkBuffers,
+) -> Result<()> {
+    let Some(runs) = &entries.runs else { return Ok(()) };
+    let (n, rows) = (batch.n, batch.n * s.pitch);
+    let mut args = vec![
+        u(s.m)?,
+        u(s.pitch)?,
+        work.ends.holds(s.prefixes.len())?,
+        u(parts)?,
+        work.input.holds(rows)?,
+        recon.holds(parts * rows)?,
+    ];
+    args.extend(list_args(s, n, Some(entries))?);
+    args.extend([Arg::Pointer(batch.step), shared.control.holds(1)?]);
+    let name = by_kind(
+        s,
+        ["list_runs_f32_tied", "list_runs_f32_untied", "list_runs_bf16_tied", "list_runs_bf16_untied"],
+    );
+    let launch = Launch { grid: grid(runs.most.min(BLOCKS))?, block: row_block(s), shared: 0 };
+    // SAFETY: operands were checked for N rows, lists for N k entries, M latents and all runs that they can be cut into.
+    unsafe { device.launch(name, launch, &args) }
+}
+
+/// The name of a kernel for the run's operands and matrices: float32 tied and untied, bfloat16 tied and untied.
+fn by_kind(s: &Sizes, names: [&'static str; 4]) -> &'static str {
+    let element = if s.element == Element::Bf16 { 2 } else { 0 };
+    names[element + usize::from(!s.tied)]
+}
+
 /// Gradient and Adam (or the gradient alone) of a run of latents.
 pub fn latent_update(
     device: &mut dyn Device,
@@ -95,17 +171,6 @@ pub fn latent_update(
 ) -> Result<()> {
     let n = batch.n;
     let (first, latents) = up.latents;
-    let lists = |e: Option<&Entries>| -> Result<[Arg; 5]> {
-        let Some(e) = e else { return Ok([NULL; 5]) };
-        let all = n * e.k;
-        Ok([
-            e.offsets.holds(s.m + 1)?,
-            e.slots.holds(all)?,
-            e.value.holds(all)?,
-            e.grad.holds(all)?,
-            e.row.holds(all)?,
-        ])
-    };
     let rows = n * s.pitch;
     let mut args = vec![
         u(first)?,
@@ -118,8 +183,8 @@ pub fn latent_update(
         work.grad_recon.holds(s.prefixes.parts() * rows)?,
         up.aux.map_or(Ok(NULL), |(_, recon)| recon.holds(rows))?,
     ];
-    args.extend(lists(up.main)?);
-    args.extend(lists(up.aux.map(|(e, _)| e))?);
+    args.extend(list_args(s, n, up.main)?);
+    args.extend(list_args(s, n, up.aux.map(|(e, _)| e))?);
     let none = Dense { enc: NULL, dec: NULL, bias: NULL, threshold: NULL, code: NULL };
     let Dense { enc, dec, bias, threshold, code } = up.dense.unwrap_or(none);
     args.extend([enc, if s.tied { NULL } else { dec }, bias, threshold, code]);
@@ -142,12 +207,15 @@ pub fn latent_update(
         shared.control.holds(1)?,
         if up.partial { work.partial.holds(BLOCKS * s.pitch)? } else { NULL },
     ]);
-    let name = match (s.element, s.tied) {
-        (Element::F32, true) => "latent_update_f32_tied",
-        (Element::F32, false) => "latent_update_f32_untied",
-        (Element::Bf16, true) => "latent_update_bf16_tied",
-        (Element::Bf16, false) => "latent_update_bf16_untied",
-    };
+    let name = by_kind(
+        s,
+        [
+            "latent_update_f32_tied",
+            "latent_update_f32_untied",
+            "latent_update_bf16_tied",
+            "latent_update_bf16_untied",
+        ],
+    );
     let launch =
         Launch { grid: grid(latents.min(BLOCKS))?, block: row_block(s), shared: count(12 * s.pitch)? };
     // SAFETY: operands were checked for N rows, lists for N k entries and M latents, kept gradients for these
