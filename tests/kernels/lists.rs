@@ -114,8 +114,7 @@ fn moved(
         partial: true,
     };
     launch::latent_update(device, &s, &batch, &tensors.view, &carried, &work, &up).unwrap();
-    let counts = std::mem::take(&mut *counts.lock().unwrap());
-    counts
+    std::mem::take(&mut *counts.lock().unwrap())
 }
 
 /// `n` rows of `k` latents each. `uneven` in 100 rows have latent 7, a fifth of that latent 11 and a tenth latent 2: about
