@@ -18,8 +18,7 @@ use topk_sae::noise::{Noise, philox4x32};
 use topk_sae::rows::Dtype;
 use topk_sae::spec::{Activation, ModelSpec, Precision, Prefixes, Relaxation};
 
-/// Some latents fire on all rows or on half of them, and on one row each of the others; with `aux_k` the few dead ones
-/// besides.
+/// 300 rows on which some latents nearly always fire and some often; the others share what is left.
 fn uneven(m: usize, k: usize) -> Case {
     let mut case = Case::new(300, 9, m, k);
     case.steps = 1;
@@ -50,7 +49,7 @@ fn long_lists_agree_with_the_reference() {
     let mut case = uneven(40, 4);
     (case.spec.optimizer.clip_norm, case.spec.optimizer.unit_norm_decoder) = (Some(1e-2), true);
     cases.push(case);
-    // Ten latents are dead, and four of them are entries of each row; in the dense warm-up they alone are lists.
+    // Ten latents are dead, and each row has four of them; in the dense warm-up there are no other lists.
     for t in [1.0, 0.5] {
         let mut case = uneven(40, 4);
         (case.spec.objective.aux_k, case.dead_every, case.t) = (4, Some(4), t);
