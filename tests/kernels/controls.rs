@@ -9,6 +9,8 @@ use crate::kinds::{self, check_batch, evaluated, telling};
 use crate::{index, topk};
 use cuda_on_cpu::{mutate, sanitizer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
 use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::sources::SOURCES;
 use topk_sae::spec::{Inference, Relaxation};
@@ -130,25 +132,42 @@ fn found_by_a_child(sources: &[(String, String)]) -> bool {
         .stderr(told.reopen().unwrap())
         .spawn()
         .unwrap();
-    let status = loop {
-        let before = cpu_time(child.id());
-        for _ in 0..200 {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            if child.try_wait().unwrap().is_some() {
-                break;
-            }
-        }
-        match child.try_wait().unwrap() {
-            Some(status) => break status,
-            // A wrong kernel may have written over what it waits for.
-            None if cpu_time(child.id()) == before => child.kill().unwrap(),
-            None => {}
-        }
-    };
+    let status = end_of(&mut child, Duration::from_secs(20));
     let text = std::fs::read_to_string(told.path()).unwrap_or_default();
     // One test ran, or the process was ended by a signal in the middle of it.
     assert!(status.code().is_none() || text.contains("running 1 test"), "{text}");
     !status.success()
+}
+
+/// Waits for the end of a process; ends it once it has neither computed nor had others compute for three times `window`: a wrong
+/// kernel may have written over what the process then waits for.
+fn end_of(child: &mut Child, window: Duration) -> ExitStatus {
+    let (mut computed, mut idle) = (None, 0);
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < window {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(window / 200);
+        }
+        let now = cpu_time(child.id());
+        idle = if now == computed && !has_children(child.id()) { idle + 1 } else { 0 };
+        computed = now;
+        if idle == 3 {
+            child.kill().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_process_that_waits_forever_is_ended_and_one_that_computes_is_not() {
+    let run = |script: &str| {
+        let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+        end_of(&mut child, Duration::from_millis(300))
+    };
+    assert_eq!(run("exec sleep 1000").code(), None);
+    assert_eq!(run("i=0; while [ $i -lt 400000 ]; do i=$((i + 1)); done; sleep 2; exit 7").code(), Some(7));
 }
 
 /// Time that a process has computed, in ticks of the kernel.
@@ -157,6 +176,13 @@ fn cpu_time(process: u32) -> Option<u64> {
     // Fields 14 and 15; the second is a name in brackets.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+}
+
+/// Whether a process waits for others, such as a compiler.
+fn has_children(process: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let children = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children"));
+    tasks.filter_map(|task| children(task).ok()).any(|children| !children.trim().is_empty())
 }
 
 const PLANTED: &str = "SAE_PLANTED_SOURCES";
