@@ -93,24 +93,15 @@ __device__ void batch_maxima(const T *scores, const float *b_lat, u32 m, u32 pit
 extern "C" __global__ void __launch_bounds__(1024)
     batch_find(u32 *histogram, u32 shift, u32 bits, u32 k, u32 fires, const Step *step, Found *found) {
     __shared__ u32 warps[32];
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 want = bits == 0 ? step->n_rows * (fires ? k : min(k, step->active)) : found->want;
     u32 prefix = bits == 0 ? 0 : found->prefix, decided = bits == 0 ? 0 : found->decided;
     // From the largest digit down, so that the running sum counts the keys above.
     u32 bin = BINS - 2 - 2 * threadIdx.x;
     u32 high = histogram[bin + 1], low = histogram[bin];
     histogram[bin] = histogram[bin + 1] = 0;
-    u32 sum = lanes_up_to(high + low);
-    if (lane == WARP - 1) warps[warp] = sum;
-    // The sums of all warps must be there before they are added; and all threads have read what is found so far.
-    __syncthreads();
-    u32 all = 0;
-    for (u32 w = 0; w < 32; w++) {
-        if (w < warp) sum += warps[w];
-        all += warps[w];
-    }
-    u32 above = sum - high - low;
-    if (above < want && want <= sum) {
+    // It waits for all threads, which have read what is found so far.
+    u32 all, above = sum_before(high + low, warps, &all);
+    if (above < want && want <= above + high + low) {
         bool upper = want <= above + high;
         u32 digit = bin + (upper ? 1 : 0);
         if (bits == 0) {
@@ -190,23 +181,6 @@ __device__ void batch_count(const T *scores, const float *b_lat, u32 m, u32 pitc
         above[n] = larger;
         equal[n] = same;
     }
-}
-
-// Sum of `v` over the threads before this one, of 1024; `all` gets that over all. `warps` is shared memory for 32 values.
-__device__ inline u32 sum_before(u32 v, u32 *warps, u32 *all) {
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, sum = lanes_up_to(v);
-    // The sums before must have been read by all threads.
-    __syncthreads();
-    if (lane == WARP - 1) warps[warp] = sum;
-    // The sums of all warps must be there before they are added.
-    __syncthreads();
-    *all = 0;
-    sum -= v;
-    for (u32 w = 0; w < 32; w++) {
-        if (w < warp) sum += warps[w];
-        *all += warps[w];
-    }
-    return sum;
 }
 
 // Step 4, one block of 1024 threads: `equal` becomes what a row may take of the keys that equal the last; first and count.

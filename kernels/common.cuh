@@ -143,6 +143,21 @@ template <typename T> __device__ inline T lanes_up_to(T own) {
     return own;
 }
 
+// Sum of `v` over the threads before this one, of a block of 1024; `all` gets that over all. `warps` is shared memory for 32
+// values.
+template <typename T> __device__ inline T sum_before(T v, T *warps, T *all) {
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    T up_to = lanes_up_to(v);
+    // The sums before must have been read by all threads.
+    __syncthreads();
+    if (lane == WARP - 1) warps[warp] = up_to;
+    // The sums of all warps must be there before they are added.
+    __syncthreads();
+    T of_warps = lanes_up_to(warps[lane]), others = __shfl_sync(FULL, of_warps, warp > 0 ? warp - 1 : 0);
+    *all = __shfl_sync(FULL, of_warps, WARP - 1);
+    return (warp > 0 ? others : 0) + up_to - v;
+}
+
 // How lists of entries by latent are cut into runs: those of more than `length` entries, in order of latents, as long as there
 // is room for `most` runs in all. `length` is the largest number where none is cut, and the rest null then.
 struct Cut {

@@ -4,7 +4,8 @@
 // entry's number is its place. offsets (M + 1): the entries of latent j are slots[offsets[j] .. offsets[j + 1]], ascending.
 //
 // 1. index_count: entries of each latent, by integer atomics (a sum of ones has no order), and the row of each entry.
-// 2. index_scan: offsets, a cursor per latent that starts at its offset, and how long lists are cut (`Cut`).
+// 2. index_scan: offsets, a cursor per latent that starts at its offset, and the runs of lists that are too long for
+//    one block (`Cut`).
 // 3. index_fill: each entry takes the next place of its latent, in whatever order; places are therefore
 // 4. index_order: sorted within each latent. A row holds a latent at most once, so an entry's rank is the number of
 //    rows below its own: counted by shuffles up to 32 entries, by the bits of a map of rows above. One warp does that for a
@@ -50,7 +51,6 @@ extern "C" __global__ void __launch_bounds__(1024)
     Cut cut = CUT();
     // Entries in the low half of a sum, runs in the high half.
     __shared__ u64 warps[32];
-    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u64 before = 0;
     for (u32 first = 0; first < m; first += 4 * 1024) {
         u32 j = first + 4 * threadIdx.x;
@@ -62,13 +62,7 @@ extern "C" __global__ void __launch_bounds__(1024)
             if (!whole && j + l < m) own.v[l] = totals[j + l];
             sum += runs_and_entries(cut, own.v[l]);
         }
-        u64 up_to = lanes_up_to(sum);
-        if (lane == WARP - 1) warps[warp] = up_to;
-        // The sums of all warps must be there before they are added.
-        __syncthreads();
-        u64 up_to_warp = lanes_up_to(warps[lane]), all = __shfl_sync(FULL, up_to_warp, WARP - 1);
-        u64 others = __shfl_sync(FULL, up_to_warp, warp > 0 ? warp - 1 : 0);
-        u64 start = before + (warp > 0 ? others : 0) + up_to - sum;
+        u64 all, start = before + sum_before(sum, warps, &all);
         Pack<u32> starts;
         for (u32 l = 0; l < 4; l++) {
             starts.v[l] = (u32)start;
@@ -82,8 +76,6 @@ extern "C" __global__ void __launch_bounds__(1024)
             for (u32 l = 0; l < 4 && j + l < m; l++) offsets[j + l] = cursor[j + l] = starts.v[l];
         }
         before += all;
-        // All threads have read the sums before the next tile writes them.
-        __syncthreads();
     }
     if (threadIdx.x != 0) return;
     offsets[m] = (u32)before;

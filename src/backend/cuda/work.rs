@@ -194,7 +194,7 @@ pub struct Entries {
 /// Long lists of entries by latent, cut into runs, and what each run adds to the gradients.
 #[derive(Debug)]
 pub struct Runs {
-    /// Entries of a run at most; no longer list is cut.
+    /// Entries of a run at most; a list of no more than that is not cut.
     pub length: usize,
     /// Runs that there is room for, R. A list that finds none left is taken whole.
     pub most: usize,

@@ -27,7 +27,8 @@ pub fn index(
     let (unordered, slots) = (unordered.holds(n * k)?, entries.slots.holds(n * k)?);
     let warp_per_row = per_value(n * WARP as usize)?;
     let cut = cut_args(s, entries)?;
-    // SAFETY: all buffers were checked for N k entries, M latents and the runs that are told as the most; entries of a row lie in the lists and their latents are below M (`topk`), and N k fits in 32 bits (`Entries::new`).
+    // SAFETY: all buffers were checked for N k entries, M latents and the runs that are told as the most; entries of a row
+    // lie in the lists and their latents are below M (`topk`), and N k fits in 32 bits (`Entries::new`).
     unsafe {
         device.launch("index_count", warp_per_row, &[&lists[..], &[totals, row]].concat())?;
         let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
