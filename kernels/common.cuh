@@ -69,6 +69,25 @@ template <typename T, u32 COUNT> __device__ inline void store_pack(T *p, Pack<T,
     *(Pack<T, COUNT> *)p = v;
 }
 
+// Sixteen bytes as the words they are, and values of a pack in them.
+typedef Pack<u32> Raw;
+template <typename T> __device__ inline Raw load_raw(const T *p) { return load_pack((const u32 *)p); }
+
+// The values of packs as floats; the address must be a multiple of the pack's bytes. Of two bfloat16 in a word the first is in the
+// lower half: one operation widens either.
+template <u32 WORDS> __device__ inline void widen(const Pack<u32, WORDS> &words, const bf16 *, float *out) {
+    for (u32 w = 0; w < WORDS; w++) {
+        out[2 * w] = __uint_as_float(words.v[w] << 16);
+        out[2 * w + 1] = __uint_as_float(words.v[w] & 0xffff0000u);
+    }
+}
+template <u32 WORDS> __device__ inline void widen(const Pack<u32, WORDS> &words, const float *, float *out) {
+    for (u32 w = 0; w < WORDS; w++) out[w] = __uint_as_float(words.v[w]);
+}
+template <u32 COUNT, typename T> __device__ inline void load_wide(const T *p, float *out) {
+    widen(load_pack<u32, COUNT * sizeof(T) / 4>((const u32 *)p), p, out);
+}
+
 // Sum over the lanes of a warp, the same in every lane, always in the same order.
 template <typename S> __device__ inline S warp_sum(S v) {
     for (u32 step = WARP / 2; step > 0; step /= 2) v += __shfl_xor_sync(FULL, v, step);

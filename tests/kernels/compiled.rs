@@ -48,16 +48,16 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
         (
             "topk_stream.cu",
             selects,
-            "__syncthreads();\n        for (u32 i = 0; i < TOPK_OWN && i",
-            "for (u32 i = 0; i < TOPK_OWN && i",
+            "__syncthreads();\n        for (u32 slot = 0; slot < slots",
+            "for (u32 slot = 0; slot < slots",
             ORDER,
         ),
-        ("topk_stream.cu", selects, "__syncthreads();\n        bool full", "bool full", ORDER),
+        ("topk_stream.cu", selects, "__syncthreads();\n            bool last", "bool last", ORDER),
         (
             "topk_stream.cu",
             selects,
-            "s->keys[at++] = keys[i]",
-            "s->keys[at++ + 3300] = keys[i]",
+            "s.keys[atomicAdd(&s.held, 1u)] =",
+            "s.keys[atomicAdd(&s.held, 1u) + 3800] =",
             &["lie outside"],
         ),
         (
@@ -70,8 +70,8 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
         (
             "topk_stream.cu",
             selects,
-            "    __syncthreads();\n    for (u32 w = 0; w < warp; w++)",
-            "    if (warp > 0) __syncthreads();\n    for (u32 w = 0; w < warp; w++)",
+            "They must be there before they are compared.\n    __syncthreads();",
+            "They must be there before they are compared.\n    if (threadIdx.x < TOPK_THREADS - WARP) __syncthreads();",
             &["never come"],
         ),
         ("decode.cu", trains, "__syncthreads();\n    if (soft == 0)", "if (soft == 0)", ORDER),
