@@ -12,17 +12,28 @@
 // w_dec (M, pitch); row n's entries are at first[n] .. first[n] + count[n] of index, value and grad, ascending. A code that
 // is dense (soft_recon without softmax) has none, and its products with each segment of W_dec lie in soft_recon
 // (P, N, pitch); a softmax has no prefixes. ends (P) are the prefixes, or null; grad_recon (P, N, pitch) gets G_s.
-// One block a row. A thread owns packs of 16 bytes of columns; rows of W_dec are gathered twice for each entry, the
-// second time from cache. Dynamic shared memory: P pitch floats, pitch more with aux, 8 max(k, aux_k) bytes.
+// One block a row. Dynamic shared memory: a pack of floats a thread, P pitch floats, pitch more with aux,
+// 8 max(k, aux_k) bytes.
 //
-// 1. The entries are brought to shared memory, all of them where there are at most k, else in runs of k. 2. Each thread
-// sums its columns over the entries of a segment, in their order; then the loss of the prefix and dy'_p, left in shared
-// memory: one row of it is the sum so far until it becomes dy'_p. 3. From dy'_p to G_s, the last first. 4. A warp four
-// entries: their dot products with G_s. 5. The same for aux.
+// 1. The entries are brought to shared memory, all of them where there are at most k, else in runs of k.
+// Where there are at most k and no prefixes:
+// 2. 256 threads: slab by slab of 32 packs of columns, a warp loads the rows of W_dec of every eighth entry and sums them over its own; a
+//    thread then adds what the warps have for one column: y', the loss, dy'.
+// 3. With dy' of the slab each warp goes on with the dot products of the rows it holds: W_dec is read once for 64 entries.
+// 4. The dot products of entries beyond 64 with the whole of dy', a warp an entry.
+// Else, rows of W_dec are gathered twice for each entry, the second time from cache:
+// 2. Each thread sums its packs of columns over the entries of a segment, in their order; then the loss of the prefix and dy'_p,
+//    left in shared memory: one row of it is the sum so far until it becomes dy'_p.
+// 3. From dy'_p to G_s, the last first.
+// 4. A warp four entries: their dot products with G_s.
+// 5. The auxiliary loss by slabs, as above; the block then has 256 threads, else as many as packs.
 // Every sum has a fixed order. Formula: src/backend/mod.rs.
 #include "common.cuh"
 
 #define TOGETHER 4u
+
+// Row `row` of W.
+template <typename T> __device__ inline const T *row_of(const T *w, u32 row, u32 pitch) { return w + (u64)row * pitch; }
 
 // acc += sum over `count` entries in shared memory of value times its row of W, at columns i .. i + N.
 template <typename T>
@@ -31,9 +42,9 @@ __device__ inline void gather_columns(const T *w, u32 pitch, u32 i, const u32 *i
     const u32 P = Pack<T>::N;
 #pragma unroll 4
     for (u32 e = 0; e < count; e++) {
-        Pack<T> row = load_pack(w + (u64)index[e] * pitch + i);
-        float scale = value[e];
-        for (u32 l = 0; l < P; l++) acc[l] += scale * widen(row.v[l]);
+        float wide[P], scale = value[e];
+        load_wide<P>(row_of(w, index[e], pitch) + i, wide);
+        for (u32 l = 0; l < P; l++) acc[l] += scale * wide[l];
     }
 }
 
@@ -70,7 +81,7 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, const
         float dot[TOGETHER];
         for (u32 q = 0; q < TOGETHER; q++) {
             // Beyond the last entry its row is read again, and what comes of it is dropped.
-            row[q] = w + (u64)index[min(first + q, count - 1)] * pitch;
+            row[q] = row_of(w, index[min(first + q, count - 1)], pitch);
             dot[q] = 0.0f;
         }
 // Not unrolled: the rows in flight are enough, and more of them take registers that spill.
@@ -89,6 +100,104 @@ __device__ inline void entry_dots(const T *w, u32 pitch, const u32 *index, const
             dot[q] = warp_sum(dot[q]);
             if (lane == 0 && first + q < count) out[first + q] = dot[q] + (value[first + q] < 0.0f ? -add : add);
         }
+    }
+}
+
+// Rows of W_dec that a warp keeps in registers, of a row's first entries.
+#define HELD 8u
+#define DECODE_THREADS 256u
+
+// Hides from the compiler that it has seen the words before: else it keeps them widened in twice as many registers, which
+// spill.
+__device__ inline void forget(Raw *words) {
+    for (u32 w = 0; w < 4; w++) asm volatile("" : "+r"(words->v[w]));
+}
+
+// A slab is what the lanes of a warp take of a row with a pack each. The column that thread t of a block has to itself: those that
+// follow one another lie in one quarter of a row in shared memory, and in different banks.
+template <u32 P> __device__ inline u32 column_of(u32 t) { return t % (4 * WARP) / 4 * P + t / (4 * WARP) * 4 + t % 4; }
+
+// Column c of a row in shared memory.
+template <u32 P> __device__ inline float *column(float *row, u32 pitch, u32 c) {
+    return quarter<P>(row, pitch, c / P * P, c % P) + c % 4;
+}
+
+// Calls dy_c = form(c, sum_e value_e W[index_e]_c) for all columns c < pitch, and then, with DOTS,
+// out_e = dy . W[index_e] + add sign(value_e), for `count` entries in shared memory; dy (pitch) and `sums` (a slab for each
+// warp) are shared memory too. A warp keeps `HELD` rows of W, a slab at a time, so that those of the first 64 entries are read
+// once; the others are read again. All threads of the block call it.
+template <typename T, typename F>
+__device__ inline void by_slabs(const T *w, u32 pitch, const u32 *index, const float *value, u32 count, float *dy,
+                                float *sums, bool dots, float add, float *out, F form) {
+    const u32 P = Pack<T>::N, SLAB = WARP * P;
+    u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = DECODE_THREADS / WARP;
+    float dot[HELD] = {};
+    for (u32 start = 0; start < pitch; start += SLAB) {
+        // Beyond the last pack it is read again, and what comes of it is dropped.
+        u32 i = min(start + lane * P, pitch - P);
+        Raw row[HELD];
+        for (u32 q = 0; q < HELD; q++) {
+            u32 e = warp + q * warps;
+            if (e >= count) break;
+            row[q] = load_raw(row_of(w + i, index[e], pitch));
+        }
+        float acc[P];
+        for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
+        for (u32 q = 0; q < HELD; q++) {
+            u32 e = warp + q * warps;
+            if (e >= count) break;
+            float wide[P];
+            widen(row[q], w, wide);
+            for (u32 l = 0; l < P; l++) acc[l] += value[e] * wide[l];
+        }
+#pragma unroll 1
+        for (u32 e = warp + HELD * warps; e < count; e += warps) {
+            float wide[P];
+            load_wide<P>(row_of(w, index[e], pitch) + i, wide);
+            for (u32 l = 0; l < P; l++) acc[l] += value[e] * wide[l];
+        }
+        store_columns<P>(sums + warp * SLAB, SLAB, lane * P, acc);
+        // The sums of all warps must be there before they are added.
+        __syncthreads();
+        for (u32 t = threadIdx.x; t < SLAB; t += DECODE_THREADS) {
+            u32 c = start + column_of<P>(t);
+            if (c >= pitch) continue;
+            float sum = 0.0f;
+            for (u32 other = 0; other < warps; other++) sum += sums[other * SLAB + t];
+            *column<P>(dy, pitch, c) = form(c, sum);
+        }
+        // All of the slab of dy must be there before it is multiplied, and the sums have been read.
+        __syncthreads();
+        if (!dots || start + lane * P >= pitch) continue;
+        float g[P];
+        load_columns<P>(dy, pitch, i, g);
+        for (u32 q = 0; q < HELD; q++) {
+            if (warp + q * warps >= count) break;
+            forget(&row[q]);
+            float wide[P];
+            widen(row[q], w, wide);
+            for (u32 l = 0; l < P; l++) dot[q] += wide[l] * g[l];
+        }
+    }
+    if (!dots) return;
+    for (u32 q = 0; q < HELD; q++) {
+        u32 e = warp + q * warps;
+        if (e >= count) break;
+        float sum = warp_sum(dot[q]);
+        if (lane == 0) out[e] = sum + (value[e] < 0.0f ? -add : add);
+    }
+    u32 held = HELD * warps;
+    for (u32 e = held + warp; e < count; e += warps) {
+        float rest = 0.0f;
+#pragma unroll 2
+        for (u32 i = lane * P; i < pitch; i += SLAB) {
+            float g[P], wide[P];
+            load_wide<P>(row_of(w, index[e], pitch) + i, wide);
+            load_columns<P>(dy, pitch, i, g);
+            for (u32 l = 0; l < P; l++) rest += wide[l] * g[l];
+        }
+        rest = warp_sum(rest);
+        if (lane == 0) out[e] = rest + (value[e] < 0.0f ? -add : add);
     }
 }
 
@@ -118,9 +227,9 @@ __device__ inline void stage_all(RowEntries row) {
 }
 
 // f(place in shared memory, entries, place in the row) for the runs of the entries from .. to; one run, maybe empty, at least.
-// All threads of the block call it. With ONE_RUN the row has room for all.
-template <bool ONE_RUN, typename F> __device__ inline void each_run(RowEntries row, u32 from, u32 to, F f) {
-    if (ONE_RUN || row.held <= row.room) {
+// All threads of the block call it.
+template <typename F> __device__ inline void each_run(RowEntries row, u32 from, u32 to, F f) {
+    if (row.held <= row.room) {
         f(from, to - from, from);
         return;
     }
@@ -156,7 +265,10 @@ __device__ inline void find_cuts(const u32 *index, u32 held, const u32 *ends, u3
     cuts[s] = high;
 }
 
-// PLAIN: k entries at most, and no prefixes. What is known then leaves registers for a fourth block.
+// The gradient of the scaled mean square is this times a value's error: 2 loss_scale / (N D).
+__device__ inline double per_value(const Step *step, u32 d) { return 2.0 / ((double)step->n_rows * d) * step->loss_scale; }
+
+// PLAIN: k entries at most, and no prefixes.
 template <typename T, bool PLAIN>
 __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const double *mean, const float *std, const T *w_dec,
                        const float *b_pre, u32 pitch, const u32 *index, const float *value, const u32 *first,
@@ -167,20 +279,20 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     const u32 P = Pack<T>::N;
     DYNAMIC_SHARED(shared);
     __shared__ double scratch[32];
-    __shared__ u32 cuts[MOST_PREFIXES + 1];
+    __shared__ u32 cuts[PLAIN ? 1 : MOST_PREFIXES + 1];
     u64 n = blockIdx.x, plane = (u64)step->n_rows * pitch;
-    bool aux = aux_k > 0 && control->n_dead > 0;
     bool dense = !PLAIN && soft_recon != 0 && soft == 0;
     u32 parts = PLAIN ? 1 : prefixes;
     u32 most = k > aux_k ? k : aux_k;
-    float *dy = (float *)shared;
+    float *sums = (float *)shared;
+    float *dy = sums + DECODE_THREADS * P;
     float *miss = dy + (u64)parts * pitch;
     u32 *entry = (u32 *)(miss + (aux_k > 0 ? (u64)pitch : 0));
     float *scale = (float *)(entry + most);
     u64 x = (u64)rows[n] * d;
-    double mu = mean[n], per_value = 2.0 / ((double)step->n_rows * d) * step->loss_scale;
+    double mu = mean[n];
     float sigma = std[n];
-    float factor = (float)(sigma * per_value / parts);
+    float factor = (float)(sigma * per_value(step, d) / parts);
     float soft_scale = soft != 0 ? step->rest * soft[n].sum : 0.0f, share = soft != 0 ? step->alpha : 1.0f;
 
     u32 begin = dense ? 0 : first[n], held = dense ? 0 : count[n];
@@ -188,115 +300,113 @@ __device__ void decode(const void *data, u32 kind, const u32 *rows, u32 d, const
     if (!PLAIN) find_cuts(row.index, held, ends, parts, cuts);
     stage_all(row);
     double squared = 0.0, along = 0.0;
-    for (u32 s = 0; s < parts; s++) {
-        float *here = dy + (u64)s * pitch;
-        u32 from = PLAIN ? 0 : cuts[s], to = PLAIN ? held : cuts[s + 1];
-        each_run<PLAIN>(row, from, to, [&](u32 staged, u32 run, u32 at) {
-            bool fresh = s == 0 && at == from, last = at + run == to;
-            for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
-                float acc[P];
-                for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
-                if (!fresh) load_columns<P>(here, pitch, i, acc);
-                for (u32 l = 0; l < P && dense; l += 4) {
-                    Pack<float> part = load_pack(soft_recon + s * plane + n * pitch + i + l);
-                    for (u32 r = 0; r < 4; r++) acc[l + r] += part.v[r];
-                }
-                gather_columns(w_dec, pitch, i, entry + staged, scale + staged, run, acc);
-                if (!last || s + 1 < parts) {
-                    store_columns<P>(here + (last ? pitch : 0), pitch, i, acc);
-                    if (!last) continue;
-                }
-                Pack<T> out;
-                Pack<float> bias, soft_part = {};
-                for (u32 l = 0; l < P; l++) {
-                    if (l % 4 == 0) {
-                        bias = load_pack(b_pre + i + l);
-                        if (soft != 0) soft_part = load_pack(soft_recon + n * pitch + i + l);
-                    }
-                    float y = share * acc[l] + bias.v[l % 4], soft_y = soft_part.v[l % 4];
-                    y += soft_scale * soft_y;
-                    float x_centered = i + l < d ? (float)((double)stored(data, kind, x + i + l) - mu) : 0.0f;
-                    float off = i + l < d ? y * sigma - x_centered : 0.0f;
-                    float g = off * factor;
-                    squared += (double)off * off;
-                    along += (double)g * soft_y;
-                    quarter<P>(here, pitch, i, l)[l % 4] = g;
-                    if (s + 1 == parts) {
-                        if (aux_k > 0) quarter<P>(miss, pitch, i, l)[l % 4] = off;
-                        if (recon != 0) recon[n * pitch + i + l] = i + l < d ? (float)((double)(y * sigma) + mu) : 0.0f;
-                    }
-                    narrow(g, &out.v[l]);
-                }
-                if (s + 1 == parts) store_pack(grad_recon + s * plane + n * pitch + i, out);
-            }
+    // From the sum over entries, the bias and the softmax's part of a column to its dy'_p.
+    auto form = [&](u32 c, float sum, float bias, float soft_y, bool last) {
+        float y = share * sum + bias;
+        y += soft_scale * soft_y;
+        float x_centered = c < d ? (float)((double)stored(data, kind, x + c) - mu) : 0.0f;
+        float off = c < d ? y * sigma - x_centered : 0.0f;
+        float g = off * factor;
+        squared += (double)off * off;
+        along += (double)g * soft_y;
+        if (last && aux_k > 0) *column<P>(miss, pitch, c) = off;
+        if (last && recon != 0) recon[n * pitch + c] = c < d ? (float)((double)(y * sigma) + mu) : 0.0f;
+        return g;
+    };
+    if (PLAIN) {
+        by_slabs(w_dec, pitch, entry, scale, held, dy, sums, soft == 0, step->sparsity, grad + begin, [&](u32 c, float sum) {
+            float g = form(c, sum, b_pre[c], soft != 0 ? soft_recon[n * pitch + c] : 0.0f, true);
+            narrow(g, &grad_recon[n * pitch + c]);
+            return g;
         });
-    }
-    // Step 3; a thread has its columns to itself.
-    for (u32 s = parts - 1; s-- > 0;) {
-        float *here = dy + (u64)s * pitch;
-        for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
-            Pack<T> out;
-            float g[P], later[P];
-            load_columns<P>(here, pitch, i, g);
-            load_columns<P>(here + pitch, pitch, i, later);
-            for (u32 l = 0; l < P; l++) {
-                g[l] += later[l];
-                narrow(g[l], &out.v[l]);
-            }
-            store_columns<P>(here, pitch, i, g);
-            store_pack(grad_recon + s * plane + n * pitch + i, out);
-        }
-    }
-    // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
-    __syncthreads();
-    if (soft == 0) {
+    } else {
         for (u32 s = 0; s < parts; s++) {
-            each_run<PLAIN>(row, PLAIN ? 0 : cuts[s], PLAIN ? held : cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
+            float *here = dy + (u64)s * pitch;
+            each_run(row, cuts[s], cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
+                bool fresh = s == 0 && at == cuts[s], last = at + run == cuts[s + 1];
+                for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+                    float acc[P];
+                    for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
+                    if (!fresh) load_columns<P>(here, pitch, i, acc);
+                    for (u32 l = 0; l < P && dense; l += 4) {
+                        Pack<float> part = load_pack(soft_recon + s * plane + n * pitch + i + l);
+                        for (u32 r = 0; r < 4; r++) acc[l + r] += part.v[r];
+                    }
+                    gather_columns(w_dec, pitch, i, entry + staged, scale + staged, run, acc);
+                    if (!last || s + 1 < parts) {
+                        store_columns<P>(here + (last ? pitch : 0), pitch, i, acc);
+                        if (!last) continue;
+                    }
+                    Pack<T> out;
+                    Pack<float> bias;
+                    for (u32 l = 0; l < P; l++) {
+                        if (l % 4 == 0) bias = load_pack(b_pre + i + l);
+                        float g = form(i + l, acc[l], bias.v[l % 4], 0.0f, s + 1 == parts);
+                        quarter<P>(here, pitch, i, l)[l % 4] = g;
+                        narrow(g, &out.v[l]);
+                    }
+                    if (s + 1 == parts) store_pack(grad_recon + s * plane + n * pitch + i, out);
+                }
+            });
+        }
+        // Step 3; a thread has its columns to itself.
+        for (u32 s = parts - 1; s-- > 0;) {
+            float *here = dy + (u64)s * pitch;
+            for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
+                Pack<T> out;
+                float g[P], later[P];
+                load_columns<P>(here, pitch, i, g);
+                load_columns<P>(here + pitch, pitch, i, later);
+                for (u32 l = 0; l < P; l++) {
+                    g[l] += later[l];
+                    narrow(g[l], &out.v[l]);
+                }
+                store_columns<P>(here, pitch, i, g);
+                store_pack(grad_recon + s * plane + n * pitch + i, out);
+            }
+        }
+        // All of dy' must be in shared memory before it is multiplied with rows of W_dec.
+        __syncthreads();
+        for (u32 s = 0; s < parts; s++) {
+            each_run(row, cuts[s], cuts[s + 1], [&](u32 staged, u32 run, u32 at) {
                 entry_dots(w_dec, pitch, entry + staged, scale + staged, run, dy + (u64)s * pitch, step->sparsity,
                            grad + begin + at);
             });
         }
     }
     double code = 0.0;
-    for (u32 e = threadIdx.x; e < held; e += blockDim.x) code += (double)fabsf(share * row.value[e]);
+    // Few numbers: one warp adds them up.
+    if (threadIdx.x < WARP) {
+        for (u32 e = threadIdx.x; e < held; e += WARP) code += (double)fabsf(share * row.value[e]);
+        code = warp_sum(code);
+    }
     squared = block_sum(squared, scratch);
-    code = block_sum(code, scratch);
-    along = block_sum(along, scratch);
-    if (threadIdx.x == 0 && soft != 0) soft[n].c = step->rest * ((float)along + step->sparsity);
+    if (soft != 0) along = block_sum(along, scratch);
+    if (threadIdx.x == 0) {
+        loss[n].squared = squared / parts;
+        // Of a dense code it was summed up when it was counted.
+        if (!dense) loss[n].code = code + (double)soft_scale;
+        if (soft != 0) soft[n].c = step->rest * ((float)along + step->sparsity);
+    }
 
     double aux_squared = 0.0;
-    if (aux) {
-        float aux_factor = (float)(step->aux_coef * sigma * per_value);
+    if (aux_k > 0 && control->n_dead > 0) {
+        float aux_factor = (float)(step->aux_coef * std[n] * per_value(step, d));
         // The sums above were the last readers of the entries, and block_sum waited for them.
         u32 aux_begin = aux_first[n], aux_held = aux_count[n];
         stage(aux_index + aux_begin, aux_value + aux_begin, aux_held, entry, scale);
         // All entries must be there before any thread sums over them.
         __syncthreads();
-        for (u32 i = threadIdx.x * P; i < pitch; i += blockDim.x * P) {
-            float acc[P];
-            for (u32 l = 0; l < P; l++) acc[l] = 0.0f;
-            gather_columns(w_dec, pitch, i, entry, scale, aux_held, acc);
-            Pack<T> out;
-            for (u32 l = 0; l < P; l++) {
-                float off = i + l < d ? acc[l] * sigma + quarter<P>(miss, pitch, i, l)[l % 4] : 0.0f;
-                float g = off * aux_factor;
-                aux_squared += (double)off * off;
-                quarter<P>(dy, pitch, i, l)[l % 4] = g;
-                narrow(g, &out.v[l]);
-            }
-            store_pack(aux_recon + n * pitch + i, out);
-        }
-        // As above, for the gradient of the auxiliary reconstruction.
-        __syncthreads();
-        entry_dots(w_dec, pitch, entry, scale, aux_held, dy, 0.0f, aux_grad + aux_begin);
+        by_slabs(w_dec, pitch, entry, scale, aux_held, dy, sums, true, 0.0f, aux_grad + aux_begin, [&](u32 c, float sum) {
+            float off = c < d ? sum * sigma + *column<P>(miss, pitch, c) : 0.0f;
+            float g = off * aux_factor;
+            aux_squared += (double)off * off;
+            narrow(g, &aux_recon[n * pitch + c]);
+            return g;
+        });
         aux_squared = block_sum(aux_squared, scratch);
     }
-    if (threadIdx.x == 0) {
-        loss[n].squared = squared / parts;
-        // Of a dense code it was summed up when it was counted.
-        if (!dense) loss[n].code = code + (double)soft_scale;
-        loss[n].aux = aux_squared;
-    }
+    if (threadIdx.x == 0) loss[n].aux = aux_squared;
 }
 
 // Quality of the reconstruction with the inference code: entries, or products with segments of W_dec made before
@@ -382,8 +492,8 @@ __device__ void evaluate(const void *data, u32 kind, const u32 *rows, u32 d, con
                          parts, soft_recon, soft, aux_index, aux_value, aux_first, aux_count, aux_k, step, control,    \
                          grad_recon, grad, aux_recon, aux_grad, recon, loss);                                          \
     }
-DECODE(float, decode_f32, true, 4)
-DECODE(bf16, decode_bf16, true, 4)
+DECODE(float, decode_f32, true, 3)
+DECODE(bf16, decode_bf16, true, 3)
 DECODE(float, decode_parts_f32, false, 3)
 DECODE(bf16, decode_parts_bf16, false, 3)
 

@@ -15,6 +15,8 @@ mod compiler;
 mod controls;
 #[path = "kernels/engine.rs"]
 mod engine;
+#[path = "kernels/estimate.rs"]
+mod estimate;
 #[path = "kernels/index.rs"]
 mod index;
 #[path = "kernels/kinds.rs"]

@@ -86,7 +86,8 @@ pub fn found(changed: &str, make: impl Fn() -> Emulator) -> bool {
             })
     };
     let evaluations = || {
-        failed(&|device| crate::engine::evaluation_agrees(device, (1100, 40), Inference::Topk, true))
+        failed(&|device| crate::engine::many_entries(true).agree_with(on(device), |_| ()))
+            || failed(&|device| crate::engine::evaluation_agrees(device, (1100, 40), Inference::Topk, true))
             || evaluated()
                 .iter()
                 .skip(3)
@@ -225,7 +226,11 @@ fn a_missing_barrier_is_found() {
         ),
         (
             "decode.cu",
-            "    // All of dy' must be in shared memory before it is multiplied with rows of W_dec.\n    __syncthreads();",
+            "        // All of dy' must be in shared memory before it is multiplied with rows of W_dec.\n        __syncthreads();",
+        ),
+        (
+            "decode.cu",
+            "        // The sums of all warps must be there before they are added.\n        __syncthreads();",
         ),
         ("gates.cu", "    // All keys must be there before they are compared.\n    __syncthreads();"),
         (
@@ -283,6 +288,17 @@ fn wrong_arithmetic_is_found() {
             "code += (double)fabsf(share * row.value[e]);",
             "code += (double)(share * row.value[e]);",
         ),
+        // What the warps add, beyond the rows they hold and beyond the last column.
+        (
+            "decode.cu",
+            "for (u32 other = 0; other < warps; other++)",
+            "for (u32 other = 1; other < warps; other++)",
+        ),
+        ("decode.cu", "e = warp + HELD * warps; e < count", "e = warp + HELD * warps + warps; e < count"),
+        ("decode.cu", "e = held + warp; e < count", "e = held + warp + warps; e < count"),
+        ("decode.cu", "if (!dots || start + lane * P >= pitch) continue;", "if (!dots) continue;"),
+        ("decode.cu", "= sum + (value[e] < 0.0f ? -add : add)", "= sum + add"),
+        ("decode.cu", "= rest + (value[e] < 0.0f ? -add : add)", "= rest"),
         // Where segments begin; what of the prefixes before goes on.
         ("decode.cu", "if (index[middle] < ends[s - 1])", "if (index[middle] <= ends[s - 1])"),
         ("decode.cu", "acc[l] = s > 0 ? sum[i + l] : 0.0f;", "acc[l] = 0.0f;"),

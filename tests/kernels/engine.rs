@@ -74,6 +74,26 @@ fn rows_wider_than_a_block_of_threads_agree() {
     }
 }
 
+/// More entries than the rows that a block holds of the decoder, of several slabs, with signs or with an auxiliary loss.
+pub fn many_entries(signs: bool) -> Case {
+    let mut case = Case::new(3, 300, 200, 75);
+    (case.l1, case.steps) = (0.4, 2);
+    if signs {
+        case.spec.forward.activation = Activation::AbsTopk;
+        case.spec.warmup.relaxation = Relaxation::None;
+    } else {
+        (case.spec.objective.aux_k, case.dead_every) = (90, Some(2));
+    }
+    case
+}
+
+#[test]
+fn rows_of_more_entries_than_a_block_holds_agree() {
+    for signs in [false, true] {
+        many_entries(signs).agree_with(ours(1), |_| ());
+    }
+}
+
 #[test]
 fn the_widest_rows_that_a_card_holds_train_and_wider_ones_are_told() {
     let most = device::device(0).facts().unwrap().shared as usize;

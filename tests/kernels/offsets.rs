@@ -241,7 +241,7 @@ fn decode(place: &mut Place) -> Vec<Vec<u8>> {
         args.extend(entry);
         args.extend([Arg::U32(MOST), place.step(), place.control()]);
         args.extend(out.map(|block| place.arg(block)));
-        place.launch("decode_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
+        place.launch("decode_bf16", 1, 8192 + 2 * 4 * D + 8 * MOST as usize, &args);
         all.extend(out.map(|block| place.row(block)));
         all.push(place.row(rows));
     }
@@ -259,7 +259,7 @@ fn decode_by_prefix(place: &mut Place) -> Vec<Vec<u8>> {
         args.extend([if dense { place.arg(recon) } else { NULL }, NULL, NULL, NULL, NULL, NULL, Arg::U32(0)]);
         args.extend([place.step_of(n_rows, f64::from(n_rows)), place.control(), place.arg(out)]);
         args.extend([place.rows(&[0f32]), NULL, NULL, NULL, place.arg(loss)]);
-        place.launch("decode_parts_bf16", 1, 2 * 4 * D + 8 * MOST as usize, &args);
+        place.launch("decode_parts_bf16", 1, 8192 + 2 * 4 * D + 8 * MOST as usize, &args);
         all.extend(place.both(out, n_rows as usize, 2 * D));
         all.push(place.row(loss));
     }
@@ -505,13 +505,21 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 }
 
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
-const PLANTED: [(&str, Run, &str, &str); 23] = [
+const PLANTED: [(&str, Run, &str, &str); 26] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
     ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
-    ("decode.cu", decode, "load_pack(w + (u64)index[e] * pitch + i)", "load_pack(w + index[e] * pitch + i)"),
-    ("decode.cu", decode, "w + (u64)index[min(", "w + index[min("),
-    ("decode.cu", decode, "grad_recon + s * plane + n * pitch", "grad_recon + s * plane + (u32)n * pitch"),
+    ("decode.cu", decode, "w + (u64)row * pitch", "w + row * pitch"),
+    ("decode.cu", decode_by_prefix, "w + (u64)row * pitch", "w + row * pitch"),
+    ("decode.cu", decode, "grad_recon[n * pitch + c]", "grad_recon[(u32)n * pitch + c]"),
+    ("decode.cu", decode, "aux_recon[n * pitch + c]", "aux_recon[(u32)n * pitch + c]"),
+    ("decode.cu", decode, " recon[n * pitch + c]", " recon[(u32)n * pitch + c]"),
+    (
+        "decode.cu",
+        decode_by_prefix,
+        "grad_recon + s * plane + n * pitch",
+        "grad_recon + s * plane + (u32)n * pitch",
+    ),
     ("decode.cu", decode_by_prefix, "plane = (u64)step->n_rows * pitch", "plane = step->n_rows * pitch"),
     (
         "decode.cu",
@@ -520,7 +528,7 @@ const PLANTED: [(&str, Run, &str, &str); 23] = [
         "soft_recon + s * plane + (u32)n * pitch",
     ),
     ("decode.cu", evaluate_by_prefix, "plane = (u64)gridDim.x * pitch", "plane = gridDim.x * pitch"),
-    ("decode.cu", decode, "soft_recon + n * pitch + i + l", "soft_recon + (u32)n * pitch + i + l"),
+    ("decode.cu", decode, "soft_recon[n * pitch + c]", "soft_recon[(u32)n * pitch + c]"),
     (
         "decode.cu",
         evaluate,

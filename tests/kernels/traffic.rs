@@ -19,11 +19,17 @@ const M: usize = 4096;
 const K: usize = 32;
 
 /// An activation, and the number of prefixes.
-type Kind = (Activation, usize);
+pub type Kind = (Activation, usize);
 
-/// What the kernels of one step move.
-fn step(t: f64, precision: Precision, tied: bool, kind: Kind) -> BTreeMap<&'static str, Counts> {
-    let mut case = Case::new(N, D, M, K);
+/// What the kernels of one step of N rows, D values, M latents and k move.
+pub fn step(
+    [n, d, m, k]: [usize; 4],
+    t: f64,
+    precision: Precision,
+    tied: bool,
+    kind: Kind,
+) -> BTreeMap<&'static str, Counts> {
+    let mut case = Case::new(n, d, m, k);
     (case.tied, case.dtype, case.t) = (tied, Dtype::F16, t);
     case.spec.forward.activation = kind.0;
     case.spec.forward.inference = kind.0.inference();
@@ -32,7 +38,7 @@ fn step(t: f64, precision: Precision, tied: bool, kind: Kind) -> BTreeMap<&'stat
         case.spec.warmup.relaxation = Relaxation::None;
     }
     if kind.1 > 0 {
-        case.spec.forward.prefixes = Prefixes::of(M);
+        case.spec.forward.prefixes = Prefixes::of(m);
     }
     let (data, state) = case.start();
     let device = emulator(1);
@@ -66,10 +72,10 @@ fn needs(kernel: &str, s: usize, tied: bool, soft: bool, (activation, prefixes):
         "above_tile" => scores * (s + 8 + s),
         // dh is read; dz, the code and the thresholds' parts are written.
         "above_gradients" => scores * (s + 8 + 3 * s + 4),
-        // Rows of W_dec, for dh once more; the row, b_pre, dy', and the dense part.
+        // Rows of W_dec once, since they are few enough; the row, b_pre, dy', and the dense part.
         "decode" if soft => entries * D * s + batch * (2 + 4 + s + 4),
-        "decode" => 2 * entries * D * s + batch * (2 + 4 + s),
-        // Without entries it is small beside the dense products.
+        "decode" => entries * D * s + batch * (2 + 4 + s),
+        // Rows of W_dec for dh once more. Without entries it is small beside the dense products.
         "decode_parts" if soft => return None,
         // Entries of a segment are multiplied four at a time, the last again where they do not come out even: one and a half
         // of them on average.
@@ -111,7 +117,7 @@ fn kernels_move_what_their_work_needs_and_hardly_more() {
         (1.0, Precision::F32, false, (Activation::JumpRelu, 0)),
     ] {
         let mut seen = 0;
-        for (kernel, c) in step(t, precision, tied, kind) {
+        for (kernel, c) in step([N, D, M, K], t, precision, tied, kind) {
             let size = if precision == Precision::Bf16 { 2 } else { 4 };
             let Some(needed) = needs(kernel, size, tied, t < 1.0, kind) else { continue };
             let moved = 32 * c.sectors as usize;
@@ -149,6 +155,20 @@ fn likely_rows(m: usize) -> Vec<Vec<f32>> {
     (0..4).map(|row| (0..m).map(|j| (0..4).map(|i| part(i, j, row)).sum()).collect()).collect()
 }
 
+/// The number of rows, and what their selection moves.
+pub fn selected(element: Element, m: usize, k: usize) -> (u64, Counts) {
+    let name = match element {
+        Element::Bf16 => "topk_stream_bf16",
+        Element::F32 => "topk_stream_f32",
+    };
+    let mut device = emulator(m as u64);
+    let moved = device.moved();
+    let scores = likely_rows(m);
+    select(&mut device, element, Activation::Topk, &scores, &vec![0.0; m], k);
+    let c = moved.lock().unwrap()[name];
+    (scores.len() as u64, c)
+}
+
 /// Scores and biases once, and once more those of the slots with the largest; beside them the list, an entry at a time, and
 /// what is read once a row.
 #[test]
@@ -167,16 +187,9 @@ fn selection_reads_hardly_more_than_its_scores() {
         (Element::F32, 4096, 512),
         (Element::F32, 131_072, 128),
     ] {
-        let (name, size) = match element {
-            Element::Bf16 => ("topk_stream_bf16", 2),
-            Element::F32 => ("topk_stream_f32", 4),
-        };
-        let mut device = emulator(m as u64);
-        let moved = device.moved();
-        let scores = likely_rows(m);
-        select(&mut device, element, Activation::Topk, &scores, &vec![0.0; m], k);
-        let c = moved.lock().unwrap()[name];
-        let (rows, once) = (scores.len() as u64, m * (size + 4));
+        let size = element.size();
+        let (rows, c) = selected(element, m, k);
+        let once = m * (size + 4);
         let (instructions, bytes) = (c.instructions / rows, 32 * c.sectors / rows);
         println!(
             "| {element:?}, M {m}, k {k} | {instructions} | {:.1} | {:.2} |",

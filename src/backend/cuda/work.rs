@@ -126,6 +126,12 @@ impl Sizes {
         if self.activation == Activation::BatchTopk { (4 * k).min(MOST_ACTIVE) } else { k }
     }
 
+    /// Bytes of shared memory in which a block that decodes adds up a slab of columns: a float for each value of its threads'
+    /// packs of 16 bytes.
+    pub fn slab_sums(&self) -> usize {
+        4 * 256 * (16 / self.element.size())
+    }
+
     /// Runs of scores of a row of which the selection over a batch knows the largest.
     pub fn runs(&self) -> usize {
         self.m.div_ceil(RUN)
@@ -138,8 +144,8 @@ impl Sizes {
     /// [`Error::Usage`]: rows too wide.
     pub fn check_row(&self, most: u32) -> Result<()> {
         let entries = self.staged(self.pool).max(self.aux_k);
-        let need =
-            (12 * self.pitch).max(4 * (self.prefixes.parts() + 1) * self.pitch + 8 * entries) + STATIC_SHARED;
+        let decode = self.slab_sums() + 4 * (self.prefixes.parts() + 1) * self.pitch + 8 * entries;
+        let need = (12 * self.pitch).max(decode) + STATIC_SHARED;
         if need > most as usize {
             return Err(Error::Usage(format!(
                 "rows of {} values{} need {need} bytes of shared memory a block, and the GPU has {most}: add --device cpu",

@@ -222,8 +222,10 @@ pub fn decode(
         work.loss.holds(n * ROW_LOSS)?,
     ]);
     let rows = parts + usize::from(s.aux_k > 0);
-    let bytes = 4 * rows * s.pitch + 8 * s.staged(e.k).max(s.aux_k);
-    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
+    let bytes = s.slab_sums() + 4 * rows * s.pitch + 8 * s.staged(e.k).max(s.aux_k);
+    // What goes by slabs is shared out among all warps.
+    let block = if plain || s.aux_k > 0 { BLOCK } else { row_block(s) };
+    let launch = Launch { grid: grid(n)?, block, shared: count(bytes)? };
     // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
     // indices are below M (`topk`); row numbers were checked against the data by the engine.
     unsafe { device.launch(name, launch, &args) }
