@@ -360,8 +360,8 @@ fn wrong_arithmetic_is_found() {
 fn writes_one_place_too_far_if_asked() {
     if std::env::var_os("SAE_PLANT_OUT_OF_BOUNDS").is_some() {
         assert!(sanitizer::inside());
-        let far = "i <= pitch; i += blockDim.x) {";
-        let sources = mutate(SOURCES, "gather_norm.cu", "i < pitch; i += blockDim.x) {", far);
+        let far = "i <= pitch; i += WARP) {";
+        let sources = mutate(SOURCES, "gather_norm.cu", "i < pitch; i += WARP) {", far);
         found("gather_norm.cu", || Emulator::with_sources(&sources));
     }
 }

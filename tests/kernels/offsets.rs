@@ -79,7 +79,12 @@ impl Place {
 
     /// Runs the last block in x of a grid of `at + 1` by `y`.
     fn launch(&mut self, kernel: &'static str, y: u32, shared: usize, args: &[Arg]) {
-        let launch = Launch { grid: (self.at as u32 + 1, y), block: 256, shared: shared as u32 };
+        self.launch_of(kernel, y, 256, shared, args);
+    }
+
+    /// The same with blocks of so many threads.
+    fn launch_of(&mut self, kernel: &'static str, y: u32, block: u32, shared: usize, args: &[Arg]) {
+        let launch = Launch { grid: (self.at as u32 + 1, y), block, shared: shared as u32 };
         self.device.first_block = self.at as u32;
         self.launch_as(kernel, launch, args);
     }
@@ -194,10 +199,10 @@ fn gather_norm(place: &mut Place) -> Vec<Vec<u8>> {
     let x: Vec<f16> = values(D, 1).iter().map(|&v| f16::from_f32(v)).collect();
     let out = [place.rows_to_read(&narrow(9)), place.rows_to_read(&[9f64]), place.rows_to_read(&[9f32])];
     let mut args =
-        vec![place.rows(&x), Arg::U32(1), place.rows(&[place.at as u32]), place.front(&values(D, 2))];
-    args.extend([U32_D, U32_D, Arg::U32(1), Arg::F32(1e-5)]);
+        vec![place.rows(&x), Arg::U32(1), place.rows(&[place.at as u32]), Arg::U32(place.at as u32 + 1)];
+    args.extend([place.front(&values(D, 2)), U32_D, U32_D, Arg::U32(1), Arg::F32(1e-5)]);
     args.extend(out.map(|block| place.arg(block)));
-    place.launch("gather_norm_bf16", 1, 0, &args);
+    place.launch_of("gather_norm_bf16", 1, 32, 0, &args);
     out.map(|block| place.row(block)).into()
 }
 
@@ -507,7 +512,7 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
 const PLANTED: [(&str, Run, &str, &str); 26] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
-    ("gather_norm.cu", gather_norm, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
+    ("gather_norm.cu", gather_norm, "u64 n = (u64)blockIdx.x", "u32 n = (u64)blockIdx.x"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
     ("decode.cu", decode, "w + (u64)row * pitch", "w + row * pitch"),
     ("decode.cu", decode_by_prefix, "w + (u64)row * pitch", "w + row * pitch"),

@@ -1,7 +1,7 @@
 //! Kernels that visit rows: gather and normalise, select, decode, evaluate.
 
 use super::super::buffer::Buffer;
-use super::super::device::{Arg, Device, Launch, Matrix, Product};
+use super::super::device::{Arg, Device, Launch, Matrix, Product, WARP};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
 use super::super::work::{Sizes, WorkBuffers};
@@ -24,6 +24,7 @@ pub fn gather_norm(
         Arg::Pointer(batch.data),
         kind(s),
         Arg::Pointer(batch.rows),
+        u(batch.n)?,
         Arg::Pointer(b_pre),
         u(s.d)?,
         u(s.pitch)?,
@@ -33,7 +34,7 @@ pub fn gather_norm(
         work.mean.holds(batch.n)?,
         work.std.holds(batch.n)?,
     ];
-    let launch = Launch { grid: grid(batch.n)?, block: BLOCK, shared: 0 };
+    let launch = Launch { grid: grid(batch.n.div_ceil((BLOCK / WARP) as usize))?, block: BLOCK, shared: 0 };
     // SAFETY: outputs were checked for N rows; b_pre holds `pitch` values (`Tensors`); row numbers were checked
     // against the data by the engine.
     unsafe { device.launch(name, launch, &args) }
