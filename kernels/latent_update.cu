@@ -12,7 +12,7 @@
 // input, aux_recon (N, pitch); grad_recon (P, N, pitch) has G of each segment, of which a latent meets its own: ends (P) are
 // the prefixes, or null. row[e] is the row of entry e; dense rows count from `first`. Thresholds are trained where there is a
 // gradient for them, move together besides, and stay at 0 or above.
-// A block takes every gridDim-th latent of [first, first + latents); a thread owns packs of 16 bytes of columns.
+// Blocks share out [first, first + latents) by latents and entries together; a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
 // 0. list_runs: a latent may fire on most rows. Long lists were cut into runs (index.cu); a block takes every gridDim-th run
@@ -263,6 +263,29 @@ __device__ inline void update_value(const Step *step, float clip, Tensor t, u32 
     if (t.e != 0) t.e[j] = averaged(step->ema_keep, t.e[j], w);
 }
 
+// Entries that take about as long as what is the same for each latent: Adam moves 6 rows of floats of a matrix to and from
+// memory, an entry 2 rows of operands from cache.
+#define ENTRIES_A_LATENT 12u
+
+// Where the share of `block` of `blocks` begins among `latents` latents from `first` on: all shares cost about the same. All
+// lanes of a warp call it.
+__device__ inline u32 share_from(const u32 *offsets, u32 first, u32 latents, u32 block, u32 blocks) {
+    if (offsets == 0) return (u32)((u64)block * latents / blocks);
+    u64 before = offsets[first];
+    u64 all = offsets[first + latents] - before + (u64)ENTRIES_A_LATENT * latents, wanted = all * block / blocks;
+    u32 low = 0, high = latents, lane = threadIdx.x % WARP;
+    // Costs ascend with the latents: of 32 places that lie evenly between, so many are too low.
+    while (low < high) {
+        u32 step = (high - low + WARP - 1) / WARP, place = low + lane * step;
+        bool less = place < high && offsets[first + place] - before + (u64)ENTRIES_A_LATENT * place < wanted;
+        u32 too_low = __popc(__ballot_sync(FULL, less));
+        if (too_low == 0) break;
+        high = min(high, low + too_low * step);
+        low += (too_low - 1) * step + 1;
+    }
+    return low;
+}
+
 template <typename T, bool TIED>
 __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input,
                               const T *recon, const T *aux_recon, Entries main, Entries aux, Dense dense, Kept kept,
@@ -276,7 +299,8 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
     float *enc_row = (float *)shared, *dec_row = enc_row + pitch, *part = dec_row + pitch;
     for (u32 i = threadIdx.x; i < pitch; i += blockDim.x) part[i] = 0.0f;
     double squares = 0.0;
-    for (u32 at = blockIdx.x; at < latents; at += gridDim.x) {
+    u32 end = share_from(main.offsets, first, latents, blockIdx.x + 1, gridDim.x);
+    for (u32 at = share_from(main.offsets, first, latents, blockIdx.x, gridDim.x); at < end; at++) {
         u32 j = first + at;
         u64 row = (u64)j * pitch;
         float bias = 0.0f;

@@ -62,7 +62,7 @@ impl Device for Emulator {
             name: "emulation on the CPU".into(),
             free: self.total.saturating_sub(self.used()),
             total: self.total,
-            multiprocessors: 4,
+            multiprocessors: 132,
             shared: rig::SHARED,
         })
     }

@@ -348,6 +348,9 @@ fn wrong_arithmetic_is_found() {
             "for (u32 w = 0; w < TOPK_THREADS / WARP; w++) least",
             "for (u32 w = 1; w < TOPK_THREADS / WARP; w++) least",
         ),
+        // Which latents a block takes, with lists and without.
+        ("latent_update.cu", "wanted = all * block / blocks", "wanted = all * block / (blocks + 1)"),
+        ("latent_update.cu", "(u64)block * latents / blocks", "(u64)block * (latents - 1) / blocks"),
         ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),
         ("reduce.cu", "rows > ~0u - n_rows ? ~0u : rows + n_rows", "rows + 1"),
     ] {

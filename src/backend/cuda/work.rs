@@ -1,7 +1,7 @@
 //! Sizes of a run on the device, and the buffers that a batch needs.
 
 use super::buffer::{Buffer, Values};
-use super::device::{Device, Element};
+use super::device::{Device, Element, Facts, WARP};
 use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
 use super::tensors::pitch;
 use crate::error::{Error, Result};
@@ -12,7 +12,9 @@ use crate::spec::{Activation, Inference, ModelSpec, Penalty, Precision, Prefixes
 pub const MOST_ACTIVE: usize = 1024;
 /// Most latents of a tile in the warm-up.
 const TILE: usize = 2048;
-/// Blocks that share out the latents; fixed, so that sums over them have the same order on every card.
+/// Threads of a block.
+pub const BLOCK: u32 = 256;
+/// Blocks that share out the latents, at most.
 pub const BLOCKS: usize = 1024;
 /// The least length of the runs that long lists of entries by latent are cut into.
 const LEAST_RUN: usize = 32;
@@ -129,7 +131,23 @@ impl Sizes {
     /// Bytes of shared memory in which a block that decodes adds up a slab of columns: a float for each value of its threads'
     /// packs of 16 bytes.
     pub fn slab_sums(&self) -> usize {
-        4 * 256 * (16 / self.element.size())
+        4 * BLOCK as usize * (16 / self.element.size())
+    }
+
+    /// Threads that own a pack of 16 bytes of a row each.
+    pub fn row_block(&self) -> u32 {
+        let packs = (self.pitch * self.element.size()).div_ceil(16) as u32;
+        packs.next_multiple_of(WARP).clamp(WARP, BLOCK)
+    }
+
+    /// Blocks that share out the latents: as many as such a card runs at once. Any more would start when these end, and keep only
+    /// a part of the card busy.
+    fn places(&self, card: &Facts) -> usize {
+        // `latent_update` leaves registers for three blocks of 256 threads; a multiprocessor has little more shared memory
+        // than it gives to one block.
+        let by_threads = 3 * BLOCK / self.row_block();
+        let by_memory = card.shared / (12 * self.pitch + STATIC_SHARED) as u32;
+        (card.multiprocessors * by_threads.min(by_memory).max(1)).max(1).min(BLOCKS as u32) as usize
     }
 
     /// Runs of scores of a row of which the selection over a batch knows the largest.
@@ -423,6 +441,8 @@ pub struct WorkBuffers {
     pub loss: Buffer<u8>,
     /// (N) quality of rows.
     pub quality: Buffer<u8>,
+    /// Blocks that share out the latents.
+    pub places: usize,
     /// (BLOCKS, pitch) what each block of latents adds to b_pre's gradient.
     pub partial: Buffer<f32>,
     /// (BLOCKS) sums of squares of gradients.
@@ -491,6 +511,7 @@ impl WorkBuffers {
             },
             loss: Buffer::zeros(device, n * ROW_LOSS, "loss of rows")?,
             quality: Buffer::zeros(device, n * ROW_QUALITY, "quality of rows")?,
+            places: s.places(&device.facts()?),
             partial: Buffer::zeros(device, BLOCKS * s.pitch, "parts of the pre-bias gradient")?,
             squares: Buffer::zeros(device, BLOCKS, "sums of squares")?,
             sums: Buffer::zeros(device, CHUNKS * s.pitch, "column sums")?,

@@ -4,7 +4,7 @@ use super::super::buffer::{Buffer, Values};
 use super::super::device::{Arg, Device, Element, Launch, WARP};
 use super::super::params::ModelView;
 use super::super::work::{BLOCKS, Entries, Kept, Sizes, WorkBuffers};
-use super::{BLOCK, CarriedOver, DeviceBatch, NULL, count, grid, per_value, row_block, u};
+use super::{BLOCK, CarriedOver, DeviceBatch, NULL, count, grid, per_value, u};
 use crate::error::Result;
 
 /// The inverted index of `entries`, in which long lists are cut into runs.
@@ -149,7 +149,7 @@ pub fn list_runs(
         s,
         ["list_runs_f32_tied", "list_runs_f32_untied", "list_runs_bf16_tied", "list_runs_bf16_untied"],
     );
-    let launch = Launch { grid: grid(runs.most.min(BLOCKS))?, block: row_block(s), shared: 0 };
+    let launch = Launch { grid: grid(runs.most.min(BLOCKS))?, block: s.row_block(), shared: 0 };
     // SAFETY: operands were checked for N rows, lists for N k entries, M latents and all runs that they can be cut into.
     unsafe { device.launch(name, launch, &args) }
 }
@@ -218,7 +218,7 @@ pub fn latent_update(
         ],
     );
     let launch =
-        Launch { grid: grid(latents.min(BLOCKS))?, block: row_block(s), shared: count(12 * s.pitch)? };
+        Launch { grid: grid(latents.min(work.places))?, block: s.row_block(), shared: count(12 * s.pitch)? };
     // SAFETY: operands were checked for N rows, lists for N k entries and M latents, kept gradients for these
     // latents; `dense` was checked by who made it; the model's addresses stay valid while `Tensors` lives.
     unsafe { device.launch(name, launch, &args) }

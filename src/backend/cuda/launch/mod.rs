@@ -19,13 +19,11 @@ use tiles::tile_launch;
 pub use tiles::{backward_tile, decode_tile, soft_gradients, soft_weights, tile_gradients};
 
 use super::buffer::Buffer;
-use super::device::{Arg, Device, Element, Launch, WARP};
+use super::device::{Arg, Device, Element, Launch};
 use super::params::{Control, Outcome, QualitySums};
-use super::work::Sizes;
+use super::work::{BLOCK, Sizes};
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
-
-const BLOCK: u32 = 256;
 
 /// The null pointer.
 pub const NULL: Arg = Arg::Pointer(0);
@@ -102,12 +100,6 @@ fn per_value(values: usize) -> Result<Launch> {
 /// Fewer values are held.
 pub fn where_any(any: bool, values: &Buffer<f32>, len: usize) -> Result<Arg> {
     if any { values.holds(len) } else { Ok(NULL) }
-}
-
-/// Threads that own a pack of 16 bytes of a row each.
-fn row_block(s: &Sizes) -> u32 {
-    let packs = (s.pitch * s.element.size()).div_ceil(16) as u32;
-    packs.next_multiple_of(WARP).clamp(WARP, BLOCK)
 }
 
 /// How kernels learn the type of the rows (`stored` in `kernels/common.cuh`).

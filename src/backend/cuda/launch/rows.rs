@@ -5,7 +5,7 @@ use super::super::device::{Arg, Device, Launch, Matrix, Product, WARP};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
 use super::super::work::{Sizes, WorkBuffers};
-use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, count, grid, kind, row_block, u};
+use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, count, grid, kind, u};
 use crate::backend::Phase;
 use crate::error::Result;
 use crate::spec::Activation;
@@ -225,7 +225,7 @@ pub fn decode(
     let rows = parts + usize::from(s.aux_k > 0);
     let bytes = s.slab_sums() + 4 * rows * s.pitch + 8 * s.staged(e.k).max(s.aux_k);
     // What goes by slabs is shared out among all warps.
-    let block = if plain || s.aux_k > 0 { BLOCK } else { row_block(s) };
+    let block = if plain || s.aux_k > 0 { BLOCK } else { s.row_block() };
     let launch = Launch { grid: grid(n)?, block, shared: count(bytes)? };
     // SAFETY: every buffer was checked for N rows; the decoder holds (M, pitch) and b_pre (pitch) (`Tensors`);
     // indices are below M (`topk`); row numbers were checked against the data by the engine.
@@ -286,7 +286,7 @@ pub fn evaluate(
         by_prefix,
     ]);
     let bytes = 8 * s.staged(work.main.k) + if prefixes > 0 { 4 * s.pitch } else { 0 };
-    let launch = Launch { grid: grid(n)?, block: row_block(s), shared: count(bytes)? };
+    let launch = Launch { grid: grid(n)?, block: s.row_block(), shared: count(bytes)? };
     // SAFETY: as in `decode`; counts of latents hold M.
     unsafe {
         device.launch(name, launch, &args)?;
