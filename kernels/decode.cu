@@ -17,8 +17,8 @@
 //
 // 1. The entries are brought to shared memory, all of them where there are at most k, else in runs of k.
 // Where there are at most k and no prefixes:
-// 2. 256 threads: slab by slab of 32 packs of columns, a warp loads the rows of W_dec of every eighth entry and sums them over its own; a
-//    thread then adds what the warps have for one column: y', the loss, dy'.
+// 2. 256 threads: slab by slab of 32 packs of columns, each warp loads its rows of W_dec, those of every eighth entry, and sums
+//    over them; a thread then adds what the warps have for one column: y', the loss, dy'.
 // 3. With dy' of the slab each warp goes on with the dot products of the rows it holds: W_dec is read once for 64 entries.
 // 4. The dot products of entries beyond 64 with the whole of dy', a warp an entry.
 // Else, rows of W_dec are gathered twice for each entry, the second time from cache:
@@ -113,8 +113,8 @@ __device__ inline void forget(Raw *words) {
     for (u32 w = 0; w < 4; w++) asm volatile("" : "+r"(words->v[w]));
 }
 
-// A slab is what the lanes of a warp take of a row with a pack each. The column that thread t of a block has to itself: those that
-// follow one another lie in one quarter of a row in shared memory, and in different banks.
+// A slab is what the lanes of a warp take of a row with a pack each. Thread t of a block has this column of it to itself: those of
+// threads that follow one another lie side by side in shared memory, in different banks.
 template <u32 P> __device__ inline u32 column_of(u32 t) { return t % (4 * WARP) / 4 * P + t / (4 * WARP) * 4 + t % 4; }
 
 // Column c of a row in shared memory.
@@ -122,7 +122,7 @@ template <u32 P> __device__ inline float *column(float *row, u32 pitch, u32 c) {
     return quarter<P>(row, pitch, c / P * P, c % P) + c % 4;
 }
 
-// Calls dy_c = form(c, sum_e value_e W[index_e]_c) for all columns c < pitch, and then, with DOTS,
+// Calls dy_c = form(c, sum_e value_e W[index_e]_c) for all columns c < pitch, and then, with `dots`,
 // out_e = dy . W[index_e] + add sign(value_e), for `count` entries in shared memory; dy (pitch) and `sums` (a slab for each
 // warp) are shared memory too. A warp keeps `HELD` rows of W, a slab at a time, so that those of the first 64 entries are read
 // once; the others are read again. All threads of the block call it.

@@ -60,18 +60,13 @@ struct TopkShared {
     u32 listed; // read with the three before as one vector: it must have been written
 };
 
-// Appends value(i) to `to`, which holds *held, for every i whose bit is set in a thread's `takes`; all lanes of a warp call it.
-// The order of what is appended does not matter.
-template <u32 COUNT, typename V, typename F> __device__ inline void append(V *to, u32 *held, u32 takes, F value) {
-    if (!__any_sync(FULL, takes)) return;
-    u32 lane = threadIdx.x % WARP, own = __popc(takes), up_to = lanes_up_to(own);
-    u32 base = 0;
-    // One atomic a warp.
-    if (lane == WARP - 1) base = atomicAdd(held, up_to);
-    u32 at = __shfl_sync(FULL, base, WARP - 1) + up_to - own;
-    for (u32 i = 0; i < COUNT; i++) {
-        if (takes >> i & 1) to[at++] = value(i);
-    }
+// Appends the keys of those threads that take theirs; all lanes of a warp call it, and share one atomic.
+__device__ inline void append(TopkShared *s, u64 key, bool takes) {
+    u32 lane = threadIdx.x % WARP, takers = __ballot_sync(FULL, takes), base = 0;
+    if (takers == 0) return;
+    if (lane == 0) base = atomicAdd(&s->held, (u32)__popc(takers));
+    u32 at = __shfl_sync(FULL, base, 0) + __popc(takers & ((1u << lane) - 1));
+    if (takes) s->keys[at] = key;
 }
 
 // Finds the digit of the `want`-th largest of those counted in the histogram; `in_bin` is left as it was where there are
@@ -181,7 +176,7 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
         if (taken && own < least) least = own;
         // Keys are moved towards the front: these places have been read.
         __syncthreads();
-        append<1>(s->keys, &s->held, taken, [&](u32) { return own; });
+        append(s, own, taken);
     }
     for (u32 step = WARP / 2; step > 0; step /= 2) {
         u64 other = __shfl_xor_sync(FULL, least, step);
