@@ -20,7 +20,8 @@
 // 1. Entries are brought to shared memory, 256 at a time, and every thread adds its columns, in order of rows; of a list
 // that was cut, the rows of its runs, in their order.
 // 2. The constraint on the gradient. 3. The part of db_pre, from the weights before the step, and Adam, row scale,
-// average and its row scale, and the rounded copies; or the gradient to memory, with its sum of squares.
+// average and its row scale, and the rounded copies; biases and thresholds, 32 latents at a time; or the gradient to memory,
+// with its sum of squares.
 //
 // Every sum has a fixed order (src/index: entries ascend; blocks own their latents). Reads 2 pitch operands an entry,
 // from cache; moves 6 pitch float32 a matrix row, and one rounded copy. Source of the layout: src/backend/cpu/block.rs.
@@ -265,25 +266,26 @@ __device__ inline void update_value(const Step *step, float clip, Tensor t, u32 
 
 // Entries that take about as long as what is the same for each latent: Adam moves 6 rows of floats of a matrix to and from
 // memory, an entry 2 rows of operands from cache.
-#define ENTRIES_A_LATENT 12u
+#define ENTRIES_A_LATENT 20u
 
-// Where the share of `block` of `blocks` begins among `latents` latents from `first` on: all shares cost about the same. All
-// lanes of a warp call it.
+// Where the share of `block` of `blocks` begins among `latents` latents from `first` on, so that all shares cost about the same:
+// the next share begins where it ends. All lanes of a warp call it.
 __device__ inline u32 share_from(const u32 *offsets, u32 first, u32 latents, u32 block, u32 blocks) {
     if (offsets == 0) return (u32)((u64)block * latents / blocks);
     u64 before = offsets[first];
     u64 all = offsets[first + latents] - before + (u64)ENTRIES_A_LATENT * latents, wanted = all * block / blocks;
+    auto cost = [&](u32 place) { return offsets[first + place] - before + (u64)ENTRIES_A_LATENT * place; };
     u32 low = 0, high = latents, lane = threadIdx.x % WARP;
     // Costs ascend with the latents: of 32 places that lie evenly between, so many are too low.
     while (low < high) {
         u32 step = (high - low + WARP - 1) / WARP, place = low + lane * step;
-        bool less = place < high && offsets[first + place] - before + (u64)ENTRIES_A_LATENT * place < wanted;
-        u32 too_low = __popc(__ballot_sync(FULL, less));
+        u32 too_low = __popc(__ballot_sync(FULL, place < high && cost(place) < wanted));
         if (too_low == 0) break;
         high = min(high, low + too_low * step);
         low += (too_low - 1) * step + 1;
     }
-    return low;
+    // The place before may be nearer.
+    return low > 0 && 2 * wanted < cost(low - 1) + cost(low) ? low - 1 : low;
 }
 
 template <typename T, bool TIED>
@@ -295,12 +297,21 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
     DYNAMIC_SHARED(shared);
     __shared__ Staged staged;
     __shared__ double scratch[32];
+    __shared__ float biases[WARP];
+    __shared__ u32 share[2];
     if (control->stopped) return;
     float *enc_row = (float *)shared, *dec_row = enc_row + pitch, *part = dec_row + pitch;
     for (u32 i = threadIdx.x; i < pitch; i += blockDim.x) part[i] = 0.0f;
     double squares = 0.0;
-    u32 end = share_from(main.offsets, first, latents, blockIdx.x + 1, gridDim.x);
-    for (u32 at = share_from(main.offsets, first, latents, blockIdx.x, gridDim.x); at < end; at++) {
+    if (threadIdx.x < WARP) {
+        for (u32 which = 0; which < 2; which++) {
+            u32 place = share_from(main.offsets, first, latents, blockIdx.x + which, gridDim.x);
+            if (threadIdx.x == 0) share[which] = place;
+        }
+    }
+    // All threads must know the block's share.
+    __syncthreads();
+    for (u32 at = share[0]; at < share[1]; at++) {
         u32 j = first + at;
         u64 row = (u64)j * pitch;
         float bias = 0.0f;
@@ -360,15 +371,17 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
                 update_row<false>(step, clip, model->dec, row, dec_row, d, unit != 0, model->dec_copy, scratch, part,
                                   bias);
             }
-            if (threadIdx.x == 0) {
-                update_value(step, clip, model->lat, j, bias, 0.0f, -F32_INF);
-                if (dense.threshold != 0) {
-                    update_value(step, clip, model->threshold, j, dense.threshold[at], control->common, 0.0f);
-                }
-            }
+            if (threadIdx.x == 0) biases[(at - share[0]) % WARP] = bias;
         }
         // All threads are done with the rows before the next latent's are written.
         __syncthreads();
+        // Vectors are updated 32 latents at a time, so that memory is waited for once for all of them.
+        u32 values = (at - share[0]) % WARP + 1, of = at + 1 - values + threadIdx.x;
+        if (kept.enc != 0 || (values < WARP && at + 1 < share[1]) || threadIdx.x >= values) continue;
+        update_value(step, control->clip, model->lat, first + of, biases[threadIdx.x], 0.0f, -F32_INF);
+        if (dense.threshold != 0) {
+            update_value(step, control->clip, model->threshold, first + of, dense.threshold[of], control->common, 0.0f);
+        }
     }
     if (partial != 0) {
         for (u32 i = threadIdx.x; i < d; i += blockDim.x) partial[(u64)blockIdx.x * pitch + i] += part[i];

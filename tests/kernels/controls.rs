@@ -70,6 +70,11 @@ pub fn found(changed: &str, make: impl Fn() -> Emulator) -> bool {
             let mut case = Case::new(20, 70, 2100, 6);
             (case.steps, case.spec.optimizer.unit_norm_decoder) = (1, true);
             case.agree_with(on(device), |_| ());
+        }) || failed(&|device| {
+            // More than 32 latents a block.
+            let mut case = Case::new(3, 9, 33_500, 4);
+            case.steps = 1;
+            case.agree_with(on(device), |_| ());
         }) || failed(&|device| crowded(false).agree_with(on(device), |_| ()))
             || failed(&|device| clips(device, 1.5))
             || failed(&everything(1.0, false))
@@ -351,6 +356,10 @@ fn wrong_arithmetic_is_found() {
         // Which latents a block takes, with lists and without.
         ("latent_update.cu", "wanted = all * block / blocks", "wanted = all * block / (blocks + 1)"),
         ("latent_update.cu", "(u64)block * latents / blocks", "(u64)block * (latents - 1) / blocks"),
+        // Vectors, of the last latents of a share, and of all before.
+        ("latent_update.cu", "values < WARP && at + 1 < share[1]", "values < WARP"),
+        ("latent_update.cu", "values < WARP && at + 1 < share[1]", "at + 1 < share[1]"),
+        ("latent_update.cu", "of = at + 1 - values + threadIdx.x;", "of = at - threadIdx.x;"),
         ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),
         ("reduce.cu", "rows > ~0u - n_rows ? ~0u : rows + n_rows", "rows + 1"),
     ] {
