@@ -301,23 +301,24 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
             }
             // 0, unless a score is infinite or no number.
             for (u32 i = 0; i < 8; i++) zeros += 0.0f * z[i];
-            if (!SOFT) continue;
-            for (u32 g = 0; g < 2; g++) {
-                float u[4];
-                if (given == 0) {
-                    Words words = uniform_words(step->seed, step->step, (u32)n, j / 128 + g, lane);
-                    for (u32 w = 0; w < 4; w++) u[w] = unit(words.w[w]);
-                } else {
-                    const float *of_row = given + n * m + j + place_of<SOFT>(g * 4);
-                    for (u32 w = 0; w < 4; w++) u[w] = j + place_of<SOFT>(g * 4 + w) < m ? of_row[w * WARP] : 0.0f;
+            if (SOFT) {
+                for (u32 g = 0; g < 2; g++) {
+                    float u[4];
+                    if (given == 0) {
+                        Words words = uniform_words(step->seed, step->step, (u32)n, j / 128 + g, lane);
+                        for (u32 w = 0; w < 4; w++) u[w] = unit(words.w[w]);
+                    } else {
+                        const float *of_row = given + n * m + j + place_of<SOFT>(g * 4);
+                        for (u32 w = 0; w < 4; w++) u[w] = j + place_of<SOFT>(g * 4 + w) < m ? of_row[w * WARP] : 0.0f;
+                    }
+                    for (u32 w = 0; w < 4; w++) {
+                        float positive = fmaxf(z[g * 4 + w], 0.0f);
+                        running.sum += positive;
+                        z[g * 4 + w] = j + place_of<SOFT>(g * 4 + w) < m ? positive + gumbel(u[w]) : -F32_INF;
+                    }
                 }
-                for (u32 w = 0; w < 4; w++) {
-                    float positive = fmaxf(z[g * 4 + w], 0.0f);
-                    running.sum += positive;
-                    z[g * 4 + w] = j + place_of<SOFT>(g * 4 + w) < m ? positive + gumbel(u[w]) : -F32_INF;
-                }
+                add_perturbed(&running, z, per_tau);
             }
-            add_perturbed(&running, z, per_tau);
         }
         s.maxima[slots++ * TOPK_THREADS + thread] = of_slot;
     }
