@@ -106,7 +106,7 @@ impl Parts {
         if let (Some(aux), Some(recon)) = (&work.aux, &work.aux_recon) {
             launch::list_runs(dev, s, batch, aux, (recon, 1), shared, work)?;
         }
-        work.partial.zero(dev, work::BLOCKS * s.pitch)?;
+        work.partial.zero(dev, work.places * s.pitch)?;
         let keep = aim == Aim::Look || spec.optimizer.clip_norm.is_some();
         if keep {
             work.squares.zero(dev, work::BLOCKS)?;

@@ -53,11 +53,11 @@ pub fn pre_bias_gradient(
     train: bool,
     work: &mut WorkBuffers,
 ) -> Result<()> {
-    let WorkBuffers { grad_recon, partial, sums, less, pre_grad, .. } = work;
+    let WorkBuffers { grad_recon, places, partial, sums, less, pre_grad, .. } = work;
     let dy = grad_recon.holds(n * s.pitch)?;
     let chunks = column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, sums)?;
     // Latents, or the tiles of them, were shared out to this many blocks.
-    let blocks = s.m.min(BLOCKS);
+    let blocks = s.m.min(*places);
     let parts = partial.holds(blocks * s.pitch)?;
     let fewer = column_sums(device, Element::F32, parts, blocks, s.pitch, s.pitch, less)?;
     add_chunks(device, (sums, chunks), Some((less, fewer)), s.pitch, train, pre_grad)
