@@ -197,6 +197,10 @@ __device__ inline u32 cut_into(Cut cut, u32 j, u32 held) {
     return runs > 0 && cut.first[j] + runs <= cut.most ? runs : 0;
 }
 
+// Entries that take latent_update as many instructions as what is the same for each latent (TRAFFIC.md). In bytes it is about
+// 6 to 12: Adam moves 6 rows of floats of a matrix to and from memory, an entry 2 rows of operands from cache.
+#define ENTRIES_A_LATENT 9u
+
 // A `Cut` among the arguments of a kernel.
 #define CUT_ARGS(of) u32 of##length, u32 of##most, u32 *of##first_run, u32 *of##run_latent
 #define CUT(of) {of##length, of##most, of##first_run, of##run_latent}

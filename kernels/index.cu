@@ -4,8 +4,8 @@
 // entry's number is its place. offsets (M + 1): the entries of latent j are slots[offsets[j] .. offsets[j + 1]], ascending.
 //
 // 1. index_count: entries of each latent, by integer atomics (a sum of ones has no order), and the row of each entry.
-// 2. index_scan: offsets, a cursor per latent that starts at its offset, and the runs of lists that are too long for
-//    one block (`Cut`).
+// 2. index_scan: offsets, a cursor per latent that starts at its offset, the runs of lists that are too long for
+//    one block (`Cut`), and what the latents before each cost latent_update, by which its blocks share them out.
 // 3. index_fill: each entry takes the next place of its latent, in whatever order; places are therefore
 // 4. index_order: sorted within each latent. A row holds a latent at most once, so an entry's rank is the number of
 //    rows below its own: counted by shuffles up to 32 entries, by the bits of a map of rows above. One warp does that for a
@@ -33,25 +33,26 @@ extern "C" __global__ void __launch_bounds__(256)
 
 __device__ inline u64 runs_and_entries(Cut cut, u32 held) { return (u64)runs_of(cut, held) << 32 | held; }
 
-// The runs of latent j are numbered from `first` on.
-__device__ inline void place_runs(Cut cut, u32 m, u32 j, u32 first, u32 runs) {
-    if (runs == 0) return;
+// The runs of latent j are numbered from `first` on. Returns how many there is room for: all or none.
+__device__ inline u32 place_runs(Cut cut, u32 m, u32 j, u32 first, u32 runs) {
+    if (runs == 0) return 0;
     cut.first[j] = first;
     if (first + runs <= cut.most) {
         for (u32 r = 0; r < runs; r++) cut.latent[first + r] = j;
-    } else if (first <= cut.most) {
-        // The first list that there is no room for, nor for any after it.
-        cut.first[m] = first;
+        return runs;
     }
+    // The first list that there is no room for, nor for any after it.
+    if (first <= cut.most) cut.first[m] = first;
+    return 0;
 }
 
 // One block of 1024 threads: each takes four latents at a time, and a running total goes from tile to tile.
 extern "C" __global__ void __launch_bounds__(1024)
-    index_scan(const u32 *totals, u32 m, u32 *offsets, u32 *cursor, CUT_ARGS()) {
+    index_scan(const u32 *totals, u32 m, u32 *offsets, u32 *cursor, u64 *cost, CUT_ARGS()) {
     Cut cut = CUT();
     // Entries in the low half of a sum, runs in the high half.
     __shared__ u64 warps[32];
-    u64 before = 0;
+    u64 before = 0, cost_before = 0;
     for (u32 first = 0; first < m; first += 4 * 1024) {
         u32 j = first + 4 * threadIdx.x;
         bool whole = j + 4 <= m;
@@ -64,11 +65,21 @@ extern "C" __global__ void __launch_bounds__(1024)
         }
         u64 all, start = before + sum_before(sum, warps, &all);
         Pack<u32> starts;
+        u64 costs[4], cost_of_four = 0;
         for (u32 l = 0; l < 4; l++) {
             starts.v[l] = (u32)start;
-            place_runs(cut, m, j + l, (u32)(start >> 32), runs_of(cut, own.v[l]));
+            u32 runs = place_runs(cut, m, j + l, (u32)(start >> 32), runs_of(cut, own.v[l]));
+            costs[l] = ENTRIES_A_LATENT + (runs > 0 ? runs : own.v[l]);
+            cost_of_four += costs[l];
             start += runs_and_entries(cut, own.v[l]);
         }
+        u64 cost_of_tile, cost_here = cost_before + sum_before(cost_of_four, warps, &cost_of_tile);
+        for (u32 l = 0; l < 4 && j + l < m; l++) {
+            cost[j + l] = cost_here;
+            cost_here += costs[l];
+            if (j + l + 1 == m) cost[m] = cost_here;
+        }
+        cost_before += cost_of_tile;
         if (whole) {
             store_pack(offsets + j, starts);
             store_pack(cursor + j, starts);

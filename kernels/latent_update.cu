@@ -12,7 +12,7 @@
 // input, aux_recon (N, pitch); grad_recon (P, N, pitch) has G of each segment, of which a latent meets its own: ends (P) are
 // the prefixes, or null. row[e] is the row of entry e; dense rows count from `first`. Thresholds are trained where there is a
 // gradient for them, move together besides, and stay at 0 or above.
-// Blocks share out [first, first + latents) by latents and entries together; a thread owns packs of 16 bytes of columns.
+// Blocks share out [first, first + latents) by latents, entries and runs together; a thread owns packs of 16 bytes of columns.
 // Dynamic shared memory: 3 pitch floats (encoder gradient, decoder gradient, partial).
 //
 // 0. list_runs: a latent may fire on most rows. Long lists were cut into runs (index.cu); a block takes every gridDim-th run
@@ -264,17 +264,13 @@ __device__ inline void update_value(const Step *step, float clip, Tensor t, u32 
     if (t.e != 0) t.e[j] = averaged(step->ema_keep, t.e[j], w);
 }
 
-// Entries that take about as long as what is the same for each latent: Adam moves 6 rows of floats of a matrix to and from
-// memory, an entry 2 rows of operands from cache.
-#define ENTRIES_A_LATENT 20u
-
 // Where the share of `block` of `blocks` begins among `latents` latents from `first` on, so that all shares cost about the same:
-// the next share begins where it ends. All lanes of a warp call it.
-__device__ inline u32 share_from(const u32 *offsets, u32 first, u32 latents, u32 block, u32 blocks) {
-    if (offsets == 0) return (u32)((u64)block * latents / blocks);
-    u64 before = offsets[first];
-    u64 all = offsets[first + latents] - before + (u64)ENTRIES_A_LATENT * latents, wanted = all * block / blocks;
-    auto cost = [&](u32 place) { return offsets[first + place] - before + (u64)ENTRIES_A_LATENT * place; };
+// the next share begins where it ends. `up_to` is what the latents before each cost (src/index), or null where all cost the
+// same. All lanes of a warp call it.
+__device__ inline u32 share_from(const u64 *up_to, u32 first, u32 latents, u32 block, u32 blocks) {
+    if (up_to == 0) return (u32)((u64)block * latents / blocks);
+    auto cost = [&](u32 place) { return up_to[first + place] - up_to[first]; };
+    u64 wanted = cost(latents) * block / blocks;
     u32 low = 0, high = latents, lane = threadIdx.x % WARP;
     // Costs ascend with the latents: of 32 places that lie evenly between, so many are too low.
     while (low < high) {
@@ -289,7 +285,7 @@ __device__ inline u32 share_from(const u32 *offsets, u32 first, u32 latents, u32
 }
 
 template <typename T, bool TIED>
-__device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input,
+__device__ void latent_update(u32 first, u32 latents, const u64 *cost, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input,
                               const T *recon, const T *aux_recon, Entries main, Entries aux, Dense dense, Kept kept,
                               const float *lengths, u32 unit, const Model *model, const Step *step, const Control *control,
                               float *partial) {
@@ -305,7 +301,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
     double squares = 0.0;
     if (threadIdx.x < WARP) {
         for (u32 which = 0; which < 2; which++) {
-            u32 place = share_from(main.offsets, first, latents, blockIdx.x + which, gridDim.x);
+            u32 place = share_from(cost, first, latents, blockIdx.x + which, gridDim.x);
             if (threadIdx.x == 0) share[which] = place;
         }
     }
@@ -401,8 +397,8 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
 
 #define LATENT_UPDATE(T, t, TIED, tied)                                                                                \
     extern "C" __global__ void __launch_bounds__(256, 3) latent_update_##t##_##tied(                                   \
-        u32 first, u32 latents, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input, const T *recon,          \
-        const T *aux_recon,                                                                                            \
+        u32 first, u32 latents, const u64 *cost, u32 d, u32 pitch, const u32 *ends, u32 parts, const T *input,         \
+        const T *recon, const T *aux_recon,                                                                            \
         LIST_ARGS(), LIST_ARGS(aux_),                                                                                  \
         const float *dense_enc,                                                                                        \
         const float *dense_dec, const float *dense_bias, const float *dense_threshold, const float *dense_code,        \
@@ -412,7 +408,7 @@ __device__ void latent_update(u32 first, u32 latents, u32 d, u32 pitch, const u3
         Entries main = LIST(), aux = LIST(aux_);                                                                       \
         Dense dense = {dense_enc, dense_dec, dense_bias, dense_threshold, dense_code};                                 \
         Kept kept = {kept_enc, kept_dec, kept_bias, kept_threshold, squares};                                          \
-        latent_update<T, TIED>(first, latents, d, pitch, ends, parts, input, recon, aux_recon, main, aux, dense,       \
+        latent_update<T, TIED>(first, latents, cost, d, pitch, ends, parts, input, recon, aux_recon, main, aux, dense, \
                                kept, lengths, unit, model, step, control, partial);                                    \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, 3)                                                               \

@@ -47,7 +47,7 @@ pub fn of(kernel: &str, s: &Shape) -> Option<Traffic> {
             (matrices * m * p * a_weight + 8.0 * blocks * p, hard * 2.0 * entries * p * e)
         }
         "index_count" => (4.0 * entries + 4.0 * m, 0.0),
-        "index_scan" => (12.0 * m, 0.0),
+        "index_scan" => (20.0 * m, 0.0),
         "index_fill" => (8.0 * entries + 8.0 * m, 0.0),
         "index_order" => (8.0 * entries + 4.0 * m, 0.0),
         "fire_top" => (8.0 * entries + 4.0 * m, 0.0),

@@ -354,7 +354,10 @@ fn wrong_arithmetic_is_found() {
             "for (u32 w = 1; w < TOPK_THREADS / WARP; w++) least",
         ),
         // Which latents a block takes, with lists and without.
-        ("latent_update.cu", "wanted = all * block / blocks", "wanted = all * block / (blocks + 1)"),
+        ("latent_update.cu", "cost(latents) * block / blocks", "cost(latents) * block / (blocks + 1)"),
+        ("index.cu", "runs > 0 ? runs : own.v[l]", "own.v[l]"),
+        ("index.cu", "cost_before += cost_of_tile;", ""),
+        ("index.cu", "if (j + l + 1 == m) cost[m] = cost_here;", ""),
         ("latent_update.cu", "(u64)block * latents / blocks", "(u64)block * (latents - 1) / blocks"),
         // Vectors, of the last latents of a share, and of all before.
         ("latent_update.cu", "values < WARP && at + 1 < share[1]", "values < WARP"),

@@ -66,7 +66,13 @@ fn check_lists(
         assert_eq!(offsets[j as usize] as usize, want.iter().filter(|e| e.0 < j).count(), "latent {j}");
     }
     let held = |j: usize| (offsets[j + 1] - offsets[j]) as usize;
+    let cost = work.main.cost.read(device, m + 1).unwrap();
+    assert_eq!(cost[0], 0);
+    let check_cost = |j: usize, entries: usize| {
+        assert_eq!(cost[j + 1] - cost[j], 9 + entries as u64, "N {n} M {m} k {k}: latent {j}");
+    };
     let Some(runs) = &work.main.runs else {
+        (0..m).for_each(|j| check_cost(j, held(j)));
         // A row holds a latent once: no list is so long that it would be cut.
         return assert!(n <= 32.max(2 * n * k / m + 32), "N {n} M {m} k {k}");
     };
@@ -86,6 +92,8 @@ fn check_lists(
     let got = read(&runs.first, m + 1, device);
     assert_eq!(got[m] as usize, latents.len(), "N {n} M {m} k {k}");
     assert_eq!(read(&runs.latent, latents.len(), device), latents, "N {n} M {m} k {k}");
+    let in_runs = |j: usize| latents.iter().filter(|&&of| of as usize == j).count();
+    (0..m).for_each(|j| check_cost(j, if in_runs(j) > 0 { in_runs(j) } else { held(j) }));
     for (j, first) in first {
         assert_eq!(got[j] as usize, first, "N {n} M {m} k {k}: latent {j}");
     }

@@ -431,7 +431,7 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
         let n_rows = place.n_rows();
         let recon = place.planes(n_rows as usize, &narrow(31));
         let mut args =
-            vec![Arg::U32(first), Arg::U32(latents), U32_D, U32_D, place.front(&[at]), Arg::U32(2)];
+            vec![Arg::U32(first), Arg::U32(latents), NULL, U32_D, U32_D, place.front(&[at]), Arg::U32(2)];
         args.extend([place.rows(&narrow(30)), place.arg(recon), place.rows(&narrow(32))]);
         for _ in 0..2 {
             args.extend(lists);
@@ -452,7 +452,7 @@ fn latent_update(place: &mut Place) -> Vec<Vec<u8>> {
         args.push(NULL);
         let partial = place.block(1024 * D * 4, 0, &[]);
         args.extend([Arg::U32(0), model, place.step_of(n_rows, 1.0), place.control(), place.arg(partial)]);
-        // A block takes every 1024th latent.
+        // The last of the blocks that share out the latents.
         let blocks = latents.min(1024);
         place.device.first_block = (latents - 1) % blocks;
         let launch = Launch { grid: (blocks, 1), block: 256, shared: (3 * 4 * D) as u32 };

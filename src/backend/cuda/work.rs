@@ -209,6 +209,8 @@ pub struct Entries {
     pub row: Buffer<u32>,
     /// (M + 1) where each latent's entries start in `slots`.
     pub offsets: Buffer<u32>,
+    /// (M + 1) what the latents before each cost `latent_update`, in entries.
+    pub cost: Buffer<u64>,
     /// (N k) entry numbers by latent, ascending.
     pub slots: Buffer<u32>,
     /// Lists of latents that fire on many rows; where a batch has too few rows for one, there is none.
@@ -277,6 +279,7 @@ impl Entries {
             count: Buffer::zeros(device, n, "their counts")?,
             row: Buffer::zeros(device, n * k, "their rows")?,
             offsets: Buffer::zeros(device, s.m + 1, "entries by latent")?,
+            cost: Buffer::zeros(device, s.m + 1, "entries by latent")?,
             slots: Buffer::zeros(device, n * k, "entries by latent")?,
             runs: Runs::new(device, s, n, k)?,
         })

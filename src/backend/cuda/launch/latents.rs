@@ -22,6 +22,7 @@ pub fn index(
     let lists = [entries.index.holds(n * k)?, entries.first.holds(n)?, entries.count.holds(n)?, rows];
     let row = entries.row.holds(n * k)?;
     let offsets = entries.offsets.holds(s.m + 1)?;
+    let cost = entries.cost.holds(s.m + 1)?;
     totals.zero(device, s.m)?;
     let (totals, cursor) = (totals.holds(s.m)?, cursor.holds(s.m)?);
     let (unordered, slots) = (unordered.holds(n * k)?, entries.slots.holds(n * k)?);
@@ -32,7 +33,7 @@ pub fn index(
     unsafe {
         device.launch("index_count", warp_per_row, &[&lists[..], &[totals, row]].concat())?;
         let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
-        device.launch("index_scan", one, &[&[totals, u(s.m)?, offsets, cursor][..], &cut].concat())?;
+        device.launch("index_scan", one, &[&[totals, u(s.m)?, offsets, cursor, cost][..], &cut].concat())?;
         device.launch("index_fill", warp_per_row, &[&lists[..], &[cursor, unordered]].concat())?;
         let latents = Launch { grid: grid(s.m)?, block: WARP, shared: 0 };
         let lists = [offsets, unordered, row, rows];
@@ -176,6 +177,7 @@ pub fn latent_update(
     let mut args = vec![
         u(first)?,
         u(latents)?,
+        up.main.map_or(Ok(NULL), |e| e.cost.holds(s.m + 1))?,
         u(s.d)?,
         u(s.pitch)?,
         work.ends.holds(s.prefixes.len())?,
