@@ -6,7 +6,12 @@
 //
 // scores (N, pitch), b_lat, thresholds, lengths (M). A row may have any number of active latents, so the code is dense: a
 // tile holds latents [first, first + cols) of all rows, (N, tile_pitch), and the decoder and the gradients are dense products.
-// above_count: one block a row, all latents. The others: grid (N, ceil(cols / 1024)), 256 threads, four latents a thread.
+//
+// 1. above_count, one block a row: L0_n, which latents fire, and the row's part of the penalty.
+// 2. above_tile: the code of a tile, which the decoder takes as a dense product.
+// 3. above_gradients: from dh of a tile, a dense product, to dz, with the code again and each row's part of dt.
+// 2 and 3: grid (N, ceil(cols / 1024)), 256 threads, four latents a thread. Where the penalty has lengths, row_lengths goes first,
+// a warp a row of W_dec.
 // Reads the scores once each; above_gradients moves three tiles, four where thresholds are trained.
 // Formulas and sources: src/backend/mod.rs.
 #include "common.cuh"

@@ -1,4 +1,11 @@
 // Sums over rows, blocks and latents, each by one block or in chunks of fixed size: the order is always the same.
+//
+// 1. finish_loss: the loss of a step from its rows, and what the penalty's gradient needs; a loss that is not finite stops all.
+// 2. column_sums, then add_chunks: gradients that are sums over rows, by runs of rows and then over the runs: that of b_pre, and those
+//    of biases and thresholds where they are dense.
+// 3. clip_factor: the gradient's norm, where it is clipped, from sums of squares that latent_update left by block.
+// 4. update_pre_bias, carry_weight, count_idle: what is left of the update, a thread a value.
+// 5. add_quality: an evaluation's sums over the rows of a batch.
 #include "common.cuh"
 
 // Column sums of a matrix (n, pitch) over chunk blockIdx.y of gridDim.y runs of rows: out (gridDim.y, cols), float64.

@@ -6,6 +6,10 @@
 //   dz_nj = [z_nj > 0] (p_nj S_n ((1 - alpha) dh_nj - c_n) / tau + c_n + alpha dh_nj [j in top k])
 //
 // scores (N, pitch), b_lat (M); a tile holds latents [first, first + cols) of all rows, (N, tile_pitch).
+//
+// 1. soft_weights: p of a tile, from the scores, the noise made again, and the softmax's largest exponent and total
+//    (topk_stream.cu). The decoder takes it as a dense product.
+// 2. soft_gradients: from dh of a tile, a dense product, to dz, with p made once more, and h.
 // Grid: (N, ceil(cols / 1024)), 256 threads; a warp takes 128 neighbouring latents, as the noise is laid out.
 // `kth` is the key of the row's k-th largest score (topk_stream.cu): a latent is in the top k when its key reaches it.
 // Moves N cols scores and one or three tiles. Exact and without sums: nothing depends on an order.
