@@ -52,6 +52,7 @@
 //! | [`files`] | files written whole or not at all |
 //! | [`rows`] | which rows there are, where their values come from, split and order |
 //! | [`data`] | HDF5 layouts: what a file means |
+//! | [`peers`] | processes that train one model together: their ranks, and whether they live |
 //! | [`model`] | the tensors, their start, and `model.safetensors` |
 //! | [`config`] | every option with its default, unit and help, settled once |
 //! | [`backend`] | the formulas, and the one seam to the arithmetic |
@@ -87,6 +88,7 @@ pub mod interrupt;
 mod memory;
 pub mod model;
 pub mod noise;
+pub mod peers;
 pub mod report;
 pub mod rows;
 pub mod run;

@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 13] = [
     &["error", "spec"],
     &["interrupt", "memory", "noise", "schedule", "text"],
     &["console", "files", "rows"],
-    &["data", "model"],
+    &["data", "model", "peers"],
     &["config"],
     &["backend"],
     &["devices", "train"],

@@ -1,0 +1,93 @@
+//! What ranks say to each other: messages of JSON after their length.
+
+use super::Timing;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+
+/// Longest message that is read.
+const LONGEST: u32 = 64 << 20;
+
+/// Where rank 0 is found.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Address {
+    /// Names of its machine.
+    pub hosts: Vec<String>,
+    /// The port that it listens on.
+    pub port: u16,
+    /// What is trained.
+    pub token: String,
+}
+
+/// Why a run of several ranks cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Which rank.
+    pub rank: usize,
+    /// Its machine.
+    pub host: String,
+    /// What is known of it.
+    pub cause: String,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} on {}: {}", self.rank, self.host, self.cause)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Message {
+    /// The first of a rank to rank 0.
+    Hello { rank: usize, count: usize, host: String, token: String },
+    /// Rank 0 takes it.
+    Welcome,
+    /// Rank 0 does not.
+    Refused { why: String },
+    /// A sign of life.
+    Beat { waiting: bool, exchanges: u64 },
+    /// What a rank brings to a meeting.
+    Bring { number: u64, bytes: Vec<u8>, last: bool },
+    /// What all ranks brought.
+    All { number: u64, bytes: Vec<Vec<u8>>, last: bool },
+    /// The rank cannot go on.
+    Failed { cause: String },
+    /// Nobody can.
+    End(End),
+}
+
+/// Sends a message whole.
+pub(super) fn send(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let mut bytes = u32::try_from(text.len()).map_err(io::Error::other)?.to_le_bytes().to_vec();
+    bytes.extend(text);
+    stream.write_all(&bytes)
+}
+
+/// The next message; waits as long as the stream's limit says.
+pub(super) fn receive(stream: &mut TcpStream) -> io::Result<Message> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(io::Error::other("this is not a rank of sae"));
+    }
+    let mut text = vec![0; length as usize];
+    stream.read_exact(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// What a connection that failed says of the rank at its other end.
+pub(super) fn why(error: &io::Error, timing: Timing) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!(
+            "no sign of life for {} s: its node is down, or the network to it",
+            timing.silence.as_secs_f64()
+        ),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            "its process ended without saying why: it was killed or it crashed (its own output and the system's log may say more)".into()
+        }
+        _ => format!("the connection to it failed: {error}"),
+    }
+}
