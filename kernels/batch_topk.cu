@@ -144,9 +144,6 @@ __device__ inline void each_run(const T *scores, const float *b_lat, u32 m, u32 
     }
 }
 
-// The row of the thread's warp; n_rows or more where it has none.
-__device__ inline u64 row_of_warp() { return blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; }
-
 // Step 3: the histogram of a digit.
 template <typename T>
 __device__ void batch_digits(const T *scores, const float *b_lat, u32 m, u32 pitch, u32 runs, u32 n_rows, const u32 *maxima,
@@ -184,13 +181,23 @@ __device__ void batch_count(const T *scores, const float *b_lat, u32 m, u32 pitc
 }
 
 // Step 4, one block of 1024 threads: `equal` becomes what a row may take of the keys that equal the last; first and count.
+// `of_ranks` (ranks, N) has `equal` of each rank, where latents are shared out: those of a row's lower ranks come first. Else it
+// is null.
 extern "C" __global__ void __launch_bounds__(1024)
-    batch_places(const u32 *above, u32 *equal, u32 n_rows, const Found *found, u32 *first, u32 *count) {
+    batch_places(const u32 *above, u32 *equal, u32 n_rows, const Found *found, const u32 *of_ranks, u32 ranks, u32 rank,
+                 u32 *first, u32 *count) {
     __shared__ u32 warps[32];
     u32 left = found->want, begin = 0;
     for (u32 tile = 0; tile < n_rows; tile += 1024) {
-        u32 n = tile + threadIdx.x, same = n < n_rows ? equal[n] : 0, all;
-        u32 before = sum_before(same, warps, &all);
+        u32 n = tile + threadIdx.x, same = n < n_rows ? equal[n] : 0, of_row = same, lower = 0, all;
+        if (of_ranks != 0 && n < n_rows) {
+            of_row = 0;
+            for (u32 r = 0; r < ranks; r++) {
+                if (r == rank) lower = of_row;
+                of_row += of_ranks[(u64)r * n_rows + n];
+            }
+        }
+        u32 before = sum_before(of_row, warps, &all) + lower;
         u32 takes = before < left ? min(same, left - before) : 0;
         left -= min(left, all);
         u32 own = n < n_rows ? above[n] + takes : 0;

@@ -11,6 +11,8 @@ typedef unsigned long long u64;
 
 #define WARP 32u
 #define FULL 0xffffffffu
+// Latents of which the noise has a number each at a time; ranks have whole groups.
+#define GROUP 128u
 // As `MOST_PREFIXES` in src/spec/prefixes.rs.
 #define MOST_PREFIXES 16u
 #define F32_INF __uint_as_float(0x7f800000u)
@@ -153,6 +155,9 @@ __device__ inline float gumbel(float u) {
 // e^(t / tau) for many t: 2^(t per_tau), where per_tau = per_temperature(1 / tau). A power of two is one instruction.
 __device__ inline float per_temperature(float inv_tau) { return inv_tau * 1.44269504f; }
 
+// The row of the thread's warp; n_rows or more where it has none.
+__device__ inline u64 row_of_warp() { return blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP; }
+
 // Sum of `own` over the lanes up to the caller's.
 template <typename T> __device__ inline T lanes_up_to(T own) {
     for (u32 step = 1; step < WARP; step *= 2) {
@@ -237,7 +242,7 @@ struct Step {
     float reach;     // half the width of the kernel of thresholds
     float inv_bandwidth; // 1 / its width
     float furthest;  // that all thresholds move together, or 0
-    u32 unused;
+    u32 group;       // groups of 128 latents before the first of this device
 };
 
 // What the device keeps of the steps; mirrored by `Outcome` in src/backend/cuda/params.rs.

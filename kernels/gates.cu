@@ -6,7 +6,7 @@
 //   u_e  = (z_e - mean z) / sd z over the row's P candidates; w = 1 and G = 0 where P <= k
 //
 // and w, G by LapSum. Row n's P candidates are at first[n] .. first[n] + count[n] of all lists, P <= 1024: index has their latents,
-// ascending, score their positive scores z; value gets h, direct D; grad holds dh and becomes dz. Kept for
+// ascending (of all latents, of which the device has m from the step's group on), score their positive scores z; value gets h, direct D; grad holds dh and becomes dz. Kept for
 // the backward pass: threshold (N), LapSum's b.
 // One block per row, of up to 256 threads. A thread owns every blockDim-th candidate, four at most, in registers.
 //
@@ -47,7 +47,8 @@ __device__ inline float block_max(float v, float *scratch) {
 }
 
 // Step 1. Bit i says whether the thread's i-th candidate is in the top k; `at` is the row's first place.
-__device__ inline u32 find_top(const u32 *index, const float *score, u32 at, u32 p, u32 k, u32 *fired) {
+__device__ inline u32 find_top(const u32 *index, const float *score, u32 at, u32 p, u32 k, const Step *step, u32 m,
+                               u32 *fired) {
     __shared__ u64 keys[OWN * GATE_THREADS];
     u64 own[OWN] = {0, 0, 0, 0};
     u32 larger[OWN] = {0, 0, 0, 0}, top = 0;
@@ -65,7 +66,8 @@ __device__ inline u32 find_top(const u32 *index, const float *score, u32 at, u32
         if (larger[i] >= k) return;
         top |= 1u << i;
         // Several rows may write it, all the same.
-        fired[~(u32)own[i]] = 1;
+        u32 j = ~(u32)own[i] - step->group * GROUP;
+        if (j < m) fired[j] = 1;
     });
     return top;
 }
@@ -153,12 +155,12 @@ __device__ inline float lap_threshold(const Step *step, u32 p, u32 k, const floa
 
 extern "C" __global__ void __launch_bounds__(256)
     gate_weights_lapsum(const u32 *index, const float *score, const u32 *first, const u32 *count, u32 k, const Step *step,
-                        u32 *fired, float *direct, float *value, float *threshold) {
+                        u32 m, u32 *fired, float *direct, float *value, float *threshold) {
     __shared__ double scratch[32];
     __shared__ float maxima[32];
     u32 p = count[blockIdx.x];
     u32 at = first[blockIdx.x];
-    u32 top = find_top(index, score, at, p, k, fired);
+    u32 top = find_top(index, score, at, p, k, step, m, fired);
     float z[OWN], u[OWN], w[OWN] = {1.0f, 1.0f, 1.0f, 1.0f};
     standardise(score, at, p, z, u, scratch);
     if (p > k) {
@@ -201,6 +203,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Annealed k: the code is the selection itself, but only the latents of the top k have fired.
 extern "C" __global__ void __launch_bounds__(256)
-    fire_top(const u32 *index, const float *score, const u32 *first, const u32 *count, u32 k, u32 *fired) {
-    find_top(index, score, first[blockIdx.x], count[blockIdx.x], k, fired);
+    fire_top(const u32 *index, const float *score, const u32 *first, const u32 *count, u32 k, const Step *step, u32 m,
+             u32 *fired) {
+    find_top(index, score, first[blockIdx.x], count[blockIdx.x], k, step, m, fired);
 }

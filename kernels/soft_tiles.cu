@@ -28,12 +28,12 @@ __device__ inline Quad soft_quad(const T *scores, const float *b_lat, u32 m, u32
                                  const float *given, SoftRow row) {
     u64 n = blockIdx.x;
     u32 lane = threadIdx.x % WARP;
-    u32 group = (first + blockIdx.y * 1024) / 128 + threadIdx.x / WARP;
+    u32 group = (first + blockIdx.y * 1024) / GROUP + threadIdx.x / WARP;
     float per_tau = per_temperature(step->inv_tau);
-    Words words = uniform_words(step->seed, step->step, (u32)n, group, lane);
+    Words words = uniform_words(step->seed, step->step, (u32)n, step->group + group, lane);
     Quad q;
     for (u32 w = 0; w < 4; w++) {
-        u32 j = group * 128 + w * WARP + lane;
+        u32 j = group * GROUP + w * WARP + lane;
         bool inside = j < m;
         q.j[w] = j;
         q.z[w] = inside ? widen(scores[n * pitch + j]) + b_lat[j] : 0.0f;
@@ -63,13 +63,15 @@ __device__ void soft_gradients(const T *scores, const float *b_lat, u32 m, u32 p
     SoftRow row = soft[n];
     Quad q = soft_quad(scores, b_lat, m, pitch, first, step, given, row);
     u64 least = kth[n];
+    // Read once: the tiles might overlap it, as far as the compiler knows.
+    u32 before = step->group * GROUP;
     for (u32 w = 0; w < 4; w++) {
         u32 at = q.j[w] - first;
         if (at >= cols) continue;
         u64 place = n * tile_pitch + at;
         float z = q.z[w], p = q.p[w];
         bool positive = z > 0.0f;
-        bool top = positive && ((u64)__float_as_uint(z) << 32 | (u32)~q.j[w]) >= least;
+        bool top = positive && ((u64)__float_as_uint(z) << 32 | (u32)~(q.j[w] + before)) >= least;
         float h = step->rest * p * row.sum + (top ? step->alpha * z : 0.0f);
         float dh = widen(grad[place]) + step->sparsity;
         float dz = p * row.sum * (step->rest * dh - row.c) / step->tau + row.c + (top ? step->alpha * dh : 0.0f);

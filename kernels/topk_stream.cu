@@ -305,7 +305,7 @@ __device__ void topk_stream(const T *scores, const float *b_lat, u32 m, u32 pitc
                 for (u32 g = 0; g < 2; g++) {
                     float u[4];
                     if (given == 0) {
-                        Words words = uniform_words(step->seed, step->step, (u32)n, j / 128 + g, lane);
+                        Words words = uniform_words(step->seed, step->step, (u32)n, step->group + j / GROUP + g, lane);
                         for (u32 w = 0; w < 4; w++) u[w] = unit(words.w[w]);
                     } else {
                         const float *of_row = given + n * m + j + place_of<SOFT>(g * 4);

@@ -31,6 +31,10 @@ mod noise;
 mod offsets;
 #[path = "kernels/precision.rs"]
 mod precision;
+#[path = "kernels/ranks.rs"]
+mod ranks;
+#[path = "common/ranks.rs"]
+mod thread_ranks;
 #[path = "kernels/topk.rs"]
 mod topk;
 #[path = "kernels/traffic.rs"]

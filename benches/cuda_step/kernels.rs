@@ -276,11 +276,11 @@ fn selection(
     let scores: Vec<f32> = (0..n * sizes.score_pitch).map(score).collect();
     work.scores.write(device, &scores)?;
     let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise: Noise::Philox { seed: 0 } };
-    let params = StepParams::new(&spec, &plan, n, (sizes.d, m), 0);
+    let params = StepParams::new(&spec, &plan, n, (sizes.d, &sizes.shard), 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params))?;
     let batch = DeviceBatch { n, step: work.message.address(), rows: 0, data: 0, slot: 0, given: 0 };
     let b_lat = bias.address();
     Ok(time(bench, device, 10, &mut |dev| {
-        launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, Phase::Hard, &mut work)
+        launch::topk(dev, &sizes, &batch, b_lat, &mut shared, true, Phase::Hard, None, &mut work)
     }))
 }

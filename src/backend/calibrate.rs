@@ -7,6 +7,8 @@ use crate::spec::{Activation, ModelSpec};
 #[derive(Debug)]
 pub struct Calibration {
     activation: Activation,
+    floor: f32,
+    places: usize,
     largest: Largest,
     above: Vec<f32>,
 }
@@ -15,13 +17,14 @@ impl Calibration {
     /// For `n_rows` rows; `None` where the model has k places per row, or does not aim at k.
     pub fn new(spec: &ModelSpec, n_rows: usize) -> Option<Self> {
         let places = n_rows * spec.forward.k;
-        let largest = match spec.forward.activation {
+        let floor = match spec.forward.activation {
             _ if !spec.seeks_k() => return None,
             // Biases can be raised as well as lowered, and thresholds.
-            Activation::Relu | Activation::JumpRelu => Largest::above(f32::NEG_INFINITY, places),
-            _ => Largest::above(0.0, places),
+            Activation::Relu | Activation::JumpRelu => f32::NEG_INFINITY,
+            _ => 0.0,
         };
-        Some(Self { activation: spec.forward.activation, largest, above: vec![] })
+        let largest = Largest::above(floor, places);
+        Some(Self { activation: spec.forward.activation, floor, places, largest, above: vec![] })
     }
 
     /// Looks at scores (rows, M) of a model with these thresholds (M), if it has any.
@@ -35,6 +38,17 @@ impl Calibration {
             self.above.extend(z.iter().zip(thresholds).filter(|(z, _)| **z > 0.0).map(|(z, t)| z - t));
             self.largest.add(&self.above);
         }
+    }
+
+    /// The scores that may decide, as many for every set of latents: those of some latents, for [`Calibration::join`].
+    pub fn kept(&mut self) -> Vec<f32> {
+        let empty = Largest::above(self.floor, self.places);
+        std::mem::replace(&mut self.largest, empty).kept(self.floor)
+    }
+
+    /// Looks at what was kept of other latents.
+    pub fn join(&mut self, kept: &[f32]) {
+        self.largest.add(kept);
     }
 
     /// Sets the one threshold, or moves the model's thresholds or the biases of its latents (M each).

@@ -33,6 +33,13 @@ impl Largest {
         }
     }
 
+    /// The `places` + 1 largest values, and the floor where there are fewer.
+    pub fn kept(mut self, floor: f32) -> Vec<f32> {
+        self.cut();
+        self.values.resize(self.places + 1, floor);
+        self.values
+    }
+
     /// The largest value that has no place: as many as there are places, or fewer where some are equal, lie above it. The
     /// floor where all values above it have one.
     pub fn next(mut self) -> f32 {

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::spec::{Init, PreBias, Training};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
 
 /// One set of the model's tensors: the weights themselves, a moment of Adam, a gradient or an average.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,20 @@ pub struct Params {
 }
 
 impl Params {
+    /// Those of some latents; b_pre, which all of them share, is whole.
+    pub fn of_latents(&self, latents: Range<usize>) -> Self {
+        let rows = latents.start * self.d_in..latents.end * self.d_in;
+        Self {
+            d_in: self.d_in,
+            n_latents: latents.len(),
+            w_enc: self.w_enc[rows.clone()].to_vec(),
+            w_dec: self.w_dec.as_ref().map(|w| w[rows].to_vec()),
+            b_pre: self.b_pre.clone(),
+            b_lat: self.b_lat[latents.clone()].to_vec(),
+            threshold: self.threshold.as_ref().map(|t| t[latents].to_vec()),
+        }
+    }
+
     /// All zeros.
     pub fn zeros(d_in: usize, n_latents: usize, tied: bool) -> Self {
         Self {
@@ -259,6 +274,20 @@ pub type Fill<'a> = dyn FnMut(&str, &mut [u8]) -> Result<()> + 'a;
 pub const SETS: [&str; 4] = ["", "m.", "v.", "ema."];
 
 impl TrainState {
+    /// The state of some latents, and what all of them share.
+    pub fn of_latents(&self, latents: Range<usize>) -> Self {
+        let of = |params: &Params| params.of_latents(latents.clone());
+        Self {
+            step: self.step,
+            params: of(&self.params),
+            m: of(&self.m),
+            v: of(&self.v),
+            ema: self.ema.as_ref().map(of),
+            idle_rows: self.idle_rows[latents.clone()].to_vec(),
+            penalty_weight: self.penalty_weight.clone(),
+        }
+    }
+
     /// Everything at 0.
     pub fn zeros(d_in: usize, n_latents: usize, tied: bool, with_ema: bool) -> Self {
         Self::start(Params::zeros(d_in, n_latents, tied), with_ema)

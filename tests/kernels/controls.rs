@@ -97,19 +97,34 @@ pub fn found(changed: &str, make: impl Fn() -> Emulator) -> bool {
                 .iter()
                 .skip(3)
                 .step_by(2)
-                .any(|case| failed(&|device| kinds::evaluation_agrees(case, device)))
+                .any(|case| failed(&|device| kinds::evaluation_agrees(case, true, on(device))))
     };
     let kinds = || {
         failed(&|mut device| check_batch(device.as_mut(), Element::F32, 1100, 5))
             || telling().iter().any(|case| failed(&|device| case.clone().agree_with(on(device), |_| ())))
     };
-    let mut checks: [(&[&str], &dyn Fn() -> bool); 6] = [
+    let ranks = || {
+        crate::ranks::telling().into_iter().any(|case| {
+            (0..2).any(|seed| {
+                let devices = (0..2).map(|rank| {
+                    let mut device = make();
+                    device.seed = 2 * seed + rank;
+                    Box::new(device) as Box<dyn Device>
+                });
+                let devices: Vec<Box<dyn Device>> = devices.collect();
+                let agrees = AssertUnwindSafe(|| crate::ranks::agrees(&case, devices));
+                catch_unwind(agrees).is_err()
+            })
+        })
+    };
+    let mut checks: [(&[&str], &dyn Fn() -> bool); 7] = [
         (&["topk_stream.cu"], &selection),
         (&["index.cu"], &by_latent),
         (&["gather_norm.cu", "soft_tiles.cu", "latent_update.cu", "reduce.cu", "common.cuh"], &steps),
         (&["gates.cu"], &weighed),
         (&["above.cu", "batch_topk.cu", "latent_update.cu", "reduce.cu", "decode.cu"], &kinds),
-        (&["decode.cu"], &evaluations),
+        (&["decode.cu", "entries.cuh"], &evaluations),
+        (&["ranks.cu"], &ranks),
     ];
     checks.sort_by_key(|(files, _)| !files.contains(&changed));
     checks.iter().any(|(_, fails)| fails())
@@ -244,6 +259,10 @@ fn a_missing_barrier_is_found() {
         ),
         ("batch_topk.cu", "    // All bins must be empty before any is counted.\n    __syncthreads();"),
         (
+            "ranks.cu",
+            "    // All cuts must be there before any thread sums over a segment.\n    __syncthreads();",
+        ),
+        (
             "decode.cu",
             "        // All entries of the run must be there before any thread sums over them.\n        __syncthreads();",
         ),
@@ -305,7 +324,7 @@ fn wrong_arithmetic_is_found() {
         ("decode.cu", "= sum + (value[e] < 0.0f ? -add : add)", "= sum + add"),
         ("decode.cu", "= rest + (value[e] < 0.0f ? -add : add)", "= rest"),
         // Where segments begin; what of the prefixes before goes on.
-        ("decode.cu", "if (index[middle] < ends[s - 1])", "if (index[middle] <= ends[s - 1])"),
+        ("entries.cuh", "if (index[middle] < ends[s - 1])", "if (index[middle] <= ends[s - 1])"),
         ("decode.cu", "acc[l] = s > 0 ? sum[i + l] : 0.0f;", "acc[l] = 0.0f;"),
         ("latent_update.cu", "recon += j >= ends[s] ?", "recon += j > ends[s] ?"),
         // A tie across rows and within one; the search for places.
@@ -363,6 +382,41 @@ fn wrong_arithmetic_is_found() {
         ("latent_update.cu", "values < WARP && at + 1 < share[1]", "values < WARP"),
         ("latent_update.cu", "values < WARP && at + 1 < share[1]", "at + 1 < share[1]"),
         ("latent_update.cu", "of = at + 1 - values + threadIdx.x;", "of = at - threadIdx.x;"),
+        // What ranks have of the latents, and what they make of each other's.
+        ("ranks.cu", "(u32)((u64)r * units / ranks) * GROUP", "(u32)((u64)r * units / ranks) * GROUP + r"),
+        ("ranks.cu", "aux ? k : min(k, step->active)", "k"),
+        ("ranks.cu", "total > want ? want - reach(all, n, least + 1) : total", "want"),
+        ("ranks.cu", "(same && (u32)__popc(twins & before) < ties)", "same"),
+        ("ranks.cu", "own_count[n] = at - own_begin;", "own_count[n] = at - begin;"),
+        (
+            "ranks.cu",
+            "if (r == rank && lane == 0) own_first[n] = at;",
+            "if (r == 0 && lane == 0) own_first[n] = at;",
+        ),
+        ("ranks.cu", "(u64)least << 32 | (u32)~last", "(u64)least << 32 | ~0u"),
+        ("ranks.cu", "if (fired != 0) fired[j] = 1;", ""),
+        ("ranks.cu", "__float_as_uint(z) & 0x7fffffffu", "__float_as_uint(z)"),
+        (
+            "ranks.cu",
+            "exp2f((row.max - max) * per_temperature(step->inv_tau)) / row.inv_total",
+            "1.0f / row.inv_total",
+        ),
+        ("ranks.cu", "sum += row.sum;", "sum = row.sum;"),
+        ("ranks.cu", "u32 from = begin + cuts[s];", "u32 from = begin + cuts[0];"),
+        ("ranks.cu", "if (fired_rows != 0) atomicAdd(", "if (fired_rows != 0 && e > 0) atomicAdd("),
+        ("ranks.cu", "facts[n_rows + n] = held;", "facts[n_rows + n] = 1;"),
+        ("ranks.cu", "y = share * sum + b_pre[c];", "y = sum + b_pre[c];"),
+        ("ranks.cu", "later += planes[s * plane + at];", "later = planes[s * plane + at];"),
+        ("ranks.cu", "aux[at] * sigma + off", "aux[at] * sigma"),
+        ("ranks.cu", "(double)share * facts[n] + (double)soft_scale", "facts[n]"),
+        ("ranks.cu", "((float)along + step->sparsity)", "(float)along"),
+        ("ranks.cu", "index[e] >= ends[s] ? plane", "index[e] > ends[s] ? plane"),
+        ("ranks.cu", "dot + (value[e] < 0.0f ? -add : add)", "dot + add"),
+        ("gates.cu", "~(u32)own[i] - step->group * GROUP", "~(u32)own[i]"),
+        ("topk_stream.cu", "step->group + j / GROUP + g", "j / GROUP + g"),
+        ("soft_tiles.cu", "step->group + group", "group"),
+        ("soft_tiles.cu", "~(q.j[w] + before)", "~q.j[w]"),
+        ("batch_topk.cu", "if (r == rank) lower = of_row;", ""),
         ("common.cuh", "c2 = high0 ^ c3 ^ k1;", "c2 = high0 ^ c3;"),
         ("reduce.cu", "rows > ~0u - n_rows ? ~0u : rows + n_rows", "rows + 1"),
     ] {

@@ -17,17 +17,17 @@ use topk_sae::rows::BatchOrder;
 use topk_sae::schedule::{anneal_fraction, temperature};
 use topk_sae::spec::{Activation, Init, ModelSpec, Precision, Prefixes, Relaxation};
 
-fn sample() -> Arc<Embeddings> {
+pub fn sample() -> Arc<Embeddings> {
     let path = folder("SAE_EXAMPLES", "examples/data").join("prott5_uniprot_3ftx.h5");
     Arc::new(Embeddings::load(&[path], &LoadOptions::default()).unwrap())
 }
 
-/// Losses of 200 steps with the usual learning rate, a third of them warm-up.
-fn losses(backend: &mut dyn Look, n_rows: usize) -> Vec<f64> {
-    let mut order = BatchOrder::new((0..n_rows as u32).collect(), 32, 3);
+/// Losses of 200 steps with the usual learning rate, of which `soft` are warm-up.
+pub fn losses(backend: &mut dyn Look, n_rows: usize, soft: u64, batch: usize) -> Vec<f64> {
+    let mut order = BatchOrder::new((0..n_rows as u32).collect(), batch, 3);
     let mut losses = vec![];
     for step in 0..200 {
-        let alpha = anneal_fraction(step, 66);
+        let alpha = anneal_fraction(step, soft);
         let tau = temperature(alpha, 1.0, 0.05);
         let plan = StepPlan { step, alpha, tau, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 3 } };
         losses.push(backend.step_now(order.batch(step), &plan).unwrap().loss);
@@ -56,7 +56,8 @@ fn two_hundred_steps_on_real_data_follow_the_cpu() {
         let mut cpu = FastCpu::new(data.clone(), spec.clone(), state.clone());
         let mut engine =
             Engine::new("engine".into(), device(0), data.clone(), spec, Precision::F32, &state).unwrap();
-        let (got, want) = (losses(&mut engine, data.n_rows()), losses(&mut cpu, data.n_rows()));
+        let (got, want) =
+            (losses(&mut engine, data.n_rows(), 66, 32), losses(&mut cpu, data.n_rows(), 66, 32));
         let off: Vec<f64> = got.iter().zip(&want).map(|(got, want)| (got / want - 1.0).abs()).collect();
         let worst = |steps: &[f64]| steps.iter().fold(0.0, |a, b| f64::max(a, *b));
         let parts: Vec<String> = off.chunks(50).map(|steps| format!("{:.1e}", worst(steps))).collect();

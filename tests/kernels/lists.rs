@@ -11,6 +11,7 @@ use topk_sae::backend::StepPlan;
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::launch::{self, CarriedOver, DeviceBatch, Unit, Update};
 use topk_sae::backend::cuda::params::StepParams;
+use topk_sae::backend::cuda::ranks::Shard;
 use topk_sae::backend::cuda::tensors::Tensors;
 use topk_sae::backend::cuda::work::{Sizes, WorkBuffers};
 use topk_sae::model::TrainState;
@@ -97,7 +98,7 @@ fn moved(
     let carried = CarriedOver::new(device, m, 1).unwrap();
     let plan =
         StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 0 } };
-    let params = StepParams::new(&spec, &plan, n, (d, m), 0);
+    let params = StepParams::new(&spec, &plan, n, (d, &Shard::whole(m)), 0);
     work.message.write(device, &[bytemuck::bytes_of(&params), &vec![0; 4 * n]].concat()).unwrap();
     let batch = DeviceBatch { n, step: work.message.address(), rows: 0, data: 0, slot: 0, given: 0 };
     let WorkBuffers { main, totals, cursor, unordered, .. } = &mut work;

@@ -325,7 +325,9 @@ fn batch_topk(place: &mut Place) -> Vec<Vec<u8>> {
     let counts = [place.arg(above), place.arg(equal)];
     warps(place, "batch_count_bf16", &counts);
     place.device.first_block = 0;
-    let places = [counts[0], counts[1], n_rows, found, place.arg(first), place.arg(count)];
+    let alone = [NULL, Arg::U32(1), Arg::U32(0)];
+    let places =
+        [&[counts[0], counts[1], n_rows, found], &alone[..], &[place.arg(first), place.arg(count)]].concat();
     place.launch_as("batch_places", one, &places);
     let fill = [counts[1], place.arg(first), Arg::U32(0), place.arg(index), place.arg(value), NULL];
     warps(place, "batch_fill_bf16", &fill);
@@ -497,6 +499,52 @@ fn column_sums(place: &mut Place) -> Vec<Vec<u8>> {
     vec![sums]
 }
 
+/// What a rank does with one entry, of the second of two prefixes.
+fn ranks(place: &mut Place) -> Vec<Vec<u8>> {
+    let (at, n) = (place.at as u32, place.at + 1);
+    let mut all = vec![];
+    let entry = [
+        place.rows(&narrow(2)),
+        U32_D,
+        place.rows(&[at]),
+        place.rows(&[0.5f32]),
+        place.rows(&[at]),
+        place.rows(&[1u32]),
+        place.front(&[at, at + 1]),
+        Arg::U32(2),
+    ];
+    let planes = place.planes(n, &values(D, 9));
+    place.launch("own_parts_bf16", 1, 0, &[&entry[..], &[place.arg(planes)]].concat());
+    all.extend(place.both(planes, n, 4 * D));
+
+    let planes = place.planes(n, &values(D, 5));
+    let grad = place.rows_to_read(&[9f32]);
+    let args = [&entry[..], &[place.arg(planes), Arg::U32(1), place.step(), place.arg(grad)]].concat();
+    place.launch("own_dots_bf16", 1, 0, &args);
+    all.push(place.row(grad));
+
+    let n_rows = place.n_rows();
+    let facts = place.block(3 * 8 * n, place.at * 8, &2.5f64.to_ne_bytes());
+    let (out, soft) = (place.planes(n, &narrow(9)), place.rows_to_read(&[soft_row()]));
+    let rows = [
+        place.rows_to_read(&values(D, 6)),
+        place.rows_to_read(&narrow(9)),
+        place.rows_to_read(&values(D, 9)),
+        place.rows_to_read(&[0u8; ROW_LOSS]),
+    ];
+    let mut args = decoder_args(place)[..6].to_vec();
+    args.extend([place.front(&values(D, 3)), U32_D, Arg::U32(2), place.rows(&values(D, 7)), place.arg(soft)]);
+    args.extend([place.step_of(n_rows, f64::from(n_rows)), place.control(), place.arg(facts)]);
+    args.extend([place.arg(planes), place.arg(rows[0]), place.arg(out)]);
+    args.extend(rows[1..].iter().map(|&block| place.arg(block)));
+    place.launch("reconstruct_bf16", 1, 0, &args);
+    all.extend(place.both(planes, n, 4 * D));
+    all.extend(place.both(out, n, 2 * D));
+    all.extend(rows.map(|block| place.row(block)));
+    all.push(place.row(soft));
+    all
+}
+
 type Run = fn(&mut Place) -> Vec<Vec<u8>>;
 
 /// Fails unless the kernel gives the same far out as at the front.
@@ -510,12 +558,12 @@ fn same_far_out<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], run: Run) {
 }
 
 /// Every pair of a kernel's run and a way to compute an offset in 32 bits in it.
-const PLANTED: [(&str, Run, &str, &str); 26] = [
+const PLANTED: [(&str, Run, &str, &str); 31] = [
     ("gather_norm.cu", gather_norm, "u64 x = (u64)rows[n] * d;", "u64 x = rows[n] * d;"),
     ("gather_norm.cu", gather_norm, "u64 n = (u64)blockIdx.x", "u32 n = (u64)blockIdx.x"),
     ("topk_stream.cu", topk, "u64 n = blockIdx.x;", "u32 n = blockIdx.x;"),
-    ("decode.cu", decode, "w + (u64)row * pitch", "w + row * pitch"),
-    ("decode.cu", decode_by_prefix, "w + (u64)row * pitch", "w + row * pitch"),
+    ("entries.cuh", decode, "w + (u64)row * pitch", "w + row * pitch"),
+    ("entries.cuh", decode_by_prefix, "w + (u64)row * pitch", "w + row * pitch"),
     ("decode.cu", decode, "grad_recon[n * pitch + c]", "grad_recon[(u32)n * pitch + c]"),
     ("decode.cu", decode, "aux_recon[n * pitch + c]", "aux_recon[(u32)n * pitch + c]"),
     ("decode.cu", decode, " recon[n * pitch + c]", " recon[(u32)n * pitch + c]"),
@@ -562,6 +610,16 @@ const PLANTED: [(&str, Run, &str, &str); 26] = [
     ("latent_update.cu", latent_update, "u64 from = (u64)at * pitch", "u64 from = at * pitch"),
     ("latent_update.cu", latent_update, "kept.dec + (u64)at * pitch", "kept.dec + at * pitch"),
     ("reduce.cu", column_sums, "(u64)row * pitch", "row * pitch"),
+    ("ranks.cu", ranks, "plane = (u64)gridDim.x * pitch", "plane = gridDim.x * pitch"),
+    (
+        "ranks.cu",
+        ranks,
+        "planes + s * plane + n * pitch + i + l",
+        "planes + s * plane + (u32)n * pitch + i + l",
+    ),
+    ("ranks.cu", ranks, "u64 at = n * pitch + c;", "u32 at = n * pitch + c;"),
+    ("ranks.cu", ranks, "x = (u64)rows[n] * d;", "x = rows[n] * d;"),
+    ("ranks.cu", ranks, "*dy = planes + n * pitch;", "*dy = planes + (u32)n * pitch;"),
 ];
 
 #[test]
@@ -570,7 +628,7 @@ fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
     if sanitizer::inside() || emulation_only("offsets of 64 bits") {
         return;
     }
-    let runs: [Run; 12] = [
+    let runs: [Run; 13] = [
         gather_norm,
         topk,
         decode,
@@ -583,6 +641,7 @@ fn rows_and_latents_beyond_four_billion_values_are_where_they_should_be() {
         latent_update,
         list_runs,
         column_sums,
+        ranks,
     ];
     for run in runs {
         same_far_out(SOURCES, run);

@@ -7,6 +7,7 @@ use topk_sae::backend::cuda::buffer::Buffer;
 use topk_sae::backend::cuda::device::{Device, Element};
 use topk_sae::backend::cuda::launch::{self, CarriedOver, DeviceBatch};
 use topk_sae::backend::cuda::params::StepParams;
+use topk_sae::backend::cuda::ranks::Shard;
 use topk_sae::backend::cuda::work::{Sizes, WorkBuffers};
 use topk_sae::backend::{Phase, StepPlan};
 use topk_sae::noise::{Noise, philox4x32, unit};
@@ -67,11 +68,12 @@ pub fn select(
     }
     work.scores.write(device, &stored).unwrap();
     let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise: Noise::Philox { seed: 0 } };
-    let params = StepParams::new(&spec, &plan, n, (2, m), 0);
+    let params = StepParams::new(&spec, &plan, n, (2, &Shard::whole(m)), 0);
     device.write(work.message.memory(), 0, bytemuck::bytes_of(&params)).unwrap();
     let step = work.message.address();
     let batch = DeviceBatch { n, step, rows: 0, data: 0, slot: 0, given: 0 };
-    launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, Phase::Hard, &mut work).unwrap();
+    launch::topk(device, &sizes, &batch, bias.address(), &mut shared, true, Phase::Hard, None, &mut work)
+        .unwrap();
     let count = work.main.count.read(device, n).unwrap();
     let index = work.main.index.read(device, n * k).unwrap();
     let value = work.main.value.read(device, n * k).unwrap();

@@ -19,6 +19,7 @@ use super::device::{Device, RecordKey};
 use super::feed::{Fed, Feed};
 use super::launch::{self, CarriedOver, DeviceBatch};
 use super::params::{Control, Outcome, StepParams};
+use super::ranks::{Ranks, Shard};
 use super::step::{AfterTile, Aim};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, ROWS_AT, Sizes, WorkBuffers};
@@ -57,6 +58,8 @@ pub(super) struct Parts {
     pub(super) spec: ModelSpec,
     pub(super) sizes: Sizes,
     pub(super) tensors: Tensors,
+    /// The other ranks, where latents are shared out.
+    pub(super) others: Option<Box<dyn Ranks>>,
     averages: Option<Averages>,
     pub(super) shared: CarriedOver,
     pub(super) work: Option<WorkBuffers>,
@@ -85,15 +88,57 @@ impl Engine {
     /// Options that the kernels cannot serve; not enough memory.
     pub fn new(
         name: String,
-        mut device: Box<dyn Device>,
+        device: Box<dyn Device>,
         data: Arc<dyn RowSource>,
         spec: ModelSpec,
         precision: Precision,
         state: &TrainState,
     ) -> Result<Self> {
+        let whole = Shard::whole(state.params.n_latents);
+        Self::start(name, device, data, spec, precision, state, whole, None)
+    }
+
+    /// One rank of several: `state` has the rank's share of `latents` ([`Shard::latents`]).
+    ///
+    /// # Errors
+    /// As for [`Engine::new`]; too few latents for so many ranks.
+    #[allow(clippy::too_many_arguments)]
+    pub fn of_rank(
+        name: String,
+        device: Box<dyn Device>,
+        data: Arc<dyn RowSource>,
+        spec: ModelSpec,
+        precision: Precision,
+        state: &TrainState,
+        latents: usize,
+        ranks: Box<dyn Ranks>,
+    ) -> Result<Self> {
+        let shard = Shard::of(ranks.rank(), ranks.count(), latents)?;
+        let (held, wanted) = (state.params.n_latents, shard.latents().len());
+        if held != wanted {
+            return Err(Error::Failed(format!(
+                "rank {} of {} was given {held} latents where it has {wanted}; please report this",
+                shard.rank, shard.ranks
+            )));
+        }
+        let others = shard.is_part().then_some(ranks);
+        Self::start(name, device, data, spec, precision, state, shard, others)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start(
+        name: String,
+        mut device: Box<dyn Device>,
+        data: Arc<dyn RowSource>,
+        spec: ModelSpec,
+        precision: Precision,
+        state: &TrainState,
+        shard: Shard,
+        others: Option<Box<dyn Ranks>>,
+    ) -> Result<Self> {
         let p = &state.params;
         let (d, m) = (p.d_in, p.n_latents);
-        let sizes = Sizes::new(&spec, d, m, p.tied(), precision, data.dtype())?;
+        let sizes = Sizes::new(&spec, d, shard.all, p.tied(), precision, data.dtype())?.of_rank(shard);
         sizes.check_row(device.facts()?.shared)?;
         let dev = device.as_mut();
         let tensors = Tensors::load(dev, state, sizes.element)?;
@@ -103,6 +148,7 @@ impl Engine {
             spec,
             sizes,
             tensors,
+            others,
             averages: None,
             shared,
             work: None,
@@ -159,8 +205,9 @@ impl Backend for Engine {
         let slot = parts.pending.len();
         let batch = parts.send(dev, rows, plan, slot)?;
         let phase = parts.spec.phase(plan);
-        if batch.given != 0 {
-            // Given numbers are a test's: nothing to record.
+        if batch.given != 0 || parts.others.is_some() {
+            // Given numbers are a test's: nothing to record. What ranks do together is queued anew for each step, so that it can be
+            // abandoned where one of them is gone.
             parts.queue(dev, &batch, phase, Aim::Train, &mut |_, _, _| Ok(()))?;
         } else {
             let kind = if phase == Phase::Hard { "hard step" } else { "warm-up step" };
@@ -198,7 +245,7 @@ impl Backend for Engine {
             }
         }
         let sums = parts.shared.quality.read(dev, 1)?[0];
-        let counts = parts.shared.fired_rows.read(dev, parts.sizes.m)?;
+        let counts = parts.fired_rows(dev)?;
         // What an evaluation waited is not asked for.
         dev.idle()?;
         fired.iter_mut().zip(counts).for_each(|(f, c)| *f += u64::from(c));
@@ -266,7 +313,22 @@ impl Parts {
         if let (Some(copy), Some(dec)) = (&mut t.dec_copy, &t.dec) {
             launch::narrow_copy(dev, &dec.w, copy)?;
         }
-        launch::count_idle(dev, &self.sizes, 0, self.spec.objective.dead_after, &mut t.idle, &mut self.shared)
+        let (dead_after, others) = (self.spec.objective.dead_after, self.others.as_mut());
+        launch::count_idle(dev, &self.sizes, 0, dead_after, others, &mut t.idle, &mut self.shared)
+    }
+
+    /// Rows on which each latent of the model was active in an evaluation.
+    fn fired_rows(&mut self, dev: &mut dyn Device) -> Result<Vec<u32>> {
+        let (m, shard) = (self.sizes.m, self.sizes.shard);
+        let Some(ranks) = &mut self.others else { return self.shared.fired_rows.read(dev, m) };
+        // Each has places for all; sums with the zeros of the others.
+        let own = self.shared.fired_rows.read(dev, m)?;
+        let mut placed = vec![0; shard.all];
+        placed[shard.latents()].copy_from_slice(&own);
+        let mut all = Buffer::zeros(dev, shard.all, "counts of latents")?;
+        all.write(dev, &placed)?;
+        launch::add_counts(dev, ranks, &all)?;
+        all.read(dev, shard.all)
     }
 
     /// Makes sure that the buffers hold `n` rows.
@@ -317,7 +379,7 @@ impl Parts {
         plan: &StepPlan<'_>,
         slot: usize,
     ) -> Result<DeviceBatch> {
-        let (n, m) = (rows.len(), self.sizes.m);
+        let (n, m, shard) = (rows.len(), self.sizes.m, self.sizes.shard);
         self.need_rows(dev, n)?;
         let Self { work: Some(work), sizes, spec, .. } = self else { return Err(no_buffers()) };
         let phase = spec.phase(plan);
@@ -333,12 +395,13 @@ impl Parts {
         let given = match plan.noise {
             Noise::Given(u) if plan.soft() => {
                 let mut buffer = Buffer::zeros(dev, n * m, "given noise")?;
-                buffer.write(dev, u)?;
+                let own = u.chunks_exact(shard.all).flat_map(|row| &row[shard.latents()]);
+                buffer.write(dev, &own.copied().collect::<Vec<f32>>())?;
                 self.given.insert(buffer).address()
             }
             _ => 0,
         };
-        let params = StepParams::new(&self.spec, plan, n, (self.sizes.d, m), slot as u32);
+        let params = StepParams::new(&self.spec, plan, n, (self.sizes.d, &shard), slot as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         Ok(DeviceBatch { given, ..batch })
     }

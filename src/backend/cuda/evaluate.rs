@@ -1,5 +1,6 @@
 //! The inference code on a device: its quality, and its entries brought to the host.
 
+use super::buffer::Buffer;
 use super::device::Device;
 use super::engine::{Parts, RING, no_buffers};
 use super::launch::{self, Counts, DeviceBatch};
@@ -7,7 +8,7 @@ use super::params::StepParams;
 use super::tensors::Operands;
 use crate::backend::calibrate::Calibration;
 use crate::backend::{Codes, Phase, StepPlan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Weights;
 use crate::noise::Noise;
 use crate::spec::Inference;
@@ -19,7 +20,7 @@ impl Parts {
         let plan = StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 0.0, l1: 0.0, noise };
         self.need_rows(dev, rows.len())?;
         let params =
-            StepParams::new(&self.spec, &plan, rows.len(), (self.sizes.d, self.sizes.m), RING as u32);
+            StepParams::new(&self.spec, &plan, rows.len(), (self.sizes.d, &self.sizes.shard), RING as u32);
         let batch = self.send_rows(dev, rows, &params)?;
         let Self { work: Some(work), sizes: s, spec, .. } = self else { return Err(no_buffers()) };
         launch::gather_norm(dev, s, &batch, spec.forward.row_eps(), w.b_pre, work)?;
@@ -35,9 +36,13 @@ impl Parts {
         w: &Operands,
         counts: Counts,
     ) -> Result<()> {
-        let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
+        let Self { work: Some(work), sizes: s, spec, shared, others, .. } = self else {
+            return Err(no_buffers());
+        };
         match spec.forward.inference {
-            Inference::Topk => launch::topk(dev, s, batch, w.b_lat, shared, false, Phase::Hard, work),
+            Inference::Topk => {
+                launch::topk(dev, s, batch, w.b_lat, shared, false, Phase::Hard, others.as_mut(), work)
+            }
             Inference::Relu | Inference::Threshold => {
                 launch::above_count(dev, s, batch, w, counts, shared, work)
             }
@@ -51,16 +56,23 @@ impl Parts {
     pub(super) fn evaluate(&mut self, dev: &mut dyn Device, rows: &[u32], w: &Operands) -> Result<()> {
         let batch = self.score(dev, rows, w)?;
         self.select(dev, &batch, w, Counts::Rows)?;
-        let Self { work: Some(work), sizes: s, spec, shared, .. } = self else { return Err(no_buffers()) };
+        let Self { work: Some(work), sizes: s, spec, shared, others, .. } = self else {
+            return Err(no_buffers());
+        };
         let dense = spec.forward.inference != Inference::Topk;
         if dense {
             work.need_soft(dev, s)?;
             let Some(mut half) = work.soft.take() else { return Err(no_buffers()) };
+            half.clear(dev, s, batch.n)?;
             for tile in s.tiles() {
                 launch::above_tile(dev, s, &batch, w, tile, work, &mut half)?;
                 launch::decode_tile(dev, s, batch.n, w.dec, tile, &mut half)?;
             }
             work.soft = Some(half);
+        }
+        if let Some(ranks) = others {
+            let parts = launch::Summed { entries: !dense, softmax: false, step: false };
+            launch::add_parts(dev, s, &batch, w, ranks, parts, shared, work)?;
         }
         launch::evaluate(dev, s, &batch, w, dense, work, shared)?;
         self.done_reading(dev)
@@ -71,6 +83,11 @@ impl Parts {
     /// # Errors
     /// The device fails.
     pub(super) fn encode(&mut self, dev: &mut dyn Device, rows: &[u32], weights: Weights) -> Result<Codes> {
+        if self.others.is_some() {
+            return Err(Error::Failed(
+                "codes are not made by ranks: `sae encode` makes them with the finished model; please report this".into(),
+            ));
+        }
         let operands = self.operands(dev, weights)?;
         let (b_lat, thresholds) = self.vectors(dev, weights)?;
         let mut codes = Codes::default();
@@ -130,6 +147,14 @@ impl Parts {
             }
             Ok(())
         })?;
+        if let Some(ranks) = &mut self.others {
+            let own = calibration.kept();
+            let mut sent = Buffer::zeros(dev, own.len(), "the largest scores")?;
+            let all = Buffer::zeros(dev, ranks.count() * own.len(), "the largest scores")?;
+            sent.write(dev, &own)?;
+            launch::gather_values(dev, ranks, &sent, &all)?;
+            calibration.join(&all.read(dev, all.len())?);
+        }
         calibration.apply(&mut b_lat, thresholds.as_deref_mut());
         self.tensors.lat.weights_mut(weights).write(dev, &b_lat)?;
         match (&mut self.tensors.threshold, thresholds) {

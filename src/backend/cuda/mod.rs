@@ -20,6 +20,7 @@
 //! | `pinned`, `lane` | messages to a card: small ones in turn, rows ahead of the work |
 //! | [`gemm`] | a row-major product as a call of cuBLAS |
 //! | [`fault`] | errors of the driver in one line |
+//! | [`ranks`] | latents shared out over several devices |
 //! | [`timed`] | a device that times each launch of another |
 
 mod all_rows;
@@ -39,6 +40,7 @@ mod look;
 pub mod params;
 mod pinned;
 pub mod places;
+pub mod ranks;
 mod step;
 pub mod tensors;
 pub mod timed;

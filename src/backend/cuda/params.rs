@@ -1,5 +1,6 @@
 //! What host and kernels exchange: plain structs, field by field as in `kernels/common.cuh`.
 
+use super::ranks::{GROUP, Shard};
 use crate::backend::penalty::furthest_move;
 use crate::backend::{StepPlan, ema_decay};
 use crate::noise::Noise;
@@ -70,8 +71,8 @@ pub struct StepParams {
     pub inv_bandwidth: f32,
     /// The furthest that all thresholds move together, or 0.
     pub furthest: f32,
-    /// Fills the struct.
-    pub unused: u32,
+    /// Groups of 128 latents before the first of the device.
+    pub group: u32,
 }
 
 /// Numbers as in `kernels/common.cuh`.
@@ -86,12 +87,13 @@ fn number(penalty: Penalty) -> u32 {
 }
 
 impl StepParams {
-    /// The numbers of `plan` for a batch of `n_rows` rows of D values and M latents; its outcome goes to `slot`.
+    /// The numbers of `plan` for a batch of `n_rows` rows of `d_in` values on a device that has `shard`; its outcome goes to
+    /// `slot`.
     pub fn new(
         spec: &ModelSpec,
         plan: &StepPlan<'_>,
         n_rows: usize,
-        (d_in, n_latents): (usize, usize),
+        (d_in, shard): (usize, &Shard),
         slot: u32,
     ) -> Self {
         // As on the CPU: powers and quotients in float64, rounded once.
@@ -109,7 +111,7 @@ impl StepParams {
             alpha: alpha as f32,
             rest: (1.0 - alpha) as f32,
             tau: plan.tau as f32,
-            sparsity: (plan.l1 / (n_rows * n_latents) as f64) as f32,
+            sparsity: (plan.l1 / (n_rows * shard.all) as f64) as f32,
             beta1: spec.optimizer.beta1 as f32,
             beta2: spec.optimizer.beta2 as f32,
             one_minus_beta1: (1.0 - spec.optimizer.beta1) as f32,
@@ -129,7 +131,7 @@ impl StepParams {
             reach: 0.5 * spec.objective.bandwidth as f32,
             inv_bandwidth: (1.0 / spec.objective.bandwidth) as f32,
             furthest: furthest_move(spec, d_in) as f32,
-            unused: 0,
+            group: (shard.latents().start / GROUP) as u32,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::engine::{Parts, no_buffers};
-use super::launch::{self, CarriedOver, Counts, Dense, DeviceBatch, Unit, Update};
+use super::launch::{self, CarriedOver, Counts, Dense, DeviceBatch, Summed, Unit, Update};
 use super::tensors::{Operands, Tensors};
 use super::work::{self, Kept, Sizes, WorkBuffers};
 use crate::backend::Phase;
@@ -42,9 +42,10 @@ impl Parts {
         phase: Phase,
         w: &Operands,
     ) -> Result<()> {
-        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
+        let Self { work: Some(work), sizes: s, spec, tensors, shared, others, .. } = self else {
             return Err(no_buffers());
         };
+        let mut others = others.as_mut();
         launch::gather_norm(dev, s, batch, spec.forward.row_eps(), w.b_pre, work)?;
         launch::encode(dev, s, batch.n, w.enc, work)?;
         if s.has_lengths() {
@@ -53,16 +54,17 @@ impl Parts {
         if s.is_dense() {
             launch::above_count(dev, s, batch, w, Counts::Step, shared, work)?;
         } else {
-            launch::topk(dev, s, batch, w.b_lat, shared, true, phase, work)?;
+            launch::topk(dev, s, batch, w.b_lat, shared, true, phase, others.as_deref_mut(), work)?;
         }
         // The selection over a batch has counted which latents fire.
         if phase.has_candidates() && s.activation.is_per_row() {
             launch::gate_weights(dev, s, batch, spec.warmup.relaxation, shared, work)?;
         }
-        launch::topk_dead(dev, s, batch, tensors, shared, work)?;
+        launch::topk_dead(dev, s, batch, tensors, shared, others.as_deref_mut(), work)?;
         if is_tiled(s, phase)
             && let Some(mut half) = work.soft.take()
         {
+            half.clear(dev, s, batch.n)?;
             for tile in s.tiles() {
                 if s.is_dense() {
                     launch::above_tile(dev, s, batch, w, tile, work, &mut half)?;
@@ -73,7 +75,18 @@ impl Parts {
             }
             work.soft = Some(half);
         }
-        launch::decode(dev, s, batch, w, shared, phase, work)?;
+        match others {
+            Some(ranks) => {
+                let parts = Summed { entries: !s.is_dense(), softmax: phase == Phase::Softmax, step: true };
+                launch::add_parts(dev, s, batch, w, ranks, parts, shared, work)?;
+                if phase == Phase::Weighed {
+                    // Each rank adds the gradients of its own candidates to those of the others.
+                    work.main.grad.zero(dev, batch.n * work.main.k)?;
+                }
+                launch::reconstruct(dev, s, batch, w, parts, shared, work)?;
+            }
+            None => launch::decode(dev, s, batch, w, shared, phase, work)?,
+        }
         launch::finish_loss(dev, s, batch, work, tensors.carried.as_ref(), shared)
     }
 
@@ -86,10 +99,14 @@ impl Parts {
         w: &Operands,
         after_tile: AfterTile<'_>,
     ) -> Result<()> {
-        let Self { work: Some(work), sizes: s, spec, tensors, shared, .. } = self else {
+        let Self { work: Some(work), sizes: s, spec, tensors, shared, others, .. } = self else {
             return Err(no_buffers());
         };
+        let mut others = others.as_mut();
         if phase == Phase::Weighed {
+            if let Some(ranks) = others.as_deref_mut() {
+                launch::add_gradients(dev, batch.n, ranks, work)?;
+            }
             launch::gate_gradients(dev, s, batch, work)?;
         }
         let WorkBuffers { main, aux, totals, cursor, unordered, .. } = work;
@@ -144,11 +161,21 @@ impl Parts {
             let up = Update { main: Some(&work.main), ..base };
             launch::latent_update(dev, s, batch, view, shared, work, &up)?;
         }
-        launch::pre_bias_gradient(dev, s, batch.n, spec.optimizer.train_pre_bias, work)?;
+        launch::pre_bias_gradient(
+            dev,
+            s,
+            batch.n,
+            spec.optimizer.train_pre_bias,
+            others.as_deref_mut(),
+            work,
+        )?;
         if aim == Aim::Look {
             return Ok(());
         }
         if keep {
+            if let Some(ranks) = others.as_deref_mut() {
+                launch::add_squares(dev, ranks, work)?;
+            }
             launch::clip_factor(dev, s, batch, work, shared)?;
             let unit = if unit == Unit::Both { Unit::Scale } else { Unit::Free };
             apply_kept(dev, s, batch, tensors, shared, work, unit)?;
@@ -159,7 +186,7 @@ impl Parts {
         if let Some(carried) = &tensors.carried {
             launch::carry_weight(dev, carried, shared)?;
         }
-        launch::count_idle(dev, s, batch.n, spec.objective.dead_after, &mut tensors.idle, shared)
+        launch::count_idle(dev, s, batch.n, spec.objective.dead_after, others, &mut tensors.idle, shared)
     }
 }
 

@@ -1,12 +1,14 @@
 //! Sizes of a run on the device, and the buffers that a batch needs.
 
 use super::buffer::{Buffer, Values};
-use super::device::{Device, Element, Facts, WARP};
+use super::device::{Arg, Device, Element, Facts, WARP};
 use super::params::{ROW_LOSS, ROW_QUALITY, SoftRow, StepParams};
+use super::ranks::Shard;
 use super::tensors::pitch;
 use crate::error::{Error, Result};
 use crate::rows::Dtype;
 use crate::spec::{Activation, Inference, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
+use std::ops::Range;
 
 /// Most active latents a row that the kernels select (`kernels/topk_stream.cu`).
 pub const MOST_ACTIVE: usize = 1024;
@@ -39,6 +41,8 @@ pub struct Sizes {
     pub pitch: usize,
     /// M.
     pub m: usize,
+    /// The latents that the device has: all, or a rank's; M is their number.
+    pub shard: Shard,
     /// Values of a stored row of scores.
     pub score_pitch: usize,
     /// k.
@@ -93,6 +97,7 @@ impl Sizes {
             d,
             pitch: pitch(d),
             m,
+            shard: Shard::whole(m),
             score_pitch: m.next_multiple_of(8),
             k: spec.forward.k,
             activation: spec.forward.activation,
@@ -177,10 +182,38 @@ impl Sizes {
         Ok(())
     }
 
+    /// The sizes of one rank of a run of these.
+    pub fn of_rank(self, shard: Shard) -> Self {
+        let m = shard.latents().len();
+        Self { m, shard, score_pitch: m.next_multiple_of(8), tile: m.next_multiple_of(128).min(TILE), ..self }
+    }
+
+    /// A number of latents of the whole model, as one of those of the device.
+    fn own(&self, latent: usize) -> usize {
+        let own = self.shard.latents();
+        latent.clamp(own.start, own.end) - own.start
+    }
+
+    /// The device's latents of each segment of the prefixes; a rank may have none of some.
+    pub fn segments(&self) -> Vec<Range<usize>> {
+        let all = self.prefixes.segments(self.shard.all);
+        all.into_iter().map(|segment| self.own(segment.start)..self.own(segment.end)).collect()
+    }
+
+    /// The segment of a latent of the device.
+    pub fn segment(&self, latent: usize) -> usize {
+        self.prefixes.segment(self.shard.latents().start + latent)
+    }
+
+    /// The prefixes, as numbers of the device's latents.
+    fn ends(&self) -> Vec<u32> {
+        self.prefixes.ends().iter().map(|&end| self.own(end as usize) as u32).collect()
+    }
+
     /// Tiles of latents: first latent and count of each. None goes beyond a segment of the prefixes.
     pub fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         let tile = self.tile;
-        self.prefixes.segments(self.m).into_iter().flat_map(move |segment| {
+        self.segments().into_iter().flat_map(move |segment| {
             let end = segment.end;
             segment.step_by(tile).map(move |first| (first, tile.min(end - first)))
         })
@@ -464,6 +497,112 @@ pub struct WorkBuffers {
     pub kept: Option<Kept>,
     /// (N, pitch) reconstruction, for a look inside.
     pub recon: Option<Buffer<f32>>,
+    /// What ranks exchange, where latents are shared out.
+    pub exchange: Option<Exchange>,
+}
+
+/// What ranks exchange, and what comes of it (`kernels/ranks.cu`). The rank's own entries are in [`WorkBuffers::main`] and
+/// [`WorkBuffers::aux`], at the places that they have in the lists of all.
+#[derive(Debug)]
+pub struct Exchange {
+    /// (N, K) the best of the rank's latents: K is the larger of the candidates and the auxiliary places per row.
+    pub sent: Lists,
+    /// (G, N, K) those of all ranks; `first` is unused.
+    pub gathered: Lists,
+    /// (N, pool) entries of each row among all latents; their values are in `main` or `gates`.
+    pub all: Lists,
+    /// (N, aux_k) the same of the auxiliary loss.
+    pub all_aux: Lists,
+    /// (N) active latents of each row.
+    pub active: Buffer<u32>,
+    /// (G, N) softmaxes of rows, of four words each, where there are any; made with the dense half.
+    pub softmaxes: Buffer<u32>,
+    /// (3, N) the sum of the code, active latents, scores that are not finite.
+    pub facts: Buffer<f64>,
+    /// (P, N, pitch) the segments' parts of the reconstruction, and then G of each.
+    pub planes: Buffer<f32>,
+    /// (N, pitch) the auxiliary code's, where there is one.
+    pub aux: Buffer<f32>,
+    /// (G, N) ties of each row, in a selection over a batch.
+    pub equal: Buffer<u32>,
+}
+
+/// Lists of entries without what makes gradients of them; see [`Entries`].
+#[derive(Debug)]
+pub struct Lists {
+    /// Latents.
+    pub index: Buffer<u32>,
+    /// Values.
+    pub value: Buffer<f32>,
+    /// Where each row's start.
+    pub first: Buffer<u32>,
+    /// Entries of each row.
+    pub count: Buffer<u32>,
+}
+
+impl Soft {
+    /// Sums of a rank that has no latents of some segment are 0.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn clear(&mut self, device: &mut dyn Device, s: &Sizes, n: usize) -> Result<()> {
+        if s.segments().iter().any(Range::is_empty) {
+            self.recon.zero(device, s.prefixes.parts() * n * s.pitch)?;
+        }
+        Ok(())
+    }
+}
+
+impl Lists {
+    fn new(device: &mut dyn Device, n: usize, k: usize) -> Result<Self> {
+        Ok(Self {
+            index: Buffer::zeros(device, n * k, "candidates")?,
+            value: Buffer::zeros(device, n * k, "candidates")?,
+            first: Buffer::zeros(device, n, "candidates")?,
+            count: Buffer::zeros(device, n, "candidates")?,
+        })
+    }
+
+    fn bytes(n: usize, k: usize) -> usize {
+        8 * n * k + 8 * n
+    }
+}
+
+impl Exchange {
+    fn new(device: &mut dyn Device, s: &Sizes, n: usize) -> Result<Self> {
+        let (k, ranks) = (s.pool.max(s.aux_k), s.shard.ranks);
+        let batch = s.activation == Activation::BatchTopk;
+        let lists = s.activation.is_per_row();
+        Ok(Self {
+            sent: Lists::new(device, n, if lists { k } else { s.aux_k })?,
+            gathered: Lists::new(device, ranks * n, if lists { k } else { s.aux_k })?,
+            all: Lists::new(device, n, if lists { s.pool } else { 0 })?,
+            all_aux: Lists::new(device, n, s.aux_k)?,
+            active: Buffer::zeros(device, n, "active latents of rows")?,
+            softmaxes: Buffer::zeros(device, 4 * ranks * n, "softmax of rows")?,
+            facts: Buffer::zeros(device, 3 * n, "sums of rows")?,
+            planes: Buffer::zeros(device, s.prefixes.parts() * n * s.pitch, "parts of reconstructions")?,
+            aux: Buffer::zeros(
+                device,
+                if s.aux_k > 0 { n * s.pitch } else { 0 },
+                "parts of reconstructions",
+            )?,
+            equal: Buffer::zeros(device, if batch { ranks * n } else { 0 }, "counts of rows")?,
+        })
+    }
+
+    fn bytes(s: &Sizes, n: usize) -> usize {
+        let (k, ranks) = (s.pool.max(s.aux_k), s.shard.ranks);
+        let lists = s.activation.is_per_row();
+        let k = if lists { k } else { s.aux_k };
+        let planes = s.prefixes.parts() + usize::from(s.aux_k > 0);
+        Lists::bytes(n, k)
+            + Lists::bytes(ranks * n, k)
+            + Lists::bytes(n, if lists { s.pool } else { 0 })
+            + Lists::bytes(n, s.aux_k)
+            + n * (4 + 16 * ranks + 24 + 4 * planes * s.pitch)
+            + if s.activation == Activation::BatchTopk { 4 * ranks * n } else { 0 }
+    }
 }
 
 /// Bytes of a step's message: numbers and row numbers.
@@ -472,6 +611,14 @@ pub fn message_bytes(n: usize) -> usize {
 }
 
 impl WorkBuffers {
+    /// Active latents of each of `n` rows, of all ranks.
+    ///
+    /// # Errors
+    /// Fewer rows are held.
+    pub fn active(&self, n: usize) -> Result<Arg> {
+        self.exchange.as_ref().map_or(&self.main.count, |exchange| &exchange.active).holds(n)
+    }
+
     /// Buffers for `n` rows.
     ///
     /// # Errors
@@ -480,9 +627,9 @@ impl WorkBuffers {
         const { assert!(size_of::<StepParams>() <= ROWS_AT) };
         let rows = |device: &mut dyn Device, what| Values::zeros(device, s.element, n * s.pitch, what);
         let aux = s.aux_k > 0;
-        let (ends, parts) = (s.prefixes.ends(), s.prefixes.parts());
+        let (ends, parts) = (s.ends(), s.prefixes.parts());
         let mut on_device = Buffer::zeros(device, ends.len(), "prefixes")?;
-        on_device.write(device, ends)?;
+        on_device.write(device, &ends)?;
         let batch = s.activation == Activation::BatchTopk;
         Ok(Self {
             capacity: n,
@@ -524,6 +671,7 @@ impl WorkBuffers {
             gates: None,
             kept: None,
             recon: None,
+            exchange: if s.shard.is_part() { Some(Exchange::new(device, s, n)?) } else { None },
         })
     }
 
@@ -602,7 +750,7 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     let runs = |k: usize| {
         cut(n, k, s.m).map_or(0, |(_, most)| 4 * (s.m + most * (s.pitch * if s.tied { 1 } else { 2 } + 2)))
     };
-    let lists = |k: usize| n * k * 20 + 8 * n + 4 * s.m + runs(k);
+    let lists = |k: usize| n * k * 20 + 8 * n + 12 * s.m + runs(k);
     let aux = if s.aux_k > 0 { lists(s.aux_k) + n * s.pitch * e } else { 0 };
     let (prefixes, parts) = (s.prefixes.len(), s.prefixes.parts());
     let rows = n
@@ -636,5 +784,6 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     } else {
         0
     };
-    (rows + lists(s.pool) + aux + index + sums + batch + lengths + dense + gates + kept) as u64
+    let exchange = if s.shard.is_part() { Exchange::bytes(s, n) } else { 0 };
+    (rows + lists(s.pool) + aux + index + sums + batch + lengths + dense + gates + kept + exchange) as u64
 }

@@ -186,6 +186,8 @@ pub fn named(name: &str) -> Option<Compute> {
         "neg.f64" => compute!(|a| (-d(a)).to_bits()),
         "cvt.f64.f32" => compute!(|a| f64::from(f(a)).to_bits()),
         "cvt.rn.f64.u32" => compute!(|a| f64::from(w(a)).to_bits()),
+        // Towards 0, and to the nearest end of what the type holds, as `as` does.
+        "cvt.rzi.u32.f64" => compute!(|a| u64::from(d(a) as u32)),
         "cvt.rn.f64.u64" => compute!(|a| (a as f64).to_bits()),
         _ => return None,
     })

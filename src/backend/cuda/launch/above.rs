@@ -115,7 +115,7 @@ pub fn above_gradients(
     let (n, values) = (batch.n, batch.n * s.tile);
     let mut args = tile_args(s, batch, w, Some(lengths(s, work)?), tile, work)?;
     args.extend([
-        work.main.count.holds(n)?,
+        work.active(n)?,
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
         soft.grad.holds(values)?,

@@ -1,7 +1,9 @@
 //! Selection over a batch: `kernels/batch_topk.cu`.
 
 use super::super::device::{Arg, Device, Launch, WARP};
+use super::super::ranks::Number;
 use super::super::work::{BATCH_WORDS, Batch, Sizes, WorkBuffers};
+use super::ranks::{Others, gather, sum};
 use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, grid, per_value, u};
 use crate::backend::Phase;
 use crate::error::{Error, Result};
@@ -11,6 +13,7 @@ const DIGITS: [(u32, u32); 3] = [(20, 11), (10, 10), (0, 10)];
 
 /// The N k largest positive scores of the batch into `work.main`, or more while k is annealed; latents of the N k largest
 /// have fired.
+#[allow(clippy::too_many_arguments)]
 pub fn batch_topk(
     device: &mut dyn Device,
     s: &Sizes,
@@ -18,15 +21,16 @@ pub fn batch_topk(
     b_lat: u64,
     shared: &mut CarriedOver,
     phase: Phase,
+    mut others: Others<'_>,
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let larger = phase == Phase::LargerK;
     work.main.k = if larger { s.pool } else { s.k };
     if larger {
         // Which latents fire is another search than which are decoded.
-        search(device, s, batch, b_lat, Aim::Fire, shared, work)?;
+        search(device, s, batch, b_lat, Aim::Fire, shared, others.as_deref_mut(), work)?;
     }
-    search(device, s, batch, b_lat, if larger { Aim::Take } else { Aim::Both }, shared, work)
+    search(device, s, batch, b_lat, if larger { Aim::Take } else { Aim::Both }, shared, others, work)
 }
 
 /// What a search is for.
@@ -40,6 +44,7 @@ enum Aim {
     Fire,
 }
 
+#[allow(clippy::too_many_arguments)]
 fn search(
     device: &mut dyn Device,
     s: &Sizes,
@@ -47,10 +52,11 @@ fn search(
     b_lat: u64,
     aim: Aim,
     shared: &mut CarriedOver,
+    mut others: Others<'_>,
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let (n, m) = (batch.n, s.m);
-    let WorkBuffers { batch: Some(b), scores, bad, main: e, .. } = work else {
+    let WorkBuffers { batch: Some(b), scores, bad, main: e, exchange, .. } = work else {
         return Err(Error::Failed("buffers of a batch's places are missing; please report this".into()));
     };
     let Batch { maxima, histogram, found, above, equal } = b;
@@ -64,7 +70,10 @@ fn search(
     let rows = [&all[..], &[u(n)?, maxima, found]].concat();
     let one = Launch { grid: (1, 1), block: 1024, shared: 0 };
     let warp_per_row = per_value(n * WARP as usize)?;
-    let find = |device: &mut dyn Device, shift: u32, bits: u32| {
+    let find = |device: &mut dyn Device, others: Others<'_>, shift: u32, bits: u32| {
+        if let Some(ranks) = others {
+            sum(device, ranks, &[(histogram, bins, Number::U32)])?;
+        }
         let fires = Arg::U32(u32::from(aim == Aim::Fire));
         let k = u(if aim == Aim::Fire { s.k } else { e.k })?;
         let args = [histogram, Arg::U32(shift), Arg::U32(bits), k, fires, Arg::Pointer(batch.step), found];
@@ -77,15 +86,17 @@ fn search(
     unsafe {
         device.launch(name, block_per_row, &[&all[..], &[maxima, histogram, bad.holds(n)?]].concat())?;
     }
-    find(device, 0, 0)?;
+    find(device, others.as_deref_mut(), 0, 0)?;
     for (shift, bits) in DIGITS {
         let name = by_element(s, ["batch_digits_f32", "batch_digits_bf16"]);
         let args = [&rows[..], &[Arg::U32(shift), Arg::U32(bits), histogram]].concat();
         // SAFETY: as above; a digit is below the number of bins.
         unsafe { device.launch(name, warp_per_row, &args)? };
-        find(device, shift, bits)?;
+        find(device, others.as_deref_mut(), shift, bits)?;
     }
-    let places = [above, equal, u(n)?, found, first, count];
+    let g = s.shard.ranks;
+    let of_ranks = exchange.as_ref().map_or(Ok(NULL), |exchange| exchange.equal.holds(g * n))?;
+    let places = [above, equal, u(n)?, found, of_ranks, u(g)?, u(s.shard.rank)?, first, count];
     let fired = if aim == Aim::Take { NULL } else { shared.fired.holds(m)? };
     let fires = Arg::U32(u32::from(aim == Aim::Fire));
     let fill = [equal, first, fires, e.index.holds(n * e.k)?, e.value.holds(n * e.k)?, fired];
@@ -94,6 +105,12 @@ fn search(
     unsafe {
         let name = by_element(s, ["batch_count_f32", "batch_count_bf16"]);
         device.launch(name, warp_per_row, &[&rows[..], &[above, equal]].concat())?;
+    }
+    if let Some(ranks) = others {
+        gather(device, ranks, &[(equal, n, of_ranks)])?;
+    }
+    // SAFETY: as above; the ties of all ranks were checked for G N rows.
+    unsafe {
         device.launch("batch_places", one, &places)?;
         let name = by_element(s, ["batch_fill_f32", "batch_fill_bf16"]);
         device.launch(name, warp_per_row, &[&rows[..], &fill].concat())

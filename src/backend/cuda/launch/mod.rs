@@ -5,6 +5,7 @@ mod above;
 mod batch;
 mod gates;
 mod latents;
+mod ranks;
 mod rows;
 mod sums;
 mod tiles;
@@ -13,6 +14,9 @@ pub use above::{Counts, above_count, above_gradients, above_tile, row_lengths};
 pub use batch::batch_topk;
 pub use gates::{gate_gradients, gate_weights};
 pub use latents::{Dense, Unit, Update, index, latent_update, list_runs};
+pub use ranks::{
+    Others, Summed, add_counts, add_gradients, add_parts, add_squares, gather_values, reconstruct,
+};
 pub use rows::{decode, encode, evaluate, finish_loss, gather_norm, topk, topk_dead};
 pub use sums::{carry_weight, clip_factor, count_idle, narrow_copy, pre_bias_gradient, update_pre_bias};
 use tiles::tile_launch;

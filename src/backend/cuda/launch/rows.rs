@@ -4,7 +4,8 @@ use super::super::buffer::Buffer;
 use super::super::device::{Arg, Device, Launch, Matrix, Product, WARP};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
-use super::super::work::{Sizes, WorkBuffers};
+use super::super::work::{Exchange, Sizes, WorkBuffers};
+use super::ranks::{Cut, Others, keep_top};
 use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, count, grid, kind, u};
 use crate::backend::Phase;
 use crate::error::Result;
@@ -64,7 +65,7 @@ fn select(s: &Sizes) -> &'static str {
     }
 }
 
-/// The top k of each row into `work.main`, or its candidates; with the softmax of each row in that phase. Scores of
+/// The top k of each row into `work.main`, or its candidates, of all `others`' latents too; with the softmax of each row in that phase. Scores of
 /// candidates that will be weighed go to `work.gates`. Latents of the top k have fired where `count_fired`; among
 /// candidates [`super::gate_weights`] decides which.
 #[allow(clippy::too_many_arguments)]
@@ -76,10 +77,11 @@ pub fn topk(
     shared: &mut CarriedOver,
     count_fired: bool,
     phase: Phase,
+    others: Others<'_>,
     work: &mut WorkBuffers,
 ) -> Result<()> {
     if s.activation == Activation::BatchTopk {
-        return super::batch_topk(device, s, batch, b_lat, shared, phase, work);
+        return super::batch_topk(device, s, batch, b_lat, shared, phase, others, work);
     }
     let n = batch.n;
     let soft = phase == Phase::Softmax;
@@ -89,9 +91,23 @@ pub fn topk(
         Phase::Hard | Phase::Softmax => (s.k, None),
     };
     work.main.k = width;
-    let e = &work.main;
     let scores = work.scores.holds(n * s.score_pitch)?;
-    let fired = if count_fired && !phase.has_candidates() { shared.fired.holds(s.m)? } else { NULL };
+    let count_fired = count_fired && !phase.has_candidates();
+    let fired = if count_fired && others.is_none() { shared.fired.holds(s.m)? } else { NULL };
+    let to = match &work.exchange {
+        Some(Exchange { sent, .. }) => [
+            sent.index.holds(n * width)?,
+            sent.value.holds(n * width)?,
+            sent.first.holds(n)?,
+            sent.count.holds(n)?,
+        ],
+        None => [
+            work.main.index.holds(n * width)?,
+            weighed.map_or(&work.main.value, |gates| &gates.score).holds(n * width)?,
+            work.main.first.holds(n)?,
+            work.main.count.holds(n)?,
+        ],
+    };
     let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(width)?];
     let name = if soft {
         by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
@@ -99,14 +115,8 @@ pub fn topk(
         args.push(NULL);
         select(s)
     };
-    args.extend([
-        Arg::Pointer(batch.step),
-        shared.control.holds(1)?,
-        e.index.holds(n * width)?,
-        weighed.map_or(&e.value, |gates| &gates.score).holds(n * width)?,
-        e.first.holds(n)?,
-        e.count.holds(n)?,
-    ]);
+    args.extend([Arg::Pointer(batch.step), shared.control.holds(1)?]);
+    args.extend(to);
     match (&work.soft, soft) {
         (Some(half), true) => args.extend([
             half.kth.holds(n)?,
@@ -120,20 +130,30 @@ pub fn topk(
     let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
     // SAFETY: scores and outputs were checked for N rows, flags for M; b_lat holds M (`Tensors`); `width` is at
     // most `MOST_ACTIVE` (`Sizes::new`); `given` holds N M where it is not null (engine).
-    unsafe { device.launch(name, launch, &args) }
+    unsafe { device.launch(name, launch, &args)? };
+    match others {
+        Some(ranks) => keep_top(device, s, batch, ranks, Cut::Main(phase), shared, count_fired, work),
+        None => Ok(()),
+    }
 }
 
 /// The top `aux_k` of dead latents into `work.aux`.
+#[allow(clippy::too_many_arguments)]
 pub fn topk_dead(
     device: &mut dyn Device,
     s: &Sizes,
     batch: &DeviceBatch,
     tensors: &Tensors,
-    shared: &CarriedOver,
-    work: &mut WorkBuffers,
+    shared: &mut CarriedOver,
+    others: Others<'_>,
+    work: &WorkBuffers,
 ) -> Result<()> {
     let Some(e) = &work.aux else { return Ok(()) };
     let n = batch.n;
+    let (index, value, first, count) = match &work.exchange {
+        Some(Exchange { sent, .. }) => (&sent.index, &sent.value, &sent.first, &sent.count),
+        None => (&e.index, &e.value, &e.first, &e.count),
+    };
     let args = [
         work.scores.holds(n * s.score_pitch)?,
         Arg::Pointer(tensors.lat.w.address()),
@@ -143,16 +163,20 @@ pub fn topk_dead(
         tensors.idle.holds(s.m)?,
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
-        e.index.holds(n * s.aux_k)?,
-        e.value.holds(n * s.aux_k)?,
-        e.first.holds(n)?,
-        e.count.holds(n)?,
+        index.holds(n * s.aux_k)?,
+        value.holds(n * s.aux_k)?,
+        first.holds(n)?,
+        count.holds(n)?,
         NULL,
         NULL,
     ];
     let launch = Launch { grid: grid(n)?, block: BLOCK, shared: 0 };
     // SAFETY: as in `topk`; idle counts hold M.
-    unsafe { device.launch(select(s), launch, &args) }
+    unsafe { device.launch(select(s), launch, &args)? };
+    match others {
+        Some(ranks) => keep_top(device, s, batch, ranks, Cut::Aux, shared, false, work),
+        None => Ok(()),
+    }
 }
 
 /// What kernels that decode a row's entries begin with: the rows, the decoder, the entries.
@@ -244,10 +268,10 @@ pub fn finish_loss(
     let args = [
         work.loss.holds(batch.n * ROW_LOSS)?,
         work.bad.holds(batch.n)?,
-        work.main.count.holds(batch.n)?,
+        work.active(batch.n)?,
         carried.map_or(Ok(NULL), |carried| carried.holds(1))?,
         u(s.d)?,
-        u(s.m)?,
+        u(s.shard.all)?,
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
         shared.outcomes.holds(1)?,
@@ -269,8 +293,10 @@ pub fn evaluate(
 ) -> Result<()> {
     let n = batch.n;
     let name = by_element(s, ["evaluate_f32", "evaluate_bf16"]);
-    let recon = match (&work.soft, dense) {
-        (Some(half), true) => half.recon.holds(s.prefixes.parts() * n * s.pitch)?,
+    let planes = s.prefixes.parts() * n * s.pitch;
+    let recon = match (&work.soft, &work.exchange, dense) {
+        (Some(half), _, true) => half.recon.holds(planes)?,
+        (_, Some(exchange), false) => exchange.planes.holds(planes)?,
         _ => NULL,
     };
     let prefixes = s.prefixes.len();
@@ -279,7 +305,7 @@ pub fn evaluate(
     let mut args = entry_args(s, batch, w, work)?;
     args.extend([
         recon,
-        work.main.count.holds(n)?,
+        work.active(n)?,
         work.bad.holds(n)?,
         shared.fired_rows.holds(s.m)?,
         quality,

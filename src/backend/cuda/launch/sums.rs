@@ -3,11 +3,15 @@
 use super::super::buffer::{Buffer, Values};
 use super::super::device::{Arg, Device, Element, Launch, WARP};
 use super::super::params::{ModelView, N_DEAD};
+use super::super::ranks::Number;
 use super::super::work::{BLOCKS, CHUNKS, Sizes, WorkBuffers};
+use super::ranks::{Others, sum};
 use super::{BLOCK, CarriedOver, DeviceBatch, NULL, count, grid, per_value, u};
 use crate::error::Result;
 
-/// Column sums of (n, pitch) values in runs of rows; returns how many runs. Their number follows from `n` alone.
+/// Column sums of (n, pitch) values in runs of rows, of which there are at most `most`; returns how many. Their number follows from
+/// `n` alone.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn column_sums(
     device: &mut dyn Device,
     element: Element,
@@ -15,9 +19,10 @@ pub(super) fn column_sums(
     n: usize,
     cols: usize,
     pitch: usize,
+    most: usize,
     out: &mut Buffer<f64>,
 ) -> Result<usize> {
-    let chunks = n.div_ceil(32).clamp(1, CHUNKS);
+    let chunks = n.div_ceil(32).clamp(1, most);
     let args = [matrix, u(n)?, u(cols)?, u(pitch)?, out.holds(chunks * cols)?];
     let name = if element == Element::Bf16 { "column_sums_bf16" } else { "column_sums_f32" };
     let blocks = (count(cols.div_ceil(WARP as usize))?, chunks as u32);
@@ -51,15 +56,21 @@ pub fn pre_bias_gradient(
     s: &Sizes,
     n: usize,
     train: bool,
+    others: Others<'_>,
     work: &mut WorkBuffers,
 ) -> Result<()> {
     let WorkBuffers { grad_recon, places, partial, sums, less, pre_grad, .. } = work;
     let dy = grad_recon.holds(n * s.pitch)?;
-    let chunks = column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, sums)?;
+    let chunks = column_sums(device, grad_recon.element(), dy, n, s.pitch, s.pitch, CHUNKS, sums)?;
     // Latents, or the tiles of them, were shared out to this many blocks.
     let blocks = s.m.min(*places);
     let parts = partial.holds(blocks * s.pitch)?;
-    let fewer = column_sums(device, Element::F32, parts, blocks, s.pitch, s.pitch, less)?;
+    // Ranks have one run each, since they may have different numbers of blocks.
+    let most = if others.is_some() { 1 } else { CHUNKS };
+    let fewer = column_sums(device, Element::F32, parts, blocks, s.pitch, s.pitch, most, less)?;
+    if let Some(ranks) = others {
+        sum(device, ranks, &[(less.holds(s.pitch)?, s.pitch, Number::F64)])?;
+    }
     add_chunks(device, (sums, chunks), Some((less, fewer)), s.pitch, train, pre_grad)
 }
 
@@ -117,6 +128,7 @@ pub fn count_idle(
     s: &Sizes,
     n_rows: usize,
     dead_after: u32,
+    others: Others<'_>,
     idle: &mut Buffer<u32>,
     shared: &mut CarriedOver,
 ) -> Result<()> {
@@ -130,7 +142,10 @@ pub fn count_idle(
         shared.control.holds(1)?,
     ];
     // SAFETY: both counts hold M.
-    unsafe { device.launch("count_idle", per_value(s.m)?, &args) }
+    unsafe { device.launch("count_idle", per_value(s.m)?, &args)? };
+    let Some(ranks) = others else { return Ok(()) };
+    let dead = shared.control.memory().part(N_DEAD)?;
+    sum(device, ranks, &[(Arg::Pointer(dead), 1, Number::U32)])
 }
 
 /// Rounded copy of `from`.

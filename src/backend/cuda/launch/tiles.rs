@@ -2,7 +2,7 @@
 
 use super::super::buffer::Buffer;
 use super::super::device::{Arg, Device, Element, Launch, Matrix, Product};
-use super::super::work::{Sizes, Soft, WorkBuffers};
+use super::super::work::{CHUNKS, Sizes, Soft, WorkBuffers};
 use super::sums::{add_chunks, column_sums};
 use super::{BLOCK, DeviceBatch, by_element, count, u};
 use crate::error::Result;
@@ -86,14 +86,14 @@ pub fn decode_tile(
     tile: (usize, usize),
     soft: &mut Soft,
 ) -> Result<()> {
-    let segment = s.prefixes.segment(tile.0);
+    let segment = s.segment(tile.0);
     let product = Product {
         a: soft.code.matrix(0, n, tile.1, s.tile)?,
         a_transposed: false,
         b: rows_of(dec, tile),
         b_transposed: false,
         out: soft.recon.matrix(segment * n, n, s.pitch, s.pitch)?,
-        add: s.prefixes.segments(s.m).iter().all(|segment| segment.start != tile.0),
+        add: s.segments().iter().all(|segment| segment.start != tile.0),
     };
     // SAFETY: `matrix` checked the buffers; the tile's rows lie within the decoder (`Sizes::tiles`).
     unsafe { device.product(&product) }
@@ -116,7 +116,7 @@ pub fn backward_tile(
     soft: &mut Soft,
 ) -> Result<()> {
     let product = Product {
-        a: work.grad_recon.matrix(s.prefixes.segment(tile.0) * n, n, s.pitch, s.pitch)?,
+        a: work.grad_recon.matrix(s.segment(tile.0) * n, n, s.pitch, s.pitch)?,
         a_transposed: false,
         b: rows_of(dec, tile),
         b_transposed: true,
@@ -149,7 +149,7 @@ pub fn tile_gradients(
     let out = if s.tied { &soft.enc } else { &soft.dec };
     let decoder = Product {
         a: soft.code.matrix(0, n, tile.1, s.tile)?,
-        b: work.grad_recon.matrix(s.prefixes.segment(tile.0) * n, n, s.pitch, s.pitch)?,
+        b: work.grad_recon.matrix(s.segment(tile.0) * n, n, s.pitch, s.pitch)?,
         out: out.matrix(0, tile.1, s.pitch, s.pitch)?,
         add: s.tied,
         ..encoder
@@ -162,7 +162,7 @@ pub fn tile_gradients(
     let Soft { grad, code, edge, sums, bias, threshold, code_sums, .. } = soft;
     let values = n * s.tile;
     let mut sum = |element, matrix, out: &mut Buffer<f32>| {
-        let chunks = column_sums(device, element, matrix, n, tile.1, s.tile, sums)?;
+        let chunks = column_sums(device, element, matrix, n, tile.1, s.tile, CHUNKS, sums)?;
         add_chunks(device, (sums, chunks), None, tile.1, true, out)
     };
     sum(grad.element(), grad.holds(values)?, bias)?;

@@ -1,0 +1,301 @@
+//! Latents shared out over ranks, which are threads with an emulated device each, beside the reference and beside one device.
+
+use crate::case::{self, Case};
+use crate::common::{device, embeddings, values};
+use crate::engine::{crowded, ours};
+use crate::kinds;
+use crate::thread_ranks::{ThreadRank, Together};
+use cuda_on_cpu::sanitizer;
+use std::sync::Arc;
+use topk_sae::backend::Look;
+use topk_sae::backend::cuda::device::Device;
+use topk_sae::backend::cuda::ranks::{GROUP, Shard};
+use topk_sae::data::Embeddings;
+use topk_sae::model::TrainState;
+use topk_sae::spec::{Activation, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
+
+/// So many ranks as one backend in float32, with `edit` on each.
+fn spoiled(
+    count: usize,
+    seed: u64,
+    edit: impl Fn(&mut ThreadRank),
+) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Together {
+    move |data, spec, state| {
+        let devices = (0..count).map(|rank| device::device(seed + rank as u64)).collect();
+        Together::new(devices, &data, &spec, Precision::F32, &state, edit).unwrap()
+    }
+}
+
+fn together(count: usize, seed: u64) -> impl FnOnce(Arc<Embeddings>, ModelSpec, TrainState) -> Together {
+    spoiled(count, seed, |_| {})
+}
+
+/// As many of 2, 3 and 8 ranks as these latents are enough for, in turn.
+fn ranks_for(m: usize, turn: usize) -> Option<usize> {
+    let most = m.div_ceil(GROUP);
+    let counts: Vec<usize> = [2, 3, 8].into_iter().filter(|&count| count <= most).collect();
+    counts.get(turn % counts.len().max(1)).copied()
+}
+
+fn agree(cases: impl IntoIterator<Item = Case>) {
+    let mut compared = 0;
+    for case in cases {
+        // The sanitizers are slow, and have seen the kernels of one device elsewhere.
+        let Some(count) = ranks_for(case.m, compared).filter(|_| !sanitizer::inside() || compared < 2) else {
+            continue;
+        };
+        println!("{count} ranks: {}", case.name());
+        case.agree_with(together(count, compared as u64), |_| ());
+        compared += 1;
+    }
+    assert!(compared >= 2, "{compared}");
+}
+
+/// Cases of a top k by row: sizes, phases and options take turns.
+fn plain() -> Vec<Case> {
+    let mut cases = vec![];
+    for t in [1.0, 0.0, 0.7] {
+        for (m, k) in [(257, 5), (300, 32), (1000, 33), (1025, 7)] {
+            for tied in [false, true] {
+                let i = cases.len();
+                let mut case = Case::new([1, 15, 17, 33][i % 4], [2, 31, 33, 100][i / 3 % 4], m, k);
+                (case.t, case.tied, case.philox) = (t, tied, i % 3 > 0);
+                case.spec.forward.normalize = i % 5 > 0;
+                match i % 7 {
+                    0 => case.l1 = 0.4,
+                    1 => (case.spec.objective.aux_k, case.dead_every) = (3, Some(4)),
+                    2 => case.spec.optimizer.unit_norm_decoder = true,
+                    3 => case.spec.optimizer.clip_norm = Some(1e-3),
+                    4 => (case.spec.objective.aux_k, case.dead_every) = (200, Some(3)),
+                    5 => case.spec.optimizer.ema = Some(0.99),
+                    _ => {
+                        case.spec.optimizer.train_pre_bias = false;
+                        (case.spec.objective.loss_scale, case.spec.optimizer.weight_decay) = (20.0, 0.5);
+                    }
+                }
+                cases.push(case);
+            }
+        }
+    }
+    cases
+}
+
+#[test]
+fn ranks_agree_with_the_reference_in_every_phase_and_with_options() {
+    agree(plain());
+}
+
+#[test]
+fn ranks_agree_on_signed_codes_and_over_candidates() {
+    agree(case::signed());
+    agree(case::over_candidates(&[1.0, 0.5]));
+}
+
+/// What has no places per row: each activation, its penalties, prefixes of which some end inside a rank's latents.
+fn unplaced() -> Vec<Case> {
+    let mut cases: Vec<Case> =
+        kinds::UNPLACED.into_iter().flat_map(|kind| case::unplaced(kind).into_iter().skip(12)).collect();
+    for prefixes in [&[1, 128, 129, 400][..], &[130, 400]] {
+        for activation in [Activation::Topk, Activation::BatchTopk, Activation::Relu, Activation::JumpRelu] {
+            let mut case = Case::new(17, 31, 400, 6);
+            case.spec.forward.prefixes = Prefixes::new(prefixes).unwrap();
+            (case.spec.forward.activation, case.spec.forward.inference) =
+                (activation, activation.inference());
+            case.spec.warmup.relaxation = Relaxation::None;
+            case.spec.objective.penalty = match activation {
+                Activation::Relu => Penalty::L1,
+                Activation::JumpRelu => Penalty::L0Target,
+                _ => Penalty::MeanCode,
+            };
+            (case.l1, case.spec.optimizer.clip_norm) = (0.1, Some(1e-2));
+            // Where segments begin, in all rows.
+            case.edit = |params, _| [1, 128, 129, 130].iter().for_each(|&j| params.b_lat[j] += 3.0);
+            cases.push(case);
+        }
+    }
+    let mut annealed = Case::new(17, 33, 257, 5);
+    annealed.spec.forward.activation = Activation::BatchTopk;
+    annealed.spec.forward.inference = Activation::BatchTopk.inference();
+    (annealed.t, annealed.spec.warmup.relaxation, annealed.spec.warmup.pool) = (0.5, Relaxation::AnnealK, 40);
+    cases.push(annealed);
+    cases
+}
+
+#[test]
+fn ranks_agree_where_rows_have_no_places_and_with_prefixes() {
+    agree(unplaced());
+}
+
+/// Exact ties in twins of latents that different ranks have: the lowest latents of a row, or of a batch, are taken.
+fn ties_between_ranks(activation: Activation) -> Case {
+    let mut case = Case { m: 280, ..case::with_ties() };
+    (case.spec.forward.activation, case.spec.forward.inference) = (activation, activation.inference());
+    if activation == Activation::BatchTopk {
+        case.spec.warmup.relaxation = Relaxation::None;
+    }
+    case
+}
+
+#[test]
+fn ties_between_ranks_go_to_the_lowest_row_and_latent() {
+    for activation in [Activation::Topk, Activation::BatchTopk] {
+        for count in [2, 3] {
+            ties_between_ranks(activation).agree_with(together(count, 0), |_| ());
+        }
+    }
+    let mut few = Case::new(9, 7, 400, 60);
+    few.edit = |params, _| params.b_lat.iter_mut().for_each(|b| *b -= 1.0);
+    few.agree_with(together(3, 1), |_| ());
+    let crowd = Case { m: 300, ..crowded(false) };
+    crowd.agree_with(together(2, 1), |_| ());
+}
+
+/// Cases in which defects planted into what ranks do show.
+pub fn telling() -> Vec<Case> {
+    let mut cases = vec![];
+    for (t, relaxation) in [(0.5, Relaxation::Lapsum), (0.7, Relaxation::Softmax), (0.5, Relaxation::AnnealK)]
+    {
+        let mut case = Case::new(17, 31, 300, 5);
+        (case.t, case.spec.warmup.relaxation, case.spec.warmup.pool) = (t, relaxation, 24);
+        (case.spec.objective.aux_k, case.dead_every, case.l1) = (3, Some(4), 0.4);
+        cases.push(case);
+    }
+    cases.extend([Activation::Topk, Activation::BatchTopk].map(ties_between_ranks));
+    let mut ties = ties_between_ranks(Activation::Topk);
+    (ties.t, ties.philox) = (0.5, true);
+    cases.push(ties.clone());
+    // Forty twins each: the cut falls among those of the second largest score.
+    (ties.t, ties.spec.forward.k) = (1.0, 50);
+    cases.push(ties);
+    cases.extend(case::signed().into_iter().skip(6).take(1));
+    for activation in [Activation::Topk, Activation::JumpRelu, Activation::BatchTopk] {
+        let prefixed = |case: &Case| {
+            case.spec.forward.activation == activation && !case.spec.forward.prefixes.is_empty()
+        };
+        cases.extend(unplaced().into_iter().rfind(prefixed));
+    }
+    cases
+}
+
+/// Fails where ranks on these devices differ from the reference in steps or, of a top k by row, in an evaluation.
+pub fn agrees(case: &Case, devices: Vec<Box<dyn Device>>) {
+    let make = |data: Arc<Embeddings>, spec: ModelSpec, state: TrainState| {
+        Together::new(devices, &data, &spec, Precision::F32, &state, |_| {}).unwrap()
+    };
+    if case.spec.forward.prefixes.is_empty() || case.spec.forward.activation != Activation::Topk {
+        return case.clone().agree_with(make, |_| ());
+    }
+    let mut case = case.clone();
+    (case.n, case.spec.optimizer.ema) = (40, Some(0.9));
+    kinds::evaluation_agrees(&case, false, make);
+}
+
+#[test]
+fn evaluations_and_calibration_of_ranks_agree_with_the_reference() {
+    for (i, case) in kinds::evaluated().into_iter().enumerate() {
+        if !sanitizer::inside() || i % 4 == 2 {
+            let n = if sanitizer::inside() { 40 } else { 300 };
+            let mut case = Case { m: 390, n, ..case };
+            if !case.spec.forward.prefixes.is_empty() {
+                case.spec.forward.prefixes = Prefixes::new(&[1, 40, 41, 390]).unwrap();
+            }
+            kinds::evaluation_agrees(&case, false, together(2 + i % 2, i as u64));
+        }
+    }
+}
+
+/// 512 rows of 24 values: three of 60 directions each, and some noise.
+fn clusters() -> Arc<Embeddings> {
+    let (d, directions) = (24, values(60 * 24, 40));
+    let of_row = |n: usize| {
+        let noise = values(d, 1000 + n as u32);
+        let chosen = values(3, 5000 + n as u32);
+        let mut row: Vec<f32> = noise.iter().map(|v| 0.05 * v).collect();
+        for (i, choice) in chosen.into_iter().enumerate() {
+            let which = (30.0 * (choice + 1.0)) as usize % 60;
+            row.iter_mut().zip(&directions[which * d..]).for_each(|(x, w)| *x += (1.0 + i as f32 * 0.3) * w);
+        }
+        row
+    };
+    embeddings(d, (0..512).flat_map(of_row).collect())
+}
+
+/// What a run of 200 steps leaves: losses and the state.
+fn trained(backend: &mut dyn Look, n_rows: usize, soft: u64) -> (Vec<f64>, TrainState) {
+    let losses = crate::learning::losses(backend, n_rows, soft, 12);
+    (losses, backend.state().unwrap().into_owned())
+}
+
+#[test]
+fn two_hundred_steps_of_ranks_follow_those_of_one_device() {
+    if sanitizer::inside() || device::of_nvrtc() {
+        return; // Nothing new to them, and slow there.
+    }
+    let data = clusters();
+    let mut done = vec![];
+    for (kind, count, m) in [
+        (Relaxation::None, 2, 257),
+        (Relaxation::None, 8, 1000),
+        (Relaxation::Softmax, 2, 300),
+        (Relaxation::Lapsum, 3, 300),
+    ] {
+        let spec = ModelSpec::plain(8).with(|spec| {
+            (spec.warmup.relaxation, spec.warmup.pool) = (kind, 24);
+            (spec.objective.aux_k, spec.objective.dead_after) = (16, 2000);
+            spec.optimizer.clip_norm = Some(1.0);
+        });
+        let start = topk_sae::model::Params::init(data.d_in(), m, false, &topk_sae::spec::Init::Linear, 1);
+        let state = TrainState::start(start, false);
+        let soft = if kind == Relaxation::None { 0 } else { 66 };
+        let run = |backend: &mut dyn Look| trained(backend, data.n_rows(), soft);
+        let one = run(&mut ours(0)(data.clone(), spec.clone(), state.clone()));
+        let all = run(&mut together(count, 0)(data.clone(), spec.clone(), state.clone()));
+        if count == 3 {
+            let again = run(&mut together(count, 7)(data.clone(), spec.clone(), state.clone()));
+            let bits = |losses: &[f64]| losses.iter().map(|loss| loss.to_bits()).collect::<Vec<u64>>();
+            assert!(bits(&all.0) == bits(&again.0) && all.1 == again.1, "{kind:?}: not the same bits twice");
+        }
+        let off = all.0.iter().zip(&one.0).map(|(got, want)| (got / want - 1.0).abs());
+        let worst = off.fold(0.0, f64::max);
+        let fired = all.1.idle_rows.iter().zip(&one.1.idle_rows).filter(|(got, want)| got != want).count();
+        println!("{kind:?}, {count} ranks, M {m}: loss within {worst:.1e}, {fired} idle counts differ");
+        assert!(one.0[199] < 0.7 * one.0[0], "nothing was learned");
+        done.push((kind, worst, fired));
+    }
+    for (kind, worst, fired) in done {
+        assert!(worst < 1e-5 && fired == 0, "{kind:?}: {worst:.1e}, {fired} idle counts");
+    }
+}
+
+#[test]
+fn a_sum_over_ranks_that_is_left_out_is_found() {
+    if sanitizer::inside() || device::emulation_only("planted defects") {
+        return;
+    }
+    let mut missed = vec![];
+    // Every sum until the first look is done, in a case that has all of them: dead latents, facts, planes, the auxiliary plane, candidates' gradients, the
+    // part of b_pre, squares.
+    for sum in 0..8 {
+        let mut case = Case::new(17, 31, 300, 5);
+        (case.t, case.spec.warmup.relaxation, case.spec.warmup.pool) = (0.5, Relaxation::Lapsum, 24);
+        // One latent is dead, of the first rank.
+        (case.spec.objective.aux_k, case.dead_every, case.steps) = (3, Some(300), 2);
+        (case.spec.optimizer.clip_norm, case.l1) = (Some(1e-3), 0.4);
+        let spoil = move |rank: &mut ThreadRank| rank.forgets = Some(sum);
+        let agrees = std::panic::AssertUnwindSafe(|| case.agree_with(spoiled(2, 0, spoil), |_| ()));
+        if std::panic::catch_unwind(agrees).is_ok() {
+            missed.push(sum);
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?}");
+}
+
+#[test]
+fn more_ranks_than_groups_of_latents_are_refused() {
+    let (data, state) = Case::new(3, 4, 300, 5).start();
+    let devices = (0..4).map(device::device).collect();
+    let spec = ModelSpec::plain(5);
+    let refused = Together::new(devices, &data, &spec, Precision::F32, &state, |_| {}).err().unwrap();
+    assert!(refused.to_string().contains("--latents 300 are too few for 4 ranks"), "{refused}");
+    assert_eq!(Shard::of(2, 3, 300).unwrap().latents(), 256..300);
+}
