@@ -14,9 +14,9 @@ use topk_sae::backend::cuda::sources::SOURCES;
 
 /// The kernels, those of `file` as they are in `sources`.
 fn kernels(sources: &[(String, String)], file: &str) -> &'static ptx::Kernels {
-    // What all files include is in all kernels.
-    let header = "common.cuh";
-    let needed = sources.iter().filter(|(name, _)| [file, header].contains(&name.as_str()) || file == header);
+    // What files include is in the kernels of many.
+    let header = |name: &str| name.ends_with(".cuh");
+    let needed = sources.iter().filter(|(name, _)| name == file || header(name) || header(file));
     let needed: Vec<(&str, &str)> = needed.map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mut kernels = compiled().clone();
     kernels.extend(ptx::parse(&compile::ptx(&needed, Arch(90)).unwrap()).unwrap());

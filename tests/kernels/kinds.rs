@@ -207,7 +207,7 @@ pub fn evaluation_agrees<B: Look>(
             assert!(apart <= u64::from(calibrated), "{what}: {apart}");
             assert_eq!((got.rows, got.prefixes), (want.rows, want.prefixes), "{what}");
             if calibrated && case.spec.seeks_k() {
-                assert!((got.active as i64 - 4 * 300).abs() <= 1, "{what}: {}", got.active);
+                assert!((got.active as i64 - 4 * case.n as i64).abs() <= 1, "{what}: {}", got.active);
             }
             let mut pairs =
                 vec![(got.squared, want.squared), (got.absolute, want.absolute), (got.cosine, want.cosine)];

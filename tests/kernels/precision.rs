@@ -6,6 +6,7 @@ use crate::common::device::{device_for, emulator, of_nvrtc, on_card};
 use crate::common::emulator::Emulator;
 use crate::common::relative_error;
 use crate::engine::ours;
+use crate::thread_ranks::Together;
 use cuda_on_cpu::sanitizer;
 use std::collections::BTreeSet;
 use topk_sae::backend::cpu::reference::Reference;
@@ -157,7 +158,10 @@ fn steps_with_rounded_operands_learn_as_those_in_float32() {
 
 /// Everything that training may use at once, a few steps.
 fn train(case: &Case, device: Box<dyn Device>, precision: Precision) -> (TrainState, Vec<u64>) {
-    let mut engine = engine(case, device, precision);
+    trained(case, engine(case, device, precision))
+}
+
+fn trained(case: &Case, mut engine: impl Backend) -> (TrainState, Vec<u64>) {
     for step in 0..3 {
         engine.step(&case.rows(), &case.plan(step, &[])).unwrap();
     }
@@ -231,6 +235,27 @@ fn the_same_bits_come_again_whatever_the_order_and_every_kernel_is_launched() {
                     );
                 }
             }
+        }
+    }
+    for precision in [Precision::F32, Precision::Bf16] {
+        for (t, relaxation) in [(0.8, Relaxation::Softmax), (1.0, Relaxation::None)] {
+            let mut case = Case::new(40, 24, 300, 6);
+            (case.t, case.spec.warmup.relaxation) = (t, relaxation);
+            (case.spec.objective.aux_k, case.dead_every, case.spec.optimizer.ema) = (4, Some(3), Some(0.9));
+            let mut run = |seed: u64| {
+                let devices = [seed, seed + 1].map(|seed| {
+                    if on_card() {
+                        return device_for(precision, 0, None);
+                    }
+                    let device = emulator(seed);
+                    launched.push(device.launched());
+                    Box::new(device) as Box<dyn Device>
+                });
+                let (data, state) = case.start();
+                let ranks = Together::new(devices.into(), &data, &case.spec, precision, &state, |_| {});
+                trained(&case, ranks.unwrap())
+            };
+            assert!(run(1) == run(3), "ranks, {precision} t {t}");
         }
     }
     if !on_card() {
