@@ -6,8 +6,8 @@
 //   u_e  = (z_e - mean z) / sd z over the row's P candidates; w = 1 and G = 0 where P <= k
 //
 // and w, G by LapSum. Row n's P candidates are at first[n] .. first[n] + count[n] of all lists, P <= 1024: index has their latents,
-// ascending (of all latents, of which the device has m from the step's group on), score their positive scores z; value gets h, direct D; grad holds dh and becomes dz. Kept for
-// the backward pass: threshold (N), LapSum's b.
+// ascending, among all of the model, of which the device has m from the step's group on; score has their positive scores z. value
+// gets h, direct D; grad holds dh and becomes dz. Kept for the backward pass: threshold (N), LapSum's b.
 // One block per row, of up to 256 threads. A thread owns every blockDim-th candidate, four at most, in registers.
 //
 // 1. A candidate is in the top k where fewer than k keys are larger (keys as in topk_stream.cu: the lowest index wins a

@@ -11,7 +11,8 @@
 //
 // Rank r has latents start_of(r) .. start_of(r + 1) of `units` times 128, of which the last may be fewer; lists have latents of
 // the rank, from 0, but for those called `all`. planes (P, N, pitch) are the segments' sums, and G_s afterwards.
-// One warp per row but for 4 and `own_parts`, a block per row. Every sum has a fixed order. Moves 4 P N pitch bytes two to
+// keep_top and own_facts have a warp per row, own_parts, reconstruct and own_dots a block, the others a thread. Every sum has a
+// fixed order. Moves 4 P N pitch bytes two to
 // four times, and a row of W_dec twice per entry. Formulas: src/backend/mod.rs.
 #include "entries.cuh"
 
