@@ -7,8 +7,6 @@ use crate::spec::{Activation, ModelSpec};
 #[derive(Debug)]
 pub struct Calibration {
     activation: Activation,
-    floor: f32,
-    places: usize,
     largest: Largest,
     above: Vec<f32>,
 }
@@ -17,14 +15,13 @@ impl Calibration {
     /// For `n_rows` rows; `None` where the model has k places per row, or does not aim at k.
     pub fn new(spec: &ModelSpec, n_rows: usize) -> Option<Self> {
         let places = n_rows * spec.forward.k;
-        let floor = match spec.forward.activation {
+        let largest = match spec.forward.activation {
             _ if !spec.seeks_k() => return None,
             // Biases can be raised as well as lowered, and thresholds.
-            Activation::Relu | Activation::JumpRelu => f32::NEG_INFINITY,
-            _ => 0.0,
+            Activation::Relu | Activation::JumpRelu => Largest::above(f32::NEG_INFINITY, places),
+            _ => Largest::above(0.0, places),
         };
-        let largest = Largest::above(floor, places);
-        Some(Self { activation: spec.forward.activation, floor, places, largest, above: vec![] })
+        Some(Self { activation: spec.forward.activation, largest, above: vec![] })
     }
 
     /// Looks at scores (rows, M) of a model with these thresholds (M), if it has any.
@@ -42,8 +39,7 @@ impl Calibration {
 
     /// The scores that may decide, as many for every set of latents: those of some latents, for [`Calibration::join`].
     pub fn kept(&mut self) -> Vec<f32> {
-        let empty = Largest::above(self.floor, self.places);
-        std::mem::replace(&mut self.largest, empty).kept(self.floor)
+        self.largest.take()
     }
 
     /// Looks at what was kept of other latents.

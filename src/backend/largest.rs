@@ -4,6 +4,7 @@
 #[derive(Debug)]
 pub struct Largest {
     places: usize,
+    floor: f32,
     /// Smaller values are not among them.
     bound: f32,
     values: Vec<f32>,
@@ -12,7 +13,7 @@ pub struct Largest {
 impl Largest {
     /// With so many places, for values above `floor`.
     pub fn above(floor: f32, places: usize) -> Self {
-        Self { places, bound: floor, values: vec![] }
+        Self { places, floor, bound: floor, values: vec![] }
     }
 
     /// Looks at more values.
@@ -33,11 +34,12 @@ impl Largest {
         }
     }
 
-    /// The `places` + 1 largest values, and the floor where there are fewer.
-    pub fn kept(mut self, floor: f32) -> Vec<f32> {
+    /// The `places` + 1 largest values, and the floor where there are fewer; none are kept from here on.
+    pub fn take(&mut self) -> Vec<f32> {
         self.cut();
-        self.values.resize(self.places + 1, floor);
-        self.values
+        self.values.resize(self.places + 1, self.floor);
+        self.bound = self.floor;
+        std::mem::take(&mut self.values)
     }
 
     /// The largest value that has no place: as many as there are places, or fewer where some are equal, lie above it. The
