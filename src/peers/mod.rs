@@ -245,7 +245,7 @@ impl Peers {
     ///
     /// # Errors
     /// As for [`Peers::exchange`].
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         self.meet(&[], true).map(drop)
     }
 }

@@ -1,17 +1,18 @@
-//! A CUDA driver and a cuBLAS for a whole program, on the CPU.
+//! A CUDA driver, a cuBLAS and an NCCL for a whole program, on the CPU.
 
 use crate::build;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("stand_in.cpp", include_str!("../cpp/stand_in/stand_in.cpp")),
     ("cublas.h", include_str!("../cpp/stand_in/cublas.h")),
+    ("nccl.h", include_str!("../cpp/stand_in/nccl.h")),
     ("state.h", include_str!("../cpp/stand_in/state.h")),
 ];
 
-/// A folder in which the system loader finds a driver and a cuBLAS, and the kernels that they run.
+/// A folder in which the system loader finds a driver, a cuBLAS and an NCCL, and the kernels that they run.
 pub struct StandIn {
     folder: TempDir,
     kernels: String,
@@ -25,7 +26,7 @@ impl StandIn {
     pub fn new<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let object = build::beside(&FILES);
-        for name in ["libcuda.so", "libcublas.so"] {
+        for name in ["libcuda.so", "libcublas.so", "libnccl.so.2"] {
             std::os::unix::fs::symlink(&object, folder.path().join(name)).unwrap();
         }
         let sources: Vec<(String, String)> =

@@ -235,6 +235,10 @@ impl Device for Card {
         Some(self.context.ordinal())
     }
 
+    fn stream(&self) -> u64 {
+        self.stream.cu_stream() as u64
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         let doing = "taking GPU memory";
         self.bind_outside(doing)?;

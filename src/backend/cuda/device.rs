@@ -309,6 +309,11 @@ pub trait Device: Send {
     /// As from `work`, or the device fails.
     fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64>;
 
+    /// The stream of the work, as libraries of CUDA take it; 0 where there is none.
+    fn stream(&self) -> u64 {
+        0
+    }
+
     /// Drops all records: memory that they name is about to be freed.
     fn forget(&mut self);
 

@@ -2,7 +2,7 @@
 
 use super::fault::{self, one_line};
 use crate::backend::cuda::places;
-pub use copies::{Copy, Cublas, Functions, Need, Nvrtc, by_loader, newest_of};
+pub use copies::{Copy, Cublas, Functions, Nccl, Need, Nvrtc, by_loader, newest_of};
 use cudarc::driver::result::{device, init};
 use cudarc::driver::sys::{self as driver_sys, CUdevice_attribute as Attribute, CUresult};
 use libloading::os::unix::{Library as Handle, RTLD_GLOBAL, RTLD_NOW};
@@ -27,6 +27,8 @@ pub enum Library {
     Nvrtc,
     /// Dense products.
     Cublas,
+    /// What several cards do together.
+    Nccl,
 }
 
 impl Library {
@@ -36,6 +38,7 @@ impl Library {
             Self::Driver => "the NVIDIA driver",
             Self::Nvrtc => "NVRTC",
             Self::Cublas => "cuBLAS",
+            Self::Nccl => "NCCL",
         }
     }
 
@@ -45,13 +48,14 @@ impl Library {
             Self::Driver => "libcuda.so",
             Self::Nvrtc => "libnvrtc.so",
             Self::Cublas => "libcublas.so",
+            Self::Nccl => "libnccl.so",
         }
     }
 
     /// The file that it needs open. NVRTC 13.0 has no path to find its builtins by.
     fn needs(self) -> Option<&'static str> {
         match self {
-            Self::Driver => None,
+            Self::Driver | Self::Nccl => None,
             Self::Nvrtc => Some("libnvrtc-builtins.so"),
             Self::Cublas => Some("libcublasLt.so"),
         }
@@ -62,6 +66,12 @@ impl Library {
         match (self, major) {
             (Self::Driver, _) => {
                 "install NVIDIA's driver, or start the container with its GPUs (`--gpus all`)"
+            }
+            (Self::Nccl, Some(12)) => {
+                "`pip install nvidia-nccl-cu12` in the active Python environment, or install libnccl2"
+            }
+            (Self::Nccl, _) => {
+                "`pip install nvidia-nccl-cu13` in the active Python environment, or install libnccl2"
             }
             (_, Some(12)) => {
                 "`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12` in the active Python environment, \
@@ -137,6 +147,14 @@ pub fn nvrtc(need: Need) -> Outcome<&'static Copy<Nvrtc>> {
 /// # Errors
 /// None does; one line.
 pub fn cublas(need: Need) -> Outcome<&'static Copy<Cublas>> {
+    copies::open(need)
+}
+
+/// NCCL: the copy in use, or the first that can be used.
+///
+/// # Errors
+/// None does; one line.
+pub fn nccl(need: Need) -> Outcome<&'static Copy<Nccl>> {
     copies::open(need)
 }
 

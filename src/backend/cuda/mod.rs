@@ -21,6 +21,7 @@
 //! | [`gemm`] | a row-major product as a call of cuBLAS |
 //! | [`fault`] | errors of the driver in one line |
 //! | [`ranks`] | latents shared out over several devices |
+//! | [`nccl`] | ranks that are processes with a card each |
 //! | [`timed`] | a device that times each launch of another |
 
 mod all_rows;
@@ -37,6 +38,7 @@ mod lane;
 pub mod launch;
 pub mod libraries;
 mod look;
+pub mod nccl;
 pub mod params;
 mod pinned;
 pub mod places;

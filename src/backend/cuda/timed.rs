@@ -50,6 +50,10 @@ impl Device for Timed {
         self.inner.card()
     }
 
+    fn stream(&self) -> u64 {
+        self.inner.stream()
+    }
+
     fn allocate(&mut self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.inner.allocate(bytes, what)
     }

@@ -1,4 +1,4 @@
-// A driver of CUDA and a cuBLAS that run on the CPU, for tests: the functions that `src/backend/cuda` calls, with the
+// A driver of CUDA, a cuBLAS and an NCCL that run on the CPU, for tests: the functions that `src/backend/cuda` calls, with the
 // kernels of the emulation. It is as lazy as the documentation allows: work runs when something waits for it, and
 // memory is read and written then. So a wait that is missing, memory that is freed or written too early, and a call
 // that a recorded stream must not see give an error or wrong results here.
@@ -14,7 +14,9 @@
 // STAND_IN_DEFECT     a defect, to see that it is found: "kernels do not wait", "copies do not wait" (for an event of the
 //                     other), "the host does not wait" (for an event of a copy), "copies come in turn" (in the model of time)
 // STAND_IN_COUNTS     a file for the numbers of calls, written at the end
+// nccl.h has those of NCCL.
 #include "cublas.h"
+#include "nccl.h"
 #include "state.h"
 
 API int cuDriverGetVersion(int *version) {

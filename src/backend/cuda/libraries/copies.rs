@@ -1,4 +1,4 @@
-//! NVRTC and cuBLAS: their functions, from the first copy on this machine that goes with the driver and the card.
+//! NVRTC, cuBLAS and NCCL: their functions, from the first copy on this machine that goes with the driver and the card.
 //!
 //! A machine may have several: the system's, a toolkit's, those of Python environments. The system loader is asked
 //! first, then the folders of `sae devices` in their order. cudarc loads a library once, by its name, so that the first
@@ -10,6 +10,7 @@ use cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasHandle_t, cublasMath_t, cublasOperation_t, cublasStatus_t,
     cudaDataType, cudaStream_t, libraryPropertyType,
 };
+use cudarc::nccl::sys::{ncclComm_t, ncclUniqueId};
 use cudarc::nvrtc::sys::{nvrtcProgram, nvrtcResult};
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{c_char, c_int, c_void};
@@ -18,6 +19,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// The oldest CUDA whose NVRTC and cuBLAS are used.
 const OLDEST: u32 = 12;
+/// The oldest NCCL that is used: the first that names its last error.
+const OLDEST_NCCL: Version = (2, 13);
 
 /// A table of functions of a library, by the names and types of its header.
 macro_rules! functions {
@@ -84,6 +87,25 @@ functions! {
             *const c_void, cudaDataType, c_int, *const c_void, cudaDataType, c_int, *const c_void,
             *mut c_void, cudaDataType, c_int, cublasComputeType_t, cublasGemmAlgo_t
         ) -> cublasStatus_t;
+    }
+}
+
+functions! {
+    /// The functions of NCCL that are called. Results and kinds of values are plain numbers: a newer NCCL may give one that no
+    /// list here has.
+    Nccl {
+        ncclGetVersion(*mut c_int) -> c_int;
+        ncclGetUniqueId(*mut ncclUniqueId) -> c_int;
+        ncclCommInitRank(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> c_int;
+        ncclCommDestroy(ncclComm_t) -> c_int;
+        ncclGetErrorString(c_int) -> *const c_char;
+        ncclGetLastError(ncclComm_t) -> *const c_char;
+        ncclGroupStart() -> c_int;
+        ncclGroupEnd() -> c_int;
+        ncclAllReduce(
+            *const c_void, *mut c_void, usize, c_int, c_int, ncclComm_t, cudaStream_t
+        ) -> c_int;
+        ncclAllGather(*const c_void, *mut c_void, usize, c_int, ncclComm_t, cudaStream_t) -> c_int;
     }
 }
 
@@ -193,6 +215,39 @@ impl Functions for Cublas {
     }
 }
 
+impl Functions for Nccl {
+    const LIBRARY: Library = Library::Nccl;
+
+    fn of(handles: Vec<Handle>) -> Outcome<Self> {
+        Self::of(handles)
+    }
+
+    fn version(&self) -> Outcome<Version> {
+        let mut version = 0;
+        // SAFETY: NCCL writes one int to the address it is given.
+        let status = unsafe { (self.ncclGetVersion)(&mut version) };
+        if status != 0 {
+            return Err(format!("it does not report its version ({status})"));
+        }
+        let version = version.unsigned_abs();
+        // 2804 was 2.8.4; from 2.9 on it is 10000 major + 100 minor.
+        Ok(if version < 10_000 {
+            (version / 1000, version % 1000 / 100)
+        } else {
+            (version / 10_000, version % 10_000 / 100)
+        })
+    }
+
+    fn known(&self) -> Outcome<Vec<u32>> {
+        Ok(Vec::new())
+    }
+
+    fn current() -> &'static Mutex<Option<&'static Copy<Self>>> {
+        static CURRENT: Mutex<Option<&'static Copy<Nccl>>> = Mutex::new(None);
+        &CURRENT
+    }
+}
+
 /// The copy in use, if it goes with `need`; else the first that does, which is in use from then on.
 ///
 /// # Errors
@@ -253,6 +308,15 @@ const DRIVER: &str = "the NVIDIA driver is too old for it";
 /// Why not.
 pub(super) fn fits(library: Library, version: Version, known: &[u32], need: Need) -> Outcome<()> {
     let (major, minor) = version;
+    if library == Library::Nccl {
+        // It has versions of its own, and names a driver that is too old by itself.
+        return if version >= OLDEST_NCCL {
+            Ok(())
+        } else {
+            let (high, low) = OLDEST_NCCL;
+            Err(format!("version {major}.{minor} is too old, {high}.{low} or newer is needed"))
+        };
+    }
     if major < OLDEST {
         return Err(format!("version {major}.{minor} is too old, {OLDEST}.0 or newer is needed"));
     }
@@ -281,7 +345,8 @@ pub fn newest_of(known: &[u32], (major, minor): Version) -> Option<u32> {
 /// The system loader's copy: the name that a toolkit links, then those of the libraries themselves.
 pub fn by_loader(library: Library) -> Option<Handle> {
     let file = library.file();
-    let names = [file.to_owned(), format!("{file}.13"), format!("{file}.12")];
+    // The last is that of NCCL, which no toolkit links.
+    let names = [file.to_owned(), format!("{file}.13"), format!("{file}.12"), format!("{file}.2")];
     names.iter().find_map(|name| dlopen(Path::new(name)).ok())
 }
 
