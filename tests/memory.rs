@@ -57,12 +57,19 @@ fn peak<R>(run: impl FnOnce() -> R) -> (f64, R) {
 
 /// How the runs here are made.
 fn quiet(stop: &AtomicBool) -> Session<'_> {
-    Session { device: DeviceChoice::Cpu, quiet: true, stop, draw: Some(write_plots), observer: None }
+    Session {
+        device: DeviceChoice::Cpu,
+        quiet: true,
+        stop,
+        draw: Some(write_plots),
+        observer: None,
+        place: None,
+    }
 }
 
 /// Bytes that a run is told to take.
 fn told(options: &Options, session: &Session<'_>) -> f64 {
-    let Memory { data, training } = Memory::new(&run::prepare(options, session).unwrap());
+    let Memory { data, training } = Memory::new(&run::prepare(options, 1, session).unwrap());
     (data + training) as f64
 }
 

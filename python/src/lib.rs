@@ -110,7 +110,7 @@ fn train(
     worker::run(py, shows, hear, |stop, events| {
         let observer = Mutex::new(Ear(events));
         let session =
-            Session { device, quiet: false, stop, draw: Some(write_plots), observer: Some(&observer) };
+            Session { device, quiet: false, stop, draw: Some(write_plots), observer: Some(&observer), place: None };
         let given = given.map(|rows| run::Rows::Memory(Box::new((*rows).clone())));
         match resumes {
             true => run::resume(&out, given, &session)?,

@@ -6,6 +6,7 @@ use super::cuda::{self, Unavailable};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
+use crate::peers::Peers;
 use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision, Training};
 use std::fmt;
@@ -75,6 +76,33 @@ impl DeviceChoice {
         Ok(selected)
     }
 
+    /// The device of a rank of several, the `local`th of its machine: the GPU of that number, or the only one that it is shown.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where something else is asked for; [`Error::Failed`] where there is no such GPU.
+    pub fn select_of_rank(self, local: usize) -> Result<Selected> {
+        match self {
+            Self::Cpu => Err(Error::Usage(
+                "--device cpu: several processes train one model on GPUs alone; leave the option out, or start one process".into(),
+            )),
+            Self::Cuda(Some(n)) => Err(Error::Usage(format!(
+                "--device cuda:{n}: each of several processes takes the GPU of its own number; give `--device cuda`, and choose GPUs \
+                 with CUDA_VISIBLE_DEVICES"
+            ))),
+            Self::Auto | Self::Cuda(None) => match cuda::available() {
+                Ok(1) => Ok(Selected::Cuda(0)),
+                Ok(n) if local < n => Ok(Selected::Cuda(local)),
+                Ok(n) => Err(Error::Failed(format!(
+                    "there are {n} GPUs here, and this process is number {local}, counted from 0; start as many processes on each \
+                     machine as it has GPUs"
+                ))),
+                Err(Unavailable { reason, .. }) => Err(Error::Failed(format!(
+                    "several processes train one model on GPUs alone: {reason}; `sae devices` shows what was looked for"
+                ))),
+            },
+        }
+    }
+
     /// The device, and the warning that comes with it, where `found` devices can be used.
     fn settle(self, found: std::result::Result<usize, Unavailable>) -> Result<(Selected, Option<String>)> {
         let (flag, wanted) = match self {
@@ -133,12 +161,33 @@ pub fn open(
     }
 }
 
-/// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves;
-/// `n_data` is the number of rows, `n_train` that of the training rows.
-pub fn memory(device: Selected, t: &Training, n_train: usize, n_data: usize) -> u64 {
+/// The backend of one rank of several, which meets the others through `peers`: `state` has its share of `latents`.
+///
+/// # Errors
+/// As for [`open`]; a rank is gone; the CPU, which trains alone.
+pub fn open_rank(
+    device: Selected,
+    data: Arc<dyn RowSource>,
+    spec: ModelSpec,
+    precision: Precision,
+    state: &TrainState,
+    latents: usize,
+    peers: Arc<Peers>,
+) -> Result<Box<dyn Backend>> {
+    match device {
+        Selected::Cpu => {
+            Err(Error::Failed("the CPU cannot be one of several ranks; please report this".into()))
+        }
+        Selected::Cuda(ordinal) => cuda::open_rank(ordinal, data, spec, precision, state, latents, peers),
+    }
+}
+
+/// Bytes of the device's memory that training takes beside the data, without what libraries need for themselves, on each of
+/// `ranks` (at most); `n_data` is the number of rows, `n_train` that of the training rows.
+pub fn memory(device: Selected, t: &Training, ranks: usize, n_train: usize, n_data: usize) -> u64 {
     match device {
         Selected::Cpu => cpu::memory::bytes(t, n_train, n_data),
-        Selected::Cuda(_) => cuda::memory(t, n_data),
+        Selected::Cuda(_) => cuda::memory(t, ranks, n_data),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Backend;
 use crate::error::{Error, Result};
 use crate::model::TrainState;
+use crate::peers::Peers;
 use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision, Training};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub fn available() -> std::result::Result<usize, Unavailable> {
 }
 
 /// Nothing.
-pub fn memory(_t: &Training, _n_data: usize) -> u64 {
+pub fn memory(_t: &Training, _ranks: usize, _n_data: usize) -> u64 {
     0
 }
 
@@ -45,6 +46,22 @@ pub fn open(
     _spec: ModelSpec,
     _precision: Precision,
     _state: TrainState,
+) -> Result<Box<dyn Backend>> {
+    Err(Error::Failed(REASON.into()))
+}
+
+/// Refuses.
+///
+/// # Errors
+/// Always.
+pub fn open_rank(
+    _ordinal: usize,
+    _data: Arc<dyn RowSource>,
+    _spec: ModelSpec,
+    _precision: Precision,
+    _state: &TrainState,
+    _latents: usize,
+    _peers: Arc<Peers>,
 ) -> Result<Box<dyn Backend>> {
     Err(Error::Failed(REASON.into()))
 }

@@ -191,7 +191,7 @@ impl Global {
     /// A run's view of these: where it computes and how it talks.
     fn session<'a>(&self, stop: &'a AtomicBool) -> Session<'a> {
         let draw = cfg!(feature = "plots").then_some(write_plots as Draw);
-        Session { device: self.device, quiet: self.quiet, stop, draw, observer: None }
+        Session { device: self.device, quiet: self.quiet, stop, draw, observer: None, place: None }
     }
 
     fn source_of(&self, args: SourceArgs) -> Source {

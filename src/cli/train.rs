@@ -5,7 +5,8 @@ use super::{Global, print, print_json};
 use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::run::{self, Memory, Prepared};
+use crate::peers::{Place, world_size};
+use crate::run::{self, Memory, Prepared, Session};
 use crate::text::{bytes, table, thousands};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -51,7 +52,9 @@ impl Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
-    let session = global.session(stop);
+    let variable = |name: &str| std::env::var(name).ok();
+    let place = if args.dry_run { None } else { Place::of(&variable)? };
+    let session = Session { place: place.as_ref(), ..global.session(stop) };
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.flags.0 != Options::default() {
             return Err(Error::Usage(
@@ -66,13 +69,17 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
             return Err(Error::Usage("no data: `sae train FILE.h5`, or `sae train --resume RUN`".into()));
         }
         if args.dry_run {
-            let prepared = run::prepare(&options, &session)?;
+            let prepared = run::prepare(&options, world_size(&variable)?, &session)?;
             let plan = Plan::new(&prepared);
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
         let out = args.out.unwrap_or_else(|| run::default_out(&data));
         (run::start(&options, None, &out, args.overwrite, &session)?, out)
     };
+    if place.is_some_and(|place| place.rank > 0) {
+        // The first one prints for all.
+        return Ok(());
+    }
     if global.json {
         return print_json(&summary);
     }

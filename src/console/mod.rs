@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::fmt::Display;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What hears the warnings of a thread in place of standard error.
 struct Listener {
@@ -21,6 +22,15 @@ struct Listener {
 
 thread_local! {
     static LISTENER: RefCell<Option<Listener>> = const { RefCell::new(None) };
+}
+
+/// Another process says what there is to say.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From here on, nothing that this process tells is seen: it is one of several that do the same, and another one of them tells
+/// it.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
 }
 
 /// Runs `work`, whose warnings on this thread go to `warn` and not to standard error; progress and other lines go there
@@ -39,14 +49,19 @@ pub fn is_heard() -> bool {
 
 /// Whether this thread's progress is to be seen.
 fn shows() -> bool {
-    LISTENER.with_borrow(|listener| listener.as_ref().is_none_or(|listener| listener.shows))
+    !SILENT.load(Ordering::Relaxed)
+        && LISTENER.with_borrow(|listener| listener.as_ref().is_none_or(|listener| listener.shows))
 }
 
 /// A line on standard error. It is lost where standard error cannot be written: that is no reason to stop.
 pub fn tell(text: impl Display) {
-    if !shows() {
-        return;
+    if shows() {
+        insist(text);
     }
+}
+
+/// The same of a process that is silent: nobody else can say it.
+pub fn insist(text: impl Display) {
     // One write, so that lines of several processes do not mix.
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }

@@ -7,13 +7,12 @@ mod target;
 pub use target::{Target, is_stdout, resolve};
 
 use crate::error::{Error, Result};
-use safetensors::tensor::{Dtype, Metadata, View};
-use std::borrow::Cow;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
 
 /// Start and end of the names of files that are not finished. A random part between them keeps them apart from every
@@ -121,23 +120,67 @@ impl<'a> Tensor<'a> {
     }
 }
 
-impl View for &Tensor<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
+/// What a safetensors file has before its tensors' values, and where these are.
+#[derive(Debug)]
+pub struct Layout {
+    /// The header with its length before it.
+    start: Vec<u8>,
+    /// Of each tensor, in the order in which they were named, the bytes between the header and its values.
+    places: Vec<u64>,
+    /// Bytes of all values.
+    len: u64,
+}
+
+impl Layout {
+    /// Of tensors of 4-byte values, by name, type and shape. The same content gives the same bytes: tensors lie by type and name,
+    /// and the header's keys are in order.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming `path`: sizes that no file has.
+    pub fn new<'a>(
+        path: &Path,
+        tensors: &[(&str, Dtype, Vec<usize>)],
+        metadata: impl IntoIterator<Item = (&'a str, String)>,
+    ) -> Result<Self> {
+        let metadata = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        Self::of(tensors, metadata).map_err(Error::io(path, "write"))
     }
-    fn shape(&self) -> &[usize] {
-        &self.shape
+
+    fn of(tensors: &[(&str, Dtype, Vec<usize>)], metadata: HashMap<String, String>) -> io::Result<Self> {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(tensors[i].1), tensors[i].0));
+        let (mut places, mut infos, mut at) = (vec![0; tensors.len()], vec![], 0);
+        for i in order {
+            let (name, dtype, shape) = &tensors[i];
+            let next = at + 4 * shape.iter().product::<usize>();
+            places[i] = at as u64;
+            infos.push((
+                (*name).to_owned(),
+                TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (at, next) },
+            ));
+            at = next;
+        }
+        let header = Metadata::new(Some(metadata), infos).map_err(io::Error::other)?;
+        // This map sorts by key; the library's has another order in each process.
+        let sorted: serde_json::Map<_, _> = serde_json::from_str(&serde_json::to_string(&header)?)?;
+        let mut text = serde_json::to_vec(&sorted)?;
+        text.resize(text.len().next_multiple_of(8), b' ');
+        let start = [&(text.len() as u64).to_le_bytes(), text.as_slice()].concat();
+        Ok(Self { start, places, len: at as u64 })
     }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(self.bytes)
+
+    /// Bytes before the values.
+    pub fn start(&self) -> u64 {
+        self.start.len() as u64
     }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
+
+    /// Of each tensor, in the order in which they were named, the bytes between the header and its values.
+    pub fn places(&self) -> &[u64] {
+        &self.places
     }
 }
 
-/// Writes a safetensors file, whole or not at all. `key`: `value` is its metadata; one entry only, because the
-/// format's map has no order and the same content must give the same bytes.
+/// Writes a safetensors file, whole or not at all, with `key`: `value` as its metadata.
 ///
 /// # Errors
 /// As [`write_whole`].
@@ -146,18 +189,69 @@ pub fn write_safetensors<'a>(
     tensors: &[Tensor<'_>],
     metadata: impl IntoIterator<Item = (&'a str, String)>,
 ) -> Result<()> {
-    let metadata: HashMap<_, _> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    write_by_name(path, |temporary| {
-        let named = tensors.iter().map(|t| (t.name.as_str(), t));
-        // safetensors puts another file in this one's place, which only its owner may read.
-        let mode = fs::metadata(temporary).map_err(Error::io(path, "write"))?.permissions();
-        let written = match safetensors::serialize_to_file(named, Some(metadata), temporary) {
-            Ok(()) => sort_header(temporary).and_then(|()| fs::set_permissions(temporary, mode)),
-            Err(safetensors::SafeTensorError::IoError(e)) => Err(e),
-            Err(other) => Err(io::Error::other(other.to_string())),
-        };
-        written.map_err(Error::io(path, "write"))
+    let named: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.clone())).collect();
+    let layout = Layout::new(path, &named, metadata)?;
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_by_key(|&i| layout.places[i]);
+    let parts = std::iter::once(layout.start.as_slice()).chain(order.into_iter().map(|i| tensors[i].bytes));
+    write_with(path, |mut file| {
+        parts.into_iter().try_for_each(|part| file.write_all(part)).map_err(Error::io(path, "write"))
     })
+}
+
+/// A file that several processes fill, and that gets its name when all of them have.
+pub struct Unfinished {
+    temporary: NamedTempFile,
+    path: PathBuf,
+    place: PathBuf,
+}
+
+impl Unfinished {
+    /// A file that becomes `path`, with room for all of `layout`, whose start is in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming `path`; [`Error::Usage`] where it is a pipe or a device.
+    pub fn new(path: &Path, layout: &Layout) -> Result<Self> {
+        let Target::File(place) = Target::find(&path.display().to_string(), path)? else {
+            return Err(Error::Usage(format!(
+                "{} is no file, and several processes write it",
+                path.display()
+            )));
+        };
+        let make = || {
+            let temporary = temporary_beside(&place)?;
+            temporary.as_file().set_len(layout.start() + layout.len)?;
+            temporary.as_file().write_all_at(&layout.start, 0)?;
+            Ok(temporary)
+        };
+        let temporary = make().map_err(Error::io(path, "write"))?;
+        Ok(Self { temporary, path: path.to_owned(), place })
+    }
+
+    /// Where it is until it is finished.
+    pub fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming that.
+    pub fn finish(self) -> Result<()> {
+        let (file, temporary) = self.temporary.into_parts();
+        finish(&self.place, temporary, file.sync_all()).map_err(Error::io(&self.path, "write"))
+    }
+}
+
+/// Writes bytes at places of a file that is there, and has them on the disk. Nothing of it is read: where computers share a disk,
+/// one that read beside its part what another is writing could write it back as it was.
+///
+/// # Errors
+/// As the disk gives them.
+pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = (u64, &'a [u8])>) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    parts.into_iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, at))?;
+    file.sync_all()
 }
 
 /// Longest header of a .safetensors file, as the format has it.
@@ -191,25 +285,6 @@ pub fn is_model(header: &Metadata) -> bool {
     let keys = ["architecture", "config"];
     header.metadata().as_ref().is_some_and(|text| keys.iter().any(|key| text.contains_key(*key)))
         && header.info("w_dec").is_some()
-}
-
-/// Puts the keys of a safetensors header in order. The library writes the metadata in the order of a hash map, another
-/// one in each process; the same model should be the same bytes.
-fn sort_header(path: &Path) -> io::Result<()> {
-    let mut file = fs::File::options().read(true).write(true).open(path)?;
-    let mut size = [0; 8];
-    file.read_exact(&mut size)?;
-    let mut header = vec![0; u64::from_le_bytes(size) as usize];
-    file.read_exact(&mut header)?;
-    // This map sorts by key.
-    let sorted: serde_json::Map<_, _> = serde_json::from_slice(&header)?;
-    let mut text = serde_json::to_vec(&sorted)?;
-    if text.len() > header.len() {
-        return Err(io::Error::other("a safetensors header grew when it was sorted; please report this"));
-    }
-    text.resize(header.len(), b' ');
-    file.seek(SeekFrom::Start(8))?;
-    file.write_all(&text)
 }
 
 /// Gives a finished file its name. A failure deletes it.

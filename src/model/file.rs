@@ -147,6 +147,19 @@ fn schema_of(forward: &Forward) -> u32 {
 /// # Errors
 /// As the disk gives them.
 pub fn save(path: &Path, params: &Params, meta: &ModelMeta) -> Result<()> {
+    let (tensors, metadata) = contents(params, meta)?;
+    files::write_safetensors(path, &tensors, metadata)
+}
+
+/// What the file of a model holds: its tensors, and keys and texts of its metadata.
+///
+/// # Errors
+/// None in practice: what it says can be said in JSON.
+#[allow(clippy::type_complexity)]
+pub fn contents<'a>(
+    params: &'a Params,
+    meta: &'a ModelMeta,
+) -> Result<(Vec<Tensor<'a>>, [(&'static str, String); 3])> {
     let (d, m) = (params.d_in, params.n_latents);
     let mut tensors = vec![
         Tensor::f32("w_enc".into(), vec![m, d], &params.w_enc),
@@ -166,7 +179,7 @@ pub fn save(path: &Path, params: &Params, meta: &ModelMeta) -> Result<()> {
         (ARCHITECTURE_KEY, serde_json::to_string(&meta.architecture).map_err(cannot)?),
         (PROVENANCE_KEY, serde_json::to_string(&meta.provenance).map_err(cannot)?),
     ];
-    files::write_safetensors(path, &tensors, metadata)
+    Ok((tensors, metadata))
 }
 
 /// What the metadata say. The error is a sentence without the file's name: of a newer format, or what is wrong.

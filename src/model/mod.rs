@@ -9,6 +9,7 @@
 //! | `threshold` | (M) | a score above it is active; in models whose codes are made so |
 
 pub mod file;
+pub mod shard;
 
 pub use file::ModelMeta;
 
@@ -263,6 +264,11 @@ pub struct TrainState {
     pub idle_rows: Vec<u32>,
     /// Weight of the penalty (1 value) where it follows the codes, else empty.
     pub penalty_weight: Vec<f32>,
+}
+
+/// Whether a tensor of a state or a model has no row for each latent: where latents are shared out, every rank has all of it.
+pub fn is_of_all_latents(name: &str) -> bool {
+    matches!(name.rsplit('.').next(), Some("b_pre" | "penalty_weight" | "train_mean"))
 }
 
 /// Gives a tensor of a [`TrainState`]: writes its values, in native bytes, to a place of their size. Names are those of

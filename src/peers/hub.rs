@@ -125,7 +125,7 @@ impl Hub {
                 Ok(_) => continue,
                 Err(error) => why(&error, timing),
             };
-            return self.end(End { rank, host: self.hosts[rank].clone(), cause });
+            return self.end(End { rank, host: self.hosts[rank].clone(), cause, unheard: false });
         }
     }
 
@@ -177,7 +177,7 @@ impl Hub {
     fn look_for_standstill(&self, timing: Timing) {
         let own = {
             let state = self.shared.lock();
-            (state.waiting, state.exchanges)
+            (state.waiting > 0, state.exchanges)
         };
         let mut heard = self.heard();
         if heard.state[0] != own {
@@ -209,7 +209,7 @@ impl Hub {
                 timing.standstill.as_secs_f64()
             ),
         };
-        self.end(End { rank, host: self.hosts[rank].clone(), cause });
+        self.end(End { rank, host: self.hosts[rank].clone(), cause, unheard: false });
     }
 }
 

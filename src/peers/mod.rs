@@ -42,9 +42,9 @@ impl Default for Timing {
     }
 }
 
-/// What is called, once and on a thread of its own, when the run cannot go on; where it returns, every wait of this process for
-/// others gives the same as an error.
-pub type OnEnd = Box<dyn Fn(&End) + Send + Sync>;
+/// What is called, once and on a thread of its own, when the run cannot go on: gives the status with which the process ends once
+/// the others have heard. Where there is none, every wait of this process for others gives the same as an error.
+pub type OnEnd = Box<dyn Fn(&End) -> Option<i32> + Send + Sync>;
 
 /// What this process knows of the others, shared by its threads.
 struct Shared {
@@ -63,8 +63,8 @@ struct State {
     ended: Option<End>,
     /// All ranks are done: nothing is an error any more.
     closed: bool,
-    /// This rank waits for its device, or for others.
-    waiting: bool,
+    /// How many of its waits for its device, or for others, this rank is in: one may be inside another.
+    waiting: usize,
     /// What this rank has done together with others so far, counted.
     exchanges: u64,
 }
@@ -74,7 +74,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The run cannot go on; the first cause is the one that is told, after `before`.
+    /// The run cannot go on; the first cause is the one that is told; `before` has others hear of it.
     fn end(&self, end: End, before: impl FnOnce(&End)) {
         let mut state = self.lock();
         if state.closed || state.cause.is_some() {
@@ -82,10 +82,14 @@ impl Shared {
         }
         state.cause = Some(end.clone());
         drop(state);
+        let status = (self.on_end)(&end);
         before(&end);
-        self.lock().ended = Some(end.clone());
+        if let Some(status) = status {
+            // SAFETY: ends the process at once. What `exit` would do first, of a driver whose work is stuck, might not return.
+            unsafe { libc::_exit(status) }
+        }
+        self.lock().ended = Some(end);
         self.changed.notify_all();
-        (self.on_end)(&end);
     }
 
     fn close(&self) {
@@ -113,7 +117,7 @@ impl Shared {
     /// The sign of life that is sent.
     fn beat(&self) -> Message {
         let state = self.lock();
-        Message::Beat { waiting: state.waiting, exchanges: state.exchanges }
+        Message::Beat { waiting: state.waiting > 0, exchanges: state.exchanges }
     }
 }
 
@@ -214,7 +218,7 @@ impl Peers {
 
     /// This rank waits for its device, or for others, until what this gives is dropped.
     pub fn waits(&self) -> Waits<'_> {
-        self.shared.lock().waiting = true;
+        self.shared.lock().waiting += 1;
         Waits(&self.shared)
     }
 
@@ -225,7 +229,7 @@ impl Peers {
 
     /// Tells the others that this rank cannot go on, and why.
     pub fn fail(&self, cause: &str) {
-        let end = End { rank: self.place.rank, host: host(), cause: cause.into() };
+        let end = End { rank: self.place.rank, host: host(), cause: cause.into(), unheard: false };
         match &self.role {
             Role::Hub(hub, _) => hub.end(end),
             Role::Spoke(stream) => {
@@ -233,7 +237,7 @@ impl Peers {
                 // Rank 0 tells everybody, this rank too.
                 let deadline = Instant::now() + Duration::from_secs(5);
                 let mut state = self.shared.lock();
-                while state.ended.is_none() && Instant::now() < deadline {
+                while !state.closed && state.ended.is_none() && Instant::now() < deadline {
                     let wait = self.shared.changed.wait_timeout(state, Duration::from_millis(100));
                     state = wait.unwrap_or_else(PoisonError::into_inner).0;
                 }
@@ -270,7 +274,7 @@ pub struct Waits<'a>(&'a Shared);
 
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting = false;
+        self.0.lock().waiting -= 1;
     }
 }
 
@@ -305,7 +309,7 @@ fn reach(
         std::thread::sleep(Duration::from_millis(100));
     };
     let shared_reader = shared.clone();
-    let gone = move |cause: &str| End { rank: 0, host: first.clone(), cause: cause.into() };
+    let gone = move |cause: &str| End { rank: 0, host: first.clone(), cause: cause.into(), unheard: true };
     let writer = stream.try_clone().map_err(|e| failed(e.to_string()))?;
     let writer = Arc::new(Mutex::new(writer));
     let beats = Arc::downgrade(&writer);

@@ -17,7 +17,10 @@ fn place(rank: usize, count: usize) -> Place {
 
 fn join(rank: usize, count: usize, folder: &TempDir, timing: Timing) -> (Result<Peers>, Receiver<End>) {
     let (sender, ends) = channel();
-    let on_end: OnEnd = Box::new(move |end| sender.send(end.clone()).unwrap_or(()));
+    let on_end: OnEnd = Box::new(move |end| {
+        sender.send(end.clone()).unwrap_or(());
+        None
+    });
     (Peers::join(place(rank, count), &folder.path().join("ranks.json"), "a run", timing, on_end), ends)
 }
 
@@ -160,7 +163,7 @@ fn ranks_that_do_not_come_are_named_and_strangers_are_refused() {
         let first = scope.spawn(move || join(0, 4, folder, short).0.err().unwrap().to_string());
         let third = scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(200));
-            let on_end: OnEnd = Box::new(|_| {});
+            let on_end: OnEnd = Box::new(|_| None);
             let path = folder.path().join("ranks.json");
             Peers::join(place(2, 4), &path, "another run", short, on_end).err().unwrap().to_string()
         });

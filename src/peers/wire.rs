@@ -29,6 +29,9 @@ pub struct End {
     pub host: String,
     /// What is known of it.
     pub cause: String,
+    /// Rank 0 did not tell it: it is rank 0 that is not heard of any more.
+    #[serde(skip)]
+    pub unheard: bool,
 }
 
 impl fmt::Display for End {

@@ -6,7 +6,7 @@
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, Result};
-use crate::files::{self, Tensor};
+use crate::files::Tensor;
 use crate::model::TrainState;
 use crate::train::Progress;
 use safetensors::Dtype;
@@ -65,44 +65,43 @@ impl Header {
     }
 }
 
-fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
+/// What a checkpoint of `state` holds.
+pub(super) fn tensors(state: &TrainState) -> Vec<Tensor<'_>> {
     let named = state.tensors().into_iter().map(|(name, shape, values)| Tensor::f32(name, shape, values));
     let idle = Tensor::u32("idle_rows".into(), vec![state.idle_rows.len()], &state.idle_rows);
     named.chain([idle]).collect()
 }
 
-/// Writes a checkpoint, whole or not at all.
+/// The metadata of a checkpoint of tensors with these checksums.
 ///
 /// # Errors
-/// [`Error::Io`] as the disk gives it.
-pub fn save(path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
-    save_as(SCHEMA, path, state, run, progress)
+/// None in practice: what it says can be said in JSON.
+pub(super) fn metadata(
+    tensors: &[Tensor<'_>],
+    sums: Vec<u32>,
+    run: &RunId,
+    progress: &Progress,
+) -> Result<[(&'static str, String); 1]> {
+    metadata_of(SCHEMA, tensors, sums, run, progress)
 }
 
-fn save_as(schema: u32, path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
-    let tensors = tensors(state);
-    let crc = tensors.iter().map(|t| (t.name.clone(), crc32fast::hash(t.bytes))).collect();
+fn metadata_of(
+    schema: u32,
+    tensors: &[Tensor<'_>],
+    sums: Vec<u32>,
+    run: &RunId,
+    progress: &Progress,
+) -> Result<[(&'static str, String); 1]> {
+    let crc = tensors.iter().map(|t| t.name.clone()).zip(sums).collect();
     let header = Header { schema, run: run.clone(), progress: progress.clone(), crc };
     let header = serde_json::to_string(&header)
         .map_err(|e| Error::Failed(format!("the checkpoint's header cannot be written: {e}")))?;
     // The header carries the tensors' sums; its own goes in front of it.
-    let value = format!("{:08x} {header}", crc32fast::hash(header.as_bytes()));
-    files::write_safetensors(path, &tensors, [(KEY, value)])
+    Ok([(KEY, format!("{:08x} {header}", crc32fast::hash(header.as_bytes())))])
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
     Error::Model { path: path.to_owned(), what: format!("is damaged ({what})") }
-}
-
-/// Reads a checkpoint over `state`; no second state is in memory meanwhile.
-///
-/// # Errors
-/// As [`Stored::open`] and [`Stored::read`]; `state` is then a mixture.
-pub fn load_into(path: &Path, state: &mut TrainState) -> Result<(RunId, Progress)> {
-    let mut stored = Stored::open(path)?;
-    state.fill(&mut |name, out| stored.read(name, out))?;
-    state.step = stored.header.progress.step;
-    Ok((stored.header.run, stored.header.progress))
 }
 
 /// A checkpoint whose tensors are read one at a time.
@@ -154,22 +153,43 @@ impl Stored {
         &self.header.progress
     }
 
+    /// Both.
+    pub(super) fn into_parts(self) -> (RunId, Progress) {
+        (self.header.run, self.header.progress)
+    }
+
     /// Reads a tensor, as [`crate::model::Fill`] asks for it.
     ///
     /// # Errors
     /// [`Error::Model`] if it is missing, of another size or altered; [`Error::Io`].
     pub fn read(&mut self, name: &str, out: &mut [u8]) -> Result<()> {
-        let Self { path, file, header, tensors, data } = self;
+        self.read_part(name, out.len(), 0, out)?;
+        self.check(name, crc32fast::hash(out))
+    }
+
+    /// Reads the bytes from `from` on of a tensor of `all` bytes, whose checksum nobody compares yet.
+    ///
+    /// # Errors
+    /// As for [`Stored::read`].
+    pub(super) fn read_part(&mut self, name: &str, all: usize, from: usize, out: &mut [u8]) -> Result<()> {
+        let Self { path, file, tensors, data, .. } = self;
         let info = tensors.info(name).ok_or_else(|| damaged(path, &format!("tensor {name} is missing")))?;
         let dtype = if name == "idle_rows" { Dtype::U32 } else { Dtype::F32 };
-        let (from, to) = info.data_offsets;
-        if info.dtype != dtype || to - from != out.len() {
+        let (begin, end) = info.data_offsets;
+        if info.dtype != dtype || end - begin != all || from + out.len() > all {
             return Err(damaged(path, &format!("tensor {name} has another type or size than the run's")));
         }
-        let at = SeekFrom::Start(*data + from as u64);
-        file.seek(at).and_then(|_| file.read_exact(out)).map_err(Error::io(path, "read"))?;
-        if header.crc.get(name) != Some(&crc32fast::hash(out)) {
-            return Err(damaged(path, &format!("tensor {name} does not match its checksum")));
+        let at = SeekFrom::Start(*data + (begin + from) as u64);
+        file.seek(at).and_then(|_| file.read_exact(out)).map_err(Error::io(path, "read"))
+    }
+
+    /// Fails unless this is the checksum of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Model`].
+    pub(super) fn check(&self, name: &str, sum: u32) -> Result<()> {
+        if self.header.crc.get(name) != Some(&sum) {
+            return Err(damaged(&self.path, &format!("tensor {name} does not match its checksum")));
         }
         Ok(())
     }
@@ -227,8 +247,19 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::files;
     use crate::model::Params;
     use crate::spec::Init;
+
+    fn save_as(schema: u32, path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
+        let tensors = tensors(state);
+        let sums = tensors.iter().map(|t| crc32fast::hash(t.bytes)).collect();
+        files::write_safetensors(path, &tensors, metadata_of(schema, &tensors, sums, run, progress)?)
+    }
+
+    fn save(path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
+        save_as(SCHEMA, path, state, run, progress)
+    }
 
     fn run() -> RunId {
         RunId { settings: Settings::from_toml("k = 2"), data: 99 }
@@ -237,7 +268,10 @@ mod tests {
     /// Reads a checkpoint into a state of the shapes of `like`.
     fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
         let mut state = like.clone();
-        let (of, progress) = load_into(path, &mut state)?;
+        let mut stored = Stored::open(path)?;
+        state.fill(&mut |name, out| stored.read(name, out))?;
+        let (of, progress) = stored.into_parts();
+        state.step = progress.step;
         assert_eq!(of, run());
         Ok((state, progress))
     }

@@ -199,6 +199,11 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// The folder of a run that another process has made or opened, and keeps: one of those that train it together.
+    pub(super) fn of_another(root: &Path) -> Self {
+        Self { root: root.to_owned(), lock: None }
+    }
+
     /// False where the file system has no locks, so that nothing keeps a second process out.
     pub fn locked(&self) -> bool {
         self.lock.is_some()

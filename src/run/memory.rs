@@ -2,6 +2,7 @@
 //! later ends the process without a word on what to change.
 
 use super::Prepared;
+use super::team::Team;
 use crate::backend::{self, Selected};
 use crate::config::RowMemory;
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ pub const PLOTS: u64 = 25_600_000;
 pub struct Memory {
     /// Main memory of the rows and their ids.
     pub data: u64,
-    /// Memory of the device that computes, without what libraries need for themselves.
+    /// Memory of the device that computes, of each of several, without what libraries need for themselves.
     pub training: u64,
 }
 
@@ -28,7 +29,7 @@ impl Memory {
     pub fn new(prepared: &Prepared) -> Self {
         let Prepared { data, config, device, .. } = prepared;
         let training = config.training();
-        let steps = backend::memory(*device, &training, config.n_train, data.n_rows());
+        let steps = backend::memory(*device, &training, prepared.ranks, config.n_train, data.n_rows());
         let training = match device {
             // One after another: the start, the steps, the plots.
             Selected::Cpu => steps.max(start_bytes(&training, config.n_train)).max(PLOTS),
@@ -42,8 +43,8 @@ impl Memory {
 ///
 /// # Errors
 /// [`Error::Failed`] with what is needed, what there is, and the flags that help.
-pub(super) fn check(prepared: &Prepared) -> Result<()> {
-    let needed = host_bytes(prepared);
+pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
+    let needed = host_bytes(prepared).saturating_mul(team.on_this_node() as u64);
     match available() {
         Some(there) if needed > there => Err(Error::Failed(format!(
             "training needs about {} of memory and there are {} here; lower --latents or --batch-size{}",
@@ -59,10 +60,12 @@ pub(super) fn check(prepared: &Prepared) -> Result<()> {
 ///
 /// # Errors
 /// Rows that are unpacked together in more.
-pub(super) fn make_room(prepared: &mut Prepared) -> Result<bool> {
+pub(super) fn make_room(prepared: &mut Prepared, team: &Team) -> Result<bool> {
     let (needed, rows) = (host_bytes(prepared), prepared.data.bytes() as u64);
-    let free = free().filter(|_| prepared.data.is_streamed());
+    let free = free().filter(|_| prepared.data.is_streamed()).map(|free| free / team.on_this_node() as u64);
     let less = free.and_then(|free| less_for_rows(needed, rows, free));
+    // Rows come in the same order on all ranks, and so in windows of one size.
+    let less = Some(team.least(less.unwrap_or(u64::MAX))?).filter(|&less| less < u64::MAX);
     let Some((rows, data)) = less.zip(Arc::get_mut(&mut prepared.data)) else { return Ok(false) };
     data.narrow(rows)?;
     prepared.config.memory = Some(RowMemory::Bytes(rows));
@@ -87,7 +90,9 @@ fn host_bytes(prepared: &Prepared) -> u64 {
         // Start weights and two moments, and the average, are made here before they go to the card.
         Selected::Cuda(_) => {
             let copies = 3 + u64::from(c.spec.optimizer.ema.is_some());
-            4 * copies * c.training().n_params()
+            let (all, ranks) = (4 * c.training().n_params(), prepared.ranks as u64);
+            // One of several makes the weights of all, and keeps its part.
+            if ranks > 1 { all + copies * (all / ranks) } else { copies * all }
         }
     };
     data.saturating_add(rest)

@@ -14,6 +14,7 @@ mod recover;
 mod rows;
 mod store;
 pub mod sweep;
+mod team;
 mod terminal;
 mod turns;
 
@@ -31,13 +32,16 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::interrupt;
 use crate::model::file as model_file;
+use crate::model::shard::Shard;
 use crate::model::{TrainState, make_unit_rows};
+use crate::peers::Place;
 use crate::rows::{RowSource, Split};
+use crate::spec::Training;
 use crate::text::bytes;
 use crate::train::metrics::{self, MetricRow};
 use crate::train::{
-    Observer, Progress, StepReport, TrainRows, Trainer, Warning, resolve_known, start_rows, start_state,
-    unit_warning,
+    Observer, Progress, StepReport, TrainRows, Trained, Trainer, Warning, resolve_known, start_rows,
+    start_state, unit_warning,
 };
 use checkpoint::RunId;
 use events::EventFile;
@@ -50,6 +54,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::FolderStore;
+use team::Team;
 use terminal::{MetricsFile, Terminal};
 use turns::InTurn;
 
@@ -68,6 +73,18 @@ pub struct Session<'a> {
     pub draw: Option<Draw>,
     /// Hears of steps and evaluations too.
     pub observer: Option<&'a Mutex<dyn Observer + Send + 'a>>,
+    /// Which of several processes this is that train one model together; `None` where it is alone.
+    pub place: Option<&'a Place>,
+}
+
+impl Session<'_> {
+    /// That of a rank: the first one shows and draws for all.
+    fn of(&self, team: &Team) -> Self {
+        match team.is_first() {
+            true => Self { ..*self },
+            false => Self { quiet: true, draw: None, observer: None, ..*self },
+        }
+    }
 }
 
 /// An observer that its owner keeps.
@@ -117,6 +134,8 @@ pub struct Prepared {
     pub config: Config,
     /// What will compute.
     pub device: Selected,
+    /// Among how many devices the latents are shared out.
+    pub ranks: usize,
     /// The mean training row, if something that was settled depends on it.
     mean: Option<Vec<f64>>,
     /// The run takes turns with others on the same rows.
@@ -125,12 +144,17 @@ pub struct Prepared {
     warning: Option<String>,
 }
 
-/// Settles the device, loads the data that `options` name and settles everything else.
+/// Settles the device, loads the data that `options` name and settles everything else, for a run of so many ranks.
 ///
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
-pub fn prepare(options: &Options, session: &Session<'_>) -> Result<Prepared> {
-    Loaded::new(options, None, None, session)?.settle(session, false)
+pub fn prepare(options: &Options, ranks: usize, session: &Session<'_>) -> Result<Prepared> {
+    let team = Team::alone();
+    let prepared = Loaded::new(options, None, None, &team, session)?.settle(&team, session, false)?;
+    if ranks > 1 {
+        Shard::of(0, ranks, prepared.config.n_latents)?;
+    }
+    Ok(Prepared { ranks, ..prepared })
 }
 
 /// Data whose configuration is not settled yet.
@@ -150,6 +174,7 @@ impl Loaded {
         options: &Options,
         given: Option<Rows>,
         run: Option<&Path>,
+        team: &Team,
         session: &Session<'_>,
     ) -> Result<Self> {
         // Before minutes of loading.
@@ -157,10 +182,12 @@ impl Loaded {
         let mut options = options.clone();
         let of_files = !matches!(given, Some(Rows::Memory(_)));
         let found = if of_files { find(&mut options)? } else { FoundFiles::default() };
-        let device = session.device.select(session.quiet)?;
+        let device = team.device(session.device, session.quiet)?;
         let (groups, splits) = tables_of_split(&mut options)?;
-        let memory = memory_of(&options);
         let by_default = options.memory.is_none() && given.is_none();
+        // Those on one machine share what is free. All go through the rows in the same order, and so in windows of one size.
+        let share = if by_default { team.on_this_node() as u64 } else { 1 };
+        let memory = team.least(memory_of(&options) / share)?;
         let mut turn = None;
         let data = match given {
             Some(Rows::Files(data, of_run)) => {
@@ -200,7 +227,7 @@ impl Loaded {
     }
 
     /// `resumes`: the run was warned of its unit when it began.
-    fn settle(self, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
+    fn settle(self, team: &Team, session: &Session<'_>, resumes: bool) -> Result<Prepared> {
         let Self { options, data, split, device, turn, by_default } = self;
         if data.is_streamed() && !resumes {
             // Read for the usual deviation of a row, and again for the start.
@@ -210,6 +237,10 @@ impl Loaded {
         let config = resolve_known(&options, &train)?;
         let warning = if session.quiet || resumes { None } else { unit_warning(&config, &train)? };
         train.moments().into_iter().for_each(|moments| data.know(moments));
+        if team.count() > 1 {
+            // Every rank asks for the same, or none of them has it.
+            train.mean()?;
+        }
         let mean = train.into_mean();
         device.check(config.precision)?;
         if config.early_stop > 0 && split.val.is_empty() {
@@ -217,8 +248,9 @@ impl Loaded {
                 "--early-stop needs a validation split, and it has no rows: more data are needed".into(),
             ));
         }
-        let mut prepared = Prepared { data, split, config, device, mean, turn, warning };
-        if by_default && memory::make_room(&mut prepared)? && !session.quiet {
+        let ranks = team.count();
+        let mut prepared = Prepared { data, split, config, device, ranks, mean, turn, warning };
+        if by_default && memory::make_room(&mut prepared, team)? && !session.quiet {
             let rows = bytes(prepared.data.bytes() as u64);
             console::tell(format_args!("{rows} of rows at a time in memory: the model needs the rest"));
         }
@@ -237,21 +269,35 @@ pub fn start(
     overwrite: bool,
     session: &Session<'_>,
 ) -> Result<Summary> {
-    let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
-    RunFolder::check_free(out, overwrite)?;
-    let prepared = Loaded::new(options, given, Some(out), session)?.settle(session, false)?;
-    memory::check(&prepared)?;
-    // Before the folder, which may replace a run: a device may not have the memory.
-    let state = start_state(&prepared.config.training(), prepared.data.as_ref(), &prepared.split.train)?;
-    let backend = open_backend(&prepared, state)?;
-    interrupt::check_flag(session.stop)?;
-    prepared.warning.iter().for_each(console::warn);
-    let splits = prepared.split.to_tsv(prepared.data.index());
-    let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
-    warn_if_unlocked(&folder, session);
-    keep_known_rows(&folder.path(names::ROWS), &prepared.data)?;
-    let id = RunId::of(&prepared.config, prepared.data.fingerprint()?);
-    finish(prepared, &folder, id, backend, Progress::default(), session).map_err(|e| e.in_run(folder.root()))
+    let command = serde_json::to_string(options).map_err(|e| Error::Failed(e.to_string()))?;
+    let team = &Team::join(session.place, out, &command)?;
+    let session = &session.of(team);
+    let started = || {
+        let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;
+        if team.is_first() {
+            RunFolder::check_free(out, overwrite)?;
+        }
+        let prepared = Loaded::new(options, given, Some(out), team, session)?.settle(team, session, false)?;
+        memory::check(&prepared, team)?;
+        // Before the folder, which may replace a run: a device may not have the memory.
+        let state = own_start(&prepared, team)?;
+        let id = RunId::of(&prepared.config, prepared.data.fingerprint()?);
+        let backend = open_backend(&prepared, state, &id, team)?;
+        interrupt::check_flag(session.stop)?;
+        prepared.warning.iter().for_each(console::warn);
+        let splits = prepared.split.to_tsv(prepared.data.index());
+        let folder = if team.is_first() {
+            let folder = RunFolder::create(out, overwrite, &prepared.config.to_toml()?, &splits)?;
+            warn_if_unlocked(&folder, session);
+            keep_known_rows(&folder.path(names::ROWS), &prepared.data)?;
+            folder
+        } else {
+            RunFolder::of_another(out)
+        };
+        let progress = Progress::default();
+        finish(prepared, &folder, id, backend, progress, team, session).map_err(|e| e.in_run(folder.root()))
+    };
+    team.told(started())
 }
 
 /// Goes on with the run in `root` from its last good checkpoint, or from the start if it has none yet. A run of rows in
@@ -260,8 +306,17 @@ pub fn start(
 /// # Errors
 /// As [`start`]; also data or options that are no longer those of the run.
 pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result<Summary> {
-    let folder = RunFolder::open(root)?;
-    warn_if_unlocked(&folder, session);
+    let team = &Team::join(session.place, root, "")?;
+    let session = &session.of(team);
+    team.told(resume_as(team, root, given, session))
+}
+
+fn resume_as(team: &Team, root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result<Summary> {
+    let folder = if team.is_first() { RunFolder::open(root)? } else { RunFolder::of_another(root) };
+    team.meet()?;
+    if team.is_first() {
+        warn_if_unlocked(&folder, session);
+    }
     let mut options = Options::from_toml(&folder.path(names::CONFIG))?;
     options.settle_as_0_1_0();
     let of_files = options.data.as_ref().is_some_and(|data| !data.is_empty());
@@ -275,16 +330,23 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
             )
         }));
     }
-    let loaded = Loaded::new(&options, given, Some(folder.root()), session)?;
+    let loaded = Loaded::new(&options, given, Some(folder.root()), team, session)?;
     let data = loaded.data.fingerprint()?;
     // First, for data of other sizes make every other check speak of something else.
     recover::same_data(&folder, &loaded, data)?;
-    let prepared = loaded.settle(session, true)?;
-    memory::check(&prepared)?;
+    let prepared = loaded.settle(team, session, true)?;
+    memory::check(&prepared, team)?;
     let c = &prepared.config;
     let id = RunId::of(c, data);
-    let zeros = || TrainState::zeros_of(&c.training());
-    let (state, progress) = match recover::last_good_checkpoint(&folder, zeros, session.quiet)? {
+    let own = team.shard(c.n_latents)?.latents().len();
+    let zeros = || TrainState::zeros_of(&Training { n_latents: own, ..c.training() });
+    let (state, progress) = match recover::last_good_checkpoint(
+        &folder,
+        team,
+        c.n_latents,
+        zeros,
+        session.quiet,
+    )? {
         Some((mut state, of, progress)) => {
             let differences = of.settings.differences(&id.settings);
             if !differences.is_empty() {
@@ -301,18 +363,16 @@ pub fn resume(root: &Path, given: Option<Rows>, session: &Session<'_>) -> Result
             }
             (state, progress)
         }
-        None => {
-            (start_state(&c.training(), prepared.data.as_ref(), &prepared.split.train)?, Progress::default())
-        }
+        None => (own_start(&prepared, team)?, Progress::default()),
     };
-    let backend = open_backend(&prepared, state)?;
+    let backend = open_backend(&prepared, state, &id, team)?;
     let (before, now) = (&progress.device, backend.device());
     if !before.is_empty() && !same_card(before, &now) && !session.quiet {
         console::warn(format_args!(
             "the run was computed on {before} until now and continues on {now}: expect other bits"
         ));
     }
-    finish(prepared, &folder, id, backend, progress, session).map_err(|e| e.in_run(root))
+    finish(prepared, &folder, id, backend, progress, team, session).map_err(|e| e.in_run(root))
 }
 
 /// Trains to the end, and writes what a finished run leaves; the summary comes last.
@@ -322,58 +382,58 @@ fn finish(
     id: RunId,
     backend: Box<dyn Backend>,
     progress: Progress,
+    team: &Team,
     session: &Session<'_>,
 ) -> Result<Summary> {
     let Prepared { data, split, config, mean, turn, .. } = prepared;
-    let store = FolderStore::new(folder, &config, id);
+    let store = FolderStore::new(folder, &config, id, team);
     store.tidy(&progress)?;
     // Runs that take turns are shown together.
     let shown = !session.quiet && turn.is_none();
     let mut terminal = Terminal::new(config.schedule.steps, progress.step, shown, session.quiet);
     let mut file = MetricsFile(folder.path(names::METRICS));
-    let events = config.tensorboard.then(|| EventFile::open(&folder.path(names::EVENTS)));
+    let events =
+        (config.tensorboard && team.is_first()).then(|| EventFile::open(&folder.path(names::EVENTS)));
     let mut events = events.transpose()?;
     let mut lent = session.observer.map(Lent);
     let rows: Arc<dyn RowSource> = match turn {
         Some(turn) => Arc::new(InTurn::new(data, turn)),
         None => data,
     };
-    let mut trainer = Trainer::go_on(config.training(), rows, split, backend, progress)?
-        .with_mean(mean)
-        .observe(&mut file)
-        .observe(&mut terminal)
-        .keep_in(store);
+    let mut trainer =
+        Trainer::go_on(config.training(), rows, split, backend, progress)?.with_mean(mean).keep_in(store);
+    if team.is_first() {
+        trainer = trainer.observe(&mut file).observe(&mut terminal);
+    }
     if let Some(events) = &mut events {
         trainer = trainer.observe(events);
     }
     if let Some(lent) = &mut lent {
         trainer = trainer.observe(lent);
     }
-    let trained = trainer.run(session.stop).map_err(|error| match error {
-        Error::Interrupted(what) => {
-            let root = folder.root().display();
-            let how = if config.data.is_empty() {
-                format!("topk_sae.resume(\"{root}\", x)")
-            } else {
-                format!("sae train --resume {root}")
-            };
-            Error::Interrupted(format!("{what}; a checkpoint is on disk: continue with `{how}`"))
+    let trained = match to_the_end(&mut trainer, &config, folder, team, session) {
+        Ok(done) => done,
+        Err(error) => {
+            if team.count() > 1 && !matches!(error, Error::Interrupted(_)) {
+                // The device may wait for ranks that are told to end now, and would be waited for.
+                std::mem::forget(trainer);
+            }
+            return Err(error);
         }
-        other => other,
-    })?;
-    let meta = config.model_meta(trained.steps, &trained.train_mean);
-    model_file::save(&folder.path(names::MODEL), &*trainer.weights()?, &meta)?;
+    };
     // Plots need memory of their own, and the weights are on the disk.
     drop(trainer);
-    files::write_whole(&folder.path(names::METRICS), &metrics::to_csv(&trained.metrics)?)?;
-    if let Some(draw) = session.draw {
-        draw(folder.root(), &config, &trained.metrics)?;
-    }
     let summary = Summary::new(&config, &trained);
-    outputs::write_summary(folder, &summary)?;
+    if team.is_first() {
+        files::write_whole(&folder.path(names::METRICS), &metrics::to_csv(&trained.metrics)?)?;
+        if let Some(draw) = session.draw {
+            draw(folder.root(), &config, &trained.metrics)?;
+        }
+        outputs::write_summary(folder, &summary)?;
+    }
+    team.finish()?;
     Ok(summary)
 }
-
 fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
     if !folder.locked() && !session.quiet {
         let root = folder.root().display();
@@ -385,13 +445,65 @@ fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
 
 /// Whether two devices give the same bits: `cuda:0 NVIDIA H100` and `cuda:1 NVIDIA H100` do.
 fn same_card(a: &str, b: &str) -> bool {
-    let card = |device: &str| device.split_once(' ').map_or(device.to_owned(), |(_, name)| name.to_owned());
+    let card = |device: &str| match device.split_once(' ') {
+        Some((number, name)) if number.starts_with("cuda:") => name.to_owned(),
+        _ => device.to_owned(),
+    };
     card(a) == card(b)
 }
 
-fn open_backend(prepared: &Prepared, state: TrainState) -> Result<Box<dyn Backend>> {
-    let Prepared { data, config, device, .. } = prepared;
-    backend::open(*device, data.clone(), config.spec.clone(), config.precision, state)
+/// This rank's part of the state at step 0.
+fn own_start(prepared: &Prepared, team: &Team) -> Result<TrainState> {
+    let Prepared { data, split, config, .. } = prepared;
+    let own = team.shard(config.n_latents)?.latents();
+    start_state(&config.training(), data.as_ref(), &split.train, own)
+}
+
+/// The device, with this rank's part of the state.
+fn open_backend(prepared: &Prepared, state: TrainState, id: &RunId, team: &Team) -> Result<Box<dyn Backend>> {
+    let Prepared { data, config, device, mean, .. } = prepared;
+    let (data, spec, precision) = (data.clone(), config.spec.clone(), config.precision);
+    let Some(peers) = team.peers() else { return backend::open(*device, data, spec, precision, state) };
+    // From what decides about all latents, every rank goes on in the same way.
+    let shared = serde_json::to_vec(&(id, &state.params.b_pre, &state.penalty_weight, mean));
+    team.agree(
+        "options, rows, or figures computed of them,",
+        &shared.map_err(|e| Error::Failed(e.to_string()))?,
+    )?;
+    backend::open_rank(*device, data, spec, precision, &state, config.n_latents, peers.clone())
+}
+
+/// All steps, the final figures, and the model's file.
+fn to_the_end(
+    trainer: &mut Trainer<'_>,
+    config: &Config,
+    folder: &RunFolder,
+    team: &Team,
+    session: &Session<'_>,
+) -> Result<Trained> {
+    let mut stop = team.stop(session.stop);
+    let trained = match trainer.run_until(&mut stop) {
+        Ok(trained) => trained,
+        // Heeded by all ranks at once: from here on none needs the others.
+        Err(Error::Interrupted(what)) => {
+            team.finish()?;
+            let root = folder.root().display();
+            let how = if config.data.is_empty() {
+                format!("topk_sae.resume(\"{root}\", x)")
+            } else {
+                format!("sae train --resume {root}")
+            };
+            return Err(Error::Interrupted(format!(
+                "{what}; a checkpoint is on disk: continue with `{how}`"
+            )));
+        }
+        Err(other) => return team.told(Err(other)),
+    };
+    let meta = config.model_meta(trained.steps, &trained.train_mean);
+    let weights = trainer.weights()?;
+    let (tensors, metadata) = model_file::contents(&weights, &meta)?;
+    team.told(team.write(&folder.path(names::MODEL), &tensors, config.n_latents, metadata))?;
+    Ok(trained)
 }
 
 /// Where a run goes when no folder is named: `<first file's stem>-sae`.
@@ -410,5 +522,7 @@ mod tests {
         assert!(same_card("cuda:0 NVIDIA H100", "cuda:3 NVIDIA H100"));
         assert!(!same_card("cuda:0 NVIDIA H100", "cuda:0 NVIDIA A100"));
         assert!(!same_card("cpu", "cuda:0 NVIDIA H100"));
+        assert!(!same_card("2 ranks of NVIDIA H100", "3 ranks of NVIDIA H100"));
+        assert!(same_card("2 ranks of NVIDIA H100", "2 ranks of NVIDIA H100"));
     }
 }

@@ -3,6 +3,7 @@
 use super::Loaded;
 use super::checkpoint::{self, RunId, Stored};
 use super::folder::{RunFolder, names};
+use super::team::Team;
 use crate::console;
 use crate::error::{Error, Result};
 use crate::files;
@@ -41,25 +42,28 @@ pub(super) fn same_data(folder: &RunFolder, loaded: &Loaded, data: u64) -> Resul
 
 /// The newest checkpoint that is whole, the best one where no other is; `None` if the run was stopped before its
 /// first. Damaged ones are skipped with a warning, but if all are damaged that is the error: starting over is
-/// not for us to decide.
+/// not for us to decide. Every rank reads its part of the same one, and passes over what any of them finds damaged; `zeros` is a
+/// state of its part of `latents`.
 pub(super) fn last_good_checkpoint(
     folder: &RunFolder,
+    team: &Team,
+    latents: usize,
     zeros: impl FnOnce() -> TrainState,
     quiet: bool,
 ) -> Result<Option<(TrainState, RunId, Progress)>> {
-    let all = candidates(folder)?;
+    let all = team.of_first(|| candidates(folder))?;
     if all.is_empty() {
         return Ok(None);
     }
     let (mut damage, mut state) = (None, zeros());
     for path in all {
-        match checkpoint::load_into(&path, &mut state) {
+        match team.load_into(&path, latents, &mut state) {
             Ok((id, progress)) => {
                 let step = progress.step;
                 if damage.is_some() && !quiet {
                     console::warn(format_args!("continuing from step {step}, with {}", path.display()));
                 }
-                if path == folder.best() {
+                if path == folder.best() && team.is_first() {
                     // The checkpoint that it is the second name of is gone or damaged.
                     files::link_whole(&path, &folder.checkpoints().join(checkpoint::name(step)))?;
                 }

@@ -3,6 +3,7 @@
 use super::folder::names;
 use super::outputs::{self, Summary};
 use super::rows::{Reading, find, keep_known_rows, memory_of, tables_of_split, training_rows};
+use super::team::Team;
 use super::turns::{OneOf, Together, Turn};
 use super::{Loaded, Memory, Rows, Session, check_folder, resume, start};
 use crate::backend::{Selected, cuda};
@@ -196,7 +197,7 @@ fn alone((folder, _, options): &Planned, data: &Arc<Embeddings>, session: &Sessi
     let quiet = Session { quiet: true, draw: None, observer: None, ..*session };
     let settled = || {
         let rows = Some(Rows::Files(data.clone(), None));
-        Loaded::new(options, rows, None, &quiet)?.settle(&quiet, false)
+        Loaded::new(options, rows, None, &Team::alone(), &quiet)?.settle(&Team::alone(), &quiet, false)
     };
     let finished = folder.join(names::SUMMARY).is_file();
     // What is wrong is said when its turn comes.

@@ -15,6 +15,6 @@ pub use observer::{Observer, StepReport, Warning};
 pub use progress::Progress;
 pub(crate) use start::{start_bytes, start_rows, start_state};
 pub use store::{BestInMemory, Store};
-pub use trainer::{Trained, Trainer};
+pub use trainer::{Stop, Trained, Trainer};
 pub use unit::resolve;
 pub(crate) use unit::{TrainRows, resolve_known, unit_warning};

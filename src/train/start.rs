@@ -12,6 +12,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Training rows that a start is taken from.
 const START_ROWS: usize = 8192;
@@ -42,8 +43,14 @@ pub(crate) fn start_rows(train: &[u32]) -> Vec<u32> {
     spread(train, START_ROWS)
 }
 
-/// The state at step 0, from the training rows `train`.
-pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> Result<TrainState> {
+/// The state at step 0, from the training rows `train`, of some of the latents. The weights of all are in memory meanwhile: most
+/// starts draw or take them one after the other.
+pub(crate) fn start_state(
+    t: &Training,
+    data: &dyn RowSource,
+    train: &[u32],
+    latents: Range<usize>,
+) -> Result<TrainState> {
     let eps = t.model.forward.row_eps();
     let mut params = Params::init(t.d_in, t.n_latents, t.tied, &t.init, t.seed);
     let from_rows = t.init == Init::Data;
@@ -65,6 +72,9 @@ pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> 
             0.0
         };
         params.threshold = Some(vec![start; t.n_latents]);
+    }
+    if latents.len() < t.n_latents {
+        params = params.of_latents(latents);
     }
     let mut state = TrainState::start(params, t.model.optimizer.ema.is_some());
     if t.model.objective.seeks_k {

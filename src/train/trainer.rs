@@ -8,7 +8,6 @@ use super::start::start_state;
 use super::store::{BestInMemory, Store};
 use crate::backend::{self, Asks, Backend, Selected, StepPlan};
 use crate::error::{Error, Result};
-use crate::interrupt::check_flag;
 use crate::model::{Params, Weights};
 use crate::noise::Noise;
 use crate::rows::{BatchOrder, Part, RowSource, Split, mean_row};
@@ -39,6 +38,32 @@ pub struct Trainer<'a> {
     store: Box<dyn Store + 'a>,
     /// Splits (train, val, test) whose figures were not finite, and were explained: once is enough.
     explained: [bool; 3],
+}
+
+/// Says whether a training is to stop.
+pub trait Stop {
+    /// Asked before each step, of every training of the same rows and settings alike. `done` has all queued steps computed: for
+    /// whoever waits here for others, whose steps may need those of this device.
+    ///
+    /// # Errors
+    /// What `done` gives, and what else there is.
+    fn before_step(&mut self, done: &mut dyn FnMut() -> Result<()>) -> Result<bool>;
+
+    /// Asked every few hundred rows of an evaluation.
+    fn within_evaluation(&mut self) -> bool;
+}
+
+/// Stops once a flag is set.
+struct Told<'a>(&'a AtomicBool);
+
+impl Stop for Told<'_> {
+    fn before_step(&mut self, _: &mut dyn FnMut() -> Result<()>) -> Result<bool> {
+        Ok(self.within_evaluation())
+    }
+
+    fn within_evaluation(&mut self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What came of a training.
@@ -80,7 +105,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::Failed`] where `training`, `rows` and `split` do not go together; what the rows or the device give.
     pub fn new(training: Training, rows: Arc<dyn RowSource>, split: Split, device: Selected) -> Result<Self> {
         check(&training, rows.as_ref(), &split)?;
-        let state = start_state(&training, rows.as_ref(), &split.train)?;
+        let state = start_state(&training, rows.as_ref(), &split.train, 0..training.n_latents)?;
         let backend = backend::open(device, rows.clone(), training.model.clone(), training.precision, state)?;
         Self::checked(training, rows, split, backend, Progress::default())
     }
@@ -152,6 +177,14 @@ impl<'a> Trainer<'a> {
     /// [`Error::NonFinite`] where the loss is not finite; [`Error::Interrupted`] once `stop` is set, after the state was
     /// kept; what the device, the rows, an observer or the store give.
     pub fn run(&mut self, stop: &AtomicBool) -> Result<Trained> {
+        self.run_until(&mut Told(stop))
+    }
+
+    /// As [`Trainer::run`]; `stop` says whether to stop.
+    ///
+    /// # Errors
+    /// As for [`Trainer::run`]; what `stop` gives.
+    pub fn run_until(&mut self, stop: &mut dyn Stop) -> Result<Trained> {
         if self.mean.is_none() {
             self.mean = Some(mean_row(self.rows.as_ref(), &self.split.train)?);
         }
@@ -176,12 +209,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// All steps that are left, with their evaluations and checkpoints.
-    fn steps(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<()> {
+    fn steps(&mut self, sets: &[EvalSet; 3], stop: &mut dyn Stop) -> Result<()> {
         if self.owes_evaluation() {
             self.after_step(sets, stop)?;
         }
         while self.progress.step < self.training.schedule.steps && !self.stopped_early() {
-            if stop.load(Ordering::Relaxed) {
+            if stop.before_step(&mut || self.collect())? {
                 self.collect()?;
                 return self.interrupted();
             }
@@ -216,7 +249,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Evaluation and checkpoint, as far as they are due.
-    fn after_step(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<()> {
+    fn after_step(&mut self, sets: &[EvalSet; 3], stop: &mut dyn Stop) -> Result<()> {
         let step = self.progress.step;
         let improved = self.measures_after(step)
             && match self.evaluate(sets, stop) {
@@ -376,12 +409,15 @@ impl<'a> Trainer<'a> {
     }
 
     /// Adds a line to the metrics; true where validation is the best so far. Nothing is changed where `stop` ends it.
-    fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &AtomicBool) -> Result<bool> {
+    fn evaluate(&mut self, sets: &[EvalSet; 3], stop: &mut dyn Stop) -> Result<bool> {
         if self.training.model.forward.activation == Activation::BatchTopk {
             calibrate(self.backend.as_mut(), sets)?;
         }
         let mut fired = vec![0u64; self.training.n_latents];
-        let [train, val, test] = self.measure(sets, &mut fired, &mut || check_flag(stop))?;
+        let [train, val, test] = self.measure(sets, &mut fired, &mut || match stop.within_evaluation() {
+            false => Ok(()),
+            true => Err(Error::Interrupted("interrupted in an evaluation".into())),
+        })?;
         let plan = self.plan(self.progress.step - 1);
         let p = &mut self.progress;
         let rows = p.loss.1 as f64 * self.training.schedule.batch_size as f64;
@@ -441,7 +477,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The best state, where training stopped early, and the final figures.
-    fn finish(&mut self, stop: &AtomicBool) -> Result<Trained> {
+    fn finish(&mut self, stop: &mut dyn Stop) -> Result<Trained> {
         let mut steps = self.progress.step;
         let best_step = self.progress.best.map(|(step, _)| step);
         if self.training.early_stop > 0 && best_step.is_some_and(|best| best != steps) {
@@ -455,7 +491,7 @@ impl<'a> Trainer<'a> {
         }
         let sets = self.eval_sets(self.training.final_rows, self.rows.window().unwrap_or(usize::MAX))?;
         // The last state is kept already.
-        let check = &mut || match stop.load(Ordering::Relaxed) {
+        let check = &mut || match stop.within_evaluation() {
             false => Ok(()),
             true => Err(Error::Interrupted("interrupted in the final evaluation; all steps are done".into())),
         };

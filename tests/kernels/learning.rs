@@ -118,7 +118,7 @@ fn the_memory_told_beforehand_is_what_is_taken() {
         engine.step(&case.rows(), &case.plan(0, &[])).unwrap();
         engine.evaluate(&case.rows(), Weights::Averaged, &mut vec![0; 3000]).unwrap();
         let taken = live.lock().unwrap().values().sum::<usize>() as f64 - (300 * 64 * 4) as f64;
-        let told = cuda::memory_of(&case.spec, 64, 3000, tied, 300, precision) as f64;
+        let told = cuda::memory_of(&case.spec, 64, (3000, 1), tied, 300, precision) as f64;
         assert!((taken / told - 1.0).abs() < 0.01, "{taken} bytes were taken, {told} told");
     }
 }

@@ -20,6 +20,7 @@
 //! | `pinned`, `lane` | messages to a card: small ones in turn, rows ahead of the work |
 //! | [`gemm`] | a row-major product as a call of cuBLAS |
 //! | [`fault`] | errors of the driver in one line |
+//! | `rank` | a backend that is one of several |
 //! | [`ranks`] | latents shared out over several devices |
 //! | [`nccl`] | ranks that are processes with a card each |
 //! | [`timed`] | a device that times each launch of another |
@@ -42,6 +43,7 @@ pub mod nccl;
 pub mod params;
 mod pinned;
 pub mod places;
+mod rank;
 pub mod ranks;
 mod step;
 pub mod tensors;
@@ -51,6 +53,7 @@ pub mod work;
 use super::Backend;
 use crate::error::Result;
 use crate::model::TrainState;
+use crate::peers::Peers;
 use crate::rows::RowSource;
 use crate::spec::{ModelSpec, Precision, Training};
 use device::Device;
@@ -109,18 +112,39 @@ pub fn open(
     Ok(Box::new(engine::Engine::new(name, Box::new(card), data, spec, precision, &state)?))
 }
 
-/// Bytes of device memory that training takes beside the data, its `n_data` rows, warm-up included.
-pub fn memory(t: &Training, n_data: usize) -> u64 {
-    // Evaluations use the buffers of steps.
-    let n_rows = t.schedule.batch_size.max(engine::LEAST_ROWS.min(n_data));
-    memory_of(&t.model, t.d_in, t.n_latents, t.tied, n_rows, t.precision)
+/// The backend of one rank of several, which meets the others through `peers`: `state` has its share of `latents`.
+///
+/// # Errors
+/// As for [`open`]; no NCCL, or a rank is gone.
+pub fn open_rank(
+    ordinal: usize,
+    data: Arc<dyn RowSource>,
+    spec: ModelSpec,
+    precision: Precision,
+    state: &TrainState,
+    latents: usize,
+    peers: Arc<Peers>,
+) -> Result<Box<dyn Backend>> {
+    let mut card = card::open(ordinal, math(precision))?;
+    // Without the number, which is another one on each rank.
+    let name = format!("{} ranks of {}", peers.place().count, card.facts()?.name);
+    let nccl = Box::new(nccl::Nccl::join(peers.clone(), &mut card)?);
+    let engine = engine::Engine::of_rank(name, Box::new(card), data, spec, precision, state, latents, nccl)?;
+    Ok(Box::new(rank::Rank::new(engine, peers)?))
 }
 
-/// The same for D inputs, M latents and batches of `n_rows`.
+/// Bytes of device memory that training takes beside the data, its `n_data` rows, warm-up included, on each of `ranks` at most.
+pub fn memory(t: &Training, ranks: usize, n_data: usize) -> u64 {
+    // Evaluations use the buffers of steps.
+    let n_rows = t.schedule.batch_size.max(engine::LEAST_ROWS.min(n_data));
+    memory_of(&t.model, t.d_in, (t.n_latents, ranks), t.tied, n_rows, t.precision)
+}
+
+/// The same for D inputs, M latents shared out over ranks, and batches of `n_rows`.
 pub fn memory_of(
     spec: &ModelSpec,
     d_in: usize,
-    n_latents: usize,
+    (n_latents, ranks): (usize, usize),
     tied: bool,
     n_rows: usize,
     precision: Precision,
@@ -129,6 +153,10 @@ pub fn memory_of(
     let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::rows::Dtype::F32) else {
         return 0;
     };
+    let shards = (0..ranks).filter_map(|rank| ranks::Shard::of(rank, ranks, n_latents).ok());
+    let largest = shards.max_by_key(|shard| shard.latents().len()).filter(ranks::Shard::is_part);
+    let sizes = largest.map_or(sizes, |shard| sizes.of_rank(shard));
+    let n_latents = sizes.m;
     let state = tensors::bytes(
         d_in,
         n_latents,

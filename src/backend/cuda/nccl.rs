@@ -63,10 +63,9 @@ impl Nccl {
         // Makes the card's context current on this thread.
         device.synchronize()?;
         let (count, rank) = (place.count as c_int, place.rank as c_int);
-        let waits = nccl.peers.waits();
+        // No wait of which the peers hear: among many nodes this may take a minute.
         // SAFETY: NCCL writes one communicator, of the device that is current; every rank calls this with the same id.
         let status = unsafe { (copy.functions.ncclCommInitRank)(&mut nccl.comm, count, id, rank) };
-        drop(waits);
         nccl.check(status, "meeting the other ranks")?;
         Ok(nccl)
     }
