@@ -99,11 +99,13 @@ pub fn find() -> DevicesReport {
         driver: driver.as_ref().ok().map(|d| d.serves),
         card: driver.as_ref().ok().and_then(|d| d.cards.first()).map(|card| card.capability),
     };
-    let (nvrtc, cublas) = (libraries::nvrtc(need), libraries::cublas(need));
+    let (nvrtc, cublas, nccl) = (libraries::nvrtc(need), libraries::cublas(need), libraries::nccl(need));
     let libraries = vec![
         library("NVIDIA driver", "libcuda.so", &places, libraries::driver_is_there()),
         library("NVRTC", "libnvrtc.so", &places, by_loader(libraries::Library::Nvrtc)).with(&nvrtc),
         library("cuBLAS", "libcublas.so", &places, by_loader(libraries::Library::Cublas)).with(&cublas),
+        // For several GPUs alone.
+        library("NCCL", "libnccl.so", &places, by_loader(libraries::Library::Nccl)).with(&nccl),
     ];
     let (usable_gpus, note) = match libraries::available() {
         Ok(n) => (n, "`--device auto` takes cuda:0".to_owned()),

@@ -152,8 +152,23 @@ fn subcommands_and_flags_that_are_named_exist() {
         .collect();
     assert!(commands.contains(&"train"), "{commands:?}");
     let known: BTreeSet<String> = commands.iter().flat_map(|command| flags(&help(&[command]))).collect();
-    // Of other programs: cargo, git, mdbook.
-    let foreign = ["--open", "--path", "--release", "--features", "--version", "--test"];
+    // Of other programs: cargo, git, mdbook; torchrun, mpirun, srun, sbatch.
+    let programs = ["--open", "--path", "--release", "--features", "--version", "--test"];
+    let launchers = [
+        "--no-python",
+        "--nproc-per-node",
+        "--map-by",
+        "--ntasks-per-node",
+        "--gpus-per-node",
+        "--cpus-per-task",
+        "--kill-on-bad-exit",
+        "--nodes",
+        "--time",
+        "--signal",
+        "--requeue",
+        "--open-mode",
+    ];
+    let foreign = [&programs[..], &launchers].concat();
     for (path, page) in pages() {
         for flag in flags(&page) {
             assert!(known.contains(&flag) || foreign.contains(&flag.as_str()), "{}: {flag}", path.display());
@@ -212,6 +227,28 @@ fn the_chapter_of_options_is_their_table() {
     assert!(
         there == chapter,
         "docs/src/options.md is not what `SAE_WRITE_DOCS=1 cargo test --test docs` writes"
+    );
+}
+
+/// The table of what several GPUs cost, on paper. `SAE_WRITE_DOCS=1` writes it.
+#[test]
+#[cfg(feature = "cuda")]
+fn the_table_of_what_ranks_cost_is_computed() {
+    let (begin, end) = ("<!-- table: cost of ranks -->\n", "<!-- end of the table -->");
+    let path = root().join("docs/src/several-gpus.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(begin).unwrap();
+    let (_, after) = rest.split_once(end).unwrap();
+    let table = topk_sae::backend::cuda::cost::table();
+    let written = format!("{before}{begin}{table}{end}{after}");
+    if std::env::var_os("SAE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &written).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        there == written,
+        "{} is not what `SAE_WRITE_DOCS=1 cargo test --test docs` writes",
+        path.display()
     );
 }
 

@@ -191,6 +191,53 @@ pub fn memory(device: Selected, t: &Training, ranks: usize, n_train: usize, n_da
     }
 }
 
+/// What a step of several ranks costs each of them, on paper (`cuda/cost.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct OnPaper {
+    /// Bytes that a rank sends to others.
+    pub sent_bytes: u64,
+    /// Seconds of the step on H100s, with NVLink in a node and one InfiniBand adapter of 400 Gb/s per GPU between nodes.
+    pub step_seconds: f64,
+    /// Seconds of it in which ranks exchange.
+    pub exchange_seconds: f64,
+}
+
+/// Of a hard step of `t` on `ranks`, so many of which share a node; `None` for what the model on paper does not have:
+/// thresholds, a selection over the batch, prefixes.
+#[cfg(feature = "cuda")]
+pub fn on_paper(t: &Training, ranks: usize, per_node: usize) -> Option<OnPaper> {
+    use cuda::cost::{BF16, Cluster, Cost, F32, H100, Shape, TF32};
+    let (forward, bytes) = (&t.model.forward, if t.precision == Precision::Bf16 { 2 } else { 4 });
+    if !forward.activation.is_per_row() || !forward.prefixes.is_empty() {
+        return None;
+    }
+    let shape = Shape {
+        d_in: t.d_in,
+        n_latents: t.n_latents,
+        rows: t.schedule.batch_size,
+        k: forward.k,
+        aux_k: t.model.objective.aux_k,
+        tied: t.tied,
+        average: t.model.optimizer.ema.is_some(),
+        clip: t.model.optimizer.clip_norm.is_some(),
+        bytes,
+        flops: match t.precision {
+            Precision::F32 => F32,
+            Precision::Tf32 => TF32,
+            Precision::Bf16 => BF16,
+        },
+    };
+    let cost = Cost::of(&shape, &Cluster { ranks, per_node }, &H100);
+    let (sent_bytes, step_seconds) = (cost.sent.bytes() as u64, cost.step_s);
+    Some(OnPaper { sent_bytes, step_seconds, exchange_seconds: cost.exchange_s })
+}
+
+/// Nothing: there is no GPU.
+#[cfg(not(feature = "cuda"))]
+pub fn on_paper(_: &Training, _: usize, _: usize) -> Option<OnPaper> {
+    None
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

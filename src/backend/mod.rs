@@ -103,7 +103,7 @@ mod look;
 pub mod penalty;
 pub mod relaxation;
 
-pub use choice::{DeviceChoice, Selected, memory, open, open_rank};
+pub use choice::{DeviceChoice, OnPaper, Selected, memory, on_paper, open, open_rank};
 pub use codes::Codes;
 pub use look::{Look, Pass};
 pub use relaxation::Phase;

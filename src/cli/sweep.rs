@@ -5,6 +5,7 @@ use super::{Global, compare, json, print};
 use crate::analysis::compare::compare as rows_of;
 use crate::config::Options;
 use crate::error::{Error, Result};
+use crate::peers::Place;
 use crate::run::sweep::sweep;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -28,6 +29,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
+    if let Some(place) = Place::of(&|name| std::env::var(name).ok())? {
+        return Err(Error::Usage(format!(
+            "a sweep is one process with one GPU, and {} started {}: start it once, or share out single runs with `sae train`",
+            place.launcher, place.count
+        )));
+    }
     let session = global.session(stop);
     let mut base = args.grid.common.clone();
     base.data = Some(args.data);

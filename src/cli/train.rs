@@ -2,9 +2,11 @@
 
 use super::options::Flags;
 use super::{Global, print, print_json};
+use crate::backend::{OnPaper, on_paper};
 use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
+use crate::model::shard::Shard;
 use crate::peers::{Place, world_size};
 use crate::run::{self, Memory, Prepared, Session};
 use crate::text::{bytes, table, thousands};
@@ -53,7 +55,9 @@ impl Args {
 /// Runs the command.
 pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
-    let place = if args.dry_run { None } else { Place::of(&variable)? };
+    // A plan may be made for ranks that nobody has started.
+    let place = if args.dry_run { Place::of(&variable).unwrap_or_default() } else { Place::of(&variable)? };
+    let prints = place.as_ref().is_none_or(|place| place.rank == 0);
     let session = Session { place: place.as_ref(), ..global.session(stop) };
     let (summary, folder) = if let Some(run) = &args.resume {
         if args.flags.0 != Options::default() {
@@ -68,16 +72,18 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         if data.is_empty() {
             return Err(Error::Usage("no data: `sae train FILE.h5`, or `sae train --resume RUN`".into()));
         }
+        if args.dry_run && !prints {
+            return Ok(());
+        }
         if args.dry_run {
             let prepared = run::prepare(&options, world_size(&variable)?, &session)?;
-            let plan = Plan::new(&prepared);
+            let plan = Plan::new(&prepared)?;
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
         let out = args.out.unwrap_or_else(|| run::default_out(&data));
         (run::start(&options, None, &out, args.overwrite, &session)?, out)
     };
-    if place.is_some_and(|place| place.rank > 0) {
-        // The first one prints for all.
+    if !prints {
         return Ok(());
     }
     if global.json {
@@ -102,6 +108,43 @@ struct Plan {
     parameters: u64,
     epochs: f64,
     memory_bytes: Memory,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<Ranks>,
+}
+
+/// What each of several processes has, as far as `--dry-run` can tell.
+#[derive(Debug, Serialize)]
+struct Ranks {
+    count: usize,
+    /// Of the first; others may have 128 more.
+    latents: usize,
+    on_paper: Option<OnPaper>,
+}
+
+/// Ranks of a node, where no launcher says so.
+const PER_NODE: usize = 8;
+
+impl Ranks {
+    fn new(prepared: &Prepared) -> Result<Option<Self>> {
+        let (count, config) = (prepared.ranks, &prepared.config);
+        if count < 2 {
+            return Ok(None);
+        }
+        let latents = Shard::of(0, count, config.n_latents)?.latents().len();
+        let on_paper = on_paper(&config.training(), count, PER_NODE);
+        Ok(Some(Self { count, latents, on_paper }))
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines =
+            vec![("ranks, latents of each", format!("{}, {}", self.count, thousands(self.latents as u64)))];
+        if let Some(OnPaper { sent_bytes, step_seconds, exchange_seconds }) = self.on_paper {
+            let (ms, share) = (1e3 * step_seconds, 100.0 * exchange_seconds / step_seconds);
+            lines.push(("sent by each rank, per step", bytes(sent_bytes)));
+            lines.push(("step on H100s, on paper", format!("{ms:.2} ms, {share:.0} % of it exchanging")));
+        }
+        lines
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -113,11 +156,12 @@ struct Rows {
 }
 
 impl Plan {
-    fn new(prepared: &Prepared) -> Self {
+    fn new(prepared: &Prepared) -> Result<Self> {
         let Prepared { data, split, config: c, device, .. } = prepared;
-        Self {
+        Ok(Self {
+            ranks: Ranks::new(prepared)?,
             config: c.to_options(),
-            device: device.to_string(),
+            device: if prepared.ranks > 1 { "cuda".into() } else { device.to_string() },
             rows: Rows {
                 all: data.n_rows(),
                 train: split.train.len(),
@@ -128,7 +172,7 @@ impl Plan {
             parameters: c.training().n_params(),
             epochs: c.schedule.steps as f64 * c.schedule.batch_size as f64 / c.n_train as f64,
             memory_bytes: Memory::new(prepared),
-        }
+        })
     }
 
     /// As TOML, with the sizes as comments, so that it can be used as a configuration.
@@ -141,10 +185,15 @@ impl Plan {
             ("steps, epochs", format!("{}, {:.1}", c.schedule.steps, self.epochs)),
             ("device, precision", format!("{}, {}", self.device, c.precision)),
             ("memory of the data", bytes(self.memory_bytes.data)),
-            ("memory of training, about", bytes(self.memory_bytes.training)),
+            (
+                if self.ranks.is_some() { "memory of training, each" } else { "memory of training, about" },
+                bytes(self.memory_bytes.training),
+            ),
         ]
+        .into_iter()
+        .chain(self.ranks.iter().flat_map(Ranks::lines))
         .map(|(name, value)| vec![name.to_owned(), value])
-        .to_vec();
+        .collect();
         let sizes: String = table(&["size", ""], &rows).lines().map(|line| format!("# {line}\n")).collect();
         Ok(format!("{}\n{sizes}", c.to_toml()?))
     }

@@ -17,7 +17,7 @@ fn environment(pairs: &[(&str, &Path)]) -> impl Fn(&str) -> Option<String> {
 fn this_machine_is_described_whatever_it_has() {
     let report = find();
     assert!(report.cpu.threads > 0);
-    assert_eq!(report.libraries.len(), 3);
+    assert_eq!(report.libraries.len(), 4);
     assert!(!report.looked_in.is_empty());
     for library in &report.libraries {
         assert_eq!(library.found, library.loader_opens || library.path.is_some());

@@ -6,7 +6,7 @@
 
 use crate::config::{Config, Settings};
 use crate::error::{Error, Result};
-use crate::files::Tensor;
+use crate::files::{self, Tensor};
 use crate::model::TrainState;
 use crate::train::Progress;
 use safetensors::Dtype;
@@ -100,8 +100,29 @@ fn metadata_of(
     Ok([(KEY, format!("{:08x} {header}", crc32fast::hash(header.as_bytes())))])
 }
 
+/// Writes a checkpoint, whole or not at all.
+///
+/// # Errors
+/// [`Error::Io`] as the disk gives it.
+pub fn save(path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
+    let tensors = tensors(state);
+    let sums = tensors.iter().map(|t| crc32fast::hash(t.bytes)).collect();
+    files::write_safetensors(path, &tensors, metadata(&tensors, sums, run, progress)?)
+}
+
 fn damaged(path: &Path, what: &str) -> Error {
     Error::Model { path: path.to_owned(), what: format!("is damaged ({what})") }
+}
+
+/// Reads a checkpoint over `state`; no second state is in memory meanwhile.
+///
+/// # Errors
+/// As [`Stored::open`] and [`Stored::read`]; `state` is then a mixture.
+pub fn load_into(path: &Path, state: &mut TrainState) -> Result<(RunId, Progress)> {
+    let mut stored = Stored::open(path)?;
+    state.fill(&mut |name, out| stored.read(name, out))?;
+    state.step = stored.header.progress.step;
+    Ok(stored.into_parts())
 }
 
 /// A checkpoint whose tensors are read one at a time.
@@ -247,7 +268,6 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::files;
     use crate::model::Params;
     use crate::spec::Init;
 
@@ -257,10 +277,6 @@ mod tests {
         files::write_safetensors(path, &tensors, metadata_of(schema, &tensors, sums, run, progress)?)
     }
 
-    fn save(path: &Path, state: &TrainState, run: &RunId, progress: &Progress) -> Result<()> {
-        save_as(SCHEMA, path, state, run, progress)
-    }
-
     fn run() -> RunId {
         RunId { settings: Settings::from_toml("k = 2"), data: 99 }
     }
@@ -268,10 +284,7 @@ mod tests {
     /// Reads a checkpoint into a state of the shapes of `like`.
     fn load(path: &Path, like: &TrainState) -> Result<(TrainState, Progress)> {
         let mut state = like.clone();
-        let mut stored = Stored::open(path)?;
-        state.fill(&mut |name, out| stored.read(name, out))?;
-        let (of, progress) = stored.into_parts();
-        state.step = progress.step;
+        let (of, progress) = load_into(path, &mut state)?;
         assert_eq!(of, run());
         Ok((state, progress))
     }

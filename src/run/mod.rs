@@ -149,12 +149,10 @@ pub struct Prepared {
 /// # Errors
 /// Data or a device that cannot be used, options that do not fit them.
 pub fn prepare(options: &Options, ranks: usize, session: &Session<'_>) -> Result<Prepared> {
-    let team = Team::alone();
+    let team = Team::planned(ranks);
     let prepared = Loaded::new(options, None, None, &team, session)?.settle(&team, session, false)?;
-    if ranks > 1 {
-        Shard::of(0, ranks, prepared.config.n_latents)?;
-    }
-    Ok(Prepared { ranks, ..prepared })
+    Shard::of(0, ranks, prepared.config.n_latents)?;
+    Ok(prepared)
 }
 
 /// Data whose configuration is not settled yet.
@@ -269,8 +267,7 @@ pub fn start(
     overwrite: bool,
     session: &Session<'_>,
 ) -> Result<Summary> {
-    let command = serde_json::to_string(options).map_err(|e| Error::Failed(e.to_string()))?;
-    let team = &Team::join(session.place, out, &command)?;
+    let team = &Team::join(session.place, out, &format!("{options:?}"))?;
     let session = &session.of(team);
     let started = || {
         let out = &check_folder("--out", out, options.data.as_deref().unwrap_or_default())?;

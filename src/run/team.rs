@@ -27,6 +27,8 @@ const ASKED: u64 = 16;
 pub(super) struct Team {
     /// `None` where the process is alone.
     peers: Option<Arc<Peers>>,
+    /// Ranks that there would be, where there are none yet.
+    planned: usize,
     /// Whether this rank ends by an error of its own, which it tells itself.
     fails: Arc<AtomicBool>,
 }
@@ -69,7 +71,12 @@ fn address(run: &Path) -> Result<PathBuf> {
 impl Team {
     /// A process that is alone.
     pub(super) fn alone() -> Self {
-        Self { peers: None, fails: Arc::default() }
+        Self::planned(1)
+    }
+
+    /// What a run of so many ranks would be, seen from a process that is alone.
+    pub(super) fn planned(ranks: usize) -> Self {
+        Self { peers: None, planned: ranks, fails: Arc::default() }
     }
 
     /// Meets the other ranks of `place`, which train the run in the folder `run` with the same `command`. From here on, those
@@ -98,7 +105,7 @@ impl Team {
         if own > 0 {
             console::silence();
         }
-        Ok(Self { peers: Some(Arc::new(peers)), fails })
+        Ok(Self { peers: Some(Arc::new(peers)), planned: 1, fails })
     }
 
     pub(super) fn peers(&self) -> Option<&Arc<Peers>> {
@@ -112,7 +119,7 @@ impl Team {
 
     /// Ranks of all.
     pub(super) fn count(&self) -> usize {
-        self.peers.as_ref().map_or(1, |peers| peers.place().count)
+        self.peers.as_ref().map_or(self.planned, |peers| peers.place().count)
     }
 
     /// Ranks on this machine.
@@ -306,6 +313,8 @@ impl Team {
     /// The device that this rank computes on.
     pub(super) fn device(&self, choice: DeviceChoice, quiet: bool) -> Result<Selected> {
         match &self.peers {
+            // There may be no GPU where a run is planned.
+            None if self.planned > 1 => Ok(Selected::Cuda(0)),
             None => choice.select(quiet),
             Some(peers) => choice.select_of_rank(peers.place().local_rank),
         }

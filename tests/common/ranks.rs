@@ -85,6 +85,8 @@ pub struct ThreadRank {
     meeting: Arc<Meeting>,
     /// Which sum, counted from 0, this rank leaves out of what it has: a planted defect.
     pub forgets: Option<usize>,
+    /// Bytes that it has brought to sums and to gatherings.
+    pub brought: Arc<Mutex<(u64, u64)>>,
     sums: usize,
 }
 
@@ -93,7 +95,14 @@ impl ThreadRank {
     pub fn all(count: usize) -> Vec<Self> {
         let meeting = Arc::new(Meeting::new(count));
         (0..count)
-            .map(|rank| Self { rank, count, meeting: meeting.clone(), forgets: None, sums: 0 })
+            .map(|rank| Self {
+                rank,
+                count,
+                meeting: meeting.clone(),
+                forgets: None,
+                brought: Arc::default(),
+                sums: 0,
+            })
             .collect()
     }
 
@@ -105,6 +114,9 @@ impl ThreadRank {
             device.read(&memory, 0, &mut own)?;
             bytes.extend(own);
         }
+        let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        *(if what == "sum" { &mut brought.0 } else { &mut brought.1 }) += bytes.len() as u64;
+        drop(brought);
         let shapes: Vec<(usize, Number)> = spans.iter().map(|span| (span.len, span.number)).collect();
         let all = self.meeting.hold(self.rank, (format!("{what} {shapes:?}"), bytes))?;
         let (first, own) = (&all[0].0, &all[self.rank].0);

@@ -6,12 +6,14 @@ use crate::engine::{crowded, ours};
 use crate::kinds;
 use crate::thread_ranks::{ThreadRank, Together};
 use cuda_on_cpu::sanitizer;
-use std::sync::Arc;
-use topk_sae::backend::Look;
+use std::sync::{Arc, Mutex};
+use topk_sae::backend::cuda::cost::{Cluster, F32, Sent, Shape};
 use topk_sae::backend::cuda::device::Device;
-use topk_sae::backend::cuda::ranks::{GROUP, Shard};
+use topk_sae::backend::cuda::ranks::{GROUP, Ranks, Shard};
+use topk_sae::backend::{Backend, Look, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::model::TrainState;
+use topk_sae::noise::Noise;
 use topk_sae::spec::{Activation, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
 
 /// So many ranks as one backend in float32, with `edit` on each.
@@ -264,6 +266,43 @@ fn two_hundred_steps_of_ranks_follow_those_of_one_device() {
     }
     for (kind, worst, fired) in done {
         assert!(worst < 1e-5 && fired == 0, "{kind:?}: {worst:.1e}, {fired} idle counts");
+    }
+}
+
+#[test]
+fn ranks_send_in_a_step_what_the_model_on_paper_says() {
+    let (n, d, m, k) = (17, 31, 700, 5);
+    for (count, aux_k, clip) in [(2, 0, false), (3, 9, true), (5, 9, false)] {
+        let mut case = Case::new(n, d, m, k);
+        case.dead_every = Some(3);
+        let (data, state) = case.start();
+        let spec = ModelSpec::plain(k).with(|spec| {
+            (spec.objective.aux_k, spec.optimizer.clip_norm) = (aux_k, clip.then_some(1.0));
+        });
+        let brought = Arc::<Mutex<(u64, u64)>>::default();
+        let watch = |rank: &mut ThreadRank| {
+            if rank.rank() == 0 {
+                rank.brought = brought.clone();
+            }
+        };
+        let mut backend = spoiled(count, 0, watch)(data, spec, state);
+        // What it took to start is no part of a step.
+        *brought.lock().unwrap() = (0, 0);
+        let rows: Vec<u32> = (0..n as u32).collect();
+        let plan =
+            StepPlan { step: 0, alpha: 1.0, tau: 1.0, lr: 1e-3, l1: 0.0, noise: Noise::Philox { seed: 1 } };
+        backend.step(&rows, &plan).unwrap();
+        backend.collect().unwrap();
+        let (summed, gathered) = *brought.lock().unwrap();
+        let (tied, average, bytes, flops) = (case.tied, false, 4, F32);
+        let shape = Shape { d_in: d, n_latents: m, rows: n, k, aux_k, tied, average, clip, bytes, flops };
+        let cluster = Cluster { ranks: count, per_node: 8 };
+        let sent = Sent::of(&shape, &cluster);
+        let got =
+            [cluster.all_reduced(summed as f64), cluster.all_gathered((count as u64 * gathered) as f64)];
+        let want = [sent.reconstructions + sent.sums, sent.candidates];
+        println!("{count} ranks, aux-k {aux_k}, clipping {clip}: {got:?} bytes sent, {want:?} on paper");
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1.0), "{got:?} {want:?}");
     }
 }
 

@@ -316,6 +316,34 @@ fn what_one_process_is_told_or_finds_wrong_all_heed() {
 }
 
 #[test]
+fn a_checkpoint_that_is_damaged_for_one_process_is_skipped_by_all() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let ranks = Ranks::of(&place, 2);
+    let whole = ranks.trained("whole", &[]);
+    let run = ranks.trained("damaged", &[]);
+    for name in ["summary.json", "model.safetensors", "checkpoints/best.safetensors"] {
+        std::fs::remove_file(run.join(name)).unwrap();
+    }
+    // The last bytes of the file are of the last latents.
+    let newest = checkpoints(&run).pop().unwrap();
+    let mut bytes = std::fs::read(&newest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&newest, bytes).unwrap();
+    let all = ranks.run(&["train", "--resume", run.to_str().unwrap()]);
+    assert!(all.iter().all(|output| output.status.success()), "{}", text(&all[0]));
+    let told = text(&all[0]);
+    assert!(
+        told.contains("does not match its checksum") && told.contains("continuing from step 18"),
+        "{told}"
+    );
+    assert!(text(&all[1]).is_empty(), "{}", text(&all[1]));
+    same_run(&whole, &run);
+}
+
+#[test]
 fn what_cannot_be_shared_out_is_refused_by_name() {
     if !compiler::nvrtc() {
         return;
@@ -338,6 +366,10 @@ fn what_cannot_be_shared_out_is_refused_by_name() {
         let told = text(&all[0]);
         assert!(told.contains(wanted) && !place.path("refused").exists(), "{more:?}: {told}");
     }
+    let (data, out) = (place.name("data.h5"), place.name("sweep"));
+    let all = Ranks::of(&place, 2).run(&["sweep", &data, "--k=2,3", "--out", &out]);
+    assert!(text(&all[0]).contains("a sweep is one process with one GPU, and torchrun started 2"));
+    assert!(!place.path("sweep").exists());
 }
 
 #[test]

@@ -22,6 +22,7 @@
 //! | [`fault`] | errors of the driver in one line |
 //! | `rank` | a backend that is one of several |
 //! | [`ranks`] | latents shared out over several devices |
+//! | [`cost`] | what a step of several ranks costs, on paper |
 //! | [`nccl`] | ranks that are processes with a card each |
 //! | [`timed`] | a device that times each launch of another |
 
@@ -29,6 +30,7 @@ mod all_rows;
 pub mod buffer;
 pub mod card;
 pub mod compile;
+pub mod cost;
 pub mod device;
 pub mod engine;
 mod evaluate;
