@@ -16,6 +16,9 @@ const SAME: Duration = Duration::from_secs(2);
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
+/// Only who has the flag of [`watch`] heeds it.
+static LEFT: AtomicBool = AtomicBool::new(false);
+
 thread_local! {
     static OF_THREAD: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
@@ -41,6 +44,12 @@ pub fn watch() -> std::io::Result<&'static AtomicBool> {
         }
     })?;
     Ok(&REQUESTED)
+}
+
+/// From here on nothing in this process stops by itself: who has the flag of [`watch`] decides when. For a process that may not stop
+/// before others are told to.
+pub fn leave_to_flag() {
+    LEFT.store(true, Ordering::Relaxed);
 }
 
 /// Whether a signal that comes `now` ends the process at once; `first` is when the first one came.
@@ -72,7 +81,9 @@ impl Requests {
     /// # Errors
     /// [`Error::Interrupted`].
     pub fn check(&self) -> Result<()> {
-        check_flag(&REQUESTED)?;
+        if !LEFT.load(Ordering::Relaxed) {
+            check_flag(&REQUESTED)?;
+        }
         self.0.as_deref().map_or(Ok(()), check_flag)
     }
 }

@@ -9,7 +9,7 @@ mod runs;
 use runs::{Place, sae_ok, tensors};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use topk_sae::backend::{Selected, StepPlan, open};
+use topk_sae::backend::{Backend, Selected, StepPlan, open};
 use topk_sae::config::Options;
 use topk_sae::data::{Embeddings, LoadOptions};
 use topk_sae::error::{Error, Result};
@@ -18,7 +18,7 @@ use topk_sae::noise::Noise;
 use topk_sae::rows::{Dtype, Resident, RowSource, Split, Values};
 use topk_sae::spec::{Precision, Training};
 use topk_sae::train::metrics::MetricRow;
-use topk_sae::train::{Observer, StepReport, Trainer, resolve};
+use topk_sae::train::{Observer, Progress, StepReport, Store, Trainer, resolve};
 
 fn options(early_stop: u64) -> Options {
     Options {
@@ -222,6 +222,79 @@ fn what_a_source_cannot_read_is_the_error_and_no_panic() {
             .and_then(|mut trainer| trainer.run(&AtomicBool::new(false)));
         assert!(run.unwrap_err().to_string().contains("the disk lost row"));
     }
+}
+
+/// Rows whose third window is not brought into memory, for a signal came.
+struct Stopped(Slow, std::sync::atomic::AtomicUsize);
+
+impl RowSource for Stopped {
+    fn n_rows(&self) -> usize {
+        self.0.n_rows()
+    }
+
+    fn d_in(&self) -> usize {
+        self.0.d_in()
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.0.dtype()
+    }
+
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
+        self.0.read(rows, out)
+    }
+
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
+        self.0.read_stored(row, out)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.0.window()
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        self.0.block_of(row)
+    }
+
+    fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
+        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            2 => Err(Error::Interrupted("interrupted; nothing was written".into())),
+            _ => self.0.hold(now, next),
+        }
+    }
+}
+
+#[test]
+fn a_training_that_is_stopped_while_it_reads_rows_keeps_what_it_has() {
+    struct Kept(Arc<std::sync::Mutex<Vec<u64>>>);
+    impl Store for Kept {
+        fn save(&mut self, state: &TrainState, progress: &Progress) -> Result<()> {
+            assert_eq!(state.step, progress.step);
+            self.0.lock().unwrap().push(progress.step);
+            Ok(())
+        }
+        fn restore_best(&mut self, _: &mut dyn Backend) -> Result<u64> {
+            Err(Error::Failed("there is none".into()))
+        }
+        fn kept(&self) -> String {
+            "nothing".into()
+        }
+    }
+    let values: Vec<f32> = (0..200 * 8).map(|i| (i as f32 * 0.61).sin() + (i / 8 % 5) as f32).collect();
+    let rows = Resident::new(Values::F32(values.into()), 8).unwrap();
+    let split = Split { train: (0..160).collect(), val: (160..200).collect(), test: vec![] };
+    let config = resolve(&options(0), &rows, &split).unwrap();
+    let source = Arc::new(Stopped(Slow(rows), 0.into()));
+    let kept = Arc::<std::sync::Mutex<Vec<u64>>>::default();
+    let mut trainer =
+        Trainer::new(config.training(), source, split, Selected::Cpu).unwrap().keep_in(Kept(kept.clone()));
+    let error = trainer.run(&AtomicBool::new(false)).unwrap_err();
+    let kept = kept.lock().unwrap();
+    assert!(kept.len() == 1 && kept[0] > 0, "{kept:?}");
+    assert!(
+        matches!(&error, Error::Interrupted(what) if *what == format!("interrupted at step {}", kept[0])),
+        "{error}"
+    );
 }
 
 #[test]

@@ -109,8 +109,14 @@ fn train(
     let device = chosen(device)?;
     worker::run(py, shows, hear, |stop, events| {
         let observer = Mutex::new(Ear(events));
-        let session =
-            Session { device, quiet: false, stop, draw: Some(write_plots), observer: Some(&observer), place: None };
+        let session = Session {
+            device,
+            quiet: false,
+            stop,
+            draw: Some(write_plots),
+            observer: Some(&observer),
+            place: None,
+        };
         let given = given.map(|rows| run::Rows::Memory(Box::new((*rows).clone())));
         match resumes {
             true => run::resume(&out, given, &session)?,

@@ -478,6 +478,9 @@ fn to_the_end(
     team: &Team,
     session: &Session<'_>,
 ) -> Result<Trained> {
+    if team.count() > 1 {
+        interrupt::leave_to_flag();
+    }
     let mut stop = team.stop(session.stop);
     let trained = match trainer.run_until(&mut stop) {
         Ok(trained) => trained,

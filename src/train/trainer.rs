@@ -218,10 +218,22 @@ impl<'a> Trainer<'a> {
                 self.collect()?;
                 return self.interrupted();
             }
-            let done = self.queue_step()?;
+            let done = match self.queue_step() {
+                // Reading rows, which may take much longer than a step, was told to stop.
+                Err(Error::Interrupted(_)) => {
+                    self.collect()?;
+                    return self.interrupted();
+                }
+                other => other?,
+            };
             let due = self.measures_after(done) || self.saves_after(done);
-            if !due {
-                self.expect_step(done)?;
+            if !due && let Err(error) = self.expect_step(done) {
+                // As above; the step itself is queued.
+                if !matches!(error, Error::Interrupted(_)) {
+                    return Err(error);
+                }
+                self.collect()?;
+                return self.interrupted();
             }
             if due || self.queue.is_due() {
                 self.collect()?;
