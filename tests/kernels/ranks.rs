@@ -1,18 +1,20 @@
 //! Latents shared out over ranks, which are threads with an emulated device each, beside the reference and beside one device.
 
 use crate::case::{self, Case};
+use crate::common::emulator::Emulator;
 use crate::common::{device, embeddings, values};
 use crate::engine::{crowded, ours};
 use crate::kinds;
 use crate::thread_ranks::{ThreadRank, Together};
 use cuda_on_cpu::sanitizer;
 use std::sync::{Arc, Mutex};
+use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::cost::{Cluster, F32, Sent, Shape};
 use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::ranks::{GROUP, Ranks, Shard};
 use topk_sae::backend::{Backend, Look, StepPlan};
 use topk_sae::data::Embeddings;
-use topk_sae::model::TrainState;
+use topk_sae::model::{TrainState, Weights};
 use topk_sae::noise::Noise;
 use topk_sae::spec::{Activation, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
 
@@ -303,6 +305,35 @@ fn ranks_send_in_a_step_what_the_model_on_paper_says() {
         let want = [sent.reconstructions + sent.sums, sent.candidates];
         println!("{count} ranks, aux-k {aux_k}, clipping {clip}: {got:?} bytes sent, {want:?} on paper");
         assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1.0), "{got:?} {want:?}");
+    }
+}
+
+#[test]
+fn a_rank_takes_the_memory_that_is_told_beforehand() {
+    if device::emulation_only("memory of an emulated device") {
+        return;
+    }
+    for (count, tied, precision, relaxation) in [
+        (2, false, Precision::F32, Relaxation::Softmax),
+        (3, true, Precision::Bf16, Relaxation::Lapsum),
+        (5, false, Precision::F32, Relaxation::None),
+    ] {
+        let mut case = Case::new(300, 64, 3000, 16);
+        (case.t, case.tied, case.spec.warmup.relaxation) = (0.5, tied, relaxation);
+        (case.spec.objective.aux_k, case.spec.optimizer.ema, case.spec.optimizer.clip_norm) =
+            (8, Some(0.9), Some(1.0));
+        let (data, state) = case.start();
+        let emulators: Vec<Emulator> = (0..count).map(|_| Emulator::new()).collect();
+        let live: Vec<_> = emulators.iter().map(|emulator| emulator.live()).collect();
+        let devices = emulators.into_iter().map(|emulator| Box::new(emulator) as Box<dyn Device>).collect();
+        let mut all = Together::new(devices, &data, &case.spec, precision, &state, |_| {}).unwrap();
+        all.step(&case.rows(), &case.plan(0, &[])).unwrap();
+        all.evaluate(&case.rows(), Weights::Averaged, &mut vec![0; 3000]).unwrap();
+        // Beside the rows themselves.
+        let taken = live.iter().map(|live| live.lock().unwrap().values().sum::<usize>() - 300 * 64 * 4);
+        let taken = taken.max().unwrap() as f64;
+        let told = cuda::memory_of(&case.spec, 64, (3000, count), tied, 300, precision) as f64;
+        assert!((taken / told - 1.0).abs() < 0.01, "{count} ranks: {taken} bytes were taken, {told} told");
     }
 }
 

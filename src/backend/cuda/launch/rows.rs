@@ -4,7 +4,7 @@ use super::super::buffer::Buffer;
 use super::super::device::{Arg, Device, Launch, Matrix, Product, WARP};
 use super::super::params::{ROW_LOSS, ROW_QUALITY};
 use super::super::tensors::{Operands, Tensors};
-use super::super::work::{Exchange, Sizes, WorkBuffers};
+use super::super::work::{Entries, Exchange, Sizes, WorkBuffers};
 use super::ranks::{Cut, Others, keep_top};
 use super::{BLOCK, CarriedOver, DeviceBatch, NULL, by_element, count, grid, kind, u};
 use crate::backend::Phase;
@@ -94,20 +94,8 @@ pub fn topk(
     let scores = work.scores.holds(n * s.score_pitch)?;
     let count_fired = count_fired && !phase.has_candidates();
     let fired = if count_fired && others.is_none() { shared.fired.holds(s.m)? } else { NULL };
-    let to = match &work.exchange {
-        Some(Exchange { sent, .. }) => [
-            sent.index.holds(n * width)?,
-            sent.value.holds(n * width)?,
-            sent.first.holds(n)?,
-            sent.count.holds(n)?,
-        ],
-        None => [
-            work.main.index.holds(n * width)?,
-            weighed.map_or(&work.main.value, |gates| &gates.score).holds(n * width)?,
-            work.main.first.holds(n)?,
-            work.main.count.holds(n)?,
-        ],
-    };
+    let values = weighed.map_or(&work.main.value, |gates| &gates.score);
+    let to = selected(work, &work.main, values, n, width)?;
     let mut args = vec![scores, Arg::Pointer(b_lat), u(s.m)?, u(s.score_pitch)?, u(width)?];
     let name = if soft {
         by_element(s, ["topk_softmax_f32", "topk_softmax_bf16"])
@@ -137,6 +125,15 @@ pub fn topk(
     }
 }
 
+/// Where a selection of `k` latents per row writes them, their values, starts and counts: into `e`, or to what other ranks get.
+fn selected(work: &WorkBuffers, e: &Entries, value: &Buffer<f32>, n: usize, k: usize) -> Result<[Arg; 4]> {
+    let (index, value, first, count) = match &work.exchange {
+        Some(Exchange { sent, .. }) => (&sent.index, &sent.value, &sent.first, &sent.count),
+        None => (&e.index, value, &e.first, &e.count),
+    };
+    Ok([index.holds(n * k)?, value.holds(n * k)?, first.holds(n)?, count.holds(n)?])
+}
+
 /// The top `aux_k` of dead latents into `work.aux`.
 #[allow(clippy::too_many_arguments)]
 pub fn topk_dead(
@@ -150,10 +147,7 @@ pub fn topk_dead(
 ) -> Result<()> {
     let Some(e) = &work.aux else { return Ok(()) };
     let n = batch.n;
-    let (index, value, first, count) = match &work.exchange {
-        Some(Exchange { sent, .. }) => (&sent.index, &sent.value, &sent.first, &sent.count),
-        None => (&e.index, &e.value, &e.first, &e.count),
-    };
+    let [index, value, first, count] = selected(work, e, &e.value, n, s.aux_k)?;
     let args = [
         work.scores.holds(n * s.score_pitch)?,
         Arg::Pointer(tensors.lat.w.address()),
@@ -163,10 +157,10 @@ pub fn topk_dead(
         tensors.idle.holds(s.m)?,
         Arg::Pointer(batch.step),
         shared.control.holds(1)?,
-        index.holds(n * s.aux_k)?,
-        value.holds(n * s.aux_k)?,
-        first.holds(n)?,
-        count.holds(n)?,
+        index,
+        value,
+        first,
+        count,
         NULL,
         NULL,
     ];
