@@ -112,10 +112,10 @@ fn a_training_is_stopped_by_its_flag_and_refuses_what_does_not_fit() {
     assert!(error.contains("empty"), "{error}");
 }
 
-/// Rows in windows of 40, which it takes a while to bring into memory.
-struct Slow(Resident);
+/// Rows in windows of 40, and what becomes of bringing one into memory.
+struct Windows(Resident, Box<dyn Fn() -> Result<()> + Send + Sync>);
 
-impl RowSource for Slow {
+impl RowSource for Windows {
     fn n_rows(&self) -> usize {
         self.0.n_rows()
     }
@@ -145,8 +145,7 @@ impl RowSource for Slow {
     }
 
     fn hold(&self, _: &[u32], _: &[u32]) -> Result<()> {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        Ok(())
+        self.1()
     }
 }
 
@@ -167,7 +166,12 @@ fn a_training_reports_how_long_it_waits_for_its_rows() {
         schedule: topk_sae::spec::Schedule { steps: 40, ..config.training().schedule },
         ..config.training()
     };
-    let sources: [Arc<dyn RowSource>; 2] = [Arc::new(rows.clone()), Arc::new(Slow(rows))];
+    let takes_a_while = || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        Ok(())
+    };
+    let sources: [Arc<dyn RowSource>; 2] =
+        [Arc::new(rows.clone()), Arc::new(Windows(rows, Box::new(takes_a_while)))];
     for (slow, source) in sources.into_iter().enumerate() {
         let mut waits = Waits::default();
         let mut trainer =
@@ -224,46 +228,6 @@ fn what_a_source_cannot_read_is_the_error_and_no_panic() {
     }
 }
 
-/// Rows whose third window is not brought into memory, for a signal came.
-struct Stopped(Slow, std::sync::atomic::AtomicUsize);
-
-impl RowSource for Stopped {
-    fn n_rows(&self) -> usize {
-        self.0.n_rows()
-    }
-
-    fn d_in(&self) -> usize {
-        self.0.d_in()
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.0.dtype()
-    }
-
-    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        self.0.read(rows, out)
-    }
-
-    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
-        self.0.read_stored(row, out)
-    }
-
-    fn window(&self) -> Option<usize> {
-        self.0.window()
-    }
-
-    fn block_of(&self, row: u32) -> u32 {
-        self.0.block_of(row)
-    }
-
-    fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
-        match self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            2 => Err(Error::Interrupted("interrupted; nothing was written".into())),
-            _ => self.0.hold(now, next),
-        }
-    }
-}
-
 #[test]
 fn a_training_that_is_stopped_while_it_reads_rows_keeps_what_it_has() {
     struct Kept(Arc<std::sync::Mutex<Vec<u64>>>);
@@ -284,7 +248,13 @@ fn a_training_that_is_stopped_while_it_reads_rows_keeps_what_it_has() {
     let rows = Resident::new(Values::F32(values.into()), 8).unwrap();
     let split = Split { train: (0..160).collect(), val: (160..200).collect(), test: vec![] };
     let config = resolve(&options(0), &rows, &split).unwrap();
-    let source = Arc::new(Stopped(Slow(rows), 0.into()));
+    // A signal comes while the third window is read.
+    let windows = std::sync::atomic::AtomicUsize::new(0);
+    let read = move || match windows.fetch_add(1, Ordering::Relaxed) {
+        2 => Err(Error::Interrupted("interrupted; nothing was written".into())),
+        _ => Ok(()),
+    };
+    let source = Arc::new(Windows(rows, Box::new(read)));
     let kept = Arc::<std::sync::Mutex<Vec<u64>>>::default();
     let mut trainer =
         Trainer::new(config.training(), source, split, Selected::Cpu).unwrap().keep_in(Kept(kept.clone()));
