@@ -68,6 +68,8 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a model from embeddings into a run folder, or continue a run
+    ///
+    /// Several processes that torchrun, srun or mpirun start train one model, each a part of its latents on a GPU of its own.
     Train(Box<train::Args>),
     /// Train every combination of some options on rows that are read once, and compare the runs
     Sweep(Box<sweep::Args>),
