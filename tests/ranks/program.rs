@@ -166,21 +166,23 @@ fn every_kind_of_model_trains_in_several_processes() {
         return;
     }
     let place = Place::with_data(60, 16);
-    let kinds: [&[&str]; 5] = [
-        &["--preset=relaxed-topk", "--anneal-steps=12", "--tied"],
-        &["--preset=topk", "--aux-k=8", "--memory=3k"],
-        &["--activation=batch-topk", "--prefixes=140,300", "--clip-norm=0.5", "--early-stop=1"],
-        &["--activation=jumprelu", "--ema=0.9"],
-        &["--activation=relu", "--preset=sparse-l1", "--pre-bias=median"],
+    let kinds: [(&[&str], f64); 6] = [
+        (&["--preset=relaxed-topk", "--anneal-steps=12", "--tied"], 1e-4),
+        (&["--preset=topk", "--aux-k=8", "--memory=3k"], 1e-4),
+        (&["--activation=batch-topk", "--prefixes=140,300", "--clip-norm=0.5", "--early-stop=1"], 1e-4),
+        (&["--activation=jumprelu", "--ema=0.9"], 1e-4),
+        (&["--activation=relu", "--preset=sparse-l1", "--pre-bias=median"], 1e-4),
+        // Scores that are rounded to eight bits are ties that sums in another order decide.
+        (&["--precision=bf16", "--relaxation=lapsum", "--pool=20", "--anneal-steps=12"], 1e-2),
     ];
-    for (i, kind) in kinds.iter().enumerate() {
+    for (i, (kind, tolerance)) in kinds.iter().enumerate() {
         let alone =
             Ranks::of(&place, 1).trained(&format!("alone{i}"), &[kind, &["--device=cuda"][..]].concat());
         let run = Ranks::of(&place, 3).trained(&format!("run{i}"), kind);
         let (got, want) = (losses(&run), losses(&alone));
         assert_eq!(got.len(), want.len(), "{kind:?}");
         for (got, want) in got.iter().zip(&want) {
-            assert!((got / want - 1.0).abs() < 1e-4, "{kind:?}: {got} {want}");
+            assert!((got / want - 1.0).abs() < *tolerance, "{kind:?}: {got} {want}");
         }
     }
 }
