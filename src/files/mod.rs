@@ -96,11 +96,11 @@ fn temporary_beside(place: &Path) -> io::Result<NamedTempFile> {
     Ok(temporary)
 }
 
-/// A tensor of 4-byte values to be stored.
+/// A tensor to be stored.
 pub struct Tensor<'a> {
     /// Name in the file.
     pub name: String,
-    /// float32 or u32.
+    /// Type of the values, of whole bytes.
     pub dtype: Dtype,
     /// Shape.
     pub shape: Vec<usize>,
@@ -132,7 +132,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of tensors of 4-byte values, by name, type and shape. The same content gives the same bytes: tensors lie by type and name,
+    /// Of tensors by name, type and shape. The same content gives the same bytes: tensors lie by type and name,
     /// and the header's keys are in order.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Layout {
         let (mut places, mut infos, mut at) = (vec![0; tensors.len()], vec![], 0);
         for i in order {
             let (name, dtype, shape) = &tensors[i];
-            let next = at + 4 * shape.iter().product::<usize>();
+            let next = at + dtype.bitsize() / 8 * shape.iter().product::<usize>();
             places[i] = at as u64;
             infos.push((
                 (*name).to_owned(),
