@@ -72,10 +72,10 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
         if data.is_empty() {
             return Err(Error::Usage("no data: `sae train FILE.h5`, or `sae train --resume RUN`".into()));
         }
-        if args.dry_run && !prints {
-            return Ok(());
-        }
         if args.dry_run {
+            if !prints {
+                return Ok(());
+            }
             let prepared = run::prepare(&options, world_size(&variable)?, &session)?;
             let plan = Plan::new(&prepared)?;
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };

@@ -193,9 +193,10 @@ pub fn write_safetensors<'a>(
     let layout = Layout::new(path, &named, metadata)?;
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|&i| layout.places[i]);
-    let parts = std::iter::once(layout.start.as_slice()).chain(order.into_iter().map(|i| tensors[i].bytes));
+    let mut parts =
+        std::iter::once(layout.start.as_slice()).chain(order.into_iter().map(|i| tensors[i].bytes));
     write_with(path, |mut file| {
-        parts.into_iter().try_for_each(|part| file.write_all(part)).map_err(Error::io(path, "write"))
+        parts.try_for_each(|part| file.write_all(part)).map_err(Error::io(path, "write"))
     })
 }
 
@@ -248,9 +249,9 @@ impl Unfinished {
 ///
 /// # Errors
 /// As the disk gives them.
-pub fn write_parts<'a>(path: &Path, parts: impl Iterator<Item = (u64, &'a [u8])>) -> io::Result<()> {
+pub fn write_parts<'a>(path: &Path, mut parts: impl Iterator<Item = (u64, &'a [u8])>) -> io::Result<()> {
     let file = File::options().write(true).open(path)?;
-    parts.into_iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, at))?;
+    parts.try_for_each(|(at, bytes)| file.write_all_at(bytes, at))?;
     file.sync_all()
 }
 

@@ -431,6 +431,7 @@ fn finish(
     team.finish()?;
     Ok(summary)
 }
+
 fn warn_if_unlocked(folder: &RunFolder, session: &Session<'_>) {
     if !folder.locked() && !session.quiet {
         let root = folder.root().display();
