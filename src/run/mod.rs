@@ -200,7 +200,7 @@ impl Loaded {
             }
             None => {
                 let (groups, quiet) = (groups.as_deref(), session.quiet);
-                let reading = Reading { options: &options, groups, memory, run, quiet };
+                let reading = Reading { options: &options, groups, memory, run, team, quiet };
                 Arc::new(
                     reading
                         .read(found, |data| Ok(vec![training_rows(data, splits.as_deref(), &options)?]))?,
@@ -395,7 +395,7 @@ fn finish(
     let mut lent = session.observer.map(Lent);
     let rows: Arc<dyn RowSource> = match turn {
         Some(turn) => Arc::new(InTurn::new(data, turn)),
-        None => data,
+        None => team.share(data),
     };
     let mut trainer =
         Trainer::go_on(config.training(), rows, split, backend, progress)?.with_mean(mean).keep_in(store);

@@ -1,6 +1,7 @@
 //! The rows of a run: its files, the memory that they may take, its groups and split.
 
 use super::folder::names;
+use super::team::Team;
 use crate::config::{Options, RowMemory};
 use crate::console::{self, progress::Spinner};
 use crate::data::{Embeddings, FirstPass, FoundFiles, LoadOptions, data_files, is_id_file};
@@ -20,24 +21,33 @@ use std::path::{Path, PathBuf};
 pub fn load(paths: &[PathBuf], options: &LoadOptions, run: &Path, quiet: bool) -> Result<Embeddings> {
     let mut spinner = Spinner::new("loading", quiet);
     let mut data = Embeddings::open_within(paths, options, half_of_free())?;
-    look_through(&mut data, &[], Some(run), &mut spinner)?;
+    look_through(&mut data, &[], Some(run), &Team::alone(), &mut spinner)?;
     loaded(spinner, &data, quiet)?;
     Ok(data)
 }
 
 /// Looks at rows that stay in their files, and finds mean and variance of `sets` of them, as far as no first pass of the run
-/// in the folder `run`, or of one beside it, did.
+/// in the folder `run`, or of one beside it, did. The first of several ranks does it for all.
 fn look_through(
     data: &mut Embeddings,
     sets: &[&[u32]],
     run: Option<&Path>,
+    team: &Team,
     spinner: &mut Spinner,
 ) -> Result<()> {
     if !data.is_streamed() {
         return Ok(());
     }
-    let known = run.map(known_rows).unwrap_or_default();
-    data.look_through(sets, known, &mut |done, all| spinner.progress(done as u64, all as u64, "rows"))
+    let mut seen = |done, all| spinner.progress(done as u64, all as u64, "rows");
+    let found: Option<FirstPass> = team.of_first(|| {
+        let known = run.map(known_rows).unwrap_or_default();
+        data.look_through(sets, known, &mut seen)?;
+        Ok(data.found().cloned())
+    })?;
+    if !team.is_first() {
+        data.look_through(sets, found.into_iter().collect(), &mut seen)?;
+    }
+    Ok(())
 }
 
 /// Reports what was loaded.
@@ -91,6 +101,8 @@ pub(super) struct Reading<'a> {
     pub memory: u64,
     /// The folder of the run, which may know what a first pass found before.
     pub run: Option<&'a Path>,
+    /// The ranks that read them.
+    pub team: &'a Team,
     pub quiet: bool,
 }
 
@@ -101,7 +113,7 @@ impl Reading<'_> {
         found: FoundFiles,
         sets: impl FnOnce(&Embeddings) -> Result<Vec<Vec<u32>>>,
     ) -> Result<Embeddings> {
-        let Self { options, groups, memory, run, quiet } = self;
+        let Self { options, groups, memory, run, team, quiet } = self;
         let mut spinner = Spinner::new("loading", quiet);
         let mut data = Embeddings::open_within(&found.paths, &options.reading(), memory)?;
         data.warn_of(found.warnings);
@@ -109,7 +121,7 @@ impl Reading<'_> {
         if data.is_streamed() {
             let sets = sets(&data)?;
             let sets: Vec<&[u32]> = sets.iter().map(Vec::as_slice).collect();
-            look_through(&mut data, &sets, run, &mut spinner)?;
+            look_through(&mut data, &sets, run, team, &mut spinner)?;
         }
         loaded(spinner, &data, quiet)?;
         Ok(data)

@@ -81,7 +81,8 @@ pub fn sweep(
 
     let memory = memory_of(&base);
     let (groups, run) = (groups.as_deref(), Some(&*out));
-    let reading = Reading { options: &base, groups, memory, run, quiet: session.quiet };
+    let team = &Team::alone();
+    let reading = Reading { options: &base, groups, memory, run, team, quiet: session.quiet };
     let data = reading.read(found, |data| training_sets(data, splits.as_deref(), &all))?;
     check_flag(session.stop)?;
     base.memory = data.is_streamed().then_some(RowMemory::Bytes(memory));

@@ -13,6 +13,7 @@ use crate::files::{self, Layout, Tensor, Unfinished};
 use crate::model::shard::Shard;
 use crate::model::{Fill, TrainState, is_of_all_latents};
 use crate::peers::{End, Peers, Place, Timing};
+use crate::rows::{RowSource, Shares};
 use crate::train::{Progress, Stop};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
@@ -132,6 +133,15 @@ impl Team {
         match &self.peers {
             None => Ok(Shard::whole(latents)),
             Some(peers) => Shard::of(peers.place().rank, peers.place().count, latents),
+        }
+    }
+
+    /// The rows as this rank reads them in steps.
+    pub(super) fn share(&self, rows: Arc<dyn RowSource>) -> Arc<dyn RowSource> {
+        let place = self.peers.as_ref().map(|peers| peers.place());
+        match place.and_then(|place| Shares::of(&rows, place.rank, place.count)) {
+            Some(shares) => Arc::new(shares),
+            None => rows,
         }
     }
 

@@ -7,7 +7,6 @@ use topk_sae::backend::cuda::device::{Device, Memory};
 use topk_sae::backend::cuda::engine::Engine;
 use topk_sae::backend::cuda::ranks::{Number, Ranks, Shard, Span};
 use topk_sae::backend::{Backend, Codes, EvalSums, Look, Pass, StepPlan, StepStats};
-use topk_sae::data::Embeddings;
 use topk_sae::error::{Error, Result};
 use topk_sae::model::{Fill, Params, TrainState, Weights};
 use topk_sae::rows::RowSource;
@@ -199,7 +198,7 @@ impl Together {
     /// `devices` with a share each; `edit` may spoil a rank.
     pub fn new(
         devices: Vec<Box<dyn Device>>,
-        data: &Arc<Embeddings>,
+        data: &Arc<impl RowSource + 'static>,
         spec: &ModelSpec,
         precision: Precision,
         state: &TrainState,

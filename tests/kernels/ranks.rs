@@ -1,6 +1,7 @@
 //! Latents shared out over ranks, which are threads with an emulated device each, beside the reference and beside one device.
 
 use crate::case::{self, Case};
+use crate::common::device::device_for;
 use crate::common::emulator::Emulator;
 use crate::common::{device, embeddings, values};
 use crate::engine::{crowded, ours};
@@ -14,8 +15,10 @@ use topk_sae::backend::cuda::device::Device;
 use topk_sae::backend::cuda::ranks::{GROUP, Ranks, Shard};
 use topk_sae::backend::{Backend, Look, StepPlan};
 use topk_sae::data::Embeddings;
+use topk_sae::error::Result;
 use topk_sae::model::{TrainState, Weights};
 use topk_sae::noise::Noise;
+use topk_sae::rows::{Dtype, RowSource};
 use topk_sae::spec::{Activation, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
 
 /// So many ranks as one backend in float32, with `edit` on each.
@@ -269,6 +272,88 @@ fn two_hundred_steps_of_ranks_follow_those_of_one_device() {
     for (kind, worst, fired) in done {
         assert!(worst < 1e-5 && fired == 0, "{kind:?}: {worst:.1e}, {fired} idle counts");
     }
+}
+
+/// Rows of which three are a block, as if they lay in files; keeps which rows were asked for.
+struct InBlocks {
+    rows: Arc<Embeddings>,
+    asked: Mutex<Vec<u32>>,
+}
+
+impl InBlocks {
+    fn new(rows: &Arc<Embeddings>) -> Arc<Self> {
+        Arc::new(Self { rows: rows.clone(), asked: Mutex::default() })
+    }
+}
+
+impl RowSource for InBlocks {
+    fn n_rows(&self) -> usize {
+        self.rows.n_rows()
+    }
+
+    fn d_in(&self) -> usize {
+        self.rows.d_in()
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.rows.dtype()
+    }
+
+    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
+        self.rows.read(rows, out)
+    }
+
+    fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
+        self.asked.lock().unwrap().push(row);
+        self.rows.read_stored(row, out)
+    }
+
+    fn window(&self) -> Option<usize> {
+        Some(6)
+    }
+
+    fn block_of(&self, row: u32) -> u32 {
+        row / 3
+    }
+}
+
+#[test]
+fn rows_that_ranks_bring_each_other_give_the_bits_of_rows_that_each_has() {
+    for (i, dtype) in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64].into_iter().enumerate() {
+        // Rows of whole words, or not; a few rows more than a block of buffers.
+        let mut case = Case::new(19, [33, 32][i % 2], 400, 5);
+        (case.dtype, case.spec.optimizer.ema) = (dtype, Some(0.9));
+        let (data, state) = case.start();
+        let little = || (0..3).map(|rank| device_for(Precision::F32, rank, Some(1))).collect();
+        let train = |mut ranks: Together| {
+            for step in 0..3u64 {
+                let rows: Vec<u32> =
+                    (0..[7, 9, 6][step as usize]).map(|i| (5 * i + step as u32) % 19).collect();
+                ranks.step(&rows, &case.plan(step, &[])).unwrap();
+            }
+            let mut fired = vec![0; 400];
+            let sums = ranks.evaluate(&case.rows(), Weights::Averaged, &mut fired).unwrap();
+            (ranks.state().unwrap().into_owned(), sums, fired)
+        };
+        let whole = Together::new(little(), &data, &case.spec, Precision::F32, &state, |_| {}).unwrap();
+        let blocks = InBlocks::new(&data);
+        let parts = Together::new(little(), &blocks, &case.spec, Precision::F32, &state, |_| {}).unwrap();
+        assert_eq!(train(parts), train(whole), "{dtype}");
+        // 22 rows of steps and 19 of the evaluation: each was asked for once, by one of three ranks.
+        assert_eq!(blocks.asked.lock().unwrap().len(), 41, "{dtype}");
+    }
+}
+
+#[test]
+fn ranks_of_which_one_has_no_room_for_the_rows_all_bring_them() {
+    let case = Case::new(19, 8, 400, 5);
+    let (data, state) = case.start();
+    let blocks = InBlocks::new(&data);
+    let devices = [None, Some(1), None].map(|free| device_for(Precision::F32, 0, free)).into();
+    let mut all = Together::new(devices, &blocks, &case.spec, Precision::F32, &state, |_| {}).unwrap();
+    all.step(&case.rows(), &case.plan(0, &[])).unwrap();
+    assert!(all.collect().unwrap()[0].loss.is_finite());
+    assert_eq!(blocks.asked.lock().unwrap().len(), 19);
 }
 
 #[test]

@@ -16,7 +16,7 @@
 use super::all_rows::AllRows;
 use super::buffer::{Buffer, Values};
 use super::device::{Device, RecordKey};
-use super::feed::{Fed, Feed};
+use super::feed::Feed;
 use super::launch::{self, CarriedOver, DeviceBatch};
 use super::params::{Control, Outcome, StepParams};
 use super::ranks::{Ranks, Shard};
@@ -29,7 +29,7 @@ use crate::backend::{
 use crate::error::{Error, Result};
 use crate::model::{Fill, TrainState, Weights};
 use crate::noise::Noise;
-use crate::rows::RowSource;
+use crate::rows::{RowSource, Shares};
 use crate::spec::{ModelSpec, Precision};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Engine {
 /// Everything but the device, so that work can be recorded by it.
 pub(super) struct Parts {
     pub(super) data: Arc<dyn RowSource>,
+    /// The same as this rank reads them, where ranks share out the reading of files.
+    shares: Option<Shares>,
     pub(super) spec: ModelSpec,
     pub(super) sizes: Sizes,
     pub(super) tensors: Tensors,
@@ -144,6 +146,7 @@ impl Engine {
         let tensors = Tensors::load(dev, state, sizes.element)?;
         let shared = CarriedOver::new(dev, m, RING + 1)?;
         let mut parts = Parts {
+            shares: Shares::of(&data, shard.rank, shard.ranks),
             data,
             spec,
             sizes,
@@ -299,8 +302,16 @@ impl Parts {
     /// Puts the rows on the device if they leave room for the work; else they travel batch by batch.
     fn upload_data(&mut self, dev: &mut dyn Device) -> Result<()> {
         let work = work::bytes(&self.sizes, &self.spec, LEAST_ROWS.max(4096));
+        let row_bytes = self.sizes.d * self.sizes.input.size();
         let fits = |dev: &dyn Device, bytes| Ok(bytes + work <= dev.facts()?.free / 10 * 9);
-        self.resident = AllRows::of(dev, &self.data, self.sizes.d * self.sizes.input.size(), fits)?;
+        let mut agreed = None;
+        if let (Some(_), Some(ranks)) = (&self.shares, &mut self.others) {
+            // Ranks that bring each other rows must all do so, or none.
+            let here = fits(dev, (self.data.n_rows() * row_bytes) as u64)?;
+            agreed = Some(launch::is_of_all(dev, ranks, here)?);
+        }
+        let fits = |dev: &dyn Device, bytes| agreed.map_or_else(|| fits(dev, bytes), Ok);
+        self.resident = AllRows::of(dev, &self.data, row_bytes, fits)?;
         Ok(())
     }
 
@@ -351,7 +362,9 @@ impl Parts {
     pub(super) fn expect(&mut self, dev: &mut dyn Device, rows: &[u32]) -> Result<()> {
         self.check_rows(rows)?;
         match &mut self.feed {
-            Some(feed) if feed.holds(rows.len()) => feed.expect(dev, self.data.as_ref(), rows),
+            Some(feed) if feed.holds(rows.len()) => {
+                feed.expect(dev, read_from(&self.data, self.shares.as_ref()), rows)
+            }
             _ => Ok(()),
         }
     }
@@ -414,11 +427,19 @@ impl Parts {
         params: &StepParams,
     ) -> Result<DeviceBatch> {
         self.check_rows(rows)?;
-        let Self { work: Some(work), data, resident, feed, .. } = self else { return Err(no_buffers()) };
+        let Self { work: Some(work), data, shares, others, resident, feed, .. } = self else {
+            return Err(no_buffers());
+        };
         let (n, len) = (rows.len(), work::message_bytes(rows.len()));
-        let (fed, travel) = match (resident, feed) {
-            (Some(all), _) => (Fed { address: all.address(), slot: 0 }, false),
-            (None, Some(feed)) => (feed.take(dev, data.as_ref(), rows)?, true),
+        let (data, slot, travel) = match (resident, feed) {
+            (Some(all), _) => (all.address(), 0, false),
+            (None, Some(feed)) => {
+                let fed = feed.take(dev, read_from(data, shares.as_ref()), rows)?;
+                if let (Some(_), Some(ranks)) = (shares, others) {
+                    launch::add_rows(dev, ranks, (fed.address, fed.bytes))?;
+                }
+                (fed.address, fed.slot, true)
+            }
             (None, None) => return Err(no_buffers()),
         };
         work.message.holds(len)?;
@@ -431,7 +452,6 @@ impl Parts {
                 out.copy_from_slice(&number.to_ne_bytes());
             }
         })?;
-        let Fed { address: data, slot } = fed;
         Ok(DeviceBatch { n, step: base, rows: base + ROWS_AT as u64, data, slot, given: 0 })
     }
 
@@ -464,6 +484,8 @@ impl Parts {
         self.drain(dev)?;
         dev.forget();
         (self.work, self.feed, self.resident) = (None, None, None);
+        let Shard { rank, ranks, .. } = self.sizes.shard;
+        self.shares = Shares::of(&data, rank, ranks);
         self.data = data;
         self.upload_data(dev)
     }
@@ -528,6 +550,11 @@ impl Parts {
         self.shared.control.write(dev, &[Control { clip: 1.0, ..before }])?;
         Ok((batch, stats(&outcomes[RING])))
     }
+}
+
+/// Where the rows of batches are read.
+fn read_from<'a>(data: &'a Arc<dyn RowSource>, shares: Option<&'a Shares>) -> &'a dyn RowSource {
+    shares.map_or(data.as_ref(), |shares| shares)
 }
 
 pub(super) fn no_buffers() -> Error {

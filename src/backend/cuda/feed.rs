@@ -23,6 +23,8 @@ pub(super) struct Feed {
 pub(super) struct Fed {
     /// Where its rows lie.
     pub(super) address: u64,
+    /// Bytes there, in whole words.
+    pub(super) bytes: usize,
     /// Which of the feed's places that is.
     pub(super) slot: usize,
 }
@@ -32,7 +34,9 @@ impl Feed {
     pub(super) fn new(dev: &mut dyn Device, capacity: usize, row_bytes: usize) -> Result<Self> {
         let mut buffers = vec![];
         for slot in 0..AHEAD {
-            buffers.push(dev.allocate((capacity * row_bytes).max(1), "rows of a batch")?);
+            // Whole words, as ranks add them up.
+            let bytes = (capacity * row_bytes).next_multiple_of(4).max(4);
+            buffers.push(dev.allocate(bytes, "rows of a batch")?);
             // Copies come after the zeros that are there at first.
             dev.leave(slot)?;
         }
@@ -69,7 +73,9 @@ impl Feed {
         dev.arrive(slot, in_turn)?;
         self.in_use = Some(slot);
         self.next = (slot + 1) % AHEAD;
-        Ok(Fed { address: self.buffers[slot].address(), slot })
+        let bytes = (rows.len() * self.row_bytes).next_multiple_of(4);
+        let address = self.buffers[slot].part(0..bytes)?;
+        Ok(Fed { address, bytes, slot })
     }
 
     /// Has the device wait for rows that were announced, so that what it waits for after that is not them.

@@ -15,7 +15,8 @@ pub use batch::batch_topk;
 pub use gates::{gate_gradients, gate_weights};
 pub use latents::{Dense, Unit, Update, index, latent_update, list_runs};
 pub use ranks::{
-    Others, Summed, add_counts, add_gradients, add_parts, add_squares, gather_values, reconstruct,
+    Others, Summed, add_counts, add_gradients, add_parts, add_rows, add_squares, gather_values, is_of_all,
+    reconstruct,
 };
 pub use rows::{decode, encode, evaluate, finish_loss, gather_norm, topk, topk_dead};
 pub use sums::{carry_weight, clip_factor, count_idle, narrow_copy, pre_bias_gradient, update_pre_bias};

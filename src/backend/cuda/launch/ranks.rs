@@ -318,3 +318,21 @@ pub fn gather_values(
 ) -> Result<()> {
     gather(device, ranks, &[(own.holds(own.len())?, own.len(), all.holds(ranks.count() * own.len())?)])
 }
+
+/// Brings the rows of a batch together, of which each rank has some, and zeros in place of the others: `bytes` bytes at
+/// `address`, in whole words.
+pub fn add_rows(
+    device: &mut dyn Device,
+    ranks: &mut Box<dyn Ranks>,
+    (address, bytes): (u64, usize),
+) -> Result<()> {
+    sum(device, ranks, &[(Arg::Pointer(address), bytes / 4, Number::U32)])
+}
+
+/// Whether something holds on every rank.
+pub fn is_of_all(device: &mut dyn Device, ranks: &mut Box<dyn Ranks>, here: bool) -> Result<bool> {
+    let mut count = Buffer::zeros(device, 1, "a count of ranks")?;
+    count.write(device, &[u32::from(here)])?;
+    add_counts(device, ranks, &count)?;
+    Ok(count.read(device, 1)?[0] as usize == ranks.count())
+}
