@@ -202,10 +202,10 @@ pub struct OnPaper {
     pub exchange_seconds: f64,
 }
 
-/// Of a hard step of `t` on `ranks`, so many of which share a node; `None` for what the model on paper does not have:
-/// thresholds, a selection over the batch, prefixes.
+/// Of a hard step of `t` on `ranks`, so many of which share a node, with rows of `rows` if these are in files; `None` for what the
+/// model on paper does not have: thresholds, a selection over the batch, prefixes.
 #[cfg(feature = "cuda")]
-pub fn on_paper(t: &Training, ranks: usize, per_node: usize) -> Option<OnPaper> {
+pub fn on_paper(t: &Training, rows: &dyn RowSource, ranks: usize, per_node: usize) -> Option<OnPaper> {
     use cuda::cost::{BF16, Cluster, Cost, F32, H100, Shape, TF32};
     let (forward, bytes) = (&t.model.forward, if t.precision == Precision::Bf16 { 2 } else { 4 });
     if !forward.activation.is_per_row() || !forward.prefixes.is_empty() {
@@ -226,6 +226,8 @@ pub fn on_paper(t: &Training, ranks: usize, per_node: usize) -> Option<OnPaper> 
             Precision::Tf32 => TF32,
             Precision::Bf16 => BF16,
         },
+        // Unless all rows fit on each GPU, which is not known here.
+        row_bytes: if rows.window().is_some() { t.d_in * rows.dtype().size().min(4) } else { 0 },
     };
     let cost = Cost::of(&shape, &Cluster { ranks, per_node }, &H100);
     let (sent_bytes, step_seconds) = (cost.sent.bytes() as u64, cost.step_s);
@@ -234,7 +236,7 @@ pub fn on_paper(t: &Training, ranks: usize, per_node: usize) -> Option<OnPaper> 
 
 /// Nothing: there is no GPU.
 #[cfg(not(feature = "cuda"))]
-pub fn on_paper(_: &Training, _: usize, _: usize) -> Option<OnPaper> {
+pub fn on_paper(_: &Training, _: &dyn RowSource, _: usize, _: usize) -> Option<OnPaper> {
     None
 }
 

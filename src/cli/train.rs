@@ -131,7 +131,7 @@ impl Ranks {
             return Ok(None);
         }
         let latents = Shard::of(0, count, config.n_latents)?.latents().len();
-        let on_paper = on_paper(&config.training(), count, PER_NODE);
+        let on_paper = on_paper(&config.training(), prepared.data.as_ref(), count, PER_NODE);
         Ok(Some(Self { count, latents, on_paper }))
     }
 

@@ -359,7 +359,7 @@ fn ranks_of_which_one_has_no_room_for_the_rows_all_bring_them() {
 #[test]
 fn ranks_send_in_a_step_what_the_model_on_paper_says() {
     let (n, d, m, k) = (17, 31, 700, 5);
-    for (count, aux_k, clip) in [(2, 0, false), (3, 9, true), (5, 9, false)] {
+    for (count, aux_k, clip, in_files) in [(2, 0, false, false), (3, 9, true, true), (5, 9, false, false)] {
         let mut case = Case::new(n, d, m, k);
         case.dead_every = Some(3);
         let (data, state) = case.start();
@@ -372,7 +372,12 @@ fn ranks_send_in_a_step_what_the_model_on_paper_says() {
                 rank.brought = brought.clone();
             }
         };
-        let mut backend = spoiled(count, 0, watch)(data, spec, state);
+        let mut backend = if in_files {
+            let devices = (0..count as u64).map(|rank| device_for(Precision::F32, rank, Some(1))).collect();
+            Together::new(devices, &InBlocks::new(&data), &spec, Precision::F32, &state, watch).unwrap()
+        } else {
+            spoiled(count, 0, watch)(data, spec, state)
+        };
         // What it took to start is no part of a step.
         *brought.lock().unwrap() = (0, 0);
         let rows: Vec<u32> = (0..n as u32).collect();
@@ -382,12 +387,14 @@ fn ranks_send_in_a_step_what_the_model_on_paper_says() {
         backend.collect().unwrap();
         let (summed, gathered) = *brought.lock().unwrap();
         let (tied, average, bytes, flops) = (case.tied, false, 4, F32);
-        let shape = Shape { d_in: d, n_latents: m, rows: n, k, aux_k, tied, average, clip, bytes, flops };
+        let row_bytes = if in_files { 4 * d } else { 0 };
+        let (d_in, n_latents, rows) = (d, m, n);
+        let shape = Shape { d_in, n_latents, rows, k, aux_k, tied, average, clip, bytes, flops, row_bytes };
         let cluster = Cluster { ranks: count, per_node: 8 };
         let sent = Sent::of(&shape, &cluster);
         let got =
             [cluster.all_reduced(summed as f64), cluster.all_gathered((count as u64 * gathered) as f64)];
-        let want = [sent.reconstructions + sent.sums, sent.candidates];
+        let want = [sent.reconstructions + sent.sums + sent.rows, sent.candidates];
         println!("{count} ranks, aux-k {aux_k}, clipping {clip}: {got:?} bytes sent, {want:?} on paper");
         assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1.0), "{got:?} {want:?}");
     }

@@ -188,6 +188,46 @@ fn every_kind_of_model_trains_in_several_processes() {
 }
 
 #[test]
+fn rows_in_files_that_processes_bring_each_other_give_the_bits_of_rows_that_each_has() {
+    if !compiler::nvrtc() {
+        return;
+    }
+    let place = Place::with_data(60, 16);
+    let counts = place.name("counts");
+    // No room for the rows beside the 8 MiB of cuBLAS and buffers of some thousand rows.
+    let little = [
+        ("MEMORY", "9500000"),
+        ("CARD", "Stand-in=8.6;Stand-in=8.6;Stand-in=8.6"),
+        ("COUNTS", counts.as_str()),
+        ("SEED", "5"),
+    ];
+    // 3,840 bytes, in windows of 750.
+    let kinds: [&[&str]; 2] = [
+        &["--memory=1500"],
+        &["--memory=1500", "--preset=topk", "--aux-k=8", "--early-stop=9", "--clip-norm=0.5"],
+    ];
+    for (i, kind) in kinds.iter().enumerate() {
+        let each = Ranks::of(&place, 3);
+        let whole = each.trained(&format!("whole{i}"), kind);
+        let ranks = Ranks { settings: &little, ..each };
+        let run = ranks.trained(&format!("run{i}"), kind);
+        same_run(&whole, &run);
+        let counted = std::fs::read_to_string(&counts).unwrap();
+        let sent = counted.lines().find_map(|line| line.strip_prefix("bytes sent beside kernels\t")).unwrap();
+        assert!(sent.parse::<u64>().unwrap() >= 24 * 16 * 64, "the rows were on the card: {counted}");
+        // As if it had been stopped after the first checkpoint.
+        for path in checkpoints(&run).split_off(1) {
+            std::fs::remove_file(path).unwrap();
+        }
+        for name in ["summary.json", "model.safetensors", "checkpoints/best.safetensors"] {
+            let _ = std::fs::remove_file(run.join(name));
+        }
+        ranks.resumed(&run);
+        same_run(&whole, &run);
+    }
+}
+
+#[test]
 fn a_run_goes_on_with_another_number_of_processes() {
     if !compiler::nvrtc() {
         return;

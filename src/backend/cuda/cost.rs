@@ -29,6 +29,8 @@ pub struct Shape {
     pub bytes: usize,
     /// Operations per second of the dense product: [`F32`], [`TF32`] or [`BF16`].
     pub flops: f64,
+    /// Bytes of a row that ranks bring each other; 0 where each of them has all rows.
+    pub row_bytes: usize,
 }
 
 /// Ranks, and how many of them share a node.
@@ -88,6 +90,8 @@ pub struct Sent {
     pub reconstructions: f64,
     /// Facts of rows (3 N float64), the part of b_pre's gradient (D float64), dead latents, the norm; all-reduced.
     pub sums: f64,
+    /// Rows of a batch of which each rank read some; all-reduced as whole words.
+    pub rows: f64,
     /// Gradients of all weights; all-reduced. Data parallelism alone sends them.
     pub gradients: f64,
 }
@@ -165,13 +169,14 @@ impl Sent {
             candidates: c.all_gathered(4.0 * n * words as f64 * c.ranks as f64),
             reconstructions: c.all_reduced(4.0 * n * s.pitch() * planes),
             sums: c.all_reduced(24.0 * n + 8.0 * s.pitch() + 4.0 + squares),
+            rows: c.all_reduced((s.rows * s.row_bytes).next_multiple_of(4) as f64),
             gradients: 0.0,
         }
     }
 
     /// All of it.
     pub fn bytes(&self) -> f64 {
-        self.candidates + self.reconstructions + self.sums + self.gradients
+        self.candidates + self.reconstructions + self.sums + self.rows + self.gradients
     }
 }
 
@@ -181,8 +186,9 @@ impl Cost {
         let (n, g, aux) = (s.rows as f64, c.ranks as f64, if s.aux_k > 0 { 1.0 } else { 0.0 });
         // Sums are float32: written, read for the loss and again for the entries; gathered candidates are read once.
         let shared = 12.0 * n * s.pitch() * (1.0 + aux) + 8.0 * n * (s.k + s.aux_k) as f64 * g;
-        // Collectives: top k; sums of rows; b_pre; dead latents. The auxiliary loss gathers once more, the norm is one more sum.
-        let sums = if s.clip { 4.0 } else { 3.0 };
+        // Collectives: top k; sums of rows; b_pre; dead latents. The auxiliary loss gathers once more; the norm is one more sum, and so
+        // are rows that ranks bring each other.
+        let sums = 3.0 + f64::from(u8::from(s.clip)) + f64::from(u8::from(s.row_bytes > 0));
         let latency = (1.0 + aux) * c.all_gather_latency() + sums * c.all_reduce_latency();
         let shared = if c.ranks > 1 { shared } else { 0.0 };
         Self::new((s, c, machine), (n, g), (shared, s.clip), (Sent::of(s, c), latency))
@@ -259,8 +265,9 @@ fn milliseconds(seconds: f64) -> String {
 
 /// What the table in the book is of: N 4096, k 64, untied, bfloat16, neither auxiliary loss nor average nor clipping.
 pub fn example(n_latents: usize, d_in: usize) -> Shape {
-    let (rows, k, aux_k, bytes, flops) = (4096, 64, 0, 2, BF16);
-    Shape { d_in, n_latents, rows, k, aux_k, tied: false, average: false, clip: false, bytes, flops }
+    let (rows, k, aux_k, bytes, flops, row_bytes) = (4096, 64, 0, 2, BF16, 0);
+    let (tied, average, clip) = (false, false, false);
+    Shape { d_in, n_latents, rows, k, aux_k, tied, average, clip, bytes, flops, row_bytes }
 }
 
 /// The book's table, as Markdown: [`example`] on H100, eight to a node.
@@ -301,7 +308,11 @@ mod tests {
         let s = Shape { rows: 16, d_in: 12, k: 3, ..example(1 << 17, 0) };
         // Seven blocks of 16 rows of 7 words; 7/4 of 16 x 16 float32; 7/4 of 48 + 16 float64 and a word.
         let sent = Sent::of(&s, &NODE);
-        assert_eq!(sent, Sent { candidates: 3136.0, reconstructions: 1792.0, sums: 903.0, gradients: 0.0 });
+        assert_eq!(
+            sent,
+            Sent { candidates: 3136.0, reconstructions: 1792.0, sums: 903.0, rows: 0.0, gradients: 0.0 }
+        );
+        assert_eq!(Sent::of(&Shape { row_bytes: 25, ..s }, &NODE), Sent { rows: 700.0, ..sent });
         let more = Sent::of(&Shape { aux_k: 5, clip: true, ..s }, &NODE);
         assert_eq!((more.candidates, more.reconstructions, more.sums), (8064.0, 3584.0, 903.0 + 14336.0));
         let alone = Cluster { ranks: 1, per_node: 8 };
