@@ -129,27 +129,50 @@ impl Params {
     /// * `unit-norm`: encoder rows drawn on the unit sphere; the decoder starts as the encoder.
     /// * `data`: the same here; training replaces the rows by rows of the data.
     pub fn init(d_in: usize, n_latents: usize, tied: bool, init: &Init, seed: u64) -> Self {
-        let mut params = Self::zeros(d_in, n_latents, tied);
+        Self::init_part(d_in, n_latents, 0..n_latents, tied, init, seed)
+    }
+
+    /// Those of some of the latents that [`Params::init`] gives: no others are drawn.
+    pub fn init_part(
+        d_in: usize,
+        n_latents: usize,
+        latents: Range<usize>,
+        tied: bool,
+        init: &Init,
+        seed: u64,
+    ) -> Self {
+        let mut params = Self::zeros(d_in, latents.len(), tied);
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x1217_5ae5_eed5_0001);
         let (d, m) = (d_in as f32, n_latents as f32);
-        let enc_bound = match init {
-            Init::Linear => 1.0 / d.sqrt(),
-            Init::Xavier { gain } => gain * (6.0 / (d + m)).sqrt(),
-            Init::UnitNorm | Init::Data => 1.0,
-        };
-        fill_uniform(&mut params.w_enc, enc_bound, &mut rng);
-        if matches!(init, Init::UnitNorm | Init::Data) {
-            // Normal rows, normalised, lie uniformly on the sphere; uniform ones would favour the corners.
-            for value in &mut params.w_enc {
-                *value = standard_normal(&mut rng);
+        // A uniform value takes a word of the stream, and a normal one four. Uniform values of the encoder come first, whether they are
+        // used or not, and after them what else is drawn.
+        let (before, all) = ((latents.start * d_in) as u128, (n_latents * d_in) as u128);
+        match init {
+            Init::Linear | Init::Xavier { .. } => {
+                let bound = match init {
+                    Init::Xavier { gain } => gain * (6.0 / (d + m)).sqrt(),
+                    _ => 1.0 / d.sqrt(),
+                };
+                rng.set_word_pos(before);
+                fill_uniform(&mut params.w_enc, bound, &mut rng);
             }
-            for row in params.w_enc.chunks_exact_mut(d_in) {
-                normalize(row);
+            Init::UnitNorm | Init::Data => {
+                rng.set_word_pos(all + 4 * before);
+                // Normal rows, normalised, lie uniformly on the sphere; uniform ones would favour the corners.
+                for value in &mut params.w_enc {
+                    *value = standard_normal(&mut rng);
+                }
+                for row in params.w_enc.chunks_exact_mut(d_in) {
+                    normalize(row);
+                }
             }
         }
         if let Some(w_dec) = &mut params.w_dec {
             match init {
-                Init::Linear => fill_uniform(w_dec, 1.0 / m.sqrt(), &mut rng),
+                Init::Linear => {
+                    rng.set_word_pos(all + before);
+                    fill_uniform(w_dec, 1.0 / m.sqrt(), &mut rng);
+                }
                 Init::Xavier { .. } | Init::UnitNorm | Init::Data => w_dec.copy_from_slice(&params.w_enc),
             }
         }
@@ -401,6 +424,44 @@ impl TrainState {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// The stream of numbers that starts have been drawn from since the first version, one after another.
+    fn drawn_in_turn(d: usize, m: usize, tied: bool, init: &Init, seed: u64) -> Params {
+        let mut params = Params::zeros(d, m, tied);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x1217_5ae5_eed5_0001);
+        let bound = match init {
+            Init::Xavier { gain } => gain * (6.0 / (d + m) as f32).sqrt(),
+            _ => 1.0 / (d as f32).sqrt(),
+        };
+        fill_uniform(&mut params.w_enc, bound, &mut rng);
+        if matches!(init, Init::UnitNorm | Init::Data) {
+            params.w_enc.iter_mut().for_each(|value| *value = standard_normal(&mut rng));
+            params.w_enc.chunks_exact_mut(d).for_each(normalize);
+        }
+        if let Some(w_dec) = &mut params.w_dec {
+            w_dec.copy_from_slice(&params.w_enc);
+            if *init == Init::Linear {
+                fill_uniform(w_dec, 1.0 / (m as f32).sqrt(), &mut rng);
+            }
+        }
+        params
+    }
+
+    #[test]
+    fn a_part_of_a_start_is_that_of_the_whole_which_is_drawn_in_turn() {
+        for init in [Init::Linear, Init::Xavier { gain: 0.7 }, Init::UnitNorm, Init::Data] {
+            for (d, m, tied) in [(5, 7, false), (33, 300, true), (33, 300, false), (1, 1, false)] {
+                let whole = Params::init(d, m, tied, &init, 9);
+                assert_eq!(whole, drawn_in_turn(d, m, tied, &init, 9), "{init:?}");
+                for cut in [0, m / 3, m / 2 + 1, m] {
+                    for part in [0..cut, cut..m] {
+                        let made = Params::init_part(d, m, part.clone(), tied, &init, 9);
+                        assert_eq!(made, whole.of_latents(part), "{init:?} {cut}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn unit_norm_start_has_rows_of_length_one_and_an_equal_decoder() {

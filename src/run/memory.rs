@@ -7,8 +7,9 @@ use crate::backend::{self, Selected};
 use crate::config::RowMemory;
 use crate::error::{Error, Result};
 use crate::memory::{available, free};
+use crate::spec::Init;
 use crate::text::bytes;
-use crate::train::start_bytes;
+use crate::train::{start_bytes, starts_apart};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ pub const PLOTS: u64 = 25_600_000;
 /// Bytes of memory that a run takes.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Memory {
-    /// Main memory of the rows and their ids.
+    /// Main memory of the rows and their ids, of each of several processes.
     pub data: u64,
     /// Memory of the device that computes, of each of several, without what libraries need for themselves.
     pub training: u64,
@@ -35,7 +36,9 @@ impl Memory {
             Selected::Cpu => steps.max(start_bytes(&training, config.n_train)).max(PLOTS),
             Selected::Cuda(_) => steps,
         };
-        Self { data: data.memory() as u64, training }
+        // Of rows in files each of several ranks has its share of blocks.
+        let elsewhere = if data.is_streamed() { data.bytes() - data.bytes() / prepared.ranks } else { 0 };
+        Self { data: (data.memory() - elsewhere) as u64, training }
     }
 }
 
@@ -44,16 +47,34 @@ impl Memory {
 /// # Errors
 /// [`Error::Failed`] with what is needed, what there is, and the flags that help.
 pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
-    let needed = host_bytes(prepared).saturating_mul(team.on_this_node() as u64);
+    let whole = whole_start(prepared);
+    let needed = on_node(prepared, team, whole);
     match available() {
         Some(there) if needed > there => Err(Error::Failed(format!(
-            "training needs about {} of memory and there are {} here; lower --latents or --batch-size{}",
+            "training needs about {} of memory and there are {} here; lower --latents or --batch-size{}{}",
             bytes(needed),
             bytes(there),
-            if prepared.config.tied { "" } else { ", or use --tied" }
+            if prepared.config.tied { "" } else { ", or use --tied" },
+            if whole > 0 && prepared.config.init == Init::Data {
+                ", or give --init unit-norm, of which each process makes its own part"
+            } else {
+                ""
+            }
         ))),
         _ => Ok(()),
     }
+}
+
+/// Bytes of main memory that the processes on this machine take at least.
+fn on_node(prepared: &Prepared, team: &Team, whole: u64) -> u64 {
+    let of_each = host_bytes(prepared).saturating_mul(team.on_this_node() as u64);
+    of_each.saturating_add(if team.is_first() { whole } else { 0 })
+}
+
+/// Bytes that the first of several ranks takes for a start that is made of all latents together.
+fn whole_start(prepared: &Prepared) -> u64 {
+    let t = prepared.config.training();
+    if prepared.ranks == 1 || starts_apart(&t) { 0 } else { start_bytes(&t, prepared.config.n_train) }
 }
 
 /// Has rows that stay in their files take less memory, where the model needs more than they leave it; true where it did.
@@ -61,9 +82,12 @@ pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
 /// # Errors
 /// Rows that are unpacked together in more.
 pub(super) fn make_room(prepared: &mut Prepared, team: &Team) -> Result<bool> {
-    let (needed, rows) = (host_bytes(prepared), prepared.data.bytes() as u64);
-    let free = free().filter(|_| prepared.data.is_streamed()).map(|free| free / team.on_this_node() as u64);
-    let less = free.and_then(|free| less_for_rows(needed, rows, free));
+    let needed = on_node(prepared, team, whole_start(prepared));
+    // Each process has its share of the blocks that one would have.
+    let (here, all) = (team.on_this_node() as u64, team.count() as u64);
+    let rows = prepared.data.bytes() as u64 / all * here;
+    let free = free().filter(|_| prepared.data.is_streamed());
+    let less = free.and_then(|free| less_for_rows(needed, rows, free)).map(|less| less / here * all);
     // Rows come in the same order on all ranks, and so in windows of one size.
     let less = Some(team.least(less.unwrap_or(u64::MAX))?).filter(|&less| less < u64::MAX);
     let Some((rows, data)) = less.zip(Arc::get_mut(&mut prepared.data)) else { return Ok(false) };
@@ -90,9 +114,7 @@ fn host_bytes(prepared: &Prepared) -> u64 {
         // Start weights and two moments, and the average, are made here before they go to the card.
         Selected::Cuda(_) => {
             let copies = 3 + u64::from(c.spec.optimizer.ema.is_some());
-            let (all, ranks) = (4 * c.training().n_params(), prepared.ranks as u64);
-            // One of several makes the weights of all, and keeps its part.
-            if ranks > 1 { all + copies * (all / ranks) } else { copies * all }
+            copies * 4 * c.training().n_params() / prepared.ranks as u64
         }
     };
     data.saturating_add(rest)

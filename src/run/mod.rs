@@ -41,7 +41,7 @@ use crate::text::bytes;
 use crate::train::metrics::{self, MetricRow};
 use crate::train::{
     Observer, Progress, StepReport, TrainRows, Trained, Trainer, Warning, resolve_known, start_rows,
-    start_state, unit_warning,
+    start_weights, starts_apart, state_of, unit_warning,
 };
 use checkpoint::RunId;
 use events::EventFile;
@@ -277,8 +277,8 @@ pub fn start(
         let prepared = Loaded::new(options, given, Some(out), team, session)?.settle(team, session, false)?;
         memory::check(&prepared, team)?;
         // Before the folder, which may replace a run: a device may not have the memory.
-        let state = own_start(&prepared, team)?;
         let id = RunId::of(&prepared.config, prepared.data.fingerprint()?);
+        let state = own_start(&prepared, out, &id, team)?;
         let backend = open_backend(&prepared, state, &id, team)?;
         interrupt::check_flag(session.stop)?;
         prepared.warning.iter().for_each(console::warn);
@@ -360,7 +360,7 @@ fn resume_as(team: &Team, root: &Path, given: Option<Rows>, session: &Session<'_
             }
             (state, progress)
         }
-        None => (own_start(&prepared, team)?, Progress::default()),
+        None => (own_start(&prepared, root, &id, team)?, Progress::default()),
     };
     let backend = open_backend(&prepared, state, &id, team)?;
     let (before, now) = (&progress.device, backend.device());
@@ -450,11 +450,20 @@ fn same_card(a: &str, b: &str) -> bool {
     card(a) == card(b)
 }
 
-/// This rank's part of the state at step 0.
-fn own_start(prepared: &Prepared, team: &Team) -> Result<TrainState> {
+/// This rank's part of the state at step 0 of the run in the folder `run`.
+fn own_start(prepared: &Prepared, run: &Path, id: &RunId, team: &Team) -> Result<TrainState> {
     let Prepared { data, split, config, .. } = prepared;
-    let own = team.shard(config.n_latents)?.latents();
-    start_state(&config.training(), data.as_ref(), &split.train, own)
+    let t = config.training();
+    let own = team.shard(t.n_latents)?.latents();
+    let made = |latents| start_weights(&t, data.as_ref(), &split.train, latents);
+    let weights = if starts_apart(&t) || team.count() == 1 {
+        made(own)?
+    } else {
+        let all = t.n_latents;
+        let zeros = TrainState::zeros_of(&Training { n_latents: own.len(), ..t.clone() }).params;
+        team.of_whole(run, id, all, zeros, || made(0..all))?
+    };
+    Ok(state_of(&t, weights))
 }
 
 /// The device, with this rank's part of the state.

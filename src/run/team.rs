@@ -11,7 +11,7 @@ use crate::console;
 use crate::error::{Error, Result};
 use crate::files::{self, Layout, Tensor, Unfinished};
 use crate::model::shard::Shard;
-use crate::model::{Fill, TrainState, is_of_all_latents};
+use crate::model::{Fill, Params, TrainState, is_of_all_latents};
 use crate::peers::{End, Peers, Place, Timing};
 use crate::rows::{RowSource, Shares};
 use crate::train::{Progress, Stop};
@@ -62,11 +62,11 @@ fn combined(parts: impl Iterator<Item = (u32, u64)>) -> u32 {
     all.finalize()
 }
 
-/// The file by which the ranks of the run in `run` find the first of them: beside the folder, which may not be there yet.
-fn address(run: &Path) -> Result<PathBuf> {
+/// A file of the ranks of the run in `run`: beside the folder, which may not be there yet.
+fn beside(run: &Path, what: &str) -> Result<PathBuf> {
     let run = std::path::absolute(run).map_err(Error::io(run, "find"))?;
     let name = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(run.with_file_name(format!(".{name}.ranks.json")))
+    Ok(run.with_file_name(format!(".{name}.{what}")))
 }
 
 impl Team {
@@ -96,7 +96,8 @@ impl Team {
             }
             another.then_some(1)
         });
-        let address = address(run)?;
+        // By which they find the first of them.
+        let address = beside(run, "ranks.json")?;
         if own == 0
             && let Some(parent) = address.parent()
         {
@@ -259,6 +260,46 @@ impl Team {
         files::write_parts(&name, parts).map_err(Error::io(path, "write"))?;
         peers.exchange(&[])?;
         unfinished.map_or(Ok(()), Unfinished::finish)
+    }
+
+    /// This rank's part of the weights of `latents` that the first rank makes, to which `own` has the places. They go through a file
+    /// beside the run folder, which is gone afterwards.
+    ///
+    /// # Errors
+    /// What making them gives; as [`Team::read`].
+    pub(super) fn of_whole(
+        &self,
+        run: &Path,
+        id: &RunId,
+        latents: usize,
+        mut own: Params,
+        make: impl FnOnce() -> Result<Params>,
+    ) -> Result<Params> {
+        let mut unfinished = None;
+        let name = self.of_first(|| {
+            let whole = make()?;
+            let tensors = whole
+                .tensors()
+                .into_iter()
+                .map(|(name, shape, values)| Tensor::f32(name.into(), shape, values));
+            let tensors: Vec<_> = tensors.collect();
+            let sums = tensors.iter().map(|t| crc32fast::hash(t.bytes)).collect();
+            let metadata = checkpoint::metadata(&tensors, sums, id, &Progress::default())?;
+            let path = beside(run, "start.safetensors")?;
+            let named: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.clone())).collect();
+            let layout = Layout::new(&path, &named, metadata)?;
+            let file = unfinished.insert(Unfinished::new(&path, &layout)?);
+            let parts =
+                tensors.iter().zip(layout.places()).map(|(t, place)| (layout.start() + place, t.bytes));
+            files::write_parts(file.path(), parts).map_err(Error::io(&path, "write"))?;
+            Ok(file.path().to_owned())
+        })?;
+        self.read(&name, latents, &mut |_, read| {
+            own.tensors_mut()
+                .into_iter()
+                .try_for_each(|(name, values)| read(name, bytemuck::cast_slice_mut(values)))
+        })?;
+        Ok(own)
     }
 
     /// Reads this rank's part of a checkpoint of `latents` over `state`.

@@ -13,7 +13,7 @@ mod unit;
 
 pub use observer::{Observer, StepReport, Warning};
 pub use progress::Progress;
-pub(crate) use start::{start_bytes, start_rows, start_state};
+pub(crate) use start::{start_bytes, start_rows, start_weights, starts_apart, state_of};
 pub use store::{BestInMemory, Store};
 pub use trainer::{Stop, Trained, Trainer};
 pub use unit::resolve;

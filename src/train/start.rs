@@ -4,7 +4,7 @@ use super::metrics::spread;
 use crate::backend::cpu::linalg::{View, parallel_product};
 use crate::backend::cpu::{Batch, select};
 use crate::backend::largest::Largest;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Params, TrainState, normalize, pre_bias_start};
 use crate::rows::RowSource;
 use crate::spec::{Activation, Forward, Init, PreBias, Training, row_length};
@@ -43,16 +43,39 @@ pub(crate) fn start_rows(train: &[u32]) -> Vec<u32> {
     spread(train, START_ROWS)
 }
 
-/// The state at step 0, from the training rows `train`, of some of the latents. The weights of all are in memory meanwhile: most
-/// starts draw or take them one after the other.
-pub(crate) fn start_state(
+/// Whether each latent's start is drawn without the others: not where it is what others leave of a row, nor where all share a
+/// threshold that all of their scores decide.
+pub(crate) fn starts_apart(t: &Training) -> bool {
+    t.init != Init::Data && t.model.forward.activation != Activation::JumpRelu
+}
+
+/// The state at step 0, from the training rows `train`.
+pub(crate) fn start_state(t: &Training, data: &dyn RowSource, train: &[u32]) -> Result<TrainState> {
+    Ok(state_of(t, start_weights(t, data, train, 0..t.n_latents)?))
+}
+
+/// The state at step 0 with these weights.
+pub(crate) fn state_of(t: &Training, params: Params) -> TrainState {
+    let mut state = TrainState::start(params, t.model.optimizer.ema.is_some());
+    if t.model.objective.seeks_k {
+        state.penalty_weight = vec![first_weight(t)];
+    }
+    state
+}
+
+/// Weights before the first step, from the training rows `train`: of all latents, or of some where [`starts_apart`].
+pub(crate) fn start_weights(
     t: &Training,
     data: &dyn RowSource,
     train: &[u32],
     latents: Range<usize>,
-) -> Result<TrainState> {
+) -> Result<Params> {
+    let count = latents.len();
+    if count < t.n_latents && !starts_apart(t) {
+        return Err(Error::Failed("a start of all latents is asked for in parts; please report this".into()));
+    }
     let eps = t.model.forward.row_eps();
-    let mut params = Params::init(t.d_in, t.n_latents, t.tied, &t.init, t.seed);
+    let mut params = Params::init_part(t.d_in, t.n_latents, latents, t.tied, &t.init, t.seed);
     let from_rows = t.init == Init::Data;
     if from_rows || matches!(t.pre_bias, PreBias::Mean | PreBias::Median) {
         let rows = start_rows(train);
@@ -71,16 +94,9 @@ pub(crate) fn start_state(
         } else {
             0.0
         };
-        params.threshold = Some(vec![start; t.n_latents]);
+        params.threshold = Some(vec![start; count]);
     }
-    if latents.len() < t.n_latents {
-        params = params.of_latents(latents);
-    }
-    let mut state = TrainState::start(params, t.model.optimizer.ema.is_some());
-    if t.model.objective.seeks_k {
-        state.penalty_weight = vec![first_weight(t)];
-    }
-    Ok(state)
+    Ok(params)
 }
 
 /// The threshold at which rows start with [`START_ACTIVE`] k active latents, and at least half its kernel's width, so that no

@@ -105,7 +105,7 @@ impl<'a> Trainer<'a> {
     /// [`Error::Failed`] where `training`, `rows` and `split` do not go together; what the rows or the device give.
     pub fn new(training: Training, rows: Arc<dyn RowSource>, split: Split, device: Selected) -> Result<Self> {
         check(&training, rows.as_ref(), &split)?;
-        let state = start_state(&training, rows.as_ref(), &split.train, 0..training.n_latents)?;
+        let state = start_state(&training, rows.as_ref(), &split.train)?;
         let backend = backend::open(device, rows.clone(), training.model.clone(), training.precision, state)?;
         Self::checked(training, rows, split, backend, Progress::default())
     }
