@@ -23,11 +23,13 @@ use topk_sae::backend::cuda::{card, gemm::Math, sources::SOURCES};
 use topk_sae::backend::{Look, StepPlan};
 use topk_sae::model::TrainState;
 use topk_sae::noise::Noise;
-use topk_sae::peers::{OnEnd, Peers, Place, Timing};
+use topk_sae::peers::{Launcher, OnEnd, Peers, Place, Timing};
 use topk_sae::spec::{ModelSpec, Precision, Relaxation};
 
 /// Where ranks that are started by these tests meet.
 const FOLDER: &str = "SAE_RANKS_MEET";
+/// Set where a rank is the only one, and yet one.
+const ALONE: &str = "SAE_RANKS_ALONE";
 const STEPS: u64 = 12;
 
 fn stand_in() -> &'static StandIn {
@@ -48,7 +50,16 @@ const TIMING: Timing = Timing {
 fn trains_as_a_rank_if_asked() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let get = |name: &str| std::env::var(name).ok();
-    let peers = Place::of(&get).unwrap().map(|place| {
+    let alone = || Place {
+        rank: 0,
+        count: 1,
+        local_rank: 0,
+        local_count: 1,
+        launcher: Launcher::Torchrun,
+        master: None,
+    };
+    let place = Place::of(&get).unwrap().or_else(|| get(ALONE).map(|_| alone()));
+    let peers = place.map(|place| {
         let on_end: OnEnd = Box::new(|end| {
             println!("END {end}");
             Some(1)
@@ -109,7 +120,8 @@ fn together_until(count: usize, settings: &[(&str, &str)], launcher: &[&str; 3])
             command.envs(launcher.iter().zip(values));
         }
         for (name, value) in settings {
-            command.env(format!("STAND_IN_{name}"), value);
+            let name = if *name == ALONE { ALONE.to_owned() } else { format!("STAND_IN_{name}") };
+            command.env(name, value);
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
@@ -151,6 +163,8 @@ fn processes_of_every_launcher_train_as_one_does() {
     }
     let alone = losses(&together(1, &[], &TORCHRUN)[0]);
     assert_eq!(alone.len(), STEPS as usize);
+    let one = losses(&together(1, &[(ALONE, "1")], &TORCHRUN)[0]);
+    assert!(one.iter().zip(&alone).all(|((_, got), (_, want))| (got / want - 1.0).abs() < 1e-6), "{one:?}");
     for (count, launcher, settings) in [
         (2, &TORCHRUN, &[][..]),
         (4, &MPIRUN, &[("NCCL_DELAY", "3")]),

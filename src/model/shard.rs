@@ -15,12 +15,14 @@ pub struct Shard {
     pub ranks: usize,
     /// Latents of the whole model.
     pub all: usize,
+    /// Whether there are ranks at all, of which one may be all there are.
+    pub is_part: bool,
 }
 
 impl Shard {
     /// A device that has all `latents`.
     pub fn whole(latents: usize) -> Self {
-        Self { rank: 0, ranks: 1, all: latents }
+        Self { rank: 0, ranks: 1, all: latents, is_part: false }
     }
 
     /// The share of `rank` of `ranks` in `latents`.
@@ -28,7 +30,7 @@ impl Shard {
     /// # Errors
     /// [`Error::Usage`]: a rank would have no latent.
     pub fn of(rank: usize, ranks: usize, latents: usize) -> Result<Self> {
-        let shard = Self { rank, ranks, all: latents };
+        let shard = Self { rank, ranks, all: latents, is_part: true };
         if rank >= ranks {
             return Err(Error::Failed(format!("rank {rank} is not one of {ranks}; please report this")));
         }
@@ -54,11 +56,6 @@ impl Shard {
     /// The rank's latents.
     pub fn latents(&self) -> Range<usize> {
         self.start(self.rank)..self.start(self.rank + 1).min(self.all)
-    }
-
-    /// True where there are other ranks.
-    pub fn is_part(&self) -> bool {
-        self.ranks > 1
     }
 }
 

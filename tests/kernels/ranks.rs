@@ -12,12 +12,15 @@ use std::sync::{Arc, Mutex};
 use topk_sae::backend::cuda;
 use topk_sae::backend::cuda::cost::{Cluster, F32, Sent, Shape};
 use topk_sae::backend::cuda::device::Device;
+use topk_sae::backend::cuda::engine::Engine;
+use topk_sae::backend::cuda::nccl::Nccl;
 use topk_sae::backend::cuda::ranks::{GROUP, Ranks, Shard};
 use topk_sae::backend::{Backend, Look, StepPlan};
 use topk_sae::data::Embeddings;
 use topk_sae::error::Result;
 use topk_sae::model::{TrainState, Weights};
 use topk_sae::noise::Noise;
+use topk_sae::peers::{Launcher, Peers, Place, Timing};
 use topk_sae::rows::{Dtype, RowSource};
 use topk_sae::spec::{Activation, ModelSpec, Penalty, Precision, Prefixes, Relaxation};
 
@@ -342,6 +345,66 @@ fn rows_that_ranks_bring_each_other_give_the_bits_of_rows_that_each_has() {
         // 22 rows of steps and 19 of the evaluation: each was asked for once, by one of three ranks.
         assert_eq!(blocks.asked.lock().unwrap().len(), 41, "{dtype}");
     }
+}
+
+/// Losses of steps, and the weights after them.
+fn steps(backend: &mut dyn Look, case: &Case, count: u64) -> (Vec<f64>, TrainState) {
+    (0..count).for_each(|step| backend.step(&case.rows(), &case.plan(step, &[])).unwrap());
+    let losses = backend.collect().unwrap().iter().map(|stats| stats.loss).collect();
+    (losses, backend.state().unwrap().into_owned())
+}
+
+#[test]
+fn a_rank_that_is_alone_and_exchanges_with_itself_gives_what_no_ranks_do() {
+    let mut cases = telling();
+    cases.push(Case::new(17, 31, 300, 5));
+    for mut case in cases {
+        case.spec.optimizer.clip_norm = Some(1e-2);
+        let (data, state) = case.start();
+        let plain = steps(&mut ours(0)(data.clone(), case.spec.clone(), state.clone()), &case, 3);
+        let alone = steps(&mut together(1, 0)(data, case.spec.clone(), state), &case, 3);
+        for (got, want) in alone.0.iter().zip(&plain.0) {
+            // Sums of a code are added up in another order.
+            assert!((got / want - 1.0).abs() < 1e-6, "{}: {got} {want}", case.name());
+        }
+    }
+}
+
+/// The same on a card, through NCCL itself; says how long steps take either way.
+#[test]
+fn one_rank_through_nccl_gives_what_no_ranks_do() {
+    if !device::on_card() {
+        return eprintln!("NOT HERE: one rank through NCCL, which `tests/ranks.rs` has on a stand-in");
+    }
+    let (d, m, n) = (1024, 16_384, 4096);
+    let mut case = Case::new(n, d, m, 64);
+    case.spec.forward.normalize = true;
+    let (data, state) = case.start();
+    let mut plain = ours(0)(data.clone(), case.spec.clone(), state.clone());
+    let folder = tempfile::tempdir().unwrap();
+    let (launcher, master) = (Launcher::Torchrun, None);
+    let place = Place { rank: 0, count: 1, local_rank: 0, local_count: 1, launcher, master };
+    let address = folder.path().join("ranks.json");
+    let peers = Peers::join(place, &address, "", Timing::default(), Box::new(|_| None)).unwrap();
+    let mut device = device::device(1);
+    let nccl = match Nccl::join(Arc::new(peers), device.as_mut()) {
+        Ok(nccl) => Box::new(nccl),
+        Err(error) => return eprintln!("NOT HERE: {error}"),
+    };
+    let (name, spec, precision) = ("a rank".into(), case.spec.clone(), Precision::F32);
+    let mut rank = Engine::of_rank(name, device, data, spec, precision, &state, m, nccl).unwrap();
+    let (want, got) = (steps(&mut plain, &case, 5), steps(&mut rank, &case, 5));
+    println!("one rank through NCCL: the same bits: {}", want == got);
+    assert!(got.0.iter().zip(&want.0).all(|(got, want)| (got / want - 1.0).abs() < 1e-6), "{got:?} {want:?}");
+    let seconds = |backend: &mut dyn Look| {
+        let began = std::time::Instant::now();
+        steps(backend, &case, 100);
+        began.elapsed().as_secs_f64()
+    };
+    let times = [(); 3].map(|()| seconds(&mut rank) / seconds(&mut plain));
+    println!(
+        "one rank through NCCL: time of 100 steps and of reading the state, as parts of the plain: {times:?}"
+    );
 }
 
 #[test]

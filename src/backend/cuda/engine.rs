@@ -60,7 +60,7 @@ pub(super) struct Parts {
     pub(super) spec: ModelSpec,
     pub(super) sizes: Sizes,
     pub(super) tensors: Tensors,
-    /// The other ranks, where latents are shared out.
+    /// What ranks do together, where there are any.
     pub(super) others: Option<Box<dyn Ranks>>,
     averages: Option<Averages>,
     pub(super) shared: CarriedOver,
@@ -123,8 +123,7 @@ impl Engine {
                 shard.rank, shard.ranks
             )));
         }
-        let others = shard.is_part().then_some(ranks);
-        Self::start(name, device, data, spec, precision, state, shard, others)
+        Self::start(name, device, data, spec, precision, state, shard, Some(ranks))
     }
 
     #[allow(clippy::too_many_arguments)]

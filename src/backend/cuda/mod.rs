@@ -155,8 +155,9 @@ pub fn memory_of(
     let Ok(sizes) = work::Sizes::new(spec, d_in, n_latents, tied, precision, crate::rows::Dtype::F32) else {
         return 0;
     };
-    let shards = (0..ranks).filter_map(|rank| ranks::Shard::of(rank, ranks, n_latents).ok());
-    let largest = shards.max_by_key(|shard| shard.latents().len()).filter(ranks::Shard::is_part);
+    let shards =
+        (0..ranks).filter(|_| ranks > 1).filter_map(|rank| ranks::Shard::of(rank, ranks, n_latents).ok());
+    let largest = shards.max_by_key(|shard| shard.latents().len());
     let sizes = largest.map_or(sizes, |shard| sizes.of_rank(shard));
     let n_latents = sizes.m;
     let state = tensors::bytes(

@@ -671,7 +671,7 @@ impl WorkBuffers {
             gates: None,
             kept: None,
             recon: None,
-            exchange: if s.shard.is_part() { Some(Exchange::new(device, s, n)?) } else { None },
+            exchange: if s.shard.is_part { Some(Exchange::new(device, s, n)?) } else { None },
         })
     }
 
@@ -784,6 +784,6 @@ pub fn bytes(s: &Sizes, spec: &ModelSpec, n: usize) -> u64 {
     } else {
         0
     };
-    let exchange = if s.shard.is_part() { Exchange::bytes(s, n) } else { 0 };
+    let exchange = if s.shard.is_part { Exchange::bytes(s, n) } else { 0 };
     (rows + lists(s.pool) + aux + index + sums + batch + lengths + dense + gates + kept + exchange) as u64
 }
