@@ -196,6 +196,10 @@ impl Device for Lent {
         self.card.lock().unwrap().timed(work)
     }
 
+    fn stream(&self) -> u64 {
+        self.card.lock().unwrap().stream()
+    }
+
     fn forget(&mut self) {
         self.card.lock().unwrap().forget();
     }

@@ -161,6 +161,10 @@ impl Device for Emulator {
         Ok(began.elapsed().as_secs_f64())
     }
 
+    fn stream(&self) -> u64 {
+        0
+    }
+
     fn forget(&mut self) {
         self.0.forget();
     }

@@ -310,9 +310,7 @@ pub trait Device: Send {
     fn timed(&mut self, work: &mut dyn FnMut(&mut dyn Device) -> Result<()>) -> Result<f64>;
 
     /// The stream of the work, as libraries of CUDA take it; 0 where there is none.
-    fn stream(&self) -> u64 {
-        0
-    }
+    fn stream(&self) -> u64;
 
     /// Drops all records: memory that they name is about to be freed.
     fn forget(&mut self);
