@@ -34,8 +34,9 @@ pub(crate) fn start_bytes(t: &Training, n_train: usize) -> u64 {
     let (from_rows, from_mean) =
         (t.init == Init::Data, matches!(t.pre_bias, PreBias::Mean | PreBias::Median));
     let batch = if from_rows || from_mean { 2 * rows * d } else { 0 };
+    let left = if from_rows { rows.min(m / STAGES as u64) * d } else { 0 };
     let scores = if from_rows { BLOCK_ROWS as u64 * (m - m / STAGES as u64) } else { 0 };
-    4 * (t.n_params() + batch + scores)
+    4 * (t.n_params() + batch + left + scores)
 }
 
 /// Training rows from which a start is taken, spread evenly over all of them.
@@ -138,25 +139,29 @@ fn latents_from_rows(params: &mut Params, input: &[f32], forward: &Forward, unit
     }
     let (d, m) = (params.d_in, params.n_latents);
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xda7a_57a2_7000_0001);
-    let mut order: Vec<usize> = (0..input.len() / d).collect();
+    let n = input.len() / d;
+    let mut order: Vec<usize> = (0..n).collect();
     order.shuffle(&mut rng);
     let mut order = order.into_iter().cycle();
     for stage in 0..STAGES {
         let (from, to) = (m * stage / STAGES, m * (stage + 1) / STAGES);
         let (before, latents) = params.w_enc[..to * d].split_at_mut(from * d);
         let scale = best_scale(before, input, d, forward);
-        for latents in latents.chunks_mut(BLOCK_ROWS * d) {
-            let picked = order.by_ref().take(latents.len() / d);
-            let mut rows: Vec<f32> = picked.flat_map(|row| &input[row * d..][..d]).copied().collect();
-            let explained = reconstruct(&rows, before, d, forward);
+        // Rows come again where there are more latents than rows: what is left of each is found once.
+        let picked: Vec<usize> = order.by_ref().take((to - from).min(n)).collect();
+        order.by_ref().take((to - from) - picked.len()).for_each(drop);
+        let mut left: Vec<f32> = picked.iter().flat_map(|row| &input[row * d..][..d]).copied().collect();
+        for rows in left.chunks_mut(BLOCK_ROWS * d) {
+            let explained = reconstruct(rows, before, d, forward);
             rows.iter_mut().zip(explained).for_each(|(x, y)| *x -= scale * y);
-            for (latent, row) in latents.chunks_exact_mut(d).zip(rows.chunks_exact_mut(d)) {
-                normalize(row);
-                // Two latents of one row must differ, or they would get the same gradient forever.
-                latent.iter_mut().zip(row).for_each(|(random, &mut x)| *random = x + RANDOM_SHARE * *random);
-                normalize(latent);
-            }
+            rows.chunks_exact_mut(d).for_each(normalize);
         }
+        latents.par_chunks_exact_mut(d).enumerate().for_each(|(latent, values)| {
+            let row = &left[latent % picked.len() * d..][..d];
+            // Two latents of one row must differ, or they would get the same gradient forever.
+            values.iter_mut().zip(row).for_each(|(random, &x)| *random = x + RANDOM_SHARE * *random);
+            normalize(values);
+        });
     }
     let scale = best_scale(&params.w_enc, input, d, forward);
     let (encoder, decoder) = if unit { (scale, 1.0) } else { (scale.sqrt(), scale.sqrt()) };
