@@ -7,7 +7,7 @@ use crate::config::{Config, Options};
 use crate::console;
 use crate::error::{Error, Result};
 use crate::model::shard::Shard;
-use crate::peers::{Place, world_size};
+use crate::peers::{Place, per_node, world_size};
 use crate::run::{self, Memory, Prepared, Session};
 use crate::text::{bytes, table, thousands};
 use serde::Serialize;
@@ -77,7 +77,7 @@ pub fn run(args: Args, global: &Global, stop: &AtomicBool) -> Result<()> {
                 return Ok(());
             }
             let prepared = run::prepare(&options, world_size(&variable)?, &session)?;
-            let plan = Plan::new(&prepared)?;
+            let plan = Plan::new(&prepared, per_node(&variable)?)?;
             return if global.json { print_json(&plan) } else { print(&plan.toml(&prepared.config)?) };
         }
         let out = args.out.unwrap_or_else(|| run::default_out(&data));
@@ -121,17 +121,14 @@ struct Ranks {
     on_paper: Option<OnPaper>,
 }
 
-/// Ranks of a node, where no launcher says so.
-const PER_NODE: usize = 8;
-
 impl Ranks {
-    fn new(prepared: &Prepared) -> Result<Option<Self>> {
+    fn new(prepared: &Prepared, per_node: usize) -> Result<Option<Self>> {
         let (count, config) = (prepared.ranks, &prepared.config);
         if count < 2 {
             return Ok(None);
         }
         let latents = Shard::of(0, count, config.n_latents)?.latents().len();
-        let on_paper = on_paper(&config.training(), prepared.data.as_ref(), count, PER_NODE);
+        let on_paper = on_paper(&config.training(), prepared.data.as_ref(), count, per_node);
         Ok(Some(Self { count, latents, on_paper }))
     }
 
@@ -156,10 +153,10 @@ struct Rows {
 }
 
 impl Plan {
-    fn new(prepared: &Prepared) -> Result<Self> {
+    fn new(prepared: &Prepared, per_node: usize) -> Result<Self> {
         let Prepared { data, split, config: c, device, .. } = prepared;
         Ok(Self {
-            ranks: Ranks::new(prepared)?,
+            ranks: Ranks::new(prepared, per_node)?,
             config: c.to_options(),
             device: if prepared.ranks > 1 { "cuda".into() } else { device.to_string() },
             rows: Rows {
@@ -178,17 +175,18 @@ impl Plan {
     /// As TOML, with the sizes as comments, so that it can be used as a configuration.
     fn toml(&self, c: &Config) -> Result<String> {
         let Rows { all, train, val, test } = self.rows;
+        let (data, training) = match self.ranks {
+            Some(_) => ("memory of the data, each", "memory of training, each"),
+            None => ("memory of the data", "memory of training, about"),
+        };
         let rows: Vec<Vec<String>> = [
             ("rows (train, val, test)", format!("{all} ({train}, {val}, {test})")),
             ("inputs D, latents M, active k", format!("{}, {}, {}", c.d_in, c.n_latents, c.spec.forward.k)),
             ("parameters", thousands(self.parameters)),
             ("steps, epochs", format!("{}, {:.1}", c.schedule.steps, self.epochs)),
             ("device, precision", format!("{}, {}", self.device, c.precision)),
-            ("memory of the data", bytes(self.memory_bytes.data)),
-            (
-                if self.ranks.is_some() { "memory of training, each" } else { "memory of training, about" },
-                bytes(self.memory_bytes.training),
-            ),
+            (data, bytes(self.memory_bytes.data)),
+            (training, bytes(self.memory_bytes.training)),
         ]
         .into_iter()
         .chain(self.ranks.iter().flat_map(Ranks::lines))

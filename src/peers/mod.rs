@@ -10,7 +10,7 @@ mod hub;
 mod place;
 mod wire;
 
-pub use place::{Launcher, Place, world_size};
+pub use place::{Launcher, Place, per_node, world_size};
 pub use wire::End;
 
 use crate::error::{Error, Result};

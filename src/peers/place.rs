@@ -114,6 +114,14 @@ pub fn world_size(get: Get<'_>) -> Result<usize> {
     }
 }
 
+/// How many ranks of a node there are to be: `LOCAL_WORLD_SIZE`, or eight.
+///
+/// # Errors
+/// [`Error::Usage`]: it is no number.
+pub fn per_node(get: Get<'_>) -> Result<usize> {
+    Ok(number(get, "LOCAL_WORLD_SIZE")?.map_or(8, |count| count.max(1)))
+}
+
 fn number(get: Get<'_>, name: &str) -> Result<Option<usize>> {
     let Some(text) = get(name) else { return Ok(None) };
     let parsed = text.trim().parse();
@@ -192,6 +200,8 @@ mod tests {
         assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")]).unwrap(), None);
         assert_eq!(of(&[]).unwrap(), None);
         assert_eq!(world_size(&|name| (name == "WORLD_SIZE").then(|| "64".into())).unwrap(), 64);
+        assert_eq!(per_node(&|_| None).unwrap(), 8);
+        assert_eq!(per_node(&|name| (name == "LOCAL_WORLD_SIZE").then(|| "4".into())).unwrap(), 4);
     }
 
     #[test]

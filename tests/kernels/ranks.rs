@@ -344,6 +344,11 @@ fn rows_that_ranks_bring_each_other_give_the_bits_of_rows_that_each_has() {
         assert_eq!(train(parts), train(whole), "{dtype}");
         // 22 rows of steps and 19 of the evaluation: each was asked for once, by one of three ranks.
         assert_eq!(blocks.asked.lock().unwrap().len(), 41, "{dtype}");
+        // A rank that does not take what others bring: after two sums of the start, the first of the first step.
+        let forgets = |rank: &mut ThreadRank| rank.forgets = (rank.rank() == 1).then_some(2);
+        let spoiled = Together::new(little(), &blocks, &case.spec, Precision::F32, &state, forgets).unwrap();
+        let trained = std::panic::AssertUnwindSafe(|| train(spoiled));
+        assert!(std::panic::catch_unwind(trained).is_err(), "{dtype}: not found");
     }
 }
 
