@@ -111,7 +111,7 @@ impl Hub {
         loop {
             let cause = match receive(&mut stream) {
                 Ok(Message::Bring { number, bytes, last }) => {
-                    self.bring(rank, number, bytes, last);
+                    self.bring(rank, number, bytes.into_vec(), last);
                     continue;
                 }
                 Ok(Message::Beat { waiting, exchanges }) => {
@@ -151,7 +151,8 @@ impl Hub {
             // Whoever hangs up after this has nothing more to do.
             self.shared.close();
         }
-        self.tell(&Message::All { number, bytes: all.clone(), last });
+        let bytes = all.iter().cloned().map(Into::into).collect();
+        self.tell(&Message::All { number, bytes, last });
         self.shared.lock().met = Some((number, all));
         self.shared.changed.notify_all();
     }

@@ -16,6 +16,7 @@ pub use wire::End;
 use crate::error::{Error, Result};
 use crate::files;
 use hub::Hub;
+use serde_bytes::ByteBuf;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -185,13 +186,20 @@ impl Peers {
 
     /// A meeting; after the last, connections that close mean nothing.
     fn meet(&self, own: &[u8], last: bool) -> Result<Vec<Vec<u8>>> {
+        // With room for what the others bring: little, where one of them brings much.
+        if own.len() > wire::LONGEST as usize / 2 {
+            let len = own.len();
+            return Err(Error::Failed(format!(
+                "{len} bytes are more than ranks can tell each other; please report this"
+            )));
+        }
         let number = self.meetings.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let _waits = self.waits();
         match &self.role {
             Role::Hub(hub, _) => hub.bring(0, number, own.to_vec(), last),
             // Where the connection is gone the reader says why.
             Role::Spoke(stream) => {
-                let _ = send(&mut lock(stream), &Message::Bring { number, bytes: own.to_vec(), last });
+                let _ = send(&mut lock(stream), &Message::Bring { number, bytes: own.to_vec().into(), last });
             }
         }
         self.shared.wait_for(number)
@@ -330,7 +338,8 @@ fn reach(
                     if last {
                         shared_reader.close();
                     }
-                    shared_reader.lock().met = Some((number, bytes));
+                    let all = bytes.into_iter().map(ByteBuf::into_vec).collect();
+                    shared_reader.lock().met = Some((number, all));
                     shared_reader.changed.notify_all();
                 }
                 Ok(Message::End(end)) => return shared_reader.end(end, |_| {}),

@@ -1,13 +1,16 @@
-//! What ranks say to each other: messages of JSON after their length.
+//! What ranks say to each other: messages of CBOR (RFC 8949) after their length.
 
 use super::Timing;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-/// Longest message that is read.
-const LONGEST: u32 = 64 << 20;
+/// Bytes of a message's length.
+const LENGTH: usize = 4;
+/// Longest message that is read: what is known of the rows of a million files takes some 120 MB.
+pub(super) const LONGEST: u32 = 256 << 20;
 
 /// Where rank 0 is found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,9 +54,9 @@ pub(super) enum Message {
     /// A sign of life.
     Beat { waiting: bool, exchanges: u64 },
     /// What a rank brings to a meeting.
-    Bring { number: u64, bytes: Vec<u8>, last: bool },
+    Bring { number: u64, bytes: ByteBuf, last: bool },
     /// What all ranks brought.
-    All { number: u64, bytes: Vec<Vec<u8>>, last: bool },
+    All { number: u64, bytes: Vec<ByteBuf>, last: bool },
     /// The rank cannot go on.
     Failed { cause: String },
     /// Nobody can.
@@ -62,23 +65,24 @@ pub(super) enum Message {
 
 /// Sends a message whole.
 pub(super) fn send(stream: &mut TcpStream, message: &Message) -> io::Result<()> {
-    let text = serde_json::to_vec(message)?;
-    let mut bytes = u32::try_from(text.len()).map_err(io::Error::other)?.to_le_bytes().to_vec();
-    bytes.extend(text);
+    let mut bytes = vec![0; LENGTH];
+    ciborium::into_writer(message, &mut bytes).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len() - LENGTH).map_err(io::Error::other)?;
+    bytes[..LENGTH].copy_from_slice(&length.to_le_bytes());
     stream.write_all(&bytes)
 }
 
 /// The next message; waits as long as the stream's limit says.
 pub(super) fn receive(stream: &mut TcpStream) -> io::Result<Message> {
-    let mut length = [0; 4];
+    let mut length = [0; LENGTH];
     stream.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
     if length > LONGEST {
         return Err(io::Error::other("this is not a rank of sae"));
     }
-    let mut text = vec![0; length as usize];
-    stream.read_exact(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    let mut bytes = vec![0; length as usize];
+    stream.read_exact(&mut bytes)?;
+    ciborium::from_reader(bytes.as_slice()).map_err(io::Error::other)
 }
 
 /// What a connection that failed says of the rank at its other end.

@@ -7,7 +7,7 @@ use crate::backend::{self, Selected};
 use crate::config::RowMemory;
 use crate::error::{Error, Result};
 use crate::memory::{available, free};
-use crate::spec::Init;
+use crate::spec::{Init, Training};
 use crate::text::bytes;
 use crate::train::{start_bytes, starts_apart};
 use serde::Serialize;
@@ -49,13 +49,15 @@ impl Memory {
 pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
     let whole = whole_start(prepared);
     let needed = on_node(prepared, team, whole);
+    // A start that no process must hold whole.
+    let apart = Training { init: Init::UnitNorm, ..prepared.config.training() };
     match available() {
         Some(there) if needed > there => Err(Error::Failed(format!(
             "training needs about {} of memory and there are {} here; lower --latents or --batch-size{}{}",
             bytes(needed),
             bytes(there),
             if prepared.config.tied { "" } else { ", or use --tied" },
-            if whole > 0 && prepared.config.init == Init::Data {
+            if whole > 0 && starts_apart(&apart) {
                 ", or give --init unit-norm, of which each process makes its own part"
             } else {
                 ""

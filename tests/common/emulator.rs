@@ -63,7 +63,7 @@ impl Device for Emulator {
             free: self.total.saturating_sub(self.used()),
             total: self.total,
             multiprocessors: 132,
-            shared: rig::SHARED,
+            shared: self.shared,
         })
     }
 

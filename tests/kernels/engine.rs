@@ -74,6 +74,25 @@ fn rows_wider_than_a_block_of_threads_agree() {
     }
 }
 
+/// As wide as the residual streams of the largest language models: on cards whose blocks have more shared memory than a desktop's.
+#[test]
+fn rows_of_twelve_thousand_values_agree_on_an_h100() {
+    if device::on_card() {
+        return eprintln!("NOT HERE: whether such rows fit depends on the card");
+    }
+    for (t, activation) in [(1.0, Activation::Topk), (0.4, Activation::Topk), (1.0, Activation::JumpRelu)] {
+        let mut case = Case::new(3, 12_288, 140, 7);
+        (case.t, case.steps, case.spec.forward.activation) = (t, 1, activation);
+        case.spec.forward.inference = activation.inference();
+        if activation == Activation::JumpRelu {
+            case.spec.warmup.relaxation = Relaxation::None;
+        }
+        let mut device = device::emulator(1);
+        device.shared = 227 << 10;
+        case.agree_with(on(Box::new(device)), |_| ());
+    }
+}
+
 /// More entries than the rows that a block holds of the decoder, of several slabs, with signs or with an auxiliary loss.
 pub fn many_entries(signs: bool) -> Case {
     let mut case = Case::new(3, 300, 200, 75);

@@ -30,6 +30,8 @@ pub struct Emulator {
     launched: Arc<Mutex<BTreeSet<&'static str>>>,
     /// Bytes of static shared memory that a kernel may have beside dynamic one.
     pub static_shared: u32,
+    /// Bytes of shared memory that a block can have.
+    pub shared: u32,
     /// Chooses the order of blocks, warps and lanes. Each launch draws another order from it.
     pub seed: u64,
     /// New memory holds NaN instead of zeros: shows a kernel that counts on zeros that nobody promised.
@@ -83,6 +85,7 @@ impl Emulator {
             launches: 0,
             launched: Arc::default(),
             static_shared: 0,
+            shared: SHARED,
             seed: 0,
             poison: false,
             total: 8 << 30,
@@ -281,7 +284,7 @@ impl Emulator {
     pub unsafe fn launch(&mut self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         let found = self.kernel(kernel)?;
         let (bytes, fixed) = (launch.shared, self.static_shared);
-        if bytes > 0 && u64::from(bytes) + u64::from(fixed) > u64::from(SHARED) {
+        if bytes > 0 && u64::from(bytes) + u64::from(fixed) > u64::from(self.shared) {
             return Err(format!(
                 "kernel {kernel}: {bytes} bytes of dynamic shared memory beside {fixed} of static, more than a card has"
             ));
