@@ -310,6 +310,16 @@ pub fn signed() -> Vec<Case> {
     cases
 }
 
+/// A code with signs, an L1 part and prefixes.
+#[allow(dead_code)] // As above.
+pub fn signed_with_prefixes() -> Case {
+    let mut case = Case::new(17, 33, 257, 9);
+    case.spec.forward.activation = Activation::AbsTopk;
+    case.spec.warmup.relaxation = Relaxation::None;
+    (case.spec.forward.prefixes, case.l1) = (with_ends(257, 1), 0.4);
+    case
+}
+
 /// Cases of the activations without places per row: awkward sizes, tied and not; options take turns. With and without
 /// prefixes, the last of which are those of one latent each.
 #[allow(dead_code)] // As above.

@@ -14,12 +14,15 @@ pub struct Emulator(pub rig::Emulator);
 impl Emulator {
     /// A device with the project's kernels.
     pub fn new() -> Self {
-        Self::with_sources(SOURCES)
+        Self::of(rig::Emulator::new(SOURCES))
     }
 
     /// A device with the kernels of other sources: names and texts, as in [`SOURCES`].
     pub fn with_sources<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
-        let mut device = rig::Emulator::new(sources);
+        Self::of(rig::Emulator::planted(sources))
+    }
+
+    fn of(mut device: rig::Emulator) -> Self {
         device.static_shared = STATIC_SHARED as u32;
         Self(device)
     }

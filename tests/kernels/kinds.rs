@@ -259,5 +259,11 @@ pub fn telling() -> Vec<Case> {
     annealed.t = 0.5;
     (annealed.spec.warmup.relaxation, annealed.spec.warmup.pool) = (Relaxation::AnnealK, 40);
     cases.push(annealed);
+    cases.push(case::signed_with_prefixes());
+    // Rows have far fewer active latents than k, which takes thresholds down to 0 and no further.
+    let mut low = with(Case::new(17, 33, 257, 250), Activation::JumpRelu);
+    low.l1 = 0.3;
+    low.edit = |params, _| params.threshold.iter_mut().for_each(|all| all.fill(1e-4));
+    cases.push(low);
     cases
 }

@@ -178,6 +178,7 @@ pub fn telling() -> Vec<Case> {
     (ties.t, ties.spec.forward.k) = (1.0, 50);
     cases.push(ties);
     cases.extend(case::signed().into_iter().skip(6).take(1));
+    cases.push(case::signed_with_prefixes());
     for activation in [Activation::Topk, Activation::JumpRelu, Activation::BatchTopk] {
         let prefixed = |case: &Case| {
             case.spec.forward.activation == activation && !case.spec.forward.prefixes.is_empty()

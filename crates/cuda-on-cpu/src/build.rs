@@ -34,6 +34,8 @@ const FLAGS: &[&str] = &[
     "-fvisibility=hidden",
 ];
 const PLAIN: &[&str] = &["-O2"];
+/// Beside the others, for sources with a defect planted into them: what it makes unused is no error of theirs.
+const PLANTED: &[&str] = &["-Wno-unused"];
 const SANITIZED: &[&str] =
     &["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
 // The emulation itself tells the sanitizers which stack is in use, but is not looked at by them: half of their time.
@@ -114,12 +116,12 @@ fn shared_object(files: &[(&str, &str)], main: &str, flags: &[&str]) -> PathBuf 
     cached(files, flags, |folder| compile(folder, main, flags, &["-o", "out.so"])).join("out.so")
 }
 
-/// The kernels of `file`, one of `sources`.
-pub fn kernels(sources: &[(String, String)], file: &str) -> &'static [Kernel] {
+/// The kernels of `file`, one of `sources`, `planted` or as they should be.
+pub fn kernels(sources: &[(String, String)], file: &str, planted: bool) -> &'static [Kernel] {
     type Slot = Arc<OnceLock<&'static [Kernel]>>;
     static LOADED: Mutex<Option<HashMap<PathBuf, Slot>>> = Mutex::new(None);
     runtime();
-    let path = kernels_file(sources, file);
+    let path = kernels_file(sources, file, planted);
     let slot = LOADED.lock().unwrap().get_or_insert_default().entry(path.clone()).or_default().clone();
     slot.get_or_init(|| {
         let library = open(&path, RTLD_LOCAL);
@@ -133,13 +135,13 @@ pub fn kernels(sources: &[(String, String)], file: &str) -> &'static [Kernel] {
 }
 
 /// The shared object that [`kernels`] opens.
-pub fn kernels_file(sources: &[(String, String)], file: &str) -> PathBuf {
+pub fn kernels_file(sources: &[(String, String)], file: &str, planted: bool) -> PathBuf {
     let used = sources.iter().filter(|(name, _)| name == file || name.ends_with(".cuh"));
     let mut files: Vec<(&str, &str)> = used.map(|(name, text)| (name.as_str(), text.as_str())).collect();
     files.push(("emulator.h", HEADER));
     files.push(("name", file));
-    let flags = if sanitized() { SANITIZED } else { PLAIN };
-    cached(&files, flags, |folder| build(folder, file, flags)).join("out.so")
+    let flags = [if sanitized() { SANITIZED } else { PLAIN }, if planted { PLANTED } else { &[] }].concat();
+    cached(&files, &flags, |folder| build(folder, file, &flags)).join("out.so")
 }
 
 fn open(path: &Path, scope: c_int) -> &'static Library {

@@ -58,6 +58,18 @@ impl Emulator {
     /// # Panics
     /// No C++ compiler, or it refuses a source.
     pub fn new<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
+        Self::of(sources, false)
+    }
+
+    /// As [`Emulator::new`], of sources that may have a defect planted into them: what that makes unused is no error.
+    ///
+    /// # Panics
+    /// As there: a defect that is no program shows nothing.
+    pub fn planted<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
+        Self::of(sources, true)
+    }
+
+    fn of<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)], planted: bool) -> Self {
         let sources: Vec<(String, String)> =
             sources.iter().map(|(n, t)| (n.as_ref().to_owned(), t.as_ref().to_owned())).collect();
         let names: Vec<&str> = sources.iter().map(|s| s.0.as_str()).filter(|n| n.ends_with(".cu")).collect();
@@ -65,7 +77,8 @@ impl Emulator {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         for some in names.chunks(threads) {
             std::thread::scope(|scope| {
-                let all: Vec<_> = some.iter().map(|n| scope.spawn(|| build::kernels(&sources, n))).collect();
+                let all: Vec<_> =
+                    some.iter().map(|n| scope.spawn(|| build::kernels(&sources, n, planted))).collect();
                 for kernel in
                     all.into_iter().flat_map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
                 {

@@ -33,7 +33,7 @@ impl StandIn {
             sources.iter().map(|(n, t)| (n.as_ref().to_owned(), t.as_ref().to_owned())).collect();
         let names = sources.iter().map(|s| s.0.as_str()).filter(|name| name.ends_with(".cu"));
         let mut objects = vec![build::runtime_file()];
-        objects.extend(names.map(|name| build::kernels_file(&sources, name)));
+        objects.extend(names.map(|name| build::kernels_file(&sources, name, false)));
         let objects: Vec<_> = objects.iter().map(|path| path.to_str().unwrap()).collect();
         Self { folder, kernels: objects.join(":") }
     }
