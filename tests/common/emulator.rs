@@ -18,6 +18,7 @@ impl Emulator {
     }
 
     /// A device with the kernels of other sources: names and texts, as in [`SOURCES`].
+    #[allow(dead_code)] // Benches have the project's kernels alone.
     pub fn with_sources<N: AsRef<str>, T: AsRef<str>>(sources: &[(N, T)]) -> Self {
         Self::of(rig::Emulator::planted(sources))
     }
