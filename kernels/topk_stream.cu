@@ -168,13 +168,11 @@ __device__ inline u64 keep_largest(TopkShared *s, u32 held, u32 k) {
     }
     u64 least = ~(u64)0;
     if (threadIdx.x == 0) s->held = 0;
-    // All threads must know the prefix, and the counter must be 0 before it is added to.
-    __syncthreads();
     for (u32 i = 0; i < held; i += TOPK_THREADS) {
         u64 own = i + threadIdx.x < held ? s->keys[i + threadIdx.x] : 0;
         bool taken = own >= prefix && own != 0;
         if (taken && own < least) least = own;
-        // Keys are moved towards the front: these places have been read.
+        // Keys are moved towards the front: these places must have been read, and the counter must be 0.
         __syncthreads();
         append(s, own, taken);
     }

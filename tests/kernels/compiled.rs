@@ -99,7 +99,7 @@ fn what_is_wrong_in_the_compiled_kernels_is_told() {
 }
 
 #[test]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes five minutes"]
 fn every_barrier_that_is_missing_is_told() {
     assert!(of_nvrtc(), "with SAE_TEST_DEVICE=ptx");
     assert!(!found("", || Emulator::of_ptx(compiled())));

@@ -461,13 +461,8 @@ fn the_kernels_as_they_are_pass_the_same_checks() {
     assert!(!found_by_a_child(&changed("", str::to_owned)));
 }
 
-#[test]
-#[ignore = "takes five minutes"]
-fn every_barrier_that_is_missing_is_found() {
-    every_barrier(|_, sources| found_by_a_child(&sources));
-}
-
-/// Fails where `is_found` is false of a file and the sources without one of its barriers, taken out alone.
+/// Fails where `is_found` is false of a file and the sources without one of its barriers, taken out alone. Some only change how tight
+/// a bound is, which races between threads tell and results do not: it is asked of what looks for races.
 pub fn every_barrier(is_found: impl Fn(&str, Vec<(String, String)>) -> bool) {
     const BARRIER: &str = "__syncthreads();";
     let mut missed = vec![];
