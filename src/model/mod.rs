@@ -148,14 +148,12 @@ impl Params {
         // A uniform value takes a word of the stream, and a normal one four. Uniform values of the encoder come first, whether they are
         // used or not, and after them what else is drawn.
         let (before, all) = ((latents.start * d_in) as u128, (n_latents * d_in) as u128);
+        let uniform = |values: &mut [f32], bound: f32, from| {
+            draw(values, &rng, (from, 1), |rng| rng.random_range(-bound..=bound));
+        };
         match init {
-            Init::Linear | Init::Xavier { .. } => {
-                let bound = match init {
-                    Init::Xavier { gain } => gain * (6.0 / (d + m)).sqrt(),
-                    _ => 1.0 / d.sqrt(),
-                };
-                draw(&mut params.w_enc, &rng, (before, 1), |rng| uniform(bound, rng));
-            }
+            Init::Linear => uniform(&mut params.w_enc, 1.0 / d.sqrt(), before),
+            Init::Xavier { gain } => uniform(&mut params.w_enc, gain * (6.0 / (d + m)).sqrt(), before),
             Init::UnitNorm | Init::Data => {
                 // Normal rows, normalised, lie uniformly on the sphere; uniform ones would favour the corners.
                 draw(&mut params.w_enc, &rng, (all + 4 * before, 4), standard_normal);
@@ -164,9 +162,7 @@ impl Params {
         }
         if let Some(w_dec) = &mut params.w_dec {
             match init {
-                Init::Linear => {
-                    draw(w_dec, &rng, (all + before, 1), |rng| uniform(1.0 / m.sqrt(), rng));
-                }
+                Init::Linear => uniform(w_dec, 1.0 / m.sqrt(), all + before),
                 Init::Xavier { .. } | Init::UnitNorm | Init::Data => w_dec.copy_from_slice(&params.w_enc),
             }
         }
@@ -187,10 +183,6 @@ fn draw(
         rng.set_word_pos(from + words * (chunk * TOGETHER) as u128);
         values.iter_mut().for_each(|value| *value = one(&mut rng));
     });
-}
-
-fn uniform(bound: f32, rng: &mut ChaCha8Rng) -> f32 {
-    rng.random_range(-bound..=bound)
 }
 
 /// Box-Muller.
@@ -440,7 +432,7 @@ mod tests {
             Init::Xavier { gain } => gain * (6.0 / (d + m) as f32).sqrt(),
             _ => 1.0 / (d as f32).sqrt(),
         };
-        params.w_enc.iter_mut().for_each(|value| *value = uniform(bound, &mut rng));
+        params.w_enc.iter_mut().for_each(|value| *value = rng.random_range(-bound..=bound));
         if matches!(init, Init::UnitNorm | Init::Data) {
             params.w_enc.iter_mut().for_each(|value| *value = standard_normal(&mut rng));
             params.w_enc.chunks_exact_mut(d).for_each(normalize);
@@ -448,7 +440,8 @@ mod tests {
         if let Some(w_dec) = &mut params.w_dec {
             w_dec.copy_from_slice(&params.w_enc);
             if *init == Init::Linear {
-                w_dec.iter_mut().for_each(|value| *value = uniform(1.0 / (m as f32).sqrt(), &mut rng));
+                let bound = 1.0 / (m as f32).sqrt();
+                w_dec.iter_mut().for_each(|value| *value = rng.random_range(-bound..=bound));
             }
         }
         params

@@ -1,6 +1,49 @@
 //! Rows of a data set, apart from where they come from: which there are ([`RowIndex`]), their values ([`RowSource`]), who
 //! is in which part of the split ([`Split`]), and the order in which training sees them ([`BatchOrder`]).
 
+/// What a source of rows that stands in front of another, in its field `$rows`, leaves to that one. The values as they are stored, and
+/// which blocks are in memory, are its own affair.
+macro_rules! left_to {
+    ($rows:ident) => {
+        fn n_rows(&self) -> usize {
+            self.$rows.n_rows()
+        }
+
+        fn d_in(&self) -> usize {
+            self.$rows.d_in()
+        }
+
+        fn dtype(&self) -> crate::rows::Dtype {
+            self.$rows.dtype()
+        }
+
+        fn read(&self, rows: &[u32], out: &mut [f32]) -> crate::error::Result<()> {
+            self.$rows.read(rows, out)
+        }
+
+        fn window(&self) -> Option<usize> {
+            self.$rows.window()
+        }
+
+        fn block_of(&self, row: u32) -> u32 {
+            self.$rows.block_of(row)
+        }
+
+        fn keep(&self, rows: &[u32]) -> crate::error::Result<()> {
+            self.$rows.keep(rows)
+        }
+
+        fn lend(&self, rows: std::sync::Arc<dyn std::any::Any + Send + Sync>) {
+            self.$rows.lend(rows);
+        }
+
+        fn describe(&self, row: u32) -> String {
+            self.$rows.describe(row)
+        }
+    };
+}
+pub(crate) use left_to;
+
 mod batches;
 mod dtype;
 mod index;

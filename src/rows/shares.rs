@@ -1,9 +1,8 @@
 //! Rows in files that several ranks read together.
 
-use super::{Dtype, RowSource, TOGETHER};
+use super::{RowSource, TOGETHER};
 use crate::error::Result;
 use rayon::prelude::*;
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,21 +34,7 @@ impl Shares {
 }
 
 impl RowSource for Shares {
-    fn n_rows(&self) -> usize {
-        self.rows.n_rows()
-    }
-
-    fn d_in(&self) -> usize {
-        self.rows.d_in()
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.rows.dtype()
-    }
-
-    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        self.rows.read(rows, out)
-    }
+    left_to!(rows);
 
     /// Zeros, where the row is the charge of another rank.
     fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
@@ -73,32 +58,12 @@ impl RowSource for Shares {
         Ok(())
     }
 
-    fn window(&self) -> Option<usize> {
-        self.rows.window()
-    }
-
-    fn block_of(&self, row: u32) -> u32 {
-        self.rows.block_of(row)
-    }
-
     fn hold(&self, now: &[u32], next: &[u32]) -> Result<()> {
         self.rows.hold(&self.own_of(now), &self.own_of(next))
     }
 
-    fn keep(&self, rows: &[u32]) -> Result<()> {
-        self.rows.keep(rows)
-    }
-
     fn let_others(&self) -> Duration {
         self.rows.let_others()
-    }
-
-    fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
-        self.rows.lend(rows);
-    }
-
-    fn describe(&self, row: u32) -> String {
-        self.rows.describe(row)
     }
 }
 
@@ -107,6 +72,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::rows::Dtype;
     use std::sync::Mutex;
 
     /// Twenty rows of three bytes, five to a block, and what was asked for.

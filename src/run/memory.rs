@@ -47,8 +47,7 @@ impl Memory {
 /// # Errors
 /// [`Error::Failed`] with what is needed, what there is, and the flags that help.
 pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
-    let whole = whole_start(prepared);
-    let needed = on_node(prepared, team, whole);
+    let needed = on_node(prepared, team);
     // A start that no process must hold whole.
     let apart = Training { init: Init::UnitNorm, ..prepared.config.training() };
     match available() {
@@ -57,7 +56,7 @@ pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
             bytes(needed),
             bytes(there),
             if prepared.config.tied { "" } else { ", or use --tied" },
-            if whole > 0 && starts_apart(&apart) {
+            if whole_start(prepared) > 0 && starts_apart(&apart) {
                 ", or give --init unit-norm, of which each process makes its own part"
             } else {
                 ""
@@ -68,9 +67,9 @@ pub(super) fn check(prepared: &Prepared, team: &Team) -> Result<()> {
 }
 
 /// Bytes of main memory that the processes on this machine take at least.
-fn on_node(prepared: &Prepared, team: &Team, whole: u64) -> u64 {
+fn on_node(prepared: &Prepared, team: &Team) -> u64 {
     let of_each = host_bytes(prepared).saturating_mul(team.on_this_node() as u64);
-    of_each.saturating_add(if team.is_first() { whole } else { 0 })
+    of_each.saturating_add(if team.is_first() { whole_start(prepared) } else { 0 })
 }
 
 /// Bytes that the first of several ranks takes for a start that is made of all latents together.
@@ -84,7 +83,7 @@ fn whole_start(prepared: &Prepared) -> u64 {
 /// # Errors
 /// Rows that are unpacked together in more.
 pub(super) fn make_room(prepared: &mut Prepared, team: &Team) -> Result<bool> {
-    let needed = on_node(prepared, team, whole_start(prepared));
+    let needed = on_node(prepared, team);
     // Each process has its share of the blocks that one would have.
     let (here, all) = (team.on_this_node() as u64, team.count() as u64);
     let rows = prepared.data.bytes() as u64 / all * here;

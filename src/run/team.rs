@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tempfile::TempPath;
 
 /// How often a training asks whether to stop until the ranks ask each other: what one of them was told, all must heed at the
 /// same step.
@@ -275,26 +276,21 @@ impl Team {
         mut own: Params,
         make: impl FnOnce() -> Result<Params>,
     ) -> Result<Params> {
-        let mut unfinished = None;
-        let name = self.of_first(|| {
+        let mut written = None;
+        let path = self.of_first(|| {
             let whole = make()?;
-            let tensors = whole
-                .tensors()
-                .into_iter()
-                .map(|(name, shape, values)| Tensor::f32(name.into(), shape, values));
-            let tensors: Vec<_> = tensors.collect();
+            let tensors = whole.tensors().into_iter();
+            let tensors: Vec<_> =
+                tensors.map(|(name, shape, values)| Tensor::f32(name.into(), shape, values)).collect();
             let sums = tensors.iter().map(|t| crc32fast::hash(t.bytes)).collect();
             let metadata = checkpoint::metadata(&tensors, sums, id, &Progress::default())?;
             let path = beside(run, "start.safetensors")?;
-            let named: Vec<_> = tensors.iter().map(|t| (t.name.as_str(), t.dtype, t.shape.clone())).collect();
-            let layout = Layout::new(&path, &named, metadata)?;
-            let file = unfinished.insert(Unfinished::new(&path, &layout)?);
-            let parts =
-                tensors.iter().zip(layout.places()).map(|(t, place)| (layout.start() + place, t.bytes));
-            files::write_parts(file.path(), parts).map_err(Error::io(&path, "write"))?;
-            Ok(file.path().to_owned())
+            files::write_safetensors(&path, &tensors, metadata)?;
+            // Deleted whatever comes of it.
+            written = Some(TempPath::try_from_path(&path).map_err(Error::io(&path, "find"))?);
+            Ok(path)
         })?;
-        self.read(&name, latents, &mut |_, read| {
+        self.read(&path, latents, &mut |_, read| {
             own.tensors_mut()
                 .into_iter()
                 .try_for_each(|(name, values)| read(name, bytemuck::cast_slice_mut(values)))

@@ -3,10 +3,9 @@
 use crate::console::progress::StepBar;
 use crate::data::Embeddings;
 use crate::error::Result;
-use crate::rows::{Dtype, RowSource};
+use crate::rows::{RowSource, left_to};
 use crate::train::metrics::MetricRow;
 use crate::train::{Observer, StepReport, Warning};
-use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -92,32 +91,10 @@ impl InTurn {
 }
 
 impl RowSource for InTurn {
-    fn n_rows(&self) -> usize {
-        self.rows.n_rows()
-    }
-
-    fn d_in(&self) -> usize {
-        self.rows.d_in()
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.rows.dtype()
-    }
-
-    fn read(&self, rows: &[u32], out: &mut [f32]) -> Result<()> {
-        self.rows.read(rows, out)
-    }
+    left_to!(rows);
 
     fn read_stored(&self, row: u32, out: &mut [u8]) -> Result<()> {
         self.rows.read_stored(row, out)
-    }
-
-    fn window(&self) -> Option<usize> {
-        self.rows.window()
-    }
-
-    fn block_of(&self, row: u32) -> u32 {
-        self.rows.block_of(row)
     }
 
     fn gather_stored(&self, rows: &[u32], out: &mut [u8]) -> Result<()> {
@@ -133,18 +110,6 @@ impl RowSource for InTurn {
 
     fn let_others(&self) -> Duration {
         *self.others.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lend(&self, rows: Arc<dyn Any + Send + Sync>) {
-        self.rows.lend(rows);
-    }
-
-    fn keep(&self, rows: &[u32]) -> Result<()> {
-        self.rows.keep(rows)
-    }
-
-    fn describe(&self, row: u32) -> String {
-        self.rows.describe(row)
     }
 }
 

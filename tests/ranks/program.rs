@@ -93,10 +93,10 @@ impl<'a> Ranks<'a> {
             assert_eq!(rank > 0, text.is_empty(), "rank {rank}: {text}");
         }
         assert!(text(&all[0]).contains("run folder: "));
-        // The file by which ranks find the first one is gone.
+        // The file by which ranks find the first one is gone, and so is that of a start.
         let names =
             std::fs::read_dir(self.place.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
-        let left: Vec<_> = names.filter(|name| name.to_string_lossy().ends_with(".json")).collect();
+        let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with('.')).collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }

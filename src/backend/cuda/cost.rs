@@ -188,7 +188,7 @@ impl Cost {
         let shared = 12.0 * n * s.pitch() * (1.0 + aux) + 8.0 * n * (s.k + s.aux_k) as f64 * g;
         // Collectives: top k; sums of rows; b_pre; dead latents. The auxiliary loss gathers once more; the norm is one more sum, and so
         // are rows that ranks bring each other.
-        let sums = 3.0 + f64::from(u8::from(s.clip)) + f64::from(u8::from(s.row_bytes > 0));
+        let sums = (3 + usize::from(s.clip) + usize::from(s.row_bytes > 0)) as f64;
         let latency = (1.0 + aux) * c.all_gather_latency() + sums * c.all_reduce_latency();
         let shared = if c.ranks > 1 { shared } else { 0.0 };
         Self::new((s, c, machine), (n, g), (shared, s.clip), (Sent::of(s, c), latency))
